@@ -1,0 +1,2 @@
+//! smolbuild
+fn main() {}

@@ -1,0 +1,2 @@
+//! smolrun
+fn main() {}
