@@ -1,1 +1,50 @@
-//! smol-cli
+//! What the command lines of `smolbuild` and `smolrun` have in common.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`error`] | exit codes by kind of failure, hints in `anyhow` chains, the report on stderr, the panic hook |
+//! | [`progress`] | stages on stderr (terminal, plain lines or JSON lines) and the waterfall of where the time went |
+//! | [`signals`] | SIGINT and SIGTERM as a flag to look at and a descriptor to poll |
+//! | [`paths`] | cache, config and runtime folders by the XDG Base Directory Specification |
+//! | [`human`] | sizes and durations for people |
+//!
+//! Results go to stdout and belong to the binaries; everything here writes to stderr only.
+//!
+//! ```no_run
+//! use smol_cli::{ErrorExt, ExitKind};
+//!
+//! fn main() -> std::process::ExitCode {
+//!     smol_cli::install_panic_hook();
+//!     match run() {
+//!         Ok(()) => std::process::ExitCode::SUCCESS,
+//!         Err(error) => smol_cli::report(&error),
+//!     }
+//! }
+//!
+//! fn run() -> anyhow::Result<()> {
+//!     std::fs::metadata("/dev/kvm")
+//!         .kind(ExitKind::Host)
+//!         .hint("pass --accel emulated to do without hardware virtualization")?;
+//!     Ok(())
+//! }
+//! ```
+
+pub mod error;
+pub mod human;
+pub mod paths;
+pub mod progress;
+pub mod signals;
+
+pub use error::{ErrorExt, ExitKind, Failure, exit_kind, install_panic_hook, report};
+pub use progress::{Mode, Progress, Stage};
+pub use signals::Interrupt;
+
+use std::io::IsTerminal;
+
+/// Whether stderr takes colours: it is a terminal, `NO_COLOR` is unset or empty
+/// (<https://no-color.org>) and `TERM` is not `dumb`.
+pub fn colour_on_stderr() -> bool {
+    let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+    std::io::stderr().is_terminal() && !set("NO_COLOR") && !dumb
+}

@@ -1,0 +1,373 @@
+//! Failures as people and scripts see them: a message, its causes, hints what to do next, and an
+//! exit code by kind.
+//!
+//! A [`Failure`] is an ordinary error that carries a kind and hints. It travels in an
+//! [`anyhow::Error`] chain, and [`report`] finds it at any depth.
+
+use std::backtrace::{Backtrace, BacktraceStatus};
+use std::error::Error as StdError;
+use std::fmt;
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use crate::human::printable;
+
+/// Kinds of failure; the number is the exit code of the process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum ExitKind {
+    /// The build or the run failed.
+    Failed = 1,
+    /// The command line or an input file is wrong.
+    Usage = 2,
+    /// The lock file does not match the Smolfile.
+    LockStale = 3,
+    /// A digest, signature or format check failed.
+    Verification = 4,
+    /// This host cannot do what was asked.
+    Host = 5,
+    /// A bug in smol.
+    Internal = 70,
+    /// Stopped by SIGINT (128 + 2, as shells count).
+    Interrupted = 130,
+    /// Stopped by SIGTERM (128 + 15).
+    Terminated = 143,
+}
+
+impl ExitKind {
+    /// The exit code.
+    pub fn code(self) -> u8 {
+        self as u8
+    }
+}
+
+impl From<ExitKind> for ExitCode {
+    fn from(kind: ExitKind) -> Self {
+        ExitCode::from(kind.code())
+    }
+}
+
+/// An error with a kind and hints: a message of its own, or a wrapper around another error that
+/// adds no text (made by [`ErrorExt`]).
+#[derive(Debug)]
+pub struct Failure {
+    kind: Option<ExitKind>,
+    hints: Vec<String>,
+    what: What,
+}
+
+#[derive(Debug)]
+enum What {
+    Message(String),
+    /// Already drawn, with its own `error:` headings.
+    Rendered(String),
+    /// Nothing to add to the wrapped error but kind and hints.
+    Wrapped(anyhow::Error),
+}
+
+impl Failure {
+    /// A failure of this kind.
+    pub fn new(kind: ExitKind, message: impl Into<String>) -> Self {
+        Self {
+            kind: Some(kind),
+            hints: Vec::new(),
+            what: What::Message(message.into()),
+        }
+    }
+
+    /// A failure whose text is complete and drawn (diagnostics over a source file): [`report`]
+    /// prints it as it is.
+    pub fn rendered(kind: ExitKind, text: impl Into<String>) -> Self {
+        Self {
+            kind: Some(kind),
+            hints: Vec::new(),
+            what: What::Rendered(text.into()),
+        }
+    }
+
+    /// Adds what the user can do next.
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hints.push(hint.into());
+        self
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.what {
+            What::Message(text) | What::Rendered(text) => f.write_str(text),
+            What::Wrapped(error) => write!(f, "{error}"),
+        }
+    }
+}
+
+impl StdError for Failure {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        match &self.what {
+            What::Wrapped(error) => Some(error.as_ref()),
+            _ => None,
+        }
+    }
+}
+
+/// Gives a kind and hints to the error of a `Result`.
+pub trait ErrorExt<T> {
+    /// Sets the kind, and with it the exit code; the outermost kind counts.
+    fn kind(self, kind: ExitKind) -> anyhow::Result<T>;
+    /// Adds what the user can do next.
+    fn hint(self, hint: impl Into<String>) -> anyhow::Result<T>;
+}
+
+impl<T, E: Into<anyhow::Error>> ErrorExt<T> for Result<T, E> {
+    fn kind(self, kind: ExitKind) -> anyhow::Result<T> {
+        self.map_err(|error| annotate(error.into(), |failure| failure.kind = Some(kind)))
+    }
+
+    fn hint(self, hint: impl Into<String>) -> anyhow::Result<T> {
+        self.map_err(|error| annotate(error.into(), |failure| failure.hints.push(hint.into())))
+    }
+}
+
+/// Changes the outermost error when it is a [`Failure`], else wraps it in one.
+fn annotate(error: anyhow::Error, change: impl FnOnce(&mut Failure)) -> anyhow::Error {
+    // A Failure deeper in the chain stays as it is: the outer one adds to it.
+    let outermost = error.chain().next().is_some_and(|e| e.is::<Failure>());
+    let wrap = |error| Failure {
+        kind: None,
+        hints: Vec::new(),
+        what: What::Wrapped(error),
+    };
+    let mut failure = if outermost {
+        error.downcast().unwrap_or_else(wrap)
+    } else {
+        wrap(error)
+    };
+    change(&mut failure);
+    failure.into()
+}
+
+/// The exit kind of a chain: that of the outermost [`Failure`] that has one, else
+/// [`ExitKind::Failed`].
+pub fn exit_kind(error: &anyhow::Error) -> ExitKind {
+    failures(error)
+        .find_map(|failure| failure.kind)
+        .unwrap_or(ExitKind::Failed)
+}
+
+fn failures(error: &anyhow::Error) -> impl Iterator<Item = &Failure> {
+    error.chain().filter_map(|e| e.downcast_ref::<Failure>())
+}
+
+/// Prints the error with its causes and hints on stderr and gives the exit code.
+pub fn report(error: &anyhow::Error) -> ExitCode {
+    let text = render(error, crate::colour_on_stderr());
+    // Nobody is left to be told when stderr is gone.
+    let _ = std::io::stderr().lock().write_all(text.as_bytes());
+    exit_kind(error).into()
+}
+
+/// The text that [`report`] prints:
+///
+/// ```text
+/// error: cannot read the Smolfile
+///   because: No such file or directory (os error 2)
+///   hint: name a Smolfile or a folder that holds one
+/// ```
+pub fn render(error: &anyhow::Error, colour: bool) -> String {
+    let mut out = String::new();
+    let mut causes = error.chain().filter(|e| {
+        !e.downcast_ref::<Failure>()
+            .is_some_and(|f| matches!(f.what, What::Wrapped(_)))
+    });
+    let mut above = String::new();
+    if let Some(first) = causes.next() {
+        above = first.to_string();
+        match first.downcast_ref::<Failure>() {
+            Some(Failure {
+                what: What::Rendered(text),
+                ..
+            }) => {
+                out.push_str(text.trim_end_matches('\n'));
+                out.push('\n');
+            }
+            _ => labelled(&mut out, "", "error", RED, &above, colour),
+        }
+    }
+    for cause in causes {
+        // Many errors repeat their source's text in their own.
+        let text = cause.to_string();
+        if !above.ends_with(&text) {
+            labelled(&mut out, "  ", "because", RED, &text, colour);
+        }
+        above = text;
+    }
+    let mut seen: Vec<&str> = Vec::new();
+    for hint in failures(error).flat_map(|failure| &failure.hints) {
+        if !seen.contains(&hint.as_str()) {
+            seen.push(hint);
+            labelled(&mut out, "  ", "hint", CYAN, hint, colour);
+        }
+    }
+    if exit_kind(error) == ExitKind::Internal {
+        labelled(&mut out, "  ", "hint", CYAN, BUG, colour);
+    }
+    out
+}
+
+const BUG: &str = "this is a bug in smol: please report it with the lines above";
+const RED: &str = "\x1b[1;31m";
+const CYAN: &str = "\x1b[1;36m";
+
+/// `label: text`, further lines of the text indented below the first.
+fn labelled(out: &mut String, indent: &str, label: &str, style: &str, text: &str, colour: bool) {
+    let (on, off) = if colour { (style, "\x1b[0m") } else { ("", "") };
+    let text = printable(text);
+    let mut lines = text.trim_end().lines();
+    out.push_str(&format!(
+        "{indent}{on}{label}{off}: {}\n",
+        lines.next().unwrap_or_default()
+    ));
+    for line in lines {
+        out.push_str(&format!("{indent}  {line}\n"));
+    }
+}
+
+/// Makes a panic end the process with exit code 70 and a message that says it is a bug in smol.
+///
+/// The release binaries abort on panic, so the exit happens in the hook itself, whichever thread
+/// panicked: no machine runs on with a part of it dead.
+pub fn install_panic_hook() {
+    std::panic::set_hook(Box::new(|info| {
+        let what = if let Some(text) = info.payload().downcast_ref::<&str>() {
+            text
+        } else if let Some(text) = info.payload().downcast_ref::<String>() {
+            text
+        } else {
+            "no message"
+        };
+        let place = info.location().map(ToString::to_string).unwrap_or_default();
+        let mut text = format!(
+            "error: internal failure\n  because: {}\n  at: {place}\n  hint: {BUG}\n",
+            printable(what)
+        );
+        let backtrace = Backtrace::capture();
+        if backtrace.status() == BacktraceStatus::Captured {
+            text.push_str(&format!("{backtrace}"));
+        }
+        let _ = std::io::stderr().lock().write_all(text.as_bytes());
+        std::process::exit(ExitKind::Internal.code().into());
+    }));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::Context as _;
+
+    fn no_file() -> Result<(), std::io::Error> {
+        Err(std::io::Error::from_raw_os_error(2))
+    }
+
+    #[test]
+    fn a_report_names_the_failure_its_causes_and_the_next_step() {
+        let error = no_file()
+            .hint("name a Smolfile")
+            .context("cannot read Smolfile")
+            .kind(ExitKind::Usage)
+            .unwrap_err();
+        assert_eq!(
+            render(&error, false),
+            "error: cannot read Smolfile\n  because: No such file or directory (os error 2)\n  hint: name a Smolfile\n"
+        );
+        assert_eq!(exit_kind(&error), ExitKind::Usage);
+    }
+
+    #[test]
+    fn the_outermost_kind_gives_the_exit_code_and_none_means_failed() {
+        let error = no_file().kind(ExitKind::Host).context("outer").unwrap_err();
+        assert_eq!(exit_kind(&error).code(), 5);
+        let error = Err::<(), _>(error)
+            .kind(ExitKind::Verification)
+            .unwrap_err();
+        assert_eq!(exit_kind(&error).code(), 4);
+        assert_eq!(exit_kind(&no_file().unwrap_err().into()).code(), 1);
+    }
+
+    #[test]
+    fn hints_of_every_depth_are_printed_once_each() {
+        let error = no_file()
+            .hint("deep")
+            .context("middle")
+            .hint("outer")
+            .hint("deep")
+            .context("top")
+            .unwrap_err();
+        let text = render(&error, false);
+        assert_eq!(
+            text,
+            "error: top\n  because: middle\n  because: No such file or directory (os error 2)\n  hint: outer\n  hint: deep\n"
+        );
+    }
+
+    #[test]
+    fn the_wrapped_error_can_still_be_found_in_the_chain() {
+        let error = no_file().hint("x").unwrap_err();
+        assert!(error.chain().any(|e| e.is::<std::io::Error>()));
+    }
+
+    #[test]
+    fn a_cause_that_its_outer_error_already_repeats_is_left_out() {
+        #[derive(Debug)]
+        struct Outer(std::io::Error);
+        impl fmt::Display for Outer {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "open failed: {}", self.0)
+            }
+        }
+        impl StdError for Outer {
+            fn source(&self) -> Option<&(dyn StdError + 'static)> {
+                Some(&self.0)
+            }
+        }
+        let error = anyhow::Error::new(Outer(no_file().unwrap_err()));
+        assert_eq!(
+            render(&error, false),
+            "error: open failed: No such file or directory (os error 2)\n"
+        );
+    }
+
+    #[test]
+    fn text_that_is_already_drawn_is_printed_as_it_is() {
+        let error: anyhow::Error =
+            Failure::rendered(ExitKind::Usage, "error: a\n --> f:1:1\n\n").into();
+        assert_eq!(render(&error, true), "error: a\n --> f:1:1\n");
+        assert_eq!(exit_kind(&error), ExitKind::Usage);
+    }
+
+    #[test]
+    fn escape_sequences_in_a_message_do_not_reach_the_terminal() {
+        let error = anyhow::anyhow!("console said \x1b]0;owned\x07\nand more");
+        assert_eq!(
+            render(&error, false),
+            "error: console said \\u{1b}]0;owned\\u{7}\n  and more\n"
+        );
+    }
+
+    #[test]
+    fn an_internal_failure_asks_for_a_report() {
+        let error: anyhow::Error =
+            Failure::new(ExitKind::Internal, "page index out of order").into();
+        assert!(
+            render(&error, false)
+                .ends_with("hint: this is a bug in smol: please report it with the lines above\n")
+        );
+        assert_eq!(exit_kind(&error).code(), 70);
+    }
+
+    #[test]
+    fn colour_marks_the_labels_only_when_asked() {
+        let error = no_file().hint("h").unwrap_err();
+        assert!(!render(&error, false).contains('\x1b'));
+        assert!(render(&error, true).starts_with("\x1b[1;31merror\x1b[0m: No such"));
+    }
+}

@@ -1,0 +1,99 @@
+//! Sizes and durations for people.
+
+use std::time::Duration;
+
+/// A size in bytes with a binary unit and one decimal: `512 B`, `20.5 MiB`, `1.0 GiB`.
+pub fn bytes(size: u64) -> String {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    if size < 1024 {
+        return format!("{size} B");
+    }
+    let mut value = size as f64 / 1024.0;
+    let mut unit = 0;
+    // 1023.95 would be printed as "1024.0".
+    while value >= 1023.95 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    format!("{value:.1} {}", UNITS[unit])
+}
+
+/// A duration with about three digits: `412 µs`, `8.13 ms`, `1.52 s`, `3 min 12 s`, `1 h 02 min`.
+pub fn duration(time: Duration) -> String {
+    let seconds = time.as_secs_f64();
+    if seconds < 999.5e-6 {
+        format!("{:.0} µs", seconds * 1e6)
+    } else if seconds < 0.9995 {
+        format!("{} ms", three_digits(seconds * 1e3))
+    } else if seconds < 59.95 {
+        format!("{} s", three_digits(seconds))
+    } else if seconds < 3599.5 {
+        let whole = seconds.round() as u64;
+        format!("{} min {:02} s", whole / 60, whole % 60)
+    } else {
+        let minutes = (seconds / 60.0).round() as u64;
+        format!("{} h {:02} min", minutes / 60, minutes % 60)
+    }
+}
+
+/// `1.52`, `15.2`, `152`: a value below 1000 with three significant digits.
+fn three_digits(value: f64) -> String {
+    let decimals = if value < 9.995 {
+        2
+    } else if value < 99.95 {
+        1
+    } else {
+        0
+    };
+    format!("{value:.decimals$}")
+}
+
+/// The text with control characters escaped, newlines and tabs kept.
+///
+/// Console lines and names out of a bundle end up in messages; they must not drive the terminal.
+pub fn printable(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() && c != '\n' && c != '\t' {
+            out.extend(c.escape_default());
+        } else {
+            out.push(c);
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_carry_binary_units() {
+        assert_eq!(bytes(0), "0 B");
+        assert_eq!(bytes(1023), "1023 B");
+        assert_eq!(bytes(1024), "1.0 KiB");
+        assert_eq!(bytes(1024 * 1024 - 1), "1.0 MiB");
+        assert_eq!(bytes(21_495_808), "20.5 MiB");
+        assert_eq!(bytes(u64::MAX), "16.0 EiB");
+    }
+
+    #[test]
+    fn durations_keep_three_digits() {
+        assert_eq!(duration(Duration::ZERO), "0 µs");
+        assert_eq!(duration(Duration::from_micros(412)), "412 µs");
+        assert_eq!(duration(Duration::from_nanos(999_900)), "1.00 ms");
+        assert_eq!(duration(Duration::from_micros(8_130)), "8.13 ms");
+        assert_eq!(duration(Duration::from_micros(999_900)), "1.00 s");
+        assert_eq!(duration(Duration::from_millis(15_240)), "15.2 s");
+        assert_eq!(duration(Duration::from_secs(192)), "3 min 12 s");
+        assert_eq!(duration(Duration::from_millis(3_599_700)), "1 h 00 min");
+    }
+
+    #[test]
+    fn control_characters_do_not_reach_the_terminal() {
+        assert_eq!(
+            printable("a\x1b[31mb\r\n\tc\u{9b}"),
+            "a\\u{1b}[31mb\\r\n\tc\\u{9b}"
+        );
+    }
+}
