@@ -1,0 +1,763 @@
+//! What the host and `smol-guest` say to each other.
+//!
+//! ```text
+//!            guest (CID 3)                                   host (CID 2)
+//! /smol/config.json  GuestConfig, baked into the initramfs
+//! control stream     Event, one JSON object a line     ---->  vsock port 1024
+//!                    RestoreParams, one line, as the
+//!                    answer to Event::Restored         <----
+//! log stream         log::encode_frame                 ---->  vsock port 1025
+//! vsock port 1026    ForwardRequest, one line, then    <----  one connection for each
+//!                    ForwardReply, then raw bytes             forwarded TCP connection
+//! vsock port 1027    Request lines, answered by        <----  after a restore, or in a
+//!                    Reply lines                              cold boot
+//! ```
+//!
+//! While a machine is being built the guest only ever speaks: the host sends it
+//! nothing, and nobody listens on 1026 and 1027 before the snapshot.
+//!
+//! Every type refuses unknown fields: host and guest are always of one version
+//! (the guest's binary travels in the bundle, and the manifest says which).
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::de::{DeserializeOwned, Error as _};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// vsock context id of the host.
+pub const HOST_CID: u32 = 2;
+/// vsock context id of the guest.
+pub const GUEST_CID: u32 = 3;
+/// Host port that receives [`Event`] lines.
+pub const CONTROL_PORT: u32 = 1024;
+/// Host port that receives log frames (see [`crate::log`]).
+pub const LOG_PORT: u32 = 1025;
+/// Guest port that answers [`ForwardRequest`].
+pub const FORWARD_PORT: u32 = 1026;
+/// Guest port that answers [`Request`].
+pub const REQUEST_PORT: u32 = 1027;
+
+/// Where the initramfs holds the [`GuestConfig`].
+pub const CONFIG_PATH: &str = "/smol/config.json";
+/// Word on the kernel command line that turns any configuration into [`Mode::Run`].
+pub const RUN_MODE_WORD: &str = "smol.mode=run";
+
+/// Longest line of the protocol, in bytes, its newline included.
+pub const MAX_LINE: usize = 64 * 1024;
+/// Largest configuration file, in bytes.
+pub const MAX_CONFIG: usize = 1024 * 1024;
+/// Least entropy the guest accepts at a restore, in bytes.
+pub const MIN_ENTROPY: usize = 64;
+/// Most entropy the guest takes at a restore, in bytes.
+pub const MAX_ENTROPY: usize = 4096;
+/// How much of a command's last output travels in an [`Event`], in bytes.
+pub const OUTPUT_TAIL: usize = 4096;
+
+/// Everything the guest has to do, decided before it boots.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GuestConfig {
+    /// Host name during the build, and afterwards unless the restore says otherwise.
+    pub hostname: String,
+    /// The root file system; without one the service runs from the initramfs.
+    #[serde(default)]
+    pub rootfs: Option<Rootfs>,
+    /// The one service of this machine.
+    pub service: Service,
+    /// Commands to run after ready and before the snapshot, in this order.
+    #[serde(default)]
+    pub warm: Vec<Warm>,
+    /// When the service counts as ready.
+    pub ready: Ready,
+    /// TCP ports the service answers on. For the record: forwards are not limited to them.
+    #[serde(default)]
+    pub ports: Vec<u16>,
+    /// What to do to memory before the snapshot.
+    #[serde(default)]
+    pub snapshot: SnapshotPolicy,
+    /// What this boot is for.
+    #[serde(default)]
+    pub mode: Mode,
+}
+
+/// Where the root file system is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rootfs {
+    /// Block device that holds an EROFS image, normally `/dev/pmem0`.
+    pub device: String,
+}
+
+impl Default for Rootfs {
+    fn default() -> Self {
+        Rootfs {
+            device: "/dev/pmem0".to_owned(),
+        }
+    }
+}
+
+/// The service and the world it runs in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Service {
+    /// Program and arguments; a program without a slash is looked up in PATH.
+    pub cmd: Vec<String>,
+    /// Environment, over the defaults PATH, HOME and USER.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// `name`, `name:group`, `uid` or `uid:gid`; root when absent.
+    #[serde(default)]
+    pub user: Option<String>,
+    /// Working directory; `/` when absent.
+    #[serde(default)]
+    pub workdir: Option<String>,
+}
+
+/// A command that warms the machine up before its snapshot: migrations, seeding, caches.
+/// It runs as the service's user, in its environment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Warm {
+    /// Program and arguments.
+    pub cmd: Vec<String>,
+    /// Longest time it may take, in milliseconds of the guest's clock.
+    pub timeout_ms: u64,
+}
+
+/// When the service counts as ready.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ready {
+    /// What is looked at.
+    pub probe: Probe,
+    /// Longest time until ready, in milliseconds of the guest's clock.
+    pub timeout_ms: u64,
+    /// Pause between two attempts, in milliseconds.
+    pub interval_ms: u64,
+    /// Attempts in a row that must succeed. `log` and `notify` happen once: for them it is 1.
+    #[serde(default = "one")]
+    pub successes: u32,
+}
+
+fn one() -> u32 {
+    1
+}
+
+/// A question to the service, asked inside the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "snake_case")]
+pub enum Probe {
+    /// A command, run as the service's user, exits 0.
+    Exec {
+        /// Program and arguments.
+        cmd: Vec<String>,
+    },
+    /// A TCP connection to 127.0.0.1 or ::1 is accepted.
+    Tcp {
+        /// Port on the guest's loopback.
+        port: u16,
+    },
+    /// `GET path` over HTTP/1.1 on the loopback answers as expected.
+    Http {
+        /// Port on the guest's loopback.
+        port: u16,
+        /// Absolute path with its query, such as `/health`.
+        path: String,
+        /// Accepted status codes: one number or a list of them.
+        #[serde(default = "ok_status", deserialize_with = "one_or_many")]
+        status: Vec<u16>,
+        /// Regular expression that must match in the first 64 KiB of the body.
+        #[serde(default)]
+        body: Option<String>,
+    },
+    /// A line of the service's output matches.
+    Log {
+        /// Regular expression.
+        pattern: String,
+    },
+    /// A file is there.
+    File {
+        /// Absolute path in the root file system.
+        path: String,
+    },
+    /// The service sends `READY=1` to `$NOTIFY_SOCKET` (sd_notify(3)).
+    Notify,
+}
+
+impl fmt::Display for Probe {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Probe::Exec { cmd } => write!(f, "exec {}", cmd.join(" ")),
+            Probe::Tcp { port } => write!(f, "tcp {port}"),
+            Probe::Http { port, path, .. } => write!(f, "http :{port}{path}"),
+            Probe::Log { pattern } => write!(f, "log /{pattern}/"),
+            Probe::File { path } => write!(f, "file {path}"),
+            Probe::Notify => f.write_str("notify"),
+        }
+    }
+}
+
+fn ok_status() -> Vec<u16> {
+    vec![200]
+}
+
+fn one_or_many<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u16>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum OneOrMany {
+        One(u16),
+        Many(Vec<u16>),
+    }
+    Ok(match OneOrMany::deserialize(from)? {
+        OneOrMany::One(status) => vec![status],
+        OneOrMany::Many(list) => list,
+    })
+}
+
+/// What is done to memory before the snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotPolicy {
+    /// Drop clean page cache, dentries and inodes.
+    pub drop_caches: bool,
+}
+
+impl Default for SnapshotPolicy {
+    fn default() -> Self {
+        SnapshotPolicy { drop_caches: true }
+    }
+}
+
+/// What a boot is for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// Boot, get ready, warm up, quiesce, ask for the snapshot.
+    #[default]
+    Build,
+    /// A cold boot: boot, get ready, serve. Warm commands are part of a build and are not run.
+    Run,
+}
+
+/// What a process left behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExitStatus {
+    /// It called exit with this code.
+    Exited(i32),
+    /// This signal ended it.
+    Signaled(i32),
+}
+
+impl ExitStatus {
+    /// The exit code a shell would report: the code itself, or 128 + the signal.
+    pub fn code(self) -> i32 {
+        match self {
+            ExitStatus::Exited(code) => code,
+            ExitStatus::Signaled(signal) => 128i32.saturating_add(signal),
+        }
+    }
+
+    /// Whether it exited with code 0.
+    pub fn success(self) -> bool {
+        self == ExitStatus::Exited(0)
+    }
+}
+
+impl fmt::Display for ExitStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ExitStatus::Exited(code) => write!(f, "exit code {code}"),
+            ExitStatus::Signaled(signal) => write!(f, "signal {signal}"),
+        }
+    }
+}
+
+/// The part of the guest's life in which something went wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    /// Mounts, network, identity.
+    Boot,
+    /// Starting the service.
+    Service,
+    /// Waiting for it to be ready.
+    Ready,
+    /// Warm commands.
+    Warm,
+    /// Freezing the service and flushing.
+    Quiesce,
+    /// Taking up the new identity after a restore.
+    Restore,
+    /// The service is being served.
+    Serve,
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Stage::Boot => "boot",
+            Stage::Service => "service",
+            Stage::Ready => "ready",
+            Stage::Warm => "warm",
+            Stage::Quiesce => "quiesce",
+            Stage::Restore => "restore",
+            Stage::Serve => "serve",
+        })
+    }
+}
+
+/// Guest to host, one JSON object a line on [`CONTROL_PORT`].
+///
+/// A build: `Booted ServiceStarted ProbeFailed* Ready (WarmStarted WarmFinished)* Quiesced`,
+/// then the stream is closed and the snapshot asked for (through `/dev/smol`, or by
+/// `Snapshot` on the still open stream where the kernel has no such device).
+/// A restore, on a new stream: `Restored`, the host's [`RestoreParams`], `Resumed`.
+/// A cold boot: `Booted ServiceStarted ProbeFailed* Ready`.
+/// Any of them may end with `Failed`, or with `Stopping` and `ServiceExited`; after these
+/// the guest resets itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "snake_case")]
+pub enum Event {
+    /// Mounts, network and host name are in place.
+    Booted,
+    /// The service was started.
+    ServiceStarted {
+        /// Its process id in the guest.
+        pid: i32,
+    },
+    /// A probe failed in another way than the time before.
+    ProbeFailed {
+        /// Which attempt, from 1.
+        attempt: u32,
+        /// What came instead: `connection refused`, `HTTP 503`, `exit code 1: ...`.
+        saw: String,
+    },
+    /// The service is ready.
+    Ready {
+        /// How many attempts it took.
+        attempts: u32,
+    },
+    /// A warm command starts.
+    WarmStarted {
+        /// Its place in [`GuestConfig::warm`], from 0.
+        index: u32,
+    },
+    /// A warm command ended.
+    WarmFinished {
+        /// Its place in [`GuestConfig::warm`], from 0.
+        index: u32,
+        /// How it ended.
+        status: ExitStatus,
+        /// The last of its output (at most [`OUTPUT_TAIL`] bytes).
+        output_tail: String,
+    },
+    /// The service is frozen and everything is flushed; the snapshot comes next.
+    Quiesced,
+    /// Take the snapshot now (only where the kernel has no `/dev/smol`): the guest waits
+    /// until this stream breaks or is closed.
+    Snapshot,
+    /// The guest was restored and waits for one line of [`RestoreParams`].
+    Restored,
+    /// The new identity is in place and the service runs on.
+    Resumed,
+    /// The service ended. The guest resets itself after this.
+    ServiceExited {
+        /// How it ended.
+        status: ExitStatus,
+    },
+    /// It goes on, but not as well as it should.
+    Warning {
+        /// Where.
+        stage: Stage,
+        /// What, and why.
+        reason: String,
+    },
+    /// It cannot go on. The guest resets itself after this.
+    Failed {
+        /// Where.
+        stage: Stage,
+        /// What, and why.
+        reason: String,
+        /// The probe, when it was about readiness.
+        #[serde(default)]
+        probe: Option<Probe>,
+        /// What the probe last saw, or the last output of the command that failed.
+        #[serde(default)]
+        last_saw: Option<String>,
+        /// How the service or the warm command ended, if it did.
+        #[serde(default)]
+        service_status: Option<ExitStatus>,
+    },
+    /// The service is being stopped, because it was asked for.
+    Stopping,
+}
+
+/// What makes a restored clone itself: sent by the host as one line in answer to
+/// [`Event::Restored`], applied before anything of the service runs on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RestoreParams {
+    /// Fresh random bytes, [`MIN_ENTROPY`] to [`MAX_ENTROPY`] of them, as hex digits.
+    pub entropy: Entropy,
+    /// Wall clock, in nanoseconds since the Unix epoch.
+    pub wall_clock_ns: u64,
+    /// The new machine id.
+    pub machine_id: MachineId,
+    /// A new host name; the build's stays when absent.
+    #[serde(default)]
+    pub hostname: Option<String>,
+    /// How many CPUs shall be online in all, the first one included.
+    #[serde(default = "one_cpu")]
+    pub online_cpus: u8,
+}
+
+fn one_cpu() -> u8 {
+    1
+}
+
+/// Random bytes; hex digits on the wire, never shown by `Debug`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Entropy(Vec<u8>);
+
+impl Entropy {
+    /// Takes [`MIN_ENTROPY`] to [`MAX_ENTROPY`] bytes; `None` for any other number.
+    pub fn new(bytes: Vec<u8>) -> Option<Self> {
+        (MIN_ENTROPY..=MAX_ENTROPY)
+            .contains(&bytes.len())
+            .then_some(Entropy(bytes))
+    }
+
+    /// The bytes.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Entropy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Entropy({} bytes)", self.0.len())
+    }
+}
+
+impl Serialize for Entropy {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&hex(&self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for Entropy {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let digits = String::deserialize(from)?;
+        unhex(&digits).and_then(Entropy::new).ok_or_else(|| {
+            D::Error::custom(format!(
+                "expected {MIN_ENTROPY} to {MAX_ENTROPY} bytes as lower-case hex digits"
+            ))
+        })
+    }
+}
+
+/// A machine id as in machine-id(5): 128 bits, not all zero, 32 lower-case hex digits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MachineId([u8; 16]);
+
+impl MachineId {
+    /// Makes an id of random bytes, marked as a version 4 UUID as machine-id(5) asks for.
+    pub fn from_random(mut bytes: [u8; 16]) -> Self {
+        bytes[6] = (bytes[6] & 0x0f) | 0x40;
+        bytes[8] = (bytes[8] & 0x3f) | 0x80;
+        MachineId(bytes)
+    }
+}
+
+impl fmt::Display for MachineId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex(&self.0))
+    }
+}
+
+impl Serialize for MachineId {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for MachineId {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let digits = String::deserialize(from)?;
+        unhex(&digits)
+            .and_then(|bytes| <[u8; 16]>::try_from(bytes).ok())
+            .filter(|bytes| bytes != &[0; 16])
+            .map(MachineId)
+            .ok_or_else(|| {
+                D::Error::custom("expected a machine id: 32 lower-case hex digits, not all zero")
+            })
+    }
+}
+
+/// Host to guest, one JSON object a line on [`REQUEST_PORT`]; each is answered by a [`Reply`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "snake_case")]
+pub enum Request {
+    /// Are you there?
+    Ping,
+    /// Stop the service: SIGTERM, then SIGKILL after the grace time. The control stream
+    /// then tells [`Event::Stopping`] and [`Event::ServiceExited`].
+    Shutdown {
+        /// Time between the two signals, in milliseconds.
+        grace_ms: u64,
+    },
+}
+
+/// The guest's answer to a [`Request`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "snake_case")]
+pub enum Reply {
+    /// Answer to [`Request::Ping`].
+    Pong,
+    /// It is being done.
+    Ok,
+    /// The request was not understood; the connection is closed.
+    Error {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// First line the host sends on a [`FORWARD_PORT`] connection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ForwardRequest {
+    /// TCP port on the guest's loopback.
+    pub port: u16,
+}
+
+/// The guest's line in return. Bytes flow only after `ok: true`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ForwardReply {
+    /// Whether the service accepted the connection.
+    pub ok: bool,
+    /// Why not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// What is wrong with a line or a configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ProtocolError {
+    /// Longer than its limit; the limit, in bytes.
+    TooLong(usize),
+    /// Not the JSON that is expected here.
+    Json(String),
+    /// A value that cannot be meant: where, and why.
+    Value(&'static str, String),
+}
+
+impl fmt::Display for ProtocolError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ProtocolError::TooLong(limit) => write!(f, "longer than {limit} bytes"),
+            ProtocolError::Json(why) => f.write_str(why),
+            ProtocolError::Value(key, why) => write!(f, "{key}: {why}"),
+        }
+    }
+}
+
+impl std::error::Error for ProtocolError {}
+
+/// One message as a line, its newline included.
+///
+/// Errors: [`ProtocolError::TooLong`] over [`MAX_LINE`].
+pub fn encode_line<T: Serialize>(message: &T) -> Result<Vec<u8>, ProtocolError> {
+    let mut line = serde_json::to_vec(message).map_err(|e| ProtocolError::Json(e.to_string()))?;
+    line.push(b'\n');
+    if line.len() > MAX_LINE {
+        return Err(ProtocolError::TooLong(MAX_LINE));
+    }
+    Ok(line)
+}
+
+/// The message of one line, with or without its newline.
+pub fn decode_line<T: DeserializeOwned>(line: &[u8]) -> Result<T, ProtocolError> {
+    if line.len() > MAX_LINE {
+        return Err(ProtocolError::TooLong(MAX_LINE));
+    }
+    serde_json::from_slice(line).map_err(|e| ProtocolError::Json(e.to_string()))
+}
+
+/// Cuts a stream of bytes into lines, holding at most [`MAX_LINE`] bytes of an unfinished one.
+#[derive(Debug, Default)]
+pub struct LineBuffer {
+    bytes: Vec<u8>,
+}
+
+impl LineBuffer {
+    /// Adds what was read from the stream.
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// Takes the next whole line, without its newline; `None` until there is one.
+    ///
+    /// Errors: [`ProtocolError::TooLong`]; the stream is then of no more use.
+    pub fn next_line(&mut self) -> Result<Option<Vec<u8>>, ProtocolError> {
+        match self.bytes.iter().position(|&b| b == b'\n') {
+            Some(end) if end < MAX_LINE => {
+                let mut line: Vec<u8> = self.bytes.drain(..=end).collect();
+                line.pop();
+                Ok(Some(line))
+            }
+            None if self.bytes.len() < MAX_LINE => Ok(None),
+            _ => Err(ProtocolError::TooLong(MAX_LINE)),
+        }
+    }
+
+    /// What was read beyond the lines taken so far.
+    pub fn into_rest(self) -> Vec<u8> {
+        self.bytes
+    }
+}
+
+impl GuestConfig {
+    /// Reads and checks a configuration file's text.
+    pub fn parse(text: &[u8]) -> Result<Self, ProtocolError> {
+        if text.len() > MAX_CONFIG {
+            return Err(ProtocolError::TooLong(MAX_CONFIG));
+        }
+        let config: GuestConfig =
+            serde_json::from_slice(text).map_err(|e| ProtocolError::Json(e.to_string()))?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Finds what no guest could act on; the builder calls it before it boots anything.
+    pub fn check(&self) -> Result<(), ProtocolError> {
+        let bad = |key, why: &str| Err(ProtocolError::Value(key, why.to_owned()));
+        if check_hostname(&self.hostname).is_err() {
+            return bad("hostname", "letters, digits, '-' and '.', 1 to 64 of them");
+        }
+        check_command("service.cmd", &self.service.cmd)?;
+        for (name, value) in &self.service.env {
+            if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
+                return bad(
+                    "service.env",
+                    "a name is not empty and has no '=', nothing has a NUL",
+                );
+            }
+        }
+        if self
+            .service
+            .workdir
+            .as_ref()
+            .is_some_and(|dir| !dir.starts_with('/') || dir.contains('\0'))
+        {
+            return bad("service.workdir", "an absolute path");
+        }
+        for warm in &self.warm {
+            check_command("warm.cmd", &warm.cmd)?;
+            if warm.timeout_ms == 0 {
+                return bad("warm.timeout_ms", "more than 0");
+            }
+        }
+        if self.ready.timeout_ms == 0 || self.ready.interval_ms == 0 || self.ready.successes == 0 {
+            return bad(
+                "ready",
+                "timeout_ms, interval_ms and successes are more than 0",
+            );
+        }
+        self.ready.probe.check()
+    }
+}
+
+impl Probe {
+    fn check(&self) -> Result<(), ProtocolError> {
+        let bad = |key, why: &str| Err(ProtocolError::Value(key, why.to_owned()));
+        match self {
+            Probe::Exec { cmd } => check_command("ready.exec.cmd", cmd),
+            Probe::Tcp { port } | Probe::Http { port, .. } if *port == 0 => {
+                bad("ready.port", "1 to 65535")
+            }
+            Probe::Tcp { .. } | Probe::Notify => Ok(()),
+            Probe::Http {
+                path, status, body, ..
+            } => {
+                if !path.starts_with('/') || path.bytes().any(|b| b <= b' ' || b == 0x7f) {
+                    return bad(
+                        "ready.http.path",
+                        "starts with '/', without spaces and control characters",
+                    );
+                }
+                if status.is_empty() || status.iter().any(|s| !(100..600).contains(s)) {
+                    return bad(
+                        "ready.http.status",
+                        "at least one status code from 100 to 599",
+                    );
+                }
+                body.as_ref()
+                    .map_or(Ok(()), |pattern| check_pattern("ready.http.body", pattern))
+            }
+            Probe::Log { pattern } => check_pattern("ready.log.pattern", pattern),
+            Probe::File { path } if !path.starts_with('/') || path.contains('\0') => {
+                bad("ready.file.path", "an absolute path")
+            }
+            Probe::File { .. } => Ok(()),
+        }
+    }
+}
+
+fn check_command(key: &'static str, cmd: &[String]) -> Result<(), ProtocolError> {
+    if cmd.first().is_none_or(String::is_empty) || cmd.iter().any(|word| word.contains('\0')) {
+        return Err(ProtocolError::Value(
+            key,
+            "a program, then its arguments, without NUL".to_owned(),
+        ));
+    }
+    Ok(())
+}
+
+/// A pattern must be one that the guest's own engine takes (regex-lite: no Unicode classes).
+fn check_pattern(key: &'static str, pattern: &str) -> Result<(), ProtocolError> {
+    regex_lite::Regex::new(pattern)
+        .map(drop)
+        .map_err(|e| ProtocolError::Value(key, e.to_string()))
+}
+
+/// A host name the kernel takes: 1 to 64 letters, digits, `-` and `.`.
+pub(crate) fn check_hostname(name: &str) -> Result<(), ProtocolError> {
+    let good = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'.';
+    if name.is_empty() || name.len() > 64 || !name.bytes().all(good) {
+        return Err(ProtocolError::Value(
+            "hostname",
+            format!("{name:?} is not a host name"),
+        ));
+    }
+    Ok(())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use fmt::Write as _;
+    let mut digits = String::with_capacity(bytes.len() * 2);
+    for byte in bytes {
+        write!(digits, "{byte:02x}").expect("a String takes everything");
+    }
+    digits
+}
+
+/// Lower-case hex digits only: one value has one spelling.
+fn unhex(digits: &str) -> Option<Vec<u8>> {
+    let nibble = |b: u8| match b {
+        b'0'..=b'9' => Some(b - b'0'),
+        b'a'..=b'f' => Some(b - b'a' + 10),
+        _ => None,
+    };
+    if !digits.len().is_multiple_of(2) || digits.len() > MAX_ENTROPY * 2 {
+        return None;
+    }
+    digits
+        .as_bytes()
+        .chunks_exact(2)
+        .map(|pair| Some(nibble(pair[0])? << 4 | nibble(pair[1])?))
+        .collect()
+}
