@@ -1,0 +1,231 @@
+//! PID 1 of the emulated host: this program again, started by the kernel with [`INIT_ARGUMENT`].
+//!
+//! Modules, mounts, network, the job, its exit status, power off. Both tools call
+//! [`main_if_requested`] first thing in `main`.
+
+use std::convert::Infallible;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::process::{Pid, Signal};
+use rustix::system::RebootCommand;
+use rustix::time::{ClockId, Timespec};
+
+use super::qemu::PORT_NAME;
+use super::wire::{self, Job, JobStatus, Kind, Mount};
+use super::{CHANNEL_VARIABLE, INIT_ARGUMENT, MARKER_VARIABLE, network};
+
+/// How long a device may take to appear after its module was loaded.
+const DEVICE_LIMIT: Duration = Duration::from_secs(20);
+
+type Result<T> = std::result::Result<T, String>;
+type Port = Arc<Mutex<File>>;
+
+/// If this process is the init of an emulated host, does that and never returns; else returns at
+/// once. To be called before anything else in `main`.
+pub fn main_if_requested() {
+    let requested = std::env::args_os().nth(1).is_some_and(|argument| argument == INIT_ARGUMENT);
+    if !requested || std::process::id() != 1 {
+        return;
+    }
+    let Err(why) = run();
+    // Without a port, the console is where this can be said; the host shows its last lines.
+    eprintln!("smol: {why}");
+    power_off();
+}
+
+fn run() -> Result<Infallible> {
+    mount_system()?;
+    let text = fs::read("/job.json").map_err(context("cannot read /job.json"))?;
+    let job: Job = serde_json::from_slice(&text).map_err(|e| format!("/job.json: {e}"))?;
+    for module in &job.modules {
+        load_module(module)?;
+    }
+    let port = open_port()?;
+    let writer: Port = Arc::new(Mutex::new(port.try_clone().map_err(context("cannot duplicate the port"))?));
+    let payload = match set_up(&job).and_then(|()| serve(&job, port, &writer)) {
+        Ok(status) => (Kind::Exited, serde_json::to_vec(&status).unwrap_or_default()),
+        Err(why) => (Kind::Failed, why.into_bytes()),
+    };
+    unmount(&job.shares);
+    send(&writer, payload.0, &payload.1).map_err(context("cannot report the end"))?;
+    power_off();
+}
+
+fn mount_system() -> Result<()> {
+    let none = MountFlags::empty();
+    mount("devtmpfs", "/dev", "devtmpfs", none, "")?;
+    mount("proc", "/proc", "proc", none, "")?;
+    mount("sysfs", "/sys", "sysfs", none, "")?;
+    // Bundles and images may lie in these: the default limit, half of the memory, is too small.
+    for dir in ["/tmp", "/run", "/dev/shm"] {
+        mount("tmpfs", dir, "tmpfs", none, "size=90%")?;
+    }
+    Ok(())
+}
+
+fn mount(source: &str, target: &str, kind: &str, flags: MountFlags, data: &str) -> Result<()> {
+    fs::create_dir_all(target).map_err(context(format!("cannot create {target}")))?;
+    let data = std::ffi::CString::new(data).map_err(|e| e.to_string())?;
+    rustix::mount::mount(source, target, kind, flags, data.as_c_str())
+        .map_err(|e| format!("cannot mount {source} ({kind}) on {target}: {e}"))
+}
+
+fn load_module(path: &str) -> Result<()> {
+    let file = File::open(path).map_err(context(format!("cannot open {path}")))?;
+    match rustix::system::finit_module(&file, c"", 0) {
+        Ok(()) | Err(rustix::io::Errno::EXIST) => Ok(()),
+        Err(e) => Err(format!("cannot load the module {path}: {e}")),
+    }
+}
+
+/// Finds our virtio-serial port by its name; it appears a moment after its driver.
+fn open_port() -> Result<File> {
+    let limit = Instant::now() + DEVICE_LIMIT;
+    loop {
+        for entry in fs::read_dir("/sys/class/virtio-ports").into_iter().flatten().flatten() {
+            let name = fs::read_to_string(entry.path().join("name")).unwrap_or_default();
+            if name.trim() == PORT_NAME {
+                let path = std::path::Path::new("/dev").join(entry.file_name());
+                if let Ok(file) = File::options().read(true).write(true).open(&path) {
+                    return Ok(file);
+                }
+            }
+        }
+        if Instant::now() > limit {
+            return Err(format!("the virtio-serial port {PORT_NAME} did not appear"));
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn set_up(job: &Job) -> Result<()> {
+    for share in &job.shares {
+        mount_share(share)?;
+    }
+    if job.network {
+        network::bring_up().map_err(context("cannot bring up the network"))?;
+    }
+    Ok(())
+}
+
+/// `msize` and `cache` as measured; see the table in [`super`].
+fn mount_share(share: &Mount) -> Result<()> {
+    let (flags, cache) = if share.read_only { (MountFlags::RDONLY, "loose") } else { (MountFlags::empty(), "mmap") };
+    let options = format!("trans=virtio,version=9p2000.L,msize=512000,cache={cache}");
+    mount(&share.tag, &share.target, "9p", flags, &options)
+}
+
+fn unmount(shares: &[Mount]) {
+    rustix::fs::sync();
+    for share in shares.iter().rev() {
+        let _ = rustix::mount::unmount(share.target.as_str(), UnmountFlags::empty());
+    }
+}
+
+/// Runs the job to its end; when it returns, all that the job wrote has been sent.
+fn serve(job: &Job, mut port: File, writer: &Port) -> Result<JobStatus> {
+    send(writer, Kind::Started, &[]).map_err(context("cannot speak to the host"))?;
+    set_clock(&mut port)?;
+    let (channel, inner) = UnixStream::pair().map_err(context("cannot create the job's channel"))?;
+    let mut child = start_job(job, inner.into())?;
+    let relays = [
+        relay(child.stdout.take(), Kind::Stdout, writer),
+        relay(child.stderr.take(), Kind::Stderr, writer),
+        relay(channel.try_clone().ok(), Kind::Channel, writer),
+    ];
+    follow_host(port, channel, &child);
+    let status = child.wait().map_err(context("cannot wait for the job"))?;
+    // What the job left behind would keep the pipes open, and the shares busy.
+    kill_everything();
+    for relay in relays.into_iter().flatten() {
+        let _ = relay.join();
+    }
+    Ok(JobStatus { code: status.code(), signal: status.signal() })
+}
+
+/// Ends every process but ourselves.
+fn kill_everything() {
+    // SAFETY: kill touches no memory; -1 means everyone but PID 1 and the caller, which are the same.
+    unsafe { libc::kill(-1, libc::SIGKILL) };
+}
+
+/// The host answers [`Kind::Started`] with the time of day.
+fn set_clock(port: &mut File) -> Result<()> {
+    let frame = wire::read_frame(port).map_err(context("cannot hear the host"))?;
+    let Some((Kind::Clock, payload)) = frame else { return Err("the host did not tell the time".into()) };
+    let nanoseconds = u64::from_le_bytes(payload.try_into().map_err(|_| "the host told a bad time")?);
+    let time = Timespec { tv_sec: (nanoseconds / 1_000_000_000) as i64, tv_nsec: (nanoseconds % 1_000_000_000) as i64 };
+    rustix::time::clock_settime(ClockId::Realtime, time).map_err(|e| format!("cannot set the clock: {e}"))
+}
+
+fn start_job(job: &Job, channel: OwnedFd) -> Result<Child> {
+    let (program, arguments) = job.argv.split_first().ok_or("there is no job to run")?;
+    let mut command = Command::new(program);
+    command.args(arguments).current_dir(&job.cwd).process_group(0);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.env_clear().env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin").env("HOME", "/root");
+    command.envs(job.env.iter().cloned());
+    let fd = channel.as_raw_fd();
+    command.env(MARKER_VARIABLE, "1").env(CHANNEL_VARIABLE, fd.to_string());
+    // SAFETY: fcntl is async-signal-safe; it lets the child, and no other, keep its channel over exec.
+    unsafe {
+        command.pre_exec(move || match libc::fcntl(fd, libc::F_SETFD, 0) {
+            -1 => Err(io::Error::last_os_error()),
+            _ => Ok(()),
+        })
+    };
+    command.spawn().map_err(context(format!("cannot run {program}")))
+}
+
+/// Sends everything readable from `from` as frames of `kind`, on a thread of its own.
+fn relay(from: Option<impl Read + Send + 'static>, kind: Kind, to: &Port) -> Option<thread::JoinHandle<()>> {
+    let (mut from, to) = (from?, to.clone());
+    Some(thread::spawn(move || {
+        let mut buffer = vec![0; 256 << 10];
+        while let Ok(got @ 1..) = from.read(&mut buffer) {
+            if send(&to, kind, &buffer[..got]).is_err() {
+                break;
+            }
+        }
+    }))
+}
+
+/// Obeys the host, on a thread of its own. If the host is gone there is nobody left to work for.
+fn follow_host(mut port: File, mut channel: UnixStream, child: &Child) {
+    let group = Pid::from_raw(child.id() as i32);
+    thread::spawn(move || {
+        while let Ok(Some((kind, payload))) = wire::read_frame(&mut port) {
+            match kind {
+                Kind::Stop => drop(group.map(|group| rustix::process::kill_process_group(group, Signal::TERM))),
+                Kind::Channel => drop(io::Write::write_all(&mut channel, &payload)),
+                _ => {}
+            }
+        }
+        power_off();
+    });
+}
+
+fn send(port: &Port, kind: Kind, payload: &[u8]) -> io::Result<()> {
+    let mut port = port.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    wire::write_frame(&mut *port, kind, payload)
+}
+
+fn power_off() -> ! {
+    rustix::fs::sync();
+    let _ = rustix::system::reboot(RebootCommand::PowerOff);
+    // Should that fail, PID 1's exit makes the kernel panic, which ends QEMU as well.
+    std::process::exit(1);
+}
+
+fn context(what: impl std::fmt::Display) -> impl FnOnce(io::Error) -> String {
+    move |e| format!("{what}: {e}")
+}

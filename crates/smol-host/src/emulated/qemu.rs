@@ -1,0 +1,330 @@
+//! [`EmulatedHost`]: what to run in an emulated host, and the QEMU command line for it.
+
+use std::fs::File;
+use std::net::Ipv4Addr;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+
+use super::kernel::Kernel;
+use super::running::{self, RunningHost};
+use super::wire::{Job, Mount};
+use super::{INIT_ARGUMENT, SELF, cpio};
+use crate::apt;
+use crate::error::{HostError, Result};
+
+/// The emulator we run.
+pub(crate) const QEMU: &str = "qemu-system-x86_64";
+/// Its Debian package.
+pub(crate) const QEMU_PACKAGE: &str = "qemu-system-x86";
+/// Address of the emulated host in QEMU's user network.
+pub(super) const GUEST_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
+/// Address of QEMU's side of it.
+pub(super) const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
+/// Memory beside what the job asks for: Linux, the initramfs and what lies in tmpfs.
+const BASE_MEMORY_MIB: u32 = 1024;
+/// Name of the virtio-serial port that carries the frames.
+pub(super) const PORT_NAME: &str = "smol";
+
+/// An emulated host to be started: one job in a Linux with KVM.
+///
+/// ```no_run
+/// use smol_host::emulated::{EmulatedHost, SELF};
+/// let status = EmulatedHost::new("/var/cache/smol")
+///     .share("/srv/in", "/in", true)
+///     .share("/srv/out", "/out", false)
+///     .memory(512)
+///     .forward(std::net::Ipv4Addr::LOCALHOST, 8080, 80)
+///     .job([SELF, "run", "/in/x.smolmachine"])
+///     .spawn()?
+///     .relay()?;
+/// std::process::exit(status.shell_code());
+/// # #[allow(unreachable_code)] Ok::<(), smol_host::HostError>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct EmulatedHost {
+    cache: PathBuf,
+    shares: Vec<Share>,
+    memory_mib: u32,
+    forwards: Vec<Forward>,
+    argv: Vec<String>,
+    env: Vec<(String, String)>,
+    cwd: String,
+}
+
+#[derive(Clone, Debug)]
+struct Share {
+    host: PathBuf,
+    target: String,
+    read_only: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Forward {
+    address: Ipv4Addr,
+    host_port: u16,
+    inner_port: u16,
+}
+
+impl EmulatedHost {
+    /// An emulated host whose kernel is kept under `cache` (`emulated-host/` in it).
+    pub fn new(cache: impl Into<PathBuf>) -> Self {
+        EmulatedHost {
+            cache: cache.into(),
+            shares: Vec::new(),
+            memory_mib: 0,
+            forwards: Vec::new(),
+            argv: Vec::new(),
+            env: Vec::new(),
+            cwd: "/".into(),
+        }
+    }
+
+    /// Shows the host's folder `dir` as `target` (an absolute path) inside.
+    pub fn share(mut self, dir: impl Into<PathBuf>, target: impl Into<String>, read_only: bool) -> Self {
+        self.shares.push(Share { host: dir.into(), target: target.into(), read_only });
+        self
+    }
+
+    /// Memory for the job's own use and its guests, MiB; about 1 GiB for the emulated host comes on top.
+    pub fn memory(mut self, mib: u32) -> Self {
+        self.memory_mib = mib;
+        self
+    }
+
+    /// Forwards TCP connections to `address:host_port` of this host to `inner_port` inside.
+    /// Nothing inside can reach out.
+    pub fn forward(mut self, address: Ipv4Addr, host_port: u16, inner_port: u16) -> Self {
+        self.forwards.push(Forward { address, host_port, inner_port });
+        self
+    }
+
+    /// The program (absolute path inside; [`SELF`] for the running program) and its arguments.
+    pub fn job<S: Into<String>>(mut self, argv: impl IntoIterator<Item = S>) -> Self {
+        self.argv = argv.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Sets an environment variable of the job. PATH, HOME and the marker are set already,
+    /// nothing else is passed on.
+    pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.env.push((name.into(), value.into()));
+        self
+    }
+
+    /// The job's working folder; `/` unless told otherwise.
+    pub fn cwd(mut self, dir: impl Into<String>) -> Self {
+        self.cwd = dir.into();
+        self
+    }
+
+    /// Starts it. The kernel is fetched first if it is not cached.
+    ///
+    /// # Errors
+    /// QEMU or the kernel package is missing (with the command that gets it); a shared folder does
+    /// not exist; the running program is not static. What happens after the start (a port is taken,
+    /// the kernel dies) comes out of [`RunningHost::next_event`].
+    pub fn spawn(&self) -> Result<RunningHost> {
+        let qemu = apt::find_program(QEMU).ok_or_else(qemu_missing)?;
+        for share in &self.shares {
+            if !share.host.is_dir() {
+                return Err(HostError::new(format!("the folder to be shared, {}, is not a folder", share.host.display())));
+            }
+        }
+        let kernel = Kernel::obtain(&self.cache)?;
+        let initramfs = running::memory_file("initramfs", &self.initramfs(&kernel)?)?;
+        running::start(&qemu, initramfs, |fds| self.command_line(&kernel.vmlinux(), fds))
+    }
+
+    /// The initramfs: ourselves as `/smol`, the modules, and the job.
+    fn initramfs(&self, kernel: &Kernel) -> Result<Vec<u8>> {
+        let program = std::fs::read("/proc/self/exe").map_err(HostError::io("cannot read the running program"))?;
+        if is_dynamic(&program) {
+            let message = "the emulated host runs this very program, which must be linked statically, and it is not";
+            return Err(HostError::new(message)
+                .mend("build it with RUSTFLAGS=-Ctarget-feature=+crt-static and an explicit --target"));
+        }
+        let mut archive = cpio::Archive::new();
+        for dir in ["dev", "proc", "sys", "tmp", "run", "root", "modules"] {
+            archive.dir(dir);
+        }
+        archive.char_device("dev/console", (5, 1));
+        archive.char_device("dev/null", (1, 3));
+        archive.file(SELF.trim_start_matches('/'), 0o755, &program);
+        let mut job = self.description();
+        for (name, bytes) in kernel.modules(&self.modules())? {
+            let path = format!("modules/{name}.ko");
+            archive.file(&path, 0o644, &bytes);
+            job.modules.push(format!("/{path}"));
+        }
+        let json = serde_json::to_vec(&job).map_err(|e| HostError::new(format!("cannot write the job: {e}")))?;
+        archive.file("job.json", 0o644, &json);
+        Ok(archive.finish())
+    }
+
+    fn description(&self) -> Job {
+        let mount = |(n, share): (usize, &Share)| Mount {
+            tag: format!("share{n}"),
+            target: share.target.clone(),
+            read_only: share.read_only,
+        };
+        Job {
+            argv: self.argv.clone(),
+            env: self.env.clone(),
+            cwd: self.cwd.clone(),
+            modules: Vec::new(),
+            shares: self.shares.iter().enumerate().map(mount).collect(),
+            network: !self.forwards.is_empty(),
+        }
+    }
+
+    /// The modules this job needs (loading one costs tens of milliseconds).
+    fn modules(&self) -> Vec<&'static str> {
+        let mut wanted = vec!["virtio_pci", "virtio_console", "kvm_amd"];
+        if !self.shares.is_empty() {
+            wanted.extend(["9pnet_virtio", "9p"]);
+        }
+        if !self.forwards.is_empty() {
+            wanted.push("virtio_net");
+        }
+        wanted
+    }
+
+    fn command_line(&self, vmlinux: &Path, fds: &Fds) -> Vec<String> {
+        let mut line = Vec::new();
+        let mut option = |name: &str, value: String| line.extend([format!("-{name}"), value]);
+        option("accel", "tcg,thread=multi".into());
+        option("machine", "q35".into());
+        option("cpu", "max".into());
+        option("smp", "2".into());
+        option("m", format!("{}M", self.memory_mib.saturating_add(BASE_MEMORY_MIB)));
+        option("kernel", vmlinux.display().to_string());
+        option("initrd", fds.path(&fds.initramfs));
+        option("append", kernel_command_line());
+        option("rtc", "base=utc".into());
+        option("chardev", format!("file,id=console,path={}", fds.path(&fds.console)));
+        option("serial", "chardev:console".into());
+        option("chardev", format!("socket,id=port,fd={}", fds.port));
+        option("device", "virtio-serial-pci".into());
+        option("device", format!("virtserialport,chardev=port,name={PORT_NAME}"));
+        for (n, share) in self.shares.iter().enumerate() {
+            let read_only = if share.read_only { ",readonly=on" } else { "" };
+            let path = quote(&share.host.display().to_string());
+            option("fsdev", format!("local,id=share{n},path={path},security_model=none,multidevs=remap{read_only}"));
+            option("device", format!("virtio-9p-pci,fsdev=share{n},mount_tag=share{n}"));
+        }
+        if !self.forwards.is_empty() {
+            option("netdev", self.netdev());
+            option("device", "virtio-net-pci,netdev=net,romfile=".into());
+        }
+        line.extend(["-nodefaults", "-no-user-config", "-no-reboot"].map(String::from));
+        line.extend(["-display", "none", "-monitor", "none"].map(String::from));
+        line
+    }
+
+    /// `restrict=on` keeps everything but the forwards from the network.
+    fn netdev(&self) -> String {
+        let mut netdev = String::from("user,id=net,restrict=on,ipv6=off");
+        for Forward { address, host_port, inner_port } in &self.forwards {
+            netdev += &format!(",hostfwd=tcp:{address}:{host_port}-{GUEST_ADDRESS}:{inner_port}");
+        }
+        netdev
+    }
+}
+
+/// The file descriptors that QEMU inherits, each under its own number.
+pub(super) struct Fds {
+    pub initramfs: File,
+    pub console: File,
+    pub port: i32,
+}
+
+impl Fds {
+    fn path(&self, file: &File) -> String {
+        format!("/proc/self/fd/{}", file.as_raw_fd())
+    }
+}
+
+/// What to say when there is no QEMU.
+pub(crate) fn qemu_missing() -> HostError {
+    HostError::new(format!("the emulated host needs {QEMU}, which is not here"))
+        .mend(apt::install_command(&[QEMU_PACKAGE]))
+}
+
+/// - `panic=-1`: a dead kernel ends QEMU (with -no-reboot) and does not hang.
+/// - `tsc=reliable`: guests with several vCPUs need a stable TSC, which TCG gives but does not announce.
+/// - `mitigations=off`: an emulated CPU has nothing to mitigate, and every indirect call is dear.
+fn kernel_command_line() -> String {
+    format!(
+        "console=ttyS0 loglevel=4 panic=-1 tsc=reliable mitigations=off nokaslr random.trust_cpu=on \
+         rdinit={SELF} -- {INIT_ARGUMENT}"
+    )
+}
+
+/// QEMU's options are separated by commas; a comma in a value is doubled.
+fn quote(value: &str) -> String {
+    value.replace(',', ",,")
+}
+
+/// Whether an ELF64 file asks for a dynamic loader (has a PT_INTERP program header).
+fn is_dynamic(elf: &[u8]) -> bool {
+    const PT_INTERP: u32 = 3;
+    let half = |at: usize| elf.get(at..at + 2).map(|b| u16::from_le_bytes([b[0], b[1]]) as usize);
+    let offset = elf.get(32..40).map(|b| u64::from_le_bytes(b.try_into().unwrap_or_default()) as usize);
+    let (Some(offset), Some(size), Some(count)) = (offset, half(54), half(56)) else { return false };
+    (0..count).any(|n| {
+        let at = offset.saturating_add(n * size);
+        elf.get(at..at.saturating_add(4)) == Some(&PT_INTERP.to_le_bytes()[..])
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(host: &EmulatedHost) -> String {
+        let file = || File::open("/dev/null").unwrap();
+        let fds = Fds { initramfs: file(), console: file(), port: 9 };
+        host.command_line(Path::new("/k/vmlinux"), &fds).join(" ")
+    }
+
+    #[test]
+    fn guest_memory_comes_on_top_of_the_emulated_hosts_own() {
+        assert!(line(&EmulatedHost::new("/c").memory(512)).contains("-m 1536M"));
+    }
+
+    #[test]
+    fn there_is_no_network_unless_a_port_is_forwarded() {
+        let host = EmulatedHost::new("/c");
+        assert!(!line(&host).contains("netdev"));
+        let host = host.forward(Ipv4Addr::LOCALHOST, 8080, 80);
+        assert!(line(&host).contains("restrict=on,ipv6=off,hostfwd=tcp:127.0.0.1:8080-10.0.2.15:80"));
+        assert!(host.modules().contains(&"virtio_net"));
+    }
+
+    #[test]
+    fn a_comma_in_a_shared_path_does_not_end_the_option() {
+        let line = line(&EmulatedHost::new("/c").share("/a,b", "/in", true));
+        assert!(line.contains("path=/a,,b,security_model=none,multidevs=remap,readonly=on"), "{line}");
+    }
+
+    #[test]
+    fn shares_have_the_same_tags_for_qemu_and_for_init() {
+        let host = EmulatedHost::new("/c").share("/a", "/in", true).share("/b", "/out", false);
+        let tags: Vec<String> = host.description().shares.into_iter().map(|mount| mount.tag).collect();
+        assert_eq!(tags, ["share0", "share1"]);
+        assert!(tags.iter().all(|tag| line(&host).contains(&format!("mount_tag={tag}"))));
+    }
+
+    #[test]
+    fn a_program_with_a_dynamic_loader_is_told_from_a_static_one() {
+        let mut elf = vec![0; 64 + 56];
+        elf[32..40].copy_from_slice(&64u64.to_le_bytes());
+        elf[54..56].copy_from_slice(&56u16.to_le_bytes());
+        elf[56..58].copy_from_slice(&1u16.to_le_bytes());
+        elf[64] = 1;
+        assert!(!is_dynamic(&elf));
+        elf[64] = 3;
+        assert!(is_dynamic(&elf));
+        assert!(!is_dynamic(b"no ELF"));
+    }
+}
