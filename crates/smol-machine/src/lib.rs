@@ -1,1 +1,35 @@
-//! smol-machine
+//! smol's virtual machine monitor: boots a Linux machine, freezes it, brings it back.
+//!
+//! | room | purpose |
+//! |---|---|
+//! | [`config`] | what a machine is made of |
+//! | [`machine`] | the machine: boot or restore, run until it stops, capture |
+//! | [`layout`] | the guest-physical memory map |
+//! | [`memory`] | guest RAM: anonymous or copy-on-write over a memory image; writing it out |
+//! | [`boot`] | kernel images into guest RAM: 64-bit Linux protocol and PVH |
+//! | [`cpu`] | the pinned CPU model, and what it asks of a host |
+//! | [`paravirt`] | smol ABI 1: virtual time, the snapshot point, the thaw |
+//! | [`devices`] | the board: early serial port and the virtio devices on it |
+//! | [`hv`] | hypervisor back ends behind two traits |
+//! | [`state`] | versioned wire types of everything that is captured |
+//! | [`probe`] | finds out by trying whether this host's KVM runs a real kernel |
+//!
+//! The crate knows nothing of Smolfiles, bundles or registries.
+
+pub mod boot;
+pub mod config;
+pub mod cpu;
+pub mod devices;
+mod error;
+pub mod hv;
+pub mod layout;
+pub mod machine;
+pub mod memory;
+pub mod paravirt;
+pub mod probe;
+pub mod state;
+
+pub use config::{Clock, MachineConfig};
+pub use error::{Error, Result};
+pub use machine::{Machine, Stop, StopHandle};
+pub use state::MachineState;

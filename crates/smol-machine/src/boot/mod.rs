@@ -1,0 +1,132 @@
+//! From files to a guest that stands before its first instruction.
+//!
+//! A smol kernel (by its ELF note) takes the 64-bit Linux boot protocol, because only that carries
+//! the seed of its random number generator. Any other image is entered by PVH if it has that note,
+//! else by the 64-bit protocol too.
+
+mod linux64;
+mod mptable;
+mod note;
+mod pvh;
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::Path;
+
+use linux_loader::loader::elf::PvhBootCapability;
+use linux_loader::loader::{Elf, KernelLoader};
+use vm_memory::{Bytes, GuestAddress, ReadVolatile};
+
+use crate::config::MachineConfig;
+use crate::memory::Ram;
+use crate::{Error, Result, layout};
+
+/// Registers with which a kernel is entered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// 64-bit Linux boot protocol (Documentation/x86/boot.rst): long mode, RSI = boot_params.
+    Linux64 {
+        /// First instruction.
+        rip: u64,
+        /// GPA of boot_params.
+        boot_params: u64,
+    },
+    /// PVH (Xen's docs/misc/pvh.pandoc): 32-bit protected mode without paging, EBX = start_info.
+    Pvh {
+        /// First instruction.
+        rip: u64,
+        /// GPA of hvm_start_info.
+        start_info: u64,
+    },
+}
+
+/// What the loader is told beside the files.
+pub(crate) struct BootInfo<'a> {
+    pub(crate) cmdline: &'a str,
+    pub(crate) memory: u64,
+    /// (GPA, size) of the initramfs.
+    pub(crate) initramfs: Option<(u64, u64)>,
+    pub(crate) seed: &'a [u8; 32],
+}
+
+/// Tells whether the ELF image at `path` is a smol kernel of an ABI that this build speaks.
+pub fn is_smol_kernel(path: &Path) -> Result<bool> {
+    let mut file = open("kernel", path)?;
+    note::smol_abi(&mut file)
+        .map_err(|reason| Error::Kernel { path: path.to_owned(), reason })
+        .map(|abi| abi == Some(crate::paravirt::ABI))
+}
+
+fn open(what: &'static str, path: &Path) -> Result<File> {
+    File::open(path).map_err(|source| Error::File { what, path: path.to_owned(), source })
+}
+
+/// Loads kernel, initramfs and boot structures into `ram`.
+pub(crate) fn load(config: &MachineConfig, smol: bool, cmdline: &str, ram: &Ram) -> Result<Entry> {
+    let bad = |reason: String| Error::Kernel { path: config.kernel.clone(), reason };
+    let mut image = open("kernel", &config.kernel)?;
+    let loaded = Elf::load(ram, None, &mut image, Some(GuestAddress(layout::HIMEM)))
+        .map_err(|e| bad(format!("it is no ELF vmlinux that fits into {} MiB: {e}", config.memory >> 20)))?;
+    let initramfs = match &config.initramfs {
+        Some(path) => Some(load_initramfs(path, config.memory, loaded.kernel_end, ram)?),
+        None => None,
+    };
+    let info = BootInfo { cmdline, memory: config.memory, initramfs, seed: &config.seed };
+    write_cmdline(cmdline, ram)?;
+    mptable::write(config.vcpus, ram)?;
+    match loaded.pvh_boot_cap {
+        PvhBootCapability::PvhEntryPresent(entry) if !smol => pvh::prepare(entry.0, &info, ram),
+        _ => linux64::prepare(loaded.kernel_load.0, &info, ram),
+    }
+    .map_err(|e| bad(e.to_string()))
+}
+
+/// Puts the initramfs at the top of low RAM, above the kernel.
+fn load_initramfs(path: &Path, memory: u64, kernel_end: u64, ram: &Ram) -> Result<(u64, u64)> {
+    let err = |source| Error::File { what: "initramfs", path: path.to_owned(), source };
+    let mut file = open("initramfs", path)?;
+    let size = file.seek(SeekFrom::End(0)).map_err(err)?;
+    file.rewind().map_err(err)?;
+    let low = memory.min(layout::LOW_RAM_END);
+    let gpa = low.checked_sub(size).map(|at| at & !0xfff).filter(|at| *at >= kernel_end.next_multiple_of(0x1000)).ok_or_else(|| {
+        Error::Memory(format!("the initramfs of {} KiB does not fit above the kernel in {} MiB", size >> 10, memory >> 20))
+    })?;
+    ram.read_exact_volatile_from(GuestAddress(gpa), &mut file.by_ref(), size as usize)
+        .map_err(|e| Error::Memory(format!("loading the initramfs {}: {e}", path.display())))?;
+    Ok((gpa, size))
+}
+
+fn write_cmdline(cmdline: &str, ram: &Ram) -> Result<()> {
+    if cmdline.len() >= layout::CMDLINE_MAX || cmdline.bytes().any(|b| b == 0) {
+        return Err(Error::Config(format!("the kernel command line is over {} bytes or holds a NUL", layout::CMDLINE_MAX - 1)));
+    }
+    let mut bytes = cmdline.as_bytes().to_vec();
+    bytes.push(0);
+    write(ram, layout::CMDLINE, &bytes)
+}
+
+/// Writes boot structures, which lie in the first MiB of a RAM that is never smaller.
+fn write(ram: &Ram, gpa: u64, bytes: &[u8]) -> Result<()> {
+    ram.write_slice(bytes, GuestAddress(gpa)).map_err(|e| Error::Memory(format!("boot structures at {gpa:#x}: {e}")))
+}
+
+/// RAM as the firmware's memory map tells it: conventional memory up to the MP table, all of
+/// extended memory. (GPA, length) pairs.
+fn usable_ram(memory: u64) -> Vec<(u64, u64)> {
+    let mut map = vec![(0, layout::MP_TABLE)];
+    for (gpa, len) in layout::ram(memory) {
+        map.push(if gpa == 0 { (layout::HIMEM, len - layout::HIMEM) } else { (gpa, len) });
+    }
+    map
+}
+
+/// [`Read`] with exact length from a place in a file, for the parsers of this module.
+fn read_at(file: &mut File, offset: u64, len: usize) -> std::io::Result<Vec<u8>> {
+    let mut bytes = vec![0; len];
+    file.seek(SeekFrom::Start(offset))?;
+    file.read_exact(&mut bytes)?;
+    Ok(bytes)
+}
+
+#[allow(unused_imports)]
+use ReadVolatile as _;

@@ -1,0 +1,427 @@
+//! The machine: booted or restored, run until it stops, captured.
+//!
+//! ```text
+//! Machine::boot ----+                        +-> Stop::Snapshot -> capture() + memory::write_image()
+//!                   +--> run() --> Stop -----+
+//! Machine::restore -+                        +-> Stop::Reset, Stop::Crashed, ...
+//! ```
+//! Every vCPU has a thread of its own; the first runs on the caller's.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+
+use crate::config::{Clock, MAX_VCPUS, MachineConfig};
+use crate::cpu::Model;
+use crate::devices::serial::Serial;
+use crate::devices::virtio::console::Console;
+use crate::devices::virtio::pmem::Pmem;
+use crate::devices::virtio::rng::Rng;
+use crate::devices::virtio::vsock::Vsock;
+use crate::devices::{self, Board, DeviceSet};
+use crate::hv::{Exit, HostVcpu, HostVm, Vcpu, Vm};
+use crate::memory::{self, Ram};
+use crate::paravirt::Paravirt;
+use crate::state::{self, MachineState};
+use crate::{Error, Result, boot, layout};
+
+/// Why a machine stopped running.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// The guest stands at its snapshot point, or a [`StopHandle`] asked for a snapshot.
+    Snapshot,
+    /// The guest reset itself: its way to power off, and the end of a panic.
+    Reset,
+    /// The guest idles with nothing to wait for. Only on virtual time.
+    Stuck,
+    /// A [`StopHandle`] asked for it.
+    Requested,
+    /// The hypervisor cannot run the guest on.
+    Crashed(String),
+}
+
+/// What the machine is connected to.
+pub struct Hooks {
+    /// Takes what the guest prints on hvc0.
+    pub console: Box<dyn Write + Send>,
+    /// Takes what the guest prints on its serial port.
+    pub serial: Box<dyn Write + Send>,
+    /// Streams between guest and host.
+    pub vsock: Option<Vsock>,
+}
+
+/// A machine to bring back.
+#[derive(Clone, Debug)]
+pub struct RestoreConfig {
+    /// RAM as [`memory::write_image`] wrote it.
+    pub memory: PathBuf,
+    /// The image that was attached as virtio-pmem.
+    pub rootfs: Option<PathBuf>,
+}
+
+/// A machine that stands still.
+pub struct Machine {
+    vcpus: Vec<HostVcpu>,
+    board: Arc<Board>,
+    vm: Arc<HostVm>,
+    ram: Ram,
+    control: Arc<Control>,
+    model: Model,
+    pmem: Option<PmemImage>,
+    possible_vcpus: u8,
+}
+
+impl Machine {
+    /// Builds the machine of `config` and loads its kernel.
+    ///
+    /// # Errors
+    /// For files that cannot be read, kernels that cannot be booted, and hosts that refuse.
+    pub fn boot(config: &MachineConfig, hooks: Hooks) -> Result<Self> {
+        config.validate()?;
+        let smol = boot::is_smol_kernel(&config.kernel)?;
+        let virtual_epoch = match config.clock {
+            Clock::Virtual { epoch } if smol => Some(epoch),
+            _ => None,
+        };
+        let model = match (smol, virtual_epoch) {
+            (true, Some(_)) => Model::SmolBuild,
+            (true, None) => Model::SmolLive,
+            (false, _) => Model::Generic,
+        };
+        let ram = memory::anonymous(config.memory)?;
+        let pmem = config.rootfs.as_deref().map(|p| PmemImage::map(p, layout::pmem_gpa(config.memory))).transpose()?;
+        let building = matches!(config.clock, Clock::Virtual { .. });
+        let rng = if building { Rng::seeded(&config.seed) } else { Rng::host() };
+        let devices = device_set(hooks.console, pmem.as_ref(), hooks.vsock, rng);
+        let cmdline = format!("{} {}", config.cmdline, devices::cmdline(devices.occupied()));
+        let entry = boot::load(config, smol, cmdline.trim(), &ram)?;
+
+        let (vm, vcpus) = assemble(&ram, pmem.as_ref(), model, config.vcpus)?;
+        vcpus[0].enter(&entry)?;
+        let paravirt = smol.then(|| match virtual_epoch {
+            Some(epoch) => Paravirt::building(epoch),
+            None => Paravirt::live(None, vcpus[0].tsc_khz()),
+        });
+        let board = Board::new(&vm, &ram, Serial::new(hooks.serial), devices, paravirt, virtual_epoch.is_some());
+        Ok(Self { vcpus, board: Arc::new(board), vm, ram, control: Arc::default(), model, pmem, possible_vcpus: config.vcpus })
+    }
+
+    /// Brings a captured machine back, on the host's clock. RAM is copy-on-write over its image.
+    ///
+    /// # Errors
+    /// For states that this build or this host cannot take, and files that cannot be read.
+    pub fn restore(config: &RestoreConfig, state: &MachineState, hooks: Hooks) -> Result<Self> {
+        check(state)?;
+        let ram = memory::copy_on_write(state.memory, &config.memory)?;
+        let pmem = config.rootfs.as_deref().map(|p| PmemImage::map(p, layout::pmem_gpa(state.memory))).transpose()?;
+        let pmem_size = pmem.as_ref().map_or(0, |p| p.len);
+        if pmem_size != state.pmem {
+            return Err(Error::bad_state(format!("its rootfs image has {} bytes, the one given {pmem_size}", state.pmem)));
+        }
+        let devices = device_set(hooks.console, pmem.as_ref(), hooks.vsock, Rng::host());
+        let (vm, vcpus) = assemble(&ram, pmem.as_ref(), state.cpu_model, state.possible_vcpus)?;
+        for (vcpu, state) in vcpus.iter().zip(&state.vcpus) {
+            vcpu.restore(state)?;
+        }
+        vm.restore_irqchip(&state.irqchip)?;
+        if let Some(timers) = &state.timers {
+            vm.restore_timers(timers)?;
+        }
+        let paravirt = state.paravirt.clone().map(|p| Paravirt::live(Some(p), vcpus[0].tsc_khz()));
+        let board = Board::new(&vm, &ram, Serial::new(hooks.serial), devices, paravirt, false);
+        board.restore(&state.devices)?;
+        board.resume();
+        let (model, possible_vcpus) = (state.cpu_model, state.possible_vcpus);
+        Ok(Self { vcpus, board: Arc::new(board), vm, ram, control: Arc::default(), model, pmem, possible_vcpus })
+    }
+
+    /// A handle that stops the machine from elsewhere.
+    pub fn stop_handle(&self) -> StopHandle {
+        StopHandle(self.control.clone())
+    }
+
+    /// The guest's RAM. Nobody may touch it while the machine runs.
+    pub fn ram(&self) -> &Ram {
+        &self.ram
+    }
+
+    /// VM exits so far.
+    pub fn exits(&self) -> u64 {
+        self.control.exits.load(Ordering::Relaxed)
+    }
+
+    /// Virtual time since power-on, ns; `None` for kernels without the paravirtual interface.
+    pub fn virtual_time(&self) -> Option<u64> {
+        self.board.paravirt().map(|p| p.now)
+    }
+
+    /// Runs all vCPUs until the machine stops, for the first reason that comes up.
+    ///
+    /// # Errors
+    /// If the hypervisor refuses to run a vCPU at all.
+    pub fn run(&mut self) -> Result<Stop> {
+        install_kick_handler()?;
+        let control = self.control.clone();
+        control.begin(self.vcpus.len());
+        let board = &*self.board;
+        let (first, others) = self.vcpus.split_first_mut().expect("a machine has a vCPU");
+        std::thread::scope(|scope| {
+            scope.spawn(|| control.kick_until_stopped());
+            for vcpu in others {
+                scope.spawn(|| control.run_vcpu(vcpu, board));
+            }
+            control.run_vcpu(first, board);
+        });
+        control.take_outcome()
+    }
+
+    /// Captures everything but RAM and rootfs. The machine must have stopped for
+    /// [`Stop::Snapshot`] or [`Stop::Requested`], with one vCPU online.
+    ///
+    /// # Errors
+    /// If the hypervisor does not give its state away.
+    pub fn capture(&mut self) -> Result<MachineState> {
+        let vcpu = &mut self.vcpus[0];
+        vcpu.finish_exit()?;
+        let timers = if self.model == Model::Generic { Some(self.vm.save_timers()?) } else { None };
+        Ok(MachineState {
+            version: state::VERSION,
+            arch: std::env::consts::ARCH.to_owned(),
+            memory: self.ram.iter().map(|r| r.len()).sum(),
+            possible_vcpus: self.possible_vcpus,
+            pmem: self.pmem.as_ref().map_or(0, |p| p.len),
+            cpu_model: self.model,
+            vcpus: vec![vcpu.save(self.model)?],
+            irqchip: self.vm.save_irqchip()?,
+            timers,
+            paravirt: self.board.paravirt(),
+            devices: self.board.save(),
+        })
+    }
+}
+
+/// The numbers of a state that size things, before anything is sized by them.
+fn check(state: &MachineState) -> Result<()> {
+    let bad = |what: &str| Err(Error::bad_state(what));
+    if state.possible_vcpus == 0 || state.possible_vcpus > MAX_VCPUS {
+        return bad("its number of vCPUs is out of range");
+    }
+    if state.vcpus.len() != 1 {
+        return bad("it does not have exactly one vCPU online");
+    }
+    if !(layout::MIN_RAM..=layout::MAX_RAM).contains(&state.memory) || !state.memory.is_multiple_of(1 << 20) {
+        return bad("its RAM size is out of range");
+    }
+    if (state.cpu_model == Model::Generic) == state.paravirt.is_some() {
+        return bad("its CPU model and its paravirtual clock contradict each other");
+    }
+    Ok(())
+}
+
+fn device_set(console: Box<dyn Write + Send>, pmem: Option<&PmemImage>, vsock: Option<Vsock>, rng: Rng) -> DeviceSet {
+    DeviceSet {
+        console: Some(Console::new(console)),
+        pmem: pmem.map(|p| Pmem::new(p.gpa, p.len)),
+        vsock,
+        rng: Some(rng),
+    }
+}
+
+/// Hypervisor objects of a machine. Memslots come before the interrupt controllers (they are
+/// thirty times cheaper then), and all vCPUs at once, so that their TSCs agree.
+fn assemble(ram: &Ram, pmem: Option<&PmemImage>, model: Model, vcpus: u8) -> Result<(Arc<HostVm>, Vec<HostVcpu>)> {
+    let vm = HostVm::new()?;
+    let mut slot = 0;
+    for region in ram.iter() {
+        // SAFETY: the machine keeps `ram`, and with it this mapping, as long as the VM.
+        unsafe { vm.map(slot, region.start_addr().0, region.get_mmap().as_ptr(), region.len(), false)? };
+        slot += 1;
+    }
+    if let Some(pmem) = pmem {
+        // SAFETY: the machine keeps the image mapped as long as the VM; the slot is read-only.
+        unsafe { vm.map(slot, pmem.gpa, pmem.host, pmem.len, true)? };
+    }
+    vm.create_irqchip(model == Model::Generic)?;
+    let vcpus = (0..vcpus).map(|id| vm.create_vcpu(id, model)).collect::<Result<Vec<_>>>()?;
+    for vcpu in &vcpus[1..] {
+        vcpu.await_startup()?;
+    }
+    Ok((Arc::new(vm), vcpus))
+}
+
+/// The rootfs image, mapped shared and read-only: all machines of a host share its pages.
+struct PmemImage {
+    gpa: u64,
+    host: *mut u8,
+    len: u64,
+}
+
+// SAFETY: the mapping is never written and never moves.
+unsafe impl Send for PmemImage {}
+
+impl PmemImage {
+    fn map(path: &Path, gpa: u64) -> Result<Self> {
+        let err = |source| Error::File { what: "rootfs image", path: path.to_owned(), source };
+        let file = File::open(path).map_err(err)?;
+        let len = file.metadata().map_err(err)?.len();
+        if len == 0 || len > layout::MAX_PMEM || !len.is_multiple_of(layout::PMEM_ALIGN) {
+            return Err(Error::Config(format!(
+                "the rootfs image {} has {len} bytes; it must be a multiple of 2 MiB up to {} GiB",
+                path.display(),
+                layout::MAX_PMEM >> 30
+            )));
+        }
+        // SAFETY: a fresh mapping of a whole file, at an address of the kernel's choice.
+        let host = unsafe {
+            libc::mmap(std::ptr::null_mut(), len as usize, libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd(), 0)
+        };
+        if host == libc::MAP_FAILED {
+            return Err(err(std::io::Error::last_os_error()));
+        }
+        Ok(Self { gpa, host: host.cast(), len })
+    }
+}
+
+impl Drop for PmemImage {
+    fn drop(&mut self) {
+        // SAFETY: this mapping was made by `map` and nothing refers to it any more.
+        unsafe { libc::munmap(self.host.cast(), self.len as usize) };
+    }
+}
+
+/// What the threads of a machine share.
+#[derive(Default)]
+struct Control {
+    inner: Mutex<Inner>,
+    changed: Condvar,
+    running: AtomicUsize,
+    exits: AtomicU64,
+}
+
+#[derive(Default)]
+struct Inner {
+    outcome: Option<Result<Stop>>,
+    threads: Vec<libc::pthread_t>,
+}
+
+/// Stops a machine from any thread.
+#[derive(Clone)]
+pub struct StopHandle(Arc<Control>);
+
+impl StopHandle {
+    /// Makes [`Machine::run`] return with `stop`, unless it is about to return for another reason.
+    /// Does not wait. A request before the run counts for the run.
+    pub fn request(&self, stop: Stop) {
+        self.0.stop(Ok(stop));
+    }
+}
+
+impl Control {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn begin(&self, vcpus: usize) {
+        self.running.store(vcpus, Ordering::SeqCst);
+        self.lock().threads.clear();
+    }
+
+    fn stop(&self, outcome: Result<Stop>) {
+        self.lock().outcome.get_or_insert(outcome);
+        self.changed.notify_all();
+    }
+
+    fn take_outcome(&self) -> Result<Stop> {
+        self.lock().outcome.take().unwrap_or(Ok(Stop::Requested))
+    }
+
+    fn stopping(&self) -> bool {
+        self.lock().outcome.is_some()
+    }
+
+    /// Brings every vCPU out of the guest once the machine stops. A signal that arrives just
+    /// before KVM_RUN is lost, so it is sent again until the last thread has left its loop.
+    fn kick_until_stopped(&self) {
+        let mut inner = self.lock();
+        while inner.outcome.is_none() {
+            inner = self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner);
+        }
+        while self.running.load(Ordering::SeqCst) > 0 {
+            for thread in &inner.threads {
+                // SAFETY: threads take themselves off this list, under its lock, before they end.
+                unsafe { libc::pthread_kill(*thread, kick_signal()) };
+            }
+            let retry = Duration::from_millis(2);
+            inner = self.changed.wait_timeout(inner, retry).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn run_vcpu(&self, vcpu: &mut HostVcpu, board: &Board) {
+        // SAFETY: no arguments, no failure.
+        let me = unsafe { libc::pthread_self() };
+        self.lock().threads.push(me);
+        let outcome = self.exit_loop(vcpu, board);
+        if let Some(outcome) = outcome.transpose() {
+            self.stop(outcome);
+        }
+        let mut inner = self.lock();
+        // SAFETY: both ids are of live threads.
+        inner.threads.retain(|t| unsafe { libc::pthread_equal(*t, me) } == 0);
+        self.running.fetch_sub(1, Ordering::SeqCst);
+        drop(inner);
+        self.changed.notify_all();
+    }
+
+    /// Runs the guest, exit by exit. `None` when another thread has stopped the machine.
+    fn exit_loop(&self, vcpu: &mut HostVcpu, board: &Board) -> Result<Option<Stop>> {
+        while !self.stopping() {
+            let stop = match vcpu.run()? {
+                Exit::IoOut { port, data } => {
+                    let stop = board.io_out(port, data);
+                    board.exit();
+                    stop
+                }
+                Exit::IoIn { port, data } => {
+                    board.io_in(port, data);
+                    board.exit();
+                    None
+                }
+                Exit::MmioRead { address, data } => {
+                    board.mmio_read(address, data);
+                    board.exit();
+                    None
+                }
+                Exit::MmioWrite { address, data } => {
+                    board.mmio_write(address, data);
+                    board.exit();
+                    None
+                }
+                Exit::Interrupted => continue,
+                Exit::Shutdown => Some(Stop::Reset),
+                Exit::Broken(what) => Some(Stop::Crashed(what)),
+            };
+            self.exits.fetch_add(1, Ordering::Relaxed);
+            if stop.is_some() {
+                return Ok(stop);
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn kick_signal() -> libc::c_int {
+    libc::SIGRTMIN()
+}
+
+/// The kick only has to interrupt KVM_RUN, so its handler does nothing.
+fn install_kick_handler() -> Result<()> {
+    extern "C" fn nothing(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+    vmm_sys_util::signal::register_signal_handler(kick_signal(), nothing)
+        .map_err(|e| Error::Hypervisor { call: "sigaction", source: std::io::Error::from_raw_os_error(e.errno()) })
+}
