@@ -1,0 +1,255 @@
+//! On-disk structures of EROFS, as Linux 6.1 defines them in fs/erofs/erofs_fs.h. All numbers are little-endian.
+
+use crate::assemble::rootfs::tree::{Device, Node, Xattrs};
+
+/// Block size in bytes: the page size, which DAX demands.
+pub const BLOCK: u64 = 4096;
+/// An inode's number is its offset in the metadata area in units of this many bytes.
+pub const SLOT: u64 = 32;
+
+const SUPER_OFFSET: usize = 1024;
+const SUPER_MAGIC: u32 = 0xe0f5_e1e2;
+const FEATURE_COMPAT_SB_CHKSUM: u32 = 1;
+const FEATURE_COMPAT_MTIME: u32 = 2;
+
+/// How an inode's data is stored (`i_format`, bits 1 to 3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DataLayout {
+    /// Whole blocks.
+    FlatPlain = 0,
+    /// Whole blocks, and the rest of the data right behind the inode.
+    FlatInline = 2,
+}
+
+/// What the superblock says.
+pub struct SuperBlock {
+    pub root_nid: u16,
+    pub inodes: u64,
+    pub epoch: u64,
+    pub blocks: u32,
+    pub meta_block: u32,
+    pub uuid: [u8; 16],
+}
+
+impl SuperBlock {
+    /// Block 0 of the image, checksum included.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut block = vec![0; SUPER_OFFSET];
+        block.extend(SUPER_MAGIC.to_le_bytes());
+        block.extend([0; 4]); // checksum
+        block.extend((FEATURE_COMPAT_SB_CHKSUM | FEATURE_COMPAT_MTIME).to_le_bytes());
+        block.extend([BLOCK.trailing_zeros() as u8, 0]); // block size; extension slots
+        block.extend(self.root_nid.to_le_bytes());
+        block.extend(self.inodes.to_le_bytes());
+        block.extend(self.epoch.to_le_bytes());
+        block.extend([0; 4]); // nanoseconds of the epoch
+        block.extend(self.blocks.to_le_bytes());
+        block.extend(self.meta_block.to_le_bytes());
+        block.extend([0; 4]); // shared xattr area: none
+        block.extend(self.uuid);
+        // Volume name, incompatible features, compression, devices, prefixes, packed inode: none.
+        block.resize(BLOCK as usize, 0);
+        let sum = crc32c(&block[SUPER_OFFSET..]);
+        block[SUPER_OFFSET + 4..SUPER_OFFSET + 8].copy_from_slice(&sum.to_le_bytes());
+        block
+    }
+}
+
+/// CRC-32C (Castagnoli, reflected) from all ones and without the final inversion, as the kernel's `crc32c(~0, ...)`.
+fn crc32c(bytes: &[u8]) -> u32 {
+    bytes.iter().fold(u32::MAX, |crc, &byte| {
+        (0..8).fold(crc ^ u32::from(byte), |crc, _| (crc >> 1) ^ (0x82f6_3b78 & (crc & 1).wrapping_neg()))
+    })
+}
+
+/// An inode's head, compact (32 bytes) or extended (64 bytes).
+pub struct InodeHead {
+    pub extended: bool,
+    pub layout: DataLayout,
+    /// Bytes of encoded attributes behind the head.
+    pub xattr_size: usize,
+    /// Type and permissions.
+    pub mode: u32,
+    pub nlink: u32,
+    pub size: u64,
+    /// Start block, or an encoded device number.
+    pub union: u32,
+    /// Serial number for 32-bit `stat`.
+    pub serial: u32,
+    pub uid: u32,
+    pub gid: u32,
+    pub mtime: u64,
+}
+
+impl InodeHead {
+    /// Length of the head of an extended or compact inode.
+    pub fn size(extended: bool) -> usize {
+        if extended { 64 } else { 32 }
+    }
+
+    /// Append the encoded head to `out`. A compact head holds its numbers' low halves: the caller has checked that they fit.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let format = self.extended as u16 | (self.layout as u16) << 1;
+        // The field counts 4-byte units behind a header of 12 bytes, plus one.
+        let xattr_count = if self.xattr_size == 0 { 0 } else { (self.xattr_size - 12) / 4 + 1 };
+        out.extend(format.to_le_bytes());
+        out.extend((xattr_count as u16).to_le_bytes());
+        out.extend((self.mode as u16).to_le_bytes());
+        if self.extended {
+            out.extend([0; 2]);
+            out.extend(self.size.to_le_bytes());
+            out.extend(self.union.to_le_bytes());
+            out.extend(self.serial.to_le_bytes());
+            out.extend(self.uid.to_le_bytes());
+            out.extend(self.gid.to_le_bytes());
+            out.extend(self.mtime.to_le_bytes());
+            out.extend([0; 4]); // nanoseconds
+            out.extend(self.nlink.to_le_bytes());
+            out.extend([0; 16]);
+        } else {
+            out.extend((self.nlink as u16).to_le_bytes());
+            out.extend((self.size as u32).to_le_bytes());
+            out.extend([0; 4]);
+            out.extend(self.union.to_le_bytes());
+            out.extend(self.serial.to_le_bytes());
+            out.extend((self.uid as u16).to_le_bytes());
+            out.extend((self.gid as u16).to_le_bytes());
+            out.extend([0; 4]);
+        }
+    }
+}
+
+/// The kernel's 32-bit encoding of a device number (`new_encode_dev`).
+pub fn encode_device(device: Device) -> u32 {
+    (device.minor & 0xff) | device.major << 8 | (device.minor & !0xff) << 12
+}
+
+/// Extended attributes as they stand behind the inode: a header, then entries padded to four bytes.
+pub fn encode_xattrs(xattrs: &Xattrs) -> Vec<u8> {
+    if xattrs.is_empty() {
+        return Vec::new();
+    }
+    let mut out = vec![0; 12]; // no name filter, no shared attributes
+    for (name, value) in xattrs {
+        let Some((index, suffix)) = xattr_index(name) else { continue };
+        out.extend([suffix.len() as u8, index]);
+        out.extend((value.len() as u16).to_le_bytes());
+        out.extend(suffix);
+        out.extend(value);
+        out.resize(out.len().next_multiple_of(4), 0);
+    }
+    out
+}
+
+/// Attribute names are stored as the number of a namespace and the rest.
+fn xattr_index(name: &[u8]) -> Option<(u8, &[u8])> {
+    match name {
+        b"system.posix_acl_access" => Some((2, b"")),
+        b"system.posix_acl_default" => Some((3, b"")),
+        _ => [(1, &b"user."[..]), (4, b"trusted."), (6, b"security.")]
+            .into_iter()
+            .find_map(|(index, prefix)| name.strip_prefix(prefix).map(|suffix| (index, suffix))),
+    }
+}
+
+/// Length of a directory entry without its name.
+const DIRENT: usize = 12;
+
+/// A directory entry: the number of an inode, its type, its name.
+pub struct Dirent<'a> {
+    pub nid: u64,
+    pub file_type: u8,
+    pub name: &'a [u8],
+}
+
+/// The type byte of a directory entry.
+pub fn file_type(node: &Node) -> u8 {
+    match node {
+        Node::File(_) => 1,
+        Node::Directory(_) => 2,
+        Node::CharDevice(_) => 3,
+        Node::BlockDevice(_) => 4,
+        Node::Fifo => 5,
+        Node::Socket => 6,
+        Node::Symlink(_) => 7,
+    }
+}
+
+/// Sizes of directory blocks: feed names in order, then ask for the size of it all.
+#[derive(Default)]
+pub struct DirectorySize {
+    full_blocks: u64,
+    used: usize,
+}
+
+impl DirectorySize {
+    /// Count one entry.
+    pub fn add(&mut self, name: &[u8]) {
+        let entry = DIRENT + name.len();
+        if self.used + entry > BLOCK as usize {
+            self.full_blocks += 1;
+            self.used = 0;
+        }
+        self.used += entry;
+    }
+
+    /// Size of the directory in bytes: whole blocks, and what is used of the last one.
+    pub fn bytes(&self) -> u64 {
+        self.full_blocks * BLOCK + self.used as u64
+    }
+}
+
+/// Encode a directory: each block holds its entries, then their names; names are sorted over all of them, for the kernel
+/// searches by halves. All blocks but the last are full-sized.
+pub fn encode_directory(entries: &[Dirent<'_>]) -> Vec<u8> {
+    let mut out = Vec::new();
+    let mut rest = entries;
+    while !rest.is_empty() {
+        let mut used = 0;
+        let fits = rest.iter().take_while(|entry| {
+            used += DIRENT + entry.name.len();
+            used <= BLOCK as usize
+        });
+        let (block, next) = rest.split_at(fits.count());
+        out.resize(out.len().next_multiple_of(BLOCK as usize), 0);
+        let mut name_offset = block.len() * DIRENT;
+        for entry in block {
+            out.extend(entry.nid.to_le_bytes());
+            out.extend((name_offset as u16).to_le_bytes());
+            out.extend([entry.file_type, 0]);
+            name_offset += entry.name.len();
+        }
+        block.iter().for_each(|entry| out.extend(entry.name));
+        rest = next;
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn crc32c_matches_the_published_check_value() {
+        // The check value of CRC-32C is that of "123456789" with the final inversion.
+        assert_eq!(!crc32c(b"123456789"), 0xe306_9283);
+    }
+
+    #[test]
+    fn directory_size_agrees_with_the_encoding() {
+        for count in [1, 2, 100, 255, 256, 257, 1000] {
+            let names: Vec<_> = (0..count).map(|n| format!("{n:05}{}", "x".repeat(n * 7 % 200))).collect();
+            let mut size = DirectorySize::default();
+            names.iter().for_each(|name| size.add(name.as_bytes()));
+            let entries: Vec<_> =
+                names.iter().map(|name| Dirent { nid: 1, file_type: 1, name: name.as_bytes() }).collect();
+            assert_eq!(size.bytes(), encode_directory(&entries).len() as u64, "{count} names");
+        }
+    }
+
+    #[test]
+    fn device_numbers_are_encoded_as_the_kernel_does() {
+        assert_eq!(encode_device(Device { major: 5, minor: 1 }), 0x501);
+        assert_eq!(encode_device(Device { major: 259, minor: 0x12345 }), 0x1230_0000 | 259 << 8 | 0x45);
+    }
+}

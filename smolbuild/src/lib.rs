@@ -1,0 +1,3 @@
+//! smolbuild: from a Smolfile to a bundle.
+
+pub mod assemble;
