@@ -1,3 +1,4 @@
 //! smolbuild: from a Smolfile to a bundle.
 
 pub mod assemble;
+pub mod smolfile;

@@ -1,0 +1,101 @@
+//! What the sections of a Smolfile ask of each other. Looks at which keys are there, before they
+//! are taken, so that a mistake inside a section does not hide one between sections.
+
+use super::diagnostic::Diagnostic;
+use super::parse::PROBES;
+use super::table::{Errors, Table};
+
+/// A root file system and a service belong together; everything else that happens inside the
+/// guest needs them.
+pub(super) fn workload(top: &Table<'_>, errors: &mut Errors) {
+    let service = top.key_span("service");
+    match (top.key_span("rootfs"), &service) {
+        (Some(rootfs), None) => errors.push(
+            Diagnostic::new(rootfs, "[rootfs] without a [service]: nothing would run")
+                .help("add [service] with the `cmd` to run"),
+        ),
+        (None, Some(service)) => errors.push(
+            Diagnostic::new(
+                service.clone(),
+                "[service] without a [rootfs]: there are no files to run it from",
+            )
+            .help("add [rootfs] with `debian`, `tar` or `dir`"),
+        ),
+        _ => {}
+    }
+    if service.is_none() {
+        let without = [
+            (
+                "warm",
+                "[[warm]] without a [service]: there is nothing to warm up",
+            ),
+            ("ports", "`ports` without a [service]: nothing would answer"),
+        ];
+        for (key, title) in without {
+            if let Some(span) = top.key_span(key) {
+                errors.push(Diagnostic::new(span, title));
+            }
+        }
+        if top.has("rootfs")
+            && let Some(ready) = top.key_span("ready")
+        {
+            errors.push(Diagnostic::new(
+                ready,
+                "[ready] without a [service]: nothing would get ready",
+            ));
+        }
+    }
+    if !top.has("rootfs")
+        && let Some(copy) = top.key_span("copy")
+    {
+        errors.push(Diagnostic::new(
+            copy,
+            "[[copy]] without a [rootfs]: there is nowhere to copy to",
+        ));
+    }
+    if !top.has("ready") {
+        let example = match top.has("rootfs") {
+            true => "add [ready], for example with `tcp = 8080`",
+            false => "add [ready] with `log`, a pattern for a line on the console",
+        };
+        errors.push(
+            Diagnostic::new(
+                top.span.clone(),
+                "[ready] is missing: it decides when the snapshot is taken",
+            )
+            .help(example),
+        );
+    }
+}
+
+/// A machine without a root file system is just a kernel, and that kernel has to be named.
+pub(super) fn kernel(
+    kernel: Option<&Table<'_>>,
+    kernel_only: bool,
+    top: &Table<'_>,
+    errors: &mut Errors,
+) {
+    if !kernel_only || kernel.is_some_and(|kernel| kernel.has("path")) || top.has("service") {
+        return;
+    }
+    let span = kernel.map_or(top.span.clone(), |kernel| kernel.span.clone());
+    errors.push(
+        Diagnostic::new(span, "neither [rootfs] nor a `path` in [kernel]: the machine has nothing to run")
+            .help("add [rootfs] and [service]; or, for a machine that is just a kernel, `path` in [kernel]"),
+    );
+}
+
+/// Just a kernel has nobody inside to ask: only its console can be watched.
+pub(super) fn ready(ready: Option<&Table<'_>>, kernel_only: bool, errors: &mut Errors) {
+    let Some(ready) = ready.filter(|_| kernel_only) else {
+        return;
+    };
+    for probe in PROBES.into_iter().filter(|probe| *probe != "log") {
+        if let Some(span) = ready.key_span(probe) {
+            errors.push(
+                Diagnostic::new(span, format!("`{probe}` needs a [rootfs] and a [service]"))
+                    .help("a machine that is just a kernel is ready by `log`: a pattern for a line on the console"),
+            );
+        }
+    }
+}

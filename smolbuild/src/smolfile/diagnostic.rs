@@ -1,0 +1,117 @@
+//! What is wrong with a Smolfile, where, and what to write instead.
+
+use std::ops::Range;
+
+use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
+
+/// Bytes of the source, from the start of the file.
+pub type Span = Range<usize>;
+
+/// One mistake. Drawn as rustc draws its errors, by [`render`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Diagnostic {
+    /// Where the mistake is.
+    pub span: Span,
+    /// What is wrong, in one line.
+    pub title: String,
+    /// A few words beside the caret; may be empty.
+    pub label: String,
+    /// Another place that explains this one.
+    pub context: Option<(Span, String)>,
+    /// What to do about it.
+    pub help: Vec<String>,
+}
+
+impl Diagnostic {
+    /// A mistake at a place.
+    pub fn new(span: Span, title: impl Into<String>) -> Self {
+        Self {
+            span,
+            title: title.into(),
+            label: String::new(),
+            context: None,
+            help: Vec::new(),
+        }
+    }
+
+    /// Adds words beside the caret.
+    pub fn label(mut self, label: impl Into<String>) -> Self {
+        self.label = label.into();
+        self
+    }
+
+    /// Points at another place as well.
+    pub fn context(mut self, span: Span, label: impl Into<String>) -> Self {
+        self.context = Some((span, label.into()));
+        self
+    }
+
+    /// Adds what to do.
+    pub fn help(mut self, help: impl Into<String>) -> Self {
+        self.help.push(help.into());
+        self
+    }
+}
+
+/// The text of all diagnostics, in the order given, with an empty line between two.
+///
+/// `path` is the name shown; `colour` adds ANSI escape codes.
+pub fn render(diagnostics: &[Diagnostic], path: &str, source: &str, colour: bool) -> String {
+    let renderer = match colour {
+        true => Renderer::styled(),
+        false => Renderer::plain(),
+    };
+    let texts: Vec<String> = diagnostics
+        .iter()
+        .map(|diagnostic| draw(&renderer, diagnostic, path, source))
+        .collect();
+    texts.join("\n\n") + "\n"
+}
+
+fn draw(renderer: &Renderer, diagnostic: &Diagnostic, path: &str, source: &str) -> String {
+    let primary = AnnotationKind::Primary
+        .span(within(&diagnostic.span, source))
+        .label(non_empty(&diagnostic.label));
+    let context = diagnostic.context.iter().map(|(span, label)| {
+        AnnotationKind::Context
+            .span(within(span, source))
+            .label(non_empty(label))
+    });
+    let snippet = Snippet::source(source)
+        .path(path)
+        .annotation(primary)
+        .annotations(context);
+    let helps = diagnostic
+        .help
+        .iter()
+        .map(|help| Level::HELP.message(help.as_str()));
+    let report: Vec<Group> = vec![
+        Level::ERROR
+            .primary_title(diagnostic.title.as_str())
+            .element(snippet)
+            .elements(helps),
+    ];
+    renderer.render(&report)
+}
+
+fn non_empty(label: &str) -> Option<&str> {
+    (!label.is_empty()).then_some(label)
+}
+
+/// The span cut to the source and to whole characters, and to its first line: a multi-line value
+/// is pointed at where it begins.
+fn within(span: &Span, source: &str) -> Span {
+    let floor = |mut at: usize| {
+        at = at.min(source.len());
+        while !source.is_char_boundary(at) {
+            at -= 1;
+        }
+        at
+    };
+    let start = floor(span.start);
+    let end = floor(span.end).max(start);
+    let line = source[start..end]
+        .find('\n')
+        .map_or(end, |newline| start + newline);
+    start..line
+}

@@ -1,0 +1,465 @@
+//! The one table of keys: it explains them in docs/smolfile.md (a test keeps the two equal) and
+//! helps with keys that do not exist.
+
+use super::diagnostic::{Diagnostic, Span};
+
+/// One key of a Smolfile.
+pub struct Key {
+    /// The table it stands in; empty for the top of the file.
+    pub table: &'static str,
+    /// Its name.
+    pub name: &'static str,
+    /// What may be written.
+    pub kind: &'static str,
+    /// What is taken when it is absent.
+    pub default: &'static str,
+    /// What it does.
+    pub meaning: &'static str,
+}
+
+const fn key(
+    table: &'static str,
+    name: &'static str,
+    kind: &'static str,
+    default: &'static str,
+    meaning: &'static str,
+) -> Key {
+    Key {
+        table,
+        name,
+        kind,
+        default,
+        meaning,
+    }
+}
+
+/// Every key, in the order of the documentation.
+pub const KEYS: &[Key] = &[
+    key(
+        "",
+        "name",
+        "string",
+        "required",
+        "Name of the machine, and its host name: lower-case letters, digits, `.`, `_` and `-`, beginning with a letter or digit, at most 63.",
+    ),
+    key(
+        "",
+        "version",
+        "string",
+        "none",
+        "Version of what is inside; free text without white space.",
+    ),
+    key(
+        "",
+        "cpus",
+        "integer, 1 to 8",
+        "`1`",
+        "Most vCPUs the machine can run with. The build uses one; `smolrun` can bring the others online.",
+    ),
+    key(
+        "",
+        "memory",
+        "size, or integer in MiB",
+        "`\"256MiB\"`",
+        "Guest memory: 64 MiB to 3 GiB, a multiple of 1 MiB.",
+    ),
+    key(
+        "",
+        "ports",
+        "list of integers",
+        "`[]`",
+        "TCP ports of the service that `smolrun -p` can forward to.",
+    ),
+    key(
+        "",
+        "kernel",
+        "table",
+        "the recipe `smol-6.1`",
+        "The kernel: `[kernel]`.",
+    ),
+    key(
+        "",
+        "rootfs",
+        "table",
+        "none",
+        "The root file system: `[rootfs]`. Without it the machine is just a kernel.",
+    ),
+    key(
+        "",
+        "copy",
+        "array of tables",
+        "none",
+        "Files to put over the root file system, in this order: `[[copy]]`.",
+    ),
+    key(
+        "",
+        "service",
+        "table",
+        "required with `[rootfs]`",
+        "The program that the machine runs: `[service]`.",
+    ),
+    key(
+        "",
+        "ready",
+        "table",
+        "required",
+        "How to tell that the machine is ready: `[ready]`.",
+    ),
+    key(
+        "",
+        "warm",
+        "array of tables",
+        "none",
+        "Commands to run between ready and the snapshot, in this order: `[[warm]]`.",
+    ),
+    key(
+        "",
+        "snapshot",
+        "table",
+        "defaults",
+        "How the snapshot is taken: `[snapshot]`.",
+    ),
+    key(
+        "kernel",
+        "recipe",
+        "string",
+        "`\"smol-6.1\"`",
+        "Name of a kernel that smolbuild builds itself.",
+    ),
+    key(
+        "kernel",
+        "path",
+        "path",
+        "none",
+        "An ELF kernel of your own (`vmlinux`), instead of a recipe.",
+    ),
+    key(
+        "kernel",
+        "cmdline",
+        "string",
+        "`\"\"`",
+        "Parameters to add to the kernel command line, at most 1024 bytes of printable ASCII.",
+    ),
+    key(
+        "rootfs",
+        "debian",
+        "table",
+        "none",
+        "A Debian system: `{ suite, packages }`.",
+    ),
+    key(
+        "rootfs",
+        "tar",
+        "path",
+        "none",
+        "An uncompressed tar archive of a root file system.",
+    ),
+    key(
+        "rootfs",
+        "dir",
+        "path",
+        "none",
+        "A folder that is a root file system; everything in it will belong to root.",
+    ),
+    key(
+        "rootfs.debian",
+        "suite",
+        "string",
+        "required",
+        "Name of the release, such as `bookworm`.",
+    ),
+    key(
+        "rootfs.debian",
+        "packages",
+        "list of strings",
+        "`[]`",
+        "Packages to install besides the essential ones.",
+    ),
+    key(
+        "copy",
+        "src",
+        "path",
+        "required",
+        "File or folder to copy; a folder is copied with all it holds.",
+    ),
+    key(
+        "copy",
+        "dest",
+        "guest path",
+        "required",
+        "Where it goes: the full path of the copy itself.",
+    ),
+    key(
+        "copy",
+        "mode",
+        "octal integer, or string of octal digits",
+        "that of `src`",
+        "Permissions of a copied file, such as `0o755`; not for folders.",
+    ),
+    key(
+        "copy",
+        "owner",
+        "user",
+        "`\"root:root\"`",
+        "Who owns the copy.",
+    ),
+    key(
+        "service",
+        "cmd",
+        "command",
+        "required",
+        "The program and its arguments. It stays in the foreground.",
+    ),
+    key(
+        "service",
+        "env",
+        "table of strings",
+        "`{}`",
+        "Environment variables.",
+    ),
+    key("service", "user", "user", "`\"root\"`", "Who runs it."),
+    key(
+        "service",
+        "workdir",
+        "guest path",
+        "`\"/\"`",
+        "Where it runs.",
+    ),
+    key(
+        "ready",
+        "exec",
+        "command",
+        "none",
+        "Ready when this command, run as the service's user, exits with 0.",
+    ),
+    key(
+        "ready",
+        "tcp",
+        "port",
+        "none",
+        "Ready when the service accepts a connection on this port.",
+    ),
+    key(
+        "ready",
+        "http",
+        "table",
+        "none",
+        "Ready when the service answers a GET request: `{ port, path, status, body }`.",
+    ),
+    key(
+        "ready",
+        "log",
+        "regular expression",
+        "none",
+        "Ready when a line of the service's output (without `[rootfs]`: of the console) matches.",
+    ),
+    key(
+        "ready",
+        "file",
+        "guest path",
+        "none",
+        "Ready when this file exists.",
+    ),
+    key(
+        "ready",
+        "notify",
+        "`true`",
+        "none",
+        "Ready when the service says so with sd_notify(3): `READY=1`.",
+    ),
+    key(
+        "ready",
+        "timeout",
+        "duration",
+        "`\"60s\"`",
+        "How long to wait before the build fails, at most 1 h.",
+    ),
+    key(
+        "ready",
+        "interval",
+        "duration",
+        "`\"100ms\"`",
+        "Pause between two attempts, 1 ms to 1 min; not for `log` and `notify`, which are events.",
+    ),
+    key(
+        "ready",
+        "successes",
+        "integer, 1 to 100",
+        "`1`",
+        "How many attempts in a row must succeed; not for `log` and `notify`.",
+    ),
+    key(
+        "ready.http",
+        "port",
+        "port",
+        "required",
+        "Port of the service.",
+    ),
+    key(
+        "ready.http",
+        "path",
+        "string",
+        "`\"/\"`",
+        "Path to ask for, with its query.",
+    ),
+    key(
+        "ready.http",
+        "status",
+        "integer or list of integers, 100 to 599",
+        "`200`",
+        "Status codes that count as ready.",
+    ),
+    key(
+        "ready.http",
+        "body",
+        "regular expression",
+        "none",
+        "What the first 64 KiB of the body must match as well.",
+    ),
+    key(
+        "warm",
+        "cmd",
+        "command",
+        "required",
+        "A command to run as the service's user and in its environment; the build fails unless it exits with 0.",
+    ),
+    key(
+        "warm",
+        "timeout",
+        "duration",
+        "`\"60s\"`",
+        "How long it may take, at most 1 h.",
+    ),
+    key(
+        "snapshot",
+        "drop_caches",
+        "boolean",
+        "`true`",
+        "Drop the page cache before the snapshot, so that the bundle is smaller.",
+    ),
+];
+
+/// How a table is written: `[ready]`, `[[warm]]`, or `http` in `[ready]`.
+pub(super) fn heading(table: &str) -> String {
+    match (table, table.split_once('.')) {
+        ("copy" | "warm", _) => format!("[[{table}]]"),
+        (_, Some((outer, inner))) => format!("`{inner}` of {}", heading(outer)),
+        _ => format!("[{table}]"),
+    }
+}
+
+/// Keys of another tool's Smolfile that people will try, with what to write here. Those that only
+/// stand in another table here are found through [`KEYS`].
+const FOREIGN: &[(&str, &str)] = &[
+    (
+        "image",
+        "container images are not supported yet: describe the files in [rootfs], with `debian`, `tar` or `dir`",
+    ),
+    (
+        "entrypoint",
+        "write the whole command as `cmd` in [service]",
+    ),
+    (
+        "init",
+        "write the commands as [[warm]]: they run once, after ready and before the snapshot",
+    ),
+    (
+        "net",
+        "machines have no network of their own yet: `smolrun -p` forwards the `ports` to the service",
+    ),
+    (
+        "network",
+        "machines have no network of their own yet: `smolrun -p` forwards the `ports` to the service",
+    ),
+    (
+        "health",
+        "write the check as [ready]: it decides when the snapshot is taken",
+    ),
+    (
+        "secrets",
+        "secrets are not supported yet; do not put them into [service] `env`, for a snapshot holds all memory",
+    ),
+    ("volumes", "put the files into the machine with [[copy]]"),
+    (
+        "auth",
+        "remove it: a machine takes nothing over from the host",
+    ),
+    (
+        "restart",
+        "remove it: smolrun ends with the service and passes its exit code on",
+    ),
+    (
+        "storage",
+        "remove it: what the service writes is kept in memory",
+    ),
+    (
+        "overlay",
+        "remove it: what the service writes is kept in memory",
+    ),
+    ("gpu", "remove it: a machine has no GPU"),
+    ("cuda", "remove it: a machine has no GPU"),
+    (
+        "docker_socket",
+        "remove it: a machine takes nothing over from the host",
+    ),
+    ("dev", "remove it: there is one way to build a machine"),
+];
+
+/// The diagnostic for a key that the table does not have.
+pub(super) fn unknown(table: &str, name: &str, span: Span) -> Diagnostic {
+    let shown = name.escape_debug();
+    let place = match table {
+        "" => "a Smolfile".to_owned(),
+        table => heading(table),
+    };
+    if table.is_empty()
+        && let Some((_, help)) = FOREIGN.iter().find(|(foreign, _)| *foreign == name)
+    {
+        return Diagnostic::new(span, format!("`{name}` is not supported")).help(*help);
+    }
+    let diagnostic = Diagnostic::new(span, format!("unknown key `{shown}`"))
+        .label(format!("not a key of {place}"));
+    if let Some(near) = nearest(
+        name,
+        KEYS.iter()
+            .filter(|key| key.table == table)
+            .map(|key| key.name),
+    ) {
+        return diagnostic.help(format!("did you mean `{near}`?"));
+    }
+    let elsewhere: Vec<String> = KEYS
+        .iter()
+        .filter(|key| key.name == name && key.table != table)
+        .map(|key| match key.table {
+            "" => "at the top of the file, before any [table]".to_owned(),
+            table => format!("in {}", heading(table)),
+        })
+        .collect();
+    if !elsewhere.is_empty() {
+        return diagnostic.help(format!("`{name}` stands {}", elsewhere.join(" or ")));
+    }
+    let known: Vec<&str> = KEYS
+        .iter()
+        .filter(|key| key.table == table)
+        .map(|key| key.name)
+        .collect();
+    diagnostic.help(format!("{place} has the keys {}", known.join(", ")))
+}
+
+/// The candidate that `name` is probably a misspelling of.
+pub(super) fn nearest<'a>(
+    name: &str,
+    candidates: impl Iterator<Item = &'a str>,
+) -> Option<&'a str> {
+    let limit = (name.chars().count() / 3).max(1);
+    // Long garbage is never a misspelling, and the distance costs its length squared.
+    if name.len() > 32 {
+        return None;
+    }
+    let name = name.to_ascii_lowercase();
+    candidates
+        .map(|candidate| (strsim::osa_distance(&name, candidate), candidate))
+        .filter(|(distance, _)| *distance <= limit)
+        .min()
+        .map(|(_, candidate)| candidate)
+}

@@ -1,0 +1,297 @@
+//! The Smolfile: what a machine is made of, in TOML.
+//!
+//! [`parse`] is pure: text in, values or diagnostics out, all mistakes at once. docs/smolfile.md
+//! explains every key; it is tested against [`keys::KEYS`].
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | `parse.rs` | the sections, from TOML tables to the types of this file |
+//! | `check.rs` | what sections ask of each other |
+//! | `values.rs` | sizes, durations, paths and the like, from strings |
+//! | `table.rs` | taking typed keys out of a spanned table |
+//! | `keys.rs` | the one table of keys, and help with unknown ones |
+//! | `diagnostic.rs` | mistakes with places, drawn over the source |
+//! | `load.rs` | from disk: the file itself, and whether the files it names exist |
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use toml::Spanned;
+use toml::de::DeTable;
+
+mod check;
+pub mod diagnostic;
+pub mod keys;
+mod load;
+mod parse;
+mod table;
+#[cfg(test)]
+mod tests;
+mod values;
+
+pub use diagnostic::{Diagnostic, Span, render};
+pub use load::{Loaded, load};
+pub use parse::{MAX_CPUS, MEMORY};
+
+use table::{Errors, Table};
+
+/// Largest Smolfile, in bytes.
+pub const MAX_SIZE: usize = 256 * 1024;
+
+/// A machine to build, checked in itself. Paths of the host are relative to the folder of the
+/// Smolfile, use `/` and do not lead out of it; paths of the guest are absolute.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Smolfile {
+    /// Name, fit for a host name but for `_`.
+    pub name: String,
+    /// Version of what is inside.
+    pub version: Option<String>,
+    /// Most vCPUs.
+    pub cpus: u32,
+    /// Guest memory in bytes.
+    pub memory: u64,
+    /// TCP ports of the service, without duplicates, in the order written.
+    pub ports: Vec<u16>,
+    /// The kernel.
+    pub kernel: Kernel,
+    /// What runs on it.
+    pub workload: Workload,
+    /// When the machine is ready. With [`Workload::Kernel`] always a [`Probe::Log`], which is
+    /// looked for on the console.
+    pub ready: Ready,
+    /// Whether the page cache is dropped before the snapshot.
+    pub drop_caches: bool,
+}
+
+/// What a machine runs.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Workload {
+    /// Nothing but its kernel, which is a [`KernelSource::Path`].
+    Kernel,
+    /// A service on a root file system.
+    Service {
+        /// Where the files come from.
+        rootfs: Rootfs,
+        /// Files put over it, in order.
+        copies: Vec<Copy>,
+        /// The program.
+        service: Service,
+        /// Commands between ready and the snapshot, in order.
+        warm: Vec<Warm>,
+    },
+}
+
+/// `[kernel]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Kernel {
+    /// Where it comes from.
+    pub source: KernelSource,
+    /// Additions to the command line.
+    pub cmdline: String,
+    /// Where the table stands, if it is written at all.
+    pub given: Option<Span>,
+}
+
+/// Where a kernel comes from.
+#[derive(Debug, Clone, PartialEq)]
+pub enum KernelSource {
+    /// One of our own, by name.
+    Recipe(String),
+    /// Somebody's ELF file, by path on the host.
+    Path(Spanned<String>),
+}
+
+/// `[rootfs]`.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Rootfs {
+    /// A Debian system.
+    Debian {
+        /// Release, such as `bookworm`.
+        suite: String,
+        /// Packages in the order written, without duplicates.
+        packages: Vec<String>,
+    },
+    /// A tar archive, by path on the host.
+    Tar(Spanned<String>),
+    /// A folder, by path on the host.
+    Dir(Spanned<String>),
+}
+
+/// `[[copy]]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Copy {
+    /// File or folder on the host.
+    pub src: Spanned<String>,
+    /// Path of the copy in the guest.
+    pub dest: String,
+    /// Permissions (`0..=0o7777`); those of the source when absent.
+    pub mode: Option<u32>,
+    /// `name`, `uid`, `name:group` or `uid:gid`, as of the rootfs; root when absent.
+    pub owner: Option<String>,
+}
+
+/// `[service]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Service {
+    /// Program and arguments; a string in the Smolfile has become `/bin/sh -c STRING`.
+    pub cmd: Vec<String>,
+    /// Environment.
+    pub env: BTreeMap<String, String>,
+    /// `name`, `uid`, `name:group` or `uid:gid`; root when absent.
+    pub user: Option<String>,
+    /// Working directory; `/` when absent.
+    pub workdir: Option<String>,
+}
+
+/// `[[warm]]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Warm {
+    /// Program and arguments.
+    pub cmd: Vec<String>,
+    /// How long it may take.
+    pub timeout: Duration,
+}
+
+/// `[ready]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Ready {
+    /// What to wait for.
+    pub probe: Probe,
+    /// How long to wait.
+    pub timeout: Duration,
+    /// Pause between attempts.
+    pub interval: Duration,
+    /// Successes in a row that it takes.
+    pub successes: u32,
+}
+
+/// A way to tell that a machine is ready.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Probe {
+    /// A command that exits with 0.
+    Exec(Vec<String>),
+    /// A port that accepts.
+    Tcp(u16),
+    /// A GET request that is answered.
+    Http(Http),
+    /// A line of output that matches.
+    Log(String),
+    /// A file in the guest.
+    File(String),
+    /// sd_notify(3).
+    Notify,
+}
+
+/// `http` of `[ready]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Http {
+    /// Port of the service.
+    pub port: u16,
+    /// Path with query.
+    pub path: String,
+    /// Status codes that count; at least one.
+    pub status: Vec<u16>,
+    /// Regular expression for the body.
+    pub body: Option<String>,
+}
+
+/// Reads a Smolfile. The diagnostics come in the order of the file.
+pub fn parse(source: &str) -> Result<Smolfile, Vec<Diagnostic>> {
+    if source.len() > MAX_SIZE {
+        let title = format!("the file is larger than {} KiB", MAX_SIZE / 1024);
+        return Err(vec![Diagnostic::new(0..0, title)]);
+    }
+    let (document, syntax) = DeTable::parse_recoverable(source);
+    let mut errors = Errors::default();
+    for error in &syntax {
+        let span = error.span().unwrap_or(source.len()..source.len());
+        errors.push(Diagnostic::new(
+            span,
+            format!("invalid TOML: {}", error.message()),
+        ));
+    }
+    // After a duplicate key the rest is as meant; after other errors it is guesswork.
+    let smolfile = match syntax
+        .iter()
+        .all(|error| error.message() == "duplicate key")
+    {
+        true => sections(Table::new("", 0..0, document.into_inner()), &mut errors),
+        false => None,
+    };
+    let mut diagnostics = errors.0;
+    diagnostics.sort_by_key(|diagnostic| (diagnostic.span.start, diagnostic.span.end));
+    diagnostics.dedup();
+    match smolfile {
+        Some(smolfile) if diagnostics.is_empty() => Ok(smolfile),
+        _ => Err(diagnostics),
+    }
+}
+
+/// Every section, then what they ask of each other. `None` only after an error was reported.
+fn sections(mut top: Table<'_>, errors: &mut Errors) -> Option<Smolfile> {
+    check::workload(&top, errors);
+    let kernel_only = !top.has("rootfs");
+    top.require("name", "name = \"my-machine\"", errors);
+    let name = top
+        .parsed("name", errors, values::name)
+        .map(Spanned::into_inner);
+    let version = top
+        .parsed("version", errors, values::version)
+        .map(Spanned::into_inner);
+    let cpus = top
+        .integer("cpus", 1..=MAX_CPUS, errors)
+        .map_or(1, |n| *n.get_ref() as u32);
+    let memory = parse::memory(&mut top, errors);
+    let ports = parse::ports(&mut top, errors);
+    let kernel = top.table("kernel", "kernel", errors);
+    check::kernel(kernel.as_ref(), kernel_only, &top, errors);
+    let kernel = parse::kernel(kernel, kernel_only, errors);
+    let rootfs = top
+        .table("rootfs", "rootfs", errors)
+        .and_then(|table| parse::rootfs(table, errors));
+    let copies: Vec<Option<Copy>> = top
+        .tables("copy", errors)
+        .into_iter()
+        .map(|table| parse::copy(table, errors))
+        .collect();
+    let service = top
+        .table("service", "service", errors)
+        .map(|table| parse::service(table, errors));
+    let warm = top
+        .tables("warm", errors)
+        .into_iter()
+        .map(|table| parse::warm(table, errors))
+        .collect();
+    let ready = top.table("ready", "ready", errors);
+    check::ready(ready.as_ref(), kernel_only, errors);
+    let ready = ready.map(|table| parse::ready(table, errors));
+    let drop_caches = match top.table("snapshot", "snapshot", errors) {
+        Some(mut table) => {
+            let drop_caches = table.boolean("drop_caches", errors);
+            table.finish(errors);
+            drop_caches.unwrap_or(true)
+        }
+        None => true,
+    };
+    top.finish(errors);
+    let workload = match kernel_only {
+        true => Workload::Kernel,
+        false => Workload::Service {
+            rootfs: rootfs?,
+            copies: copies.into_iter().collect::<Option<_>>()?,
+            service: service?,
+            warm,
+        },
+    };
+    Some(Smolfile {
+        name: name?,
+        version,
+        cpus,
+        memory,
+        ports,
+        kernel,
+        workload,
+        ready: ready?,
+        drop_caches,
+    })
+}

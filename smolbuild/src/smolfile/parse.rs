@@ -1,0 +1,468 @@
+//! From the spanned TOML tables to the typed [`Smolfile`], section by section.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use toml::Spanned;
+use toml::de::DeValue;
+
+use super::diagnostic::Diagnostic;
+use super::table::{Entry, Errors, Table, as_integer, as_string, mismatch, parsed, to_u64};
+use super::values::{self, MIB};
+use super::{Copy, Http, Kernel, KernelSource, Probe, Ready, Rootfs, Service, Warm};
+
+/// Smallest and largest guest memory, in bytes. Above lie the device windows (docs: memory map).
+pub const MEMORY: std::ops::RangeInclusive<u64> = 64 * MIB..=3 << 30;
+/// Most vCPUs a machine can have.
+pub const MAX_CPUS: u64 = 8;
+
+const HOUR: Duration = Duration::from_secs(3600);
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
+const DEFAULT_INTERVAL: Duration = Duration::from_millis(100);
+
+pub(super) fn memory(top: &mut Table<'_>, errors: &mut Errors) -> u64 {
+    let Some(entry) = top.take("memory") else {
+        return 256 * MIB;
+    };
+    let size = match entry.value.get_ref() {
+        DeValue::Integer(mib) => {
+            let span = entry.value.span();
+            Some(Spanned::new(
+                span,
+                to_u64(mib).unwrap_or(u64::MAX).saturating_mul(MIB),
+            ))
+        }
+        _ => as_string(entry.value, errors).and_then(|text| parsed(text, errors, values::size)),
+    };
+    let Some(size) = size else { return 256 * MIB };
+    if !MEMORY.contains(size.get_ref()) {
+        errors.push(
+            Diagnostic::new(size.span(), "`memory` is out of range").label("must be 64MiB to 3GiB"),
+        );
+    } else if size.get_ref() % MIB != 0 {
+        errors.push(Diagnostic::new(
+            size.span(),
+            "`memory` must be a multiple of 1 MiB",
+        ));
+    }
+    size.into_inner()
+}
+
+pub(super) fn ports(top: &mut Table<'_>, errors: &mut Errors) -> Vec<u16> {
+    let mut seen: Vec<Spanned<u16>> = Vec::new();
+    for value in top.array("ports", "a list of ports, such as [8080]", errors) {
+        let span = value.span();
+        if let DeValue::String(text) = value.get_ref()
+            && text.contains(':')
+        {
+            errors.push(
+                Diagnostic::new(span, "a port of the service alone is wanted here").help(
+                    "the port of the host is chosen when the machine runs: `smolrun -p HOST:GUEST`",
+                ),
+            );
+            continue;
+        }
+        let Some(port) = port(value, errors) else {
+            continue;
+        };
+        match seen.iter().find(|other| *other.get_ref() == port) {
+            Some(first) => errors.push(
+                Diagnostic::new(span, format!("port {port} is listed twice"))
+                    .context(first.span(), "first here"),
+            ),
+            None => seen.push(Spanned::new(span, port)),
+        }
+    }
+    seen.into_iter().map(Spanned::into_inner).collect()
+}
+
+fn port(value: Spanned<DeValue<'_>>, errors: &mut Errors) -> Option<u16> {
+    let port = as_integer(value, "port", 1..=u16::MAX.into(), errors)?;
+    u16::try_from(port.into_inner()).ok()
+}
+
+pub(super) fn kernel(table: Option<Table<'_>>, kernel_only: bool, errors: &mut Errors) -> Kernel {
+    let mut kernel = Kernel {
+        source: KernelSource::Recipe("smol-6.1".to_owned()),
+        cmdline: String::new(),
+        given: None,
+    };
+    let Some(mut table) = table else {
+        return kernel;
+    };
+    kernel.given = Some(table.span.clone());
+    if let (Some(recipe), Some(path)) = (table.key_span("recipe"), table.key_span("path")) {
+        let title = "`recipe` and `path` both name the kernel";
+        errors.push(
+            Diagnostic::new(path, title)
+                .context(recipe, "named here as well")
+                .help("remove one of the two"),
+        );
+    }
+    if let Some(recipe) = table.parsed("recipe", errors, values::name) {
+        kernel.source = KernelSource::Recipe(recipe.into_inner());
+    }
+    if let Some(path) = table.parsed("path", errors, values::host_path) {
+        kernel.source = KernelSource::Path(path);
+    }
+    if let Some(cmdline) =
+        table.parsed("cmdline", errors, |text| values::cmdline(text, kernel_only))
+    {
+        kernel.cmdline = cmdline.into_inner();
+    }
+    table.finish(errors);
+    kernel
+}
+
+/// Reports unless exactly one of the keys is there.
+fn exactly_one(table: &Table<'_>, keys: &[&str], what: &str, errors: &mut Errors) {
+    let mut found = keys
+        .iter()
+        .filter_map(|key| Some((key, table.key_span(key)?)));
+    let choice = || format!("write exactly one of {}", keys.join(", "));
+    match (found.next(), found.next()) {
+        (None, _) => {
+            errors.push(
+                Diagnostic::new(
+                    table.span.clone(),
+                    format!("[{}] does not say {what}", table.name),
+                )
+                .help(choice()),
+            );
+        }
+        (Some((first, at)), Some((second, also))) => {
+            let (first, second, at, also) = if at.start < also.start {
+                (first, second, at, also)
+            } else {
+                (second, first, also, at)
+            };
+            errors.push(
+                Diagnostic::new(
+                    also,
+                    format!("`{second}` and `{first}` cannot both be there"),
+                )
+                .context(at, "the other one")
+                .help(choice()),
+            );
+        }
+        _ => {}
+    }
+}
+
+pub(super) fn rootfs(mut table: Table<'_>, errors: &mut Errors) -> Option<Rootfs> {
+    exactly_one(
+        &table,
+        &["debian", "tar", "dir"],
+        "where the files come from",
+        errors,
+    );
+    let tar = table
+        .parsed("tar", errors, values::host_path)
+        .map(Rootfs::Tar);
+    let dir = table
+        .parsed("dir", errors, values::host_path)
+        .map(Rootfs::Dir);
+    let debian = table
+        .table("debian", "rootfs.debian", errors)
+        .map(|debian| debian_rootfs(debian, errors));
+    table.finish(errors);
+    debian.or(tar).or(dir)
+}
+
+fn debian_rootfs(mut table: Table<'_>, errors: &mut Errors) -> Rootfs {
+    table.require("suite", "suite = \"bookworm\"", errors);
+    let suite = table
+        .parsed("suite", errors, values::suite)
+        .map(Spanned::into_inner)
+        .unwrap_or_default();
+    let mut packages: Vec<Spanned<String>> = Vec::new();
+    for value in table.array(
+        "packages",
+        "a list of packages, such as [\"redis-server\"]",
+        errors,
+    ) {
+        let Some(package) =
+            as_string(value, errors).and_then(|text| parsed(text, errors, values::package))
+        else {
+            continue;
+        };
+        match packages
+            .iter()
+            .find(|other| other.get_ref() == package.get_ref())
+        {
+            Some(first) => errors.push(
+                Diagnostic::new(
+                    package.span(),
+                    format!("package `{}` is listed twice", package.get_ref()),
+                )
+                .context(first.span(), "first here"),
+            ),
+            None => packages.push(package),
+        }
+    }
+    table.finish(errors);
+    Rootfs::Debian {
+        suite,
+        packages: packages.into_iter().map(Spanned::into_inner).collect(),
+    }
+}
+
+pub(super) fn copy(mut table: Table<'_>, errors: &mut Errors) -> Option<Copy> {
+    table.require("src", "src = \"app.conf\"", errors);
+    table.require("dest", "dest = \"/etc/app.conf\"", errors);
+    let src = table.parsed("src", errors, values::host_path);
+    let dest = table.parsed("dest", errors, values::destination);
+    let owner = table
+        .parsed("owner", errors, values::user)
+        .map(Spanned::into_inner);
+    let mode = table
+        .take("mode")
+        .and_then(|entry| file_mode(entry, errors));
+    table.finish(errors);
+    Some(Copy {
+        src: src?,
+        dest: dest?.into_inner(),
+        mode,
+        owner,
+    })
+}
+
+fn file_mode(entry: Entry<'_>, errors: &mut Errors) -> Option<u32> {
+    let value = entry.value;
+    // 755 in decimal is 0o1363, which nobody means.
+    if let DeValue::Integer(number) = value.get_ref()
+        && number.radix() == 10
+    {
+        let help = match values::mode(number.as_str()) {
+            Ok(_) => format!("write `0o{}` or \"{}\"", number.as_str(), number.as_str()),
+            Err(_) => "write an octal number, such as `0o755`".to_owned(),
+        };
+        errors.push(Diagnostic::new(value.span(), "a file mode is an octal number").help(help));
+        return None;
+    }
+    if let DeValue::Integer(_) = value.get_ref() {
+        let mode = as_integer(value, "mode", 0..=0o7777, errors)?;
+        return u32::try_from(mode.into_inner()).ok();
+    }
+    let text = as_string(value, errors)?;
+    parsed(text, errors, values::mode).map(Spanned::into_inner)
+}
+
+/// A command: a list of words, or a line for the shell.
+fn command(table: &mut Table<'_>, key: &str, errors: &mut Errors) -> Vec<String> {
+    let Some(entry) = table.take(key) else {
+        return Vec::new();
+    };
+    let span = entry.value.span();
+    let words = match entry.value.into_inner() {
+        DeValue::String(line) => {
+            let line = as_string(Spanned::new(span.clone(), DeValue::String(line)), errors);
+            let Some(line) = line.map(Spanned::into_inner) else {
+                return Vec::new();
+            };
+            // A blank line is as empty as an empty list.
+            let program = if line.trim().is_empty() {
+                ""
+            } else {
+                "/bin/sh"
+            };
+            vec![program.to_owned(), "-c".to_owned(), line]
+        }
+        DeValue::Array(words) => {
+            let count = words.len();
+            let words: Vec<String> = words
+                .into_iter()
+                .filter_map(|word| as_string(word, errors))
+                .map(Spanned::into_inner)
+                .collect();
+            if words.len() < count {
+                return words;
+            }
+            words
+        }
+        other => {
+            let expected = "a command: a list of strings, or a string for /bin/sh";
+            errors.push(mismatch(span, &other, expected));
+            return Vec::new();
+        }
+    };
+    if words.first().is_none_or(String::is_empty) {
+        let help =
+            "write the program and its arguments, such as [\"redis-server\", \"/etc/redis.conf\"]";
+        errors.push(Diagnostic::new(span, format!("`{key}` is an empty command")).help(help));
+    }
+    words
+}
+
+pub(super) fn service(mut table: Table<'_>, errors: &mut Errors) -> Service {
+    table.require("cmd", "cmd = [\"program\", \"argument\"]", errors);
+    let cmd = command(&mut table, "cmd", errors);
+    let mut env = BTreeMap::new();
+    if let Some(mut variables) = table.table("env", "service.env", errors) {
+        for Entry { key, value } in variables.take_all() {
+            let name = key.get_ref();
+            if name.is_empty() || name.contains(|c: char| !c.is_ascii_alphanumeric() && c != '_') {
+                let help = "use letters, digits and `_`";
+                errors.push(
+                    Diagnostic::new(key.span(), "not the name of an environment variable")
+                        .help(help),
+                );
+            }
+            if let Some(value) = as_string(value, errors) {
+                env.insert(name.clone().into_owned(), value.into_inner());
+            }
+        }
+    }
+    let user = table
+        .parsed("user", errors, values::user)
+        .map(Spanned::into_inner);
+    let workdir = table
+        .parsed("workdir", errors, values::guest_path)
+        .map(Spanned::into_inner);
+    table.finish(errors);
+    Service {
+        cmd,
+        env,
+        user,
+        workdir,
+    }
+}
+
+/// A duration from 1 ms to `max`.
+fn duration(
+    table: &mut Table<'_>,
+    key: &str,
+    default: Duration,
+    max: Duration,
+    errors: &mut Errors,
+) -> Duration {
+    let Some(value) = table.take(key).map(|entry| entry.value) else {
+        return default;
+    };
+    if let DeValue::Integer(number) = value.get_ref() {
+        let help = format!("write \"{number}s\" or \"{number}ms\"");
+        errors.push(Diagnostic::new(value.span(), "a duration needs a unit").help(help));
+        return default;
+    }
+    let time = as_string(value, errors).and_then(|text| parsed(text, errors, values::duration));
+    let Some(time) = time else { return default };
+    if !(Duration::from_millis(1)..=max).contains(time.get_ref()) {
+        let max = if max == HOUR { "1h" } else { "1min" };
+        errors.push(
+            Diagnostic::new(time.span(), format!("`{key}` is out of range"))
+                .label(format!("must be 1ms to {max}")),
+        );
+    }
+    time.into_inner()
+}
+
+pub(super) fn warm(mut table: Table<'_>, errors: &mut Errors) -> Warm {
+    table.require("cmd", "cmd = [\"program\", \"argument\"]", errors);
+    let cmd = command(&mut table, "cmd", errors);
+    let timeout = duration(&mut table, "timeout", DEFAULT_TIMEOUT, HOUR, errors);
+    table.finish(errors);
+    Warm { cmd, timeout }
+}
+
+/// The kinds of probe, as keys of `[ready]`.
+pub(super) const PROBES: [&str; 6] = ["exec", "tcp", "http", "log", "file", "notify"];
+
+pub(super) fn ready(mut table: Table<'_>, errors: &mut Errors) -> Ready {
+    exactly_one(&table, &PROBES, "what to wait for", errors);
+    for event in ["log", "notify"] {
+        if table.has(event) {
+            for key in ["interval", "successes"] {
+                if let Some(span) = table.key_span(key) {
+                    let title =
+                        format!("`{key}` has no meaning with `{event}`, which happens once");
+                    errors.push(Diagnostic::new(span, title).help(format!("remove `{key}`")));
+                }
+            }
+        }
+    }
+    let mut probes = Vec::new();
+    if table.has("exec") {
+        probes.push(Probe::Exec(command(&mut table, "exec", errors)));
+    }
+    if let Some(entry) = table.take("tcp") {
+        probes.push(Probe::Tcp(port(entry.value, errors).unwrap_or_default()));
+    }
+    if let Some(http) = table.table("http", "ready.http", errors) {
+        probes.push(Probe::Http(http_probe(http, errors)));
+    }
+    probes.extend(
+        table
+            .parsed("log", errors, values::pattern)
+            .map(|log| Probe::Log(log.into_inner())),
+    );
+    probes.extend(
+        table
+            .parsed("file", errors, values::guest_path)
+            .map(|file| Probe::File(file.into_inner())),
+    );
+    if let Some(span) = table.key_span("notify") {
+        if table.boolean("notify", errors) == Some(false) {
+            errors.push(
+                Diagnostic::new(span, "`notify` can only be true")
+                    .help("name another probe, or write `notify = true`"),
+            );
+        }
+        probes.push(Probe::Notify);
+    }
+    let timeout = duration(&mut table, "timeout", DEFAULT_TIMEOUT, HOUR, errors);
+    let interval = duration(
+        &mut table,
+        "interval",
+        DEFAULT_INTERVAL,
+        Duration::from_secs(60),
+        errors,
+    );
+    let successes = table
+        .integer("successes", 1..=100, errors)
+        .map_or(1, |n| *n.get_ref() as u32);
+    table.finish(errors);
+    Ready {
+        probe: probes.into_iter().next().unwrap_or(Probe::Notify),
+        timeout,
+        interval,
+        successes,
+    }
+}
+
+fn http_probe(mut table: Table<'_>, errors: &mut Errors) -> Http {
+    table.require("port", "port = 8080", errors);
+    let port = table
+        .take("port")
+        .and_then(|entry| port(entry.value, errors))
+        .unwrap_or_default();
+    let path = table
+        .parsed("path", errors, values::http_path)
+        .map_or_else(|| "/".to_owned(), Spanned::into_inner);
+    let body = table
+        .parsed("body", errors, values::pattern)
+        .map(Spanned::into_inner);
+    let mut status = vec![200];
+    if let Some(Entry { value, .. }) = table.take("status") {
+        let span = value.span();
+        let values: Vec<_> = match value.into_inner() {
+            DeValue::Array(values) => values.into_iter().collect(),
+            other => vec![Spanned::new(span.clone(), other)],
+        };
+        if values.is_empty() {
+            errors
+                .push(Diagnostic::new(span, "`status` lists no code").help("write `status = 200`"));
+        }
+        status = values
+            .into_iter()
+            .filter_map(|value| as_integer(value, "status", 100..=599, errors))
+            .filter_map(|code| u16::try_from(code.into_inner()).ok())
+            .collect();
+    }
+    table.finish(errors);
+    Http {
+        port,
+        path,
+        status,
+        body,
+    }
+}
