@@ -1,0 +1,172 @@
+//! Writes a bundle.
+
+use std::path::{Path, PathBuf};
+
+use crate::archive::ArchiveWriter;
+use crate::index::PageIndex;
+use crate::limits::*;
+use crate::oci::{self, Descriptor, Manifest};
+use crate::output::Output;
+use crate::pages::{self, Known, Source};
+use crate::{Config, Digest, Error, ImageKind, Result, Stats};
+
+/// What goes into a bundle. The bytes of the bundle depend on the contents alone, not on names,
+/// times or holes of the files.
+#[derive(Clone, Debug)]
+pub struct BundleSpec {
+    /// What the machine is.
+    pub config: Config,
+    /// The guest kernel.
+    pub kernel: PathBuf,
+    /// The initial RAM file system.
+    pub initramfs: Option<PathBuf>,
+    /// The root file system.
+    pub rootfs: Option<PathBuf>,
+    /// The running machine.
+    pub snapshot: Option<SnapshotSpec>,
+    /// The text of the Smolfile.
+    pub smolfile: Option<Vec<u8>>,
+    /// The text of the lock.
+    pub lock: Option<Vec<u8>>,
+}
+
+/// A machine that was stopped in its work.
+#[derive(Clone, Debug)]
+pub struct SnapshotSpec {
+    /// vCPU, device and clock state; opaque here.
+    pub state: Vec<u8>,
+    /// Guest RAM, exactly [`Config::memory`] bytes; holes count as zeros.
+    pub memory: PathBuf,
+}
+
+/// What was written.
+#[derive(Clone, Debug)]
+pub struct Written {
+    /// The bundle's digest: sha256 of its machine manifest.
+    pub digest: Digest,
+    /// Size of the file, bytes.
+    pub file_size: u64,
+    /// Where the pages went.
+    pub stats: Stats,
+}
+
+/// Writes the bundle of `spec` to `out`, replacing what is there when the new file is complete and
+/// on the disk, and leaving everything as it was on any error.
+///
+/// `progress` is told bytes done and bytes in total, of the images as they lie on disk. Memory
+/// needed: some MiB for each core, and about 100 bytes for each different page.
+pub fn write(spec: &BundleSpec, out: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<Written> {
+    validate(spec)?;
+    let sources = sources(spec)?;
+    let total = sources.iter().map(Source::size).sum();
+    let mut done = 0;
+    let mut advance = |bytes| {
+        done += bytes;
+        progress(done, total);
+    };
+
+    let output = Output::create(out)?;
+    let mut archive = ArchiveWriter::new(output.file(), out);
+    archive.file("oci-layout", oci::OCI_LAYOUT)?;
+    let (index, mut layers) = write_images(&sources, &mut archive, &mut advance)?;
+    for (media_type, bytes) in texts(spec, &index)? {
+        archive.blob(&bytes)?;
+        layers.push(Descriptor::of(media_type, &bytes));
+    }
+    let config = oci::bytes(&spec.config);
+    archive.blob(&config)?;
+    let manifest = Manifest::machine(&spec.config, Descriptor::of(oci::CONFIG, &config), layers);
+    let manifest = oci::bytes(&manifest);
+    let digest = archive.blob(&manifest)?;
+    let machine = Descriptor::of(oci::OCI_MANIFEST, &manifest);
+    archive.file("index.json", &oci::bytes(&oci::Index::new(&machine, &[])))?;
+    let file_size = archive.finish()?;
+    output.publish()?;
+    Ok(Written {
+        digest,
+        file_size,
+        stats: index.stats(),
+    })
+}
+
+fn validate(spec: &BundleSpec) -> Result<()> {
+    spec.config.validate().map_err(Error::InvalidSpec)?;
+    let state = spec.snapshot.as_ref().map(|s| &s.state);
+    for (name, bytes, limit) in [
+        ("machine state", state, MAX_STATE_SIZE),
+        ("Smolfile", spec.smolfile.as_ref(), MAX_TEXT_SIZE),
+        ("lock", spec.lock.as_ref(), MAX_TEXT_SIZE),
+    ] {
+        if let Some(len) = bytes.map(|b| b.len() as u64).filter(|len| *len > limit) {
+            return Err(Error::InvalidSpec(format!(
+                "the {name} has {len} bytes, the limit is {limit}"
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn sources(spec: &BundleSpec) -> Result<Vec<Source>> {
+    let paths = [
+        (ImageKind::Kernel, Some(&spec.kernel)),
+        (ImageKind::Initramfs, spec.initramfs.as_ref()),
+        (ImageKind::Rootfs, spec.rootfs.as_ref()),
+        (ImageKind::Memory, spec.snapshot.as_ref().map(|s| &s.memory)),
+    ];
+    let present = paths
+        .into_iter()
+        .filter_map(|(kind, path)| Some((kind, path?)));
+    let sources = present
+        .map(|(kind, path)| Source::open(kind, path))
+        .collect::<Result<Vec<_>>>()?;
+    if let (Some(_), Some(memory)) = (&spec.snapshot, sources.last())
+        && memory.size() != spec.config.memory
+    {
+        let (found, expected) = (memory.size(), spec.config.memory);
+        return Err(Error::InvalidSpec(format!(
+            "the memory image has {found} bytes, the configuration says {expected}"
+        )));
+    }
+    Ok(sources)
+}
+
+/// Writes the frames of every image, one blob each.
+fn write_images(
+    sources: &[Source],
+    archive: &mut ArchiveWriter<'_>,
+    advance: &mut dyn FnMut(u64),
+) -> Result<(PageIndex, Vec<Descriptor>)> {
+    let mut known = Known::default();
+    let (mut images, mut layers) = (Vec::new(), Vec::new());
+    for source in sources {
+        let mut blob = archive.stream();
+        let image = pages::pack(source, &mut known, &mut blob, advance)?;
+        if let Some((digest, size)) = blob.finish()? {
+            layers.push(Descriptor::new(image.kind().media_type(), digest, size));
+        }
+        images.push(image);
+    }
+    Ok((PageIndex::new(images), layers))
+}
+
+/// The blobs behind the frames.
+fn texts(spec: &BundleSpec, index: &PageIndex) -> Result<Vec<(&'static str, Vec<u8>)>> {
+    let index = index.encode();
+    if index.len() as u64 > MAX_INDEX_SIZE {
+        let found = index.len();
+        return Err(Error::InvalidSpec(format!(
+            "the page index would have {found} bytes, the limit is {MAX_INDEX_SIZE}"
+        )));
+    }
+    let state = spec.snapshot.as_ref().map(|s| s.state.clone());
+    let parts = [
+        (oci::INDEX, Some(index)),
+        (oci::STATE, state),
+        (oci::SMOLFILE, spec.smolfile.clone()),
+        (oci::LOCK, spec.lock.clone()),
+    ];
+    Ok(parts
+        .into_iter()
+        .filter_map(|(media_type, bytes)| Some((media_type, bytes?)))
+        .collect())
+}
