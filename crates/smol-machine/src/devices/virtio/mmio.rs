@@ -95,6 +95,8 @@ struct Inner {
     interrupt_status: u32,
     config_generation: u32,
     fault: Option<Fault>,
+    /// The machine stands still: neither RAM nor the interrupt line may be touched.
+    paused: bool,
 }
 
 impl fmt::Debug for MmioTransport {
@@ -132,6 +134,7 @@ impl MmioTransport {
                 interrupt_status: 0,
                 config_generation: 0,
                 fault: None,
+                paused: false,
             }))
         })
     }
@@ -171,6 +174,12 @@ impl MmioTransport {
             .run(|device, queues, mem| device.service(queues, mem));
     }
 
+    /// Keeps all threads off RAM and the interrupt line until [`MmioTransport::resume`]: for a
+    /// live machine whose vCPUs have been stopped for a snapshot.
+    pub fn pause(&self) {
+        self.lock().paused = true;
+    }
+
     /// The state for a snapshot, taken while no vCPU runs.
     pub fn save(&self) -> TransportState {
         let inner = self.lock();
@@ -188,8 +197,8 @@ impl MmioTransport {
         }
     }
 
-    /// Takes over a saved state. Neither RAM nor the interrupt line is touched before
-    /// [`MmioTransport::resume`].
+    /// Takes over a saved state and leaves the transport paused: neither RAM nor the interrupt
+    /// line is touched before [`MmioTransport::resume`].
     ///
     /// # Errors
     /// If the state is not one that this device can be in, with these features, queues and RAM;
@@ -201,11 +210,12 @@ impl MmioTransport {
             .map_err(|e| StateError(format!("virtio device {}: {e}", inner.device.id())))
     }
 
-    /// Goes on after [`MmioTransport::restore`], once RAM and the interrupt controllers are in
+    /// Goes on after [`MmioTransport::restore`] or [`MmioTransport::pause`], once RAM and the interrupt controllers are in
     /// place and before any vCPU runs: sets the interrupt line, tells the guest what it has to
     /// know and serves what had been left in the queues.
     pub fn resume(&self) {
         let mut inner = self.lock();
+        inner.paused = false;
         inner.run(|device, queues, mem| device.service(queues, mem));
         inner.notify_all();
         inner.set_irq();
@@ -374,7 +384,7 @@ impl Inner {
         &mut self,
         work: impl FnOnce(&mut dyn VirtioDevice, &mut [VirtQueue], &Mem) -> Result<(), Fault>,
     ) {
-        if !self.has(VIRTIO_CONFIG_S_DRIVER_OK) || self.failed() {
+        if self.paused || !self.has(VIRTIO_CONFIG_S_DRIVER_OK) || self.failed() {
             return;
         }
         self.queues.iter_mut().for_each(VirtQueue::begin);
@@ -426,6 +436,7 @@ impl Inner {
         self.interrupt_status = state.interrupt_status;
         self.config_generation = state.config_generation;
         self.fault = None;
+        self.paused = true;
         Ok(())
     }
 

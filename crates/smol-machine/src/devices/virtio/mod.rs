@@ -26,6 +26,9 @@ pub mod rng;
 pub mod state;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;
+pub mod vsock;
 
 use std::sync::Weak;
 

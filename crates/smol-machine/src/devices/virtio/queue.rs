@@ -117,13 +117,21 @@ impl VirtQueue {
         if !self.queue.event_idx_enabled() {
             return Ok(()); // then every addition is announced
         }
-        let idx = self.queue.avail_idx(mem, Ordering::Acquire)?.0;
+        let idx = self.available(mem)?;
         // avail_event is the le16 behind the used ring (2.7.8); the ring was checked to lie in RAM.
         let offset = 4 + 8 * u64::from(self.queue.size());
         let addr = GuestAddress(self.queue.used_ring().saturating_add(offset));
         mem.store(idx.to_le(), addr, Ordering::SeqCst)
             .map_err(virtio_queue::Error::GuestMemory)?;
         Ok(())
+    }
+
+    /// The driver's index into the available ring: it moves with every chain that is added.
+    ///
+    /// # Errors
+    /// If the ring cannot be read.
+    pub fn available(&self, mem: &Mem) -> Result<u16, Fault> {
+        Ok(self.queue.avail_idx(mem, Ordering::Acquire)?.0)
     }
 
     /// A notification begins: grants the queue its budget anew.
