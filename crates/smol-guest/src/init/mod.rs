@@ -1,0 +1,357 @@
+//! The init: PID 1 of a guest, from the first mount to the reset.
+//!
+//! ```text
+//! boot      mounts, network, identity          (mounts, network, identity)
+//! service   as its user, in its cgroup         (users, process, cgroup)
+//! ready     probes                             (probes, notify, output)
+//! warm      commands, in a build
+//! snapshot  freeze, flush, snapshot, restore   (snapshot, cpus)
+//! serve     forwards, requests                 (forward, requests)
+//! end       stop, tell, reset                  (shutdown)
+//! ```
+//! Underneath: [`supervisor`] (the one poll loop), `streams` (events and logs to the host),
+//! `console`, `signals`, and [`platform`] (what tests replace).
+
+mod cgroup;
+mod console;
+mod cpus;
+mod forward;
+mod identity;
+mod mounts;
+mod network;
+mod notify;
+mod output;
+pub mod platform;
+mod probes;
+mod process;
+mod requests;
+mod shutdown;
+mod signals;
+mod snapshot;
+mod streams;
+mod supervisor;
+pub mod users;
+
+use std::convert::Infallible;
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use cgroup::Cgroup;
+use console::say;
+use platform::Platform;
+use probes::NotReady;
+use process::{Output, World};
+use requests::Requests;
+use signals::Signals;
+use supervisor::{Interrupt, Supervisor};
+
+use crate::protocol::{
+    CONFIG_PATH, Event, ExitStatus, GuestConfig, Mode, Probe, RUN_MODE_WORD, Stage, Warm,
+};
+
+/// Why the machine cannot go on; becomes [`Event::Failed`].
+#[derive(Debug)]
+struct Failure {
+    stage: Stage,
+    reason: String,
+    probe: Option<Probe>,
+    last_saw: Option<String>,
+    service_status: Option<ExitStatus>,
+}
+
+impl Failure {
+    fn at(stage: Stage, reason: String) -> Box<Self> {
+        Box::new(Failure {
+            stage,
+            reason,
+            probe: None,
+            last_saw: None,
+            service_status: None,
+        })
+    }
+}
+
+/// How a machine's life ends early or late.
+#[derive(Debug)]
+enum End {
+    /// The service ended by itself.
+    Exited(ExitStatus),
+    /// It was asked to stop, with this grace time.
+    Stop(Duration),
+    /// Something went wrong.
+    Failed(Box<Failure>),
+}
+
+impl From<Box<Failure>> for End {
+    fn from(failure: Box<Failure>) -> Self {
+        End::Failed(failure)
+    }
+}
+
+/// Lives the whole life of a guest. Never returns: PID 1 must not.
+pub fn run(platform: &Platform) -> ! {
+    std::panic::set_hook(Box::new(|panic| {
+        say!("{panic}");
+        shutdown::reset()
+    }));
+    let (mut sup, failed) = first_steps(platform);
+    if let Some(why) = failed {
+        tell(&mut sup, *Failure::at(Stage::Boot, why));
+        shutdown::reset()
+    }
+    let mut world = None;
+    let Err(end) = live(platform, &mut sup, &mut world);
+    finish(&mut sup, world.as_ref(), end);
+    shutdown::reset()
+}
+
+/// Devices, console, signals; and what went wrong with them.
+fn first_steps(platform: &Platform) -> (Supervisor, Option<String>) {
+    let mounted = mounts::early();
+    console::open(&platform.console);
+    let (signals, failed) = match Signals::take_over() {
+        Ok(signals) => (Some(signals), mounted.err()),
+        Err(e) => (None, Some(format!("cannot take over signals: {e}"))),
+    };
+    (Supervisor::new(platform.host.clone(), signals), failed)
+}
+
+/// Boots, serves, and returns only with the end. The world is left behind for it.
+fn live(
+    platform: &Platform,
+    sup: &mut Supervisor,
+    world: &mut Option<World>,
+) -> Result<Infallible, End> {
+    let boot = |why: String| Failure::at(Stage::Boot, why);
+    let config = read_config().map_err(boot)?;
+    let mut warnings = match &config.rootfs {
+        Some(rootfs) => mounts::enter(rootfs).map_err(boot)?,
+        None => Vec::new(),
+    };
+    mounts::late().map_err(boot)?;
+    identity::set_up(&config.hostname).map_err(boot)?;
+    warnings.extend(
+        network::loopback_up()
+            .err()
+            .map(|e| format!("the loopback interface does not come up: {e}")),
+    );
+    // Ctrl-alt-del becomes a SIGINT to us instead of a reset.
+    let _ = rustix::system::reboot(rustix::system::RebootCommand::CadOff);
+
+    match (sup.control.connect(), config.mode) {
+        (Ok(()), _) => {}
+        (Err(e), Mode::Run) => say!("no control stream to the host: {e}"),
+        (Err(e), Mode::Build) => {
+            return Err(boot(format!("no control stream to the host: {e}")).into());
+        }
+    }
+    snapshot::open_log(sup, Stage::Boot);
+    sup.control.send(&Event::Booted);
+    for reason in warnings {
+        sup.control.send(&Event::Warning {
+            stage: Stage::Boot,
+            reason,
+        });
+    }
+    if config.mode == Mode::Run {
+        identity::make_machine_id().map_err(boot)?;
+        listen(platform, sup);
+    }
+
+    let world = start_service(&config, sup, world)?;
+    get_ready(&config, sup, world)?;
+    if config.mode == Mode::Build {
+        for (index, warm) in (0..).zip(&config.warm) {
+            run_warm(index, warm, sup, world)?;
+        }
+        snapshot::take(&config.snapshot, platform, sup, world)?;
+        let cpus = snapshot::resume(platform, sup, world)?;
+        listen(platform, sup);
+        sup.control.send(&Event::Resumed);
+        for reason in cpus::bring_online(cpus) {
+            sup.control.send(&Event::Warning {
+                stage: Stage::Restore,
+                reason,
+            });
+        }
+    }
+    loop {
+        sup.step(None, None);
+        sup.check().map_err(|interrupt| match interrupt {
+            Interrupt::ServiceExited(status) => End::Exited(status),
+            Interrupt::Stop(grace) => End::Stop(grace),
+        })?;
+    }
+}
+
+fn read_config() -> Result<GuestConfig, String> {
+    let text = fs::read(CONFIG_PATH).map_err(|e| format!("{CONFIG_PATH}: {e}"))?;
+    let mut config = GuestConfig::parse(&text).map_err(|e| format!("{CONFIG_PATH}: {e}"))?;
+    let command_line =
+        fs::read_to_string("/proc/cmdline").map_err(|e| format!("/proc/cmdline: {e}"))?;
+    if command_line
+        .split_whitespace()
+        .any(|word| word == RUN_MODE_WORD)
+    {
+        config.mode = Mode::Run;
+    }
+    Ok(config)
+}
+
+/// Opens the doors to the host. Without vsock there are none, and the machine runs on.
+fn listen(platform: &Platform, sup: &mut Supervisor) {
+    let opened = Requests::listen(&platform.host).and_then(|requests| {
+        sup.requests = Some(requests);
+        forward::start(&platform.host)
+    });
+    if let Err(e) = opened {
+        let reason = format!("the host cannot reach this machine: {e}");
+        sup.control.send(&Event::Warning {
+            stage: Stage::Serve,
+            reason,
+        });
+    }
+}
+
+fn start_service<'w>(
+    config: &GuestConfig,
+    sup: &mut Supervisor,
+    world: &'w mut Option<World>,
+) -> Result<&'w World, Box<Failure>> {
+    let failed = |why: String| Failure::at(Stage::Service, why);
+    let cgroup = Cgroup::create(Path::new("/sys/fs/cgroup"), "service")
+        .map_err(|e| failed(format!("cannot make the service's cgroup: {e}")))?;
+    let mut new = World::new(&config.service, cgroup).map_err(failed)?;
+    new.env
+        .extend(probes::prepare(&config.ready.probe, sup).map_err(failed)?);
+    let new = world.insert(new);
+    let pid = sup
+        .start_service(new, &config.service.cmd)
+        .map_err(failed)?;
+    sup.control.send(&Event::ServiceStarted {
+        pid: pid.as_raw_nonzero().get(),
+    });
+    Ok(new)
+}
+
+fn get_ready(config: &GuestConfig, sup: &mut Supervisor, world: &World) -> Result<(), End> {
+    let failed = |reason: String, last_saw, service_status| {
+        let probe = Some(config.ready.probe.clone());
+        Box::new(Failure {
+            stage: Stage::Ready,
+            reason,
+            probe,
+            last_saw,
+            service_status,
+        })
+    };
+    let attempts = probes::wait_ready(&config.ready, sup, world).map_err(|e| match e {
+        NotReady::Timeout(saw) => End::from(failed(
+            format!("not ready within {} ms", config.ready.timeout_ms),
+            Some(saw),
+            None,
+        )),
+        NotReady::Interrupted(Interrupt::ServiceExited(status), saw) => End::from(failed(
+            format!("the service ended before it was ready: {status}"),
+            saw,
+            Some(status),
+        )),
+        NotReady::Interrupted(Interrupt::Stop(grace), _) => End::Stop(grace),
+        NotReady::Unusable(why) => End::from(failed(why, None, None)),
+    })?;
+    sup.matcher = None;
+    sup.control.send(&Event::Ready { attempts });
+    Ok(())
+}
+
+fn run_warm(index: u32, warm: &Warm, sup: &mut Supervisor, world: &World) -> Result<(), End> {
+    let failed = |reason: String, last_saw, service_status| {
+        let reason = format!("warm command {index} ({}): {reason}", warm.cmd.join(" "));
+        Box::new(Failure {
+            stage: Stage::Warm,
+            reason,
+            probe: None,
+            last_saw,
+            service_status,
+        })
+    };
+    sup.control.send(&Event::WarmStarted { index });
+    let deadline = Instant::now() + Duration::from_millis(warm.timeout_ms);
+    let pid = sup
+        .start(world, &warm.cmd, Output::Separate, true)
+        .map_err(|e| failed(e, None, None))?;
+    let (status, output_tail) = sup
+        .finish(pid, deadline)
+        .map_err(|interrupt| match interrupt {
+            Interrupt::ServiceExited(status) => End::from(failed(
+                format!("the service ended meanwhile: {status}"),
+                None,
+                Some(status),
+            )),
+            Interrupt::Stop(grace) => End::Stop(grace),
+        })?;
+    let Some(status) = status else {
+        let reason = format!("did not end within {} ms", warm.timeout_ms);
+        return Err(failed(reason, Some(output_tail), None).into());
+    };
+    sup.control.send(&Event::WarmFinished {
+        index,
+        status,
+        output_tail: output_tail.clone(),
+    });
+    if status.success() {
+        return Ok(());
+    }
+    Err(failed(status.to_string(), Some(output_tail), Some(status)).into())
+}
+
+/// Ends what is left of the service and tells the host how it ended.
+fn finish(sup: &mut Supervisor, world: Option<&World>, end: End) {
+    let status = match (end, world) {
+        (End::Failed(failure), world) => {
+            world
+                .iter()
+                .for_each(|world| shutdown::kill_rest(sup, world));
+            return tell(sup, *failure);
+        }
+        (End::Exited(status), world) => {
+            world
+                .iter()
+                .for_each(|world| shutdown::kill_rest(sup, world));
+            status
+        }
+        (End::Stop(grace), Some(world)) => {
+            shutdown::stop_service(sup, world, grace).unwrap_or(KILLED)
+        }
+        (End::Stop(_), None) => KILLED,
+    };
+    sup.control.send(&Event::ServiceExited { status });
+    sup.control.close();
+}
+
+/// What is reported of a service that even SIGKILL has not ended within its time.
+const KILLED: ExitStatus = ExitStatus::Signaled(libc::SIGKILL);
+
+fn tell(sup: &mut Supervisor, failure: Failure) {
+    say!("{}: {}", failure.stage, failure.reason);
+    if !sup.control.is_connected() {
+        // It may never have been connected, or closed for the snapshot.
+        let _ = sup.control.connect();
+    }
+    let Failure {
+        stage,
+        reason,
+        probe,
+        last_saw,
+        service_status,
+    } = *failure;
+    sup.control.send(&Event::Failed {
+        stage,
+        reason,
+        probe,
+        last_saw,
+        service_status,
+    });
+    sup.control.close();
+}

@@ -1,0 +1,22 @@
+//! The loopback interface: the only one a smol machine needs, forwards arrive over vsock.
+
+use std::io;
+
+use rustix::net::{AddressFamily, SocketType};
+
+use super::platform::ioctl;
+
+/// Brings `lo` up. The kernel then gives it 127.0.0.1/8 and ::1 by itself.
+pub(super) fn loopback_up() -> io::Result<()> {
+    let socket = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None)?;
+    // SAFETY: ifreq is plain data, for which all zero is a valid value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
+        *to = *from as libc::c_char;
+    }
+    ioctl(&socket, libc::SIOCGIFFLAGS as libc::Ioctl, &mut request)?;
+    // SAFETY: SIOCGIFFLAGS has just filled in this member of the union.
+    let flags = unsafe { request.ifr_ifru.ifru_flags };
+    request.ifr_ifru.ifru_flags = flags | libc::IFF_UP as libc::c_short;
+    ioctl(&socket, libc::SIOCSIFFLAGS as libc::Ioctl, &mut request)
+}

@@ -1,0 +1,343 @@
+//! Starting a process of the service: user, groups, cgroup, session, environment. When it
+//! cannot be started the error says which step failed, on which path, and why.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::Pid;
+use rustix::thread::{Gid, Uid};
+
+use super::cgroup::Cgroup;
+use super::users::{self, User};
+use crate::protocol::Service;
+
+/// PATH of a service whose configuration has none.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Everything that the service, its probes and its warm commands have in common.
+#[derive(Debug)]
+pub struct World {
+    /// Who they run as; `None` leaves the ids of the caller, in tests.
+    pub user: Option<User>,
+    /// Their whole environment.
+    pub env: BTreeMap<String, String>,
+    /// Their working directory.
+    pub workdir: PathBuf,
+    /// The cgroup they are in; `None` leaves them in the caller's, in tests.
+    pub cgroup: Option<Cgroup>,
+}
+
+impl World {
+    /// The world of a service, in the root file system that is now `/`.
+    pub fn new(service: &Service, cgroup: Cgroup) -> Result<Self, String> {
+        let user =
+            users::find(service.user.as_deref()).map_err(|e| format!("service.user: {e}"))?;
+        let mut env = BTreeMap::from([
+            ("PATH".to_owned(), DEFAULT_PATH.to_owned()),
+            ("HOME".to_owned(), user.home.clone()),
+            ("USER".to_owned(), user.name.clone()),
+        ]);
+        env.extend(service.env.clone());
+        let workdir = PathBuf::from(service.workdir.as_deref().unwrap_or("/"));
+        Ok(World {
+            user: Some(user),
+            env,
+            workdir,
+            cgroup: Some(cgroup),
+        })
+    }
+
+    /// Starts a command in this world: own session, no signal blocked or ignored, no input.
+    pub fn spawn(&self, cmd: &[String], output: Output) -> Result<Spawned, String> {
+        let (name, arguments) = cmd.split_first().ok_or("the command is empty")?;
+        let path = self.find_program(name)?;
+        let mut command = Command::new(&path);
+        command
+            .arg0(name)
+            .args(arguments)
+            .env_clear()
+            .envs(&self.env)
+            .stdin(Stdio::null());
+
+        let (stdout, to_stdout) = output_pipe()?;
+        let stderr = match output {
+            Output::Joined => {
+                let copy = to_stdout
+                    .try_clone()
+                    .map_err(|e| format!("cannot copy a pipe: {e}"))?;
+                command.stderr(copy);
+                None
+            }
+            Output::Separate => {
+                let (stderr, to_stderr) = output_pipe()?;
+                command.stderr(to_stderr);
+                Some(stderr)
+            }
+        };
+        command.stdout(to_stdout);
+
+        let (failed_step, report_step) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)
+            .map_err(|e| format!("cannot make a pipe: {e}"))?;
+        self.prepare_child(&mut command, File::from(report_step))?;
+        let child = command.spawn().map_err(|e| {
+            // The parent's copy of the writing end is gone only with the command, but the
+            // pipe does not block, and holds at most the one byte.
+            let mut step = [0];
+            let step = match File::from(failed_step).read(&mut step) {
+                Ok(1) => Step::from_byte(step[0]),
+                _ => Step::Exec,
+            };
+            self.explain(step, &path, &e)
+        })?;
+        // A process id is positive: the cast keeps it.
+        let pid = Pid::from_raw(child.id() as i32).ok_or("the kernel gave process id 0")?;
+        Ok(Spawned {
+            pid,
+            stdout,
+            stderr,
+        })
+    }
+
+    /// Arranges what is done in the child between fork and exec.
+    fn prepare_child(&self, command: &mut Command, mut report: File) -> Result<(), String> {
+        let mut procs = match &self.cgroup {
+            Some(cgroup) => Some(
+                cgroup
+                    .procs
+                    .try_clone()
+                    .map_err(|e| format!("cannot copy a file: {e}"))?,
+            ),
+            None => None,
+        };
+        let workdir = self.workdir.clone();
+        let ids = self.user.as_ref().map(|user| {
+            let groups: Vec<Gid> = user.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
+            (groups, Gid::from_raw(user.gid), Uid::from_raw(user.uid))
+        });
+        let mut steps = move || -> Result<(), (Step, io::Error)> {
+            if let Some(procs) = &mut procs {
+                procs.write_all(b"0").map_err(|e| (Step::Cgroup, e))?;
+            }
+            rustix::process::setsid().map_err(|e| (Step::Session, e.into()))?;
+            default_signals();
+            if let Some((groups, gid, uid)) = &ids {
+                rustix::thread::set_thread_groups(groups).map_err(|e| (Step::User, e.into()))?;
+                rustix::thread::set_thread_gid(*gid).map_err(|e| (Step::User, e.into()))?;
+                rustix::thread::set_thread_uid(*uid).map_err(|e| (Step::User, e.into()))?;
+            }
+            rustix::process::chdir(&workdir).map_err(|e| (Step::Workdir, e.into()))
+        };
+        // SAFETY: the closure makes system calls only; it allocates nothing and takes no lock,
+        // so it may run between fork and exec whatever other threads were doing.
+        unsafe {
+            command.pre_exec(move || {
+                steps().map_err(|(step, error)| {
+                    let _ = report.write_all(&[step as u8]);
+                    error
+                })
+            });
+        }
+        Ok(())
+    }
+
+    /// Finds a program as execvp(3) would, but remembers why it could not be found.
+    fn find_program(&self, name: &str) -> Result<PathBuf, String> {
+        if name.contains('/') {
+            return Ok(self.workdir.join(name));
+        }
+        let path = self.env.get("PATH").map_or(DEFAULT_PATH, String::as_str);
+        let is_program = |file: &PathBuf| {
+            fs::metadata(file).is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
+        };
+        path.split(':')
+            .map(|dir| self.workdir.join(dir).join(name))
+            .find(is_program)
+            .ok_or_else(|| format!("program {name:?} is in no directory of PATH ({path})"))
+    }
+
+    fn explain(&self, step: Step, program: &Path, error: &io::Error) -> String {
+        let program = program.display();
+        let user = self.user.as_ref().map_or("", |user| &user.name);
+        match step {
+            Step::Cgroup => format!("{program}: cannot join the service's cgroup: {error}"),
+            Step::Session => format!("{program}: cannot start a session: {error}"),
+            Step::User => format!("{program}: cannot become user {user}: {error}"),
+            Step::Workdir => format!(
+                "{program}: cannot enter {} as user {user}: {error}",
+                self.workdir.display()
+            ),
+            Step::Exec
+                if error.kind() == io::ErrorKind::NotFound
+                    && fs::exists(program.to_string()).is_ok_and(|y| y) =>
+            {
+                format!(
+                    "cannot run {program}: its interpreter (the #! line, or the dynamic loader) is missing"
+                )
+            }
+            Step::Exec => format!("cannot run {program}: {error}"),
+        }
+    }
+}
+
+/// Where a process writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Output {
+    /// One pipe each for stdout and stderr.
+    Separate,
+    /// One pipe for both.
+    Joined,
+}
+
+/// A started process.
+#[derive(Debug)]
+pub struct Spawned {
+    /// Its process id, also that of its session and process group.
+    pub pid: Pid,
+    /// Reads its stdout, or both; does not block.
+    pub stdout: OwnedFd,
+    /// Reads its stderr, unless joined; does not block.
+    pub stderr: Option<OwnedFd>,
+}
+
+/// What the child was doing when it failed; a byte on the report pipe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+enum Step {
+    Cgroup = 1,
+    Session,
+    User,
+    Workdir,
+    Exec,
+}
+
+impl Step {
+    fn from_byte(byte: u8) -> Self {
+        [Step::Cgroup, Step::Session, Step::User, Step::Workdir]
+            .into_iter()
+            .find(|step| *step as u8 == byte)
+            .unwrap_or(Step::Exec)
+    }
+}
+
+/// Our end does not block, the child's does as programs expect.
+fn output_pipe() -> Result<(OwnedFd, OwnedFd), String> {
+    let make = || -> io::Result<_> {
+        let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC)?;
+        rustix::io::ioctl_fionbio(ours.as_fd(), true)?;
+        Ok((ours, theirs))
+    };
+    make().map_err(|e| format!("cannot make a pipe: {e}"))
+}
+
+/// Undoes what the init did to its own signals: exec keeps ignored and blocked ones.
+fn default_signals() {
+    // SAFETY: both calls only touch the calling process's signal state; SIGKILL and SIGSTOP
+    // are refused by the kernel, harmlessly. They are async-signal-safe (signal-safety(7)).
+    unsafe {
+        for signal in 1..=libc::SIGRTMAX() {
+            libc::signal(signal, libc::SIG_DFL);
+        }
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &none, std::ptr::null_mut());
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// A world for tests: this very user and cgroup.
+    pub(crate) fn here() -> World {
+        let env = BTreeMap::from([("PATH".to_owned(), DEFAULT_PATH.to_owned())]);
+        World {
+            user: None,
+            env,
+            workdir: "/".into(),
+            cgroup: None,
+        }
+    }
+
+    fn words(cmd: &[&str]) -> Vec<String> {
+        cmd.iter().map(|w| (*w).to_owned()).collect()
+    }
+
+    fn why(world: &World, cmd: &[&str]) -> String {
+        world
+            .spawn(&words(cmd), Output::Joined)
+            .map(|s| s.pid)
+            .unwrap_err()
+    }
+
+    #[test]
+    fn a_program_that_is_nowhere_is_named_with_the_path_that_was_searched() {
+        let why = why(&here(), &["no-such-program"]);
+        assert!(
+            why.contains("\"no-such-program\"") && why.contains("/usr/local/sbin"),
+            "{why}"
+        );
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_run_is_named_with_the_reason() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("data");
+        fs::write(&file, "no program").unwrap();
+        let why_denied = why(&here(), &[file.to_str().unwrap()]);
+        assert!(
+            why_denied.contains("data: Permission denied"),
+            "{why_denied}"
+        );
+        fs::write(&file, "#!/no/such/interpreter\n").unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
+        let why_missing = why(&here(), &[file.to_str().unwrap()]);
+        assert!(why_missing.contains("interpreter"), "{why_missing}");
+        let why_absent = why(&here(), &["/no/such/file"]);
+        assert!(
+            why_absent.contains("cannot run /no/such/file: No such file"),
+            "{why_absent}"
+        );
+    }
+
+    #[test]
+    fn a_missing_working_directory_is_not_mistaken_for_a_missing_program() {
+        let world = World {
+            workdir: "/no/such/dir".into(),
+            ..here()
+        };
+        let why = why(&world, &["true"]);
+        assert!(why.contains("cannot enter /no/such/dir"), "{why}");
+    }
+
+    #[test]
+    fn a_process_starts_with_default_signals_its_environment_and_a_session() {
+        let mut world = here();
+        world.env.insert("COLOUR".into(), "blue".into());
+        let script =
+            "grep -E '^Sig(Blk|Ign)' /proc/self/status; echo $COLOUR; ps -o sid= -p $$; echo $$";
+        let spawned = world
+            .spawn(&words(&["sh", "-c", script]), Output::Joined)
+            .unwrap();
+        rustix::process::waitpid(Some(spawned.pid), rustix::process::WaitOptions::empty()).unwrap();
+        let mut text = String::new();
+        File::from(spawned.stdout)
+            .read_to_string(&mut text)
+            .unwrap();
+        let words: Vec<&str> = text.split_whitespace().collect();
+        let pid = spawned.pid.as_raw_nonzero().to_string();
+        assert_eq!(words[..3], ["SigBlk:", "0000000000000000", "SigIgn:"]);
+        // Signals 32 and 33 are glibc's own: whoever runs the tests may have ignored them.
+        assert_eq!(
+            u64::from_str_radix(words[3], 16).unwrap() & !(0b11 << 31),
+            0
+        );
+        assert_eq!(words[4..], ["blue", &pid, &pid]);
+    }
+}
