@@ -26,6 +26,7 @@ pub mod layout;
 pub mod machine;
 pub mod memory;
 pub mod paravirt;
+pub mod probe;
 pub mod state;
 
 pub use config::{Clock, MachineConfig};
