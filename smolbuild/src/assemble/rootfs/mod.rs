@@ -6,12 +6,16 @@
 //! debian ─tar─┘
 //! ```
 
+mod build;
 mod copy;
+pub mod debian;
 mod dir;
 pub mod erofs;
 mod layer;
 mod tar;
 pub mod tree;
 
+pub use self::build::{RootfsImage, RootfsSource, RootfsSpec, build};
 pub use self::copy::CopySpec;
+pub use self::debian::{DebianSpec, PackagePin};
 pub use self::dir::{DirOptions, Modes, Owner};

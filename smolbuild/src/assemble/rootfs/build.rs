@@ -1,0 +1,118 @@
+//! From a description to an image file.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use tempfile::NamedTempFile;
+
+use super::debian::{self, CacheLock, DebianSpec, PackagePin};
+use super::dir::{DirOptions, Modes, Owner};
+use super::erofs::{self, Mtimes, Options, Stats};
+use super::tree::Tree;
+use super::CopySpec;
+
+/// virtio-pmem regions are mapped in units of this many bytes.
+const ALIGN: u64 = 2 << 20;
+
+/// Where the files of a root file system come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RootfsSource {
+    /// Debian packages.
+    Debian(DebianSpec),
+    /// A plain tar archive.
+    Tar(PathBuf),
+    /// A host directory. Owners are kept if we are root, otherwise all files become root's; times become the epoch.
+    Dir(PathBuf),
+    /// Nothing but the copies.
+    None,
+}
+
+/// A root file system to build.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RootfsSpec {
+    /// What it starts from.
+    pub source: RootfsSource,
+    /// What is copied into it, in this order.
+    pub copies: Vec<CopySpec>,
+    /// Time of the image in seconds since 1970: no file is younger.
+    pub epoch: u64,
+}
+
+/// A built image.
+#[derive(Clone, Debug)]
+pub struct RootfsImage {
+    /// The image file.
+    pub path: PathBuf,
+    /// Its length in bytes, a multiple of 2 MiB.
+    pub size: u64,
+    /// Debian packages in it; empty for other sources.
+    pub packages: Vec<PackagePin>,
+    /// What went into it.
+    pub stats: Stats,
+}
+
+/// Build the root file system image `out`, which is replaced when the new one is complete. `cache` is a directory for
+/// installed packages; `progress` is told what happens, a line at a time.
+///
+/// The image depends on the spec and the contents it names alone: the same input gives the same bytes.
+pub fn build(spec: &RootfsSpec, cache: &Path, out: &Path, progress: &mut dyn FnMut(&str)) -> Result<RootfsImage> {
+    let (mut tree, packages, _lock) = source_tree(spec, cache, progress)?;
+    for copy in &spec.copies {
+        tree.copy(copy)?;
+    }
+    add_runtime_files(&mut tree)?;
+    progress("writing the root file system image");
+    // Times in archives are part of the input, and some programs compare them (Python, with its compiled modules).
+    let mtimes = match spec.source {
+        RootfsSource::Tar(_) => Mtimes::Clamped,
+        _ => Mtimes::Epoch,
+    };
+    let options = Options { epoch: spec.epoch, mtimes, align_image: ALIGN, ..Options::default() };
+    let stats = write_image(&tree, out, &options).with_context(|| format!("cannot write {}", out.display()))?;
+    Ok(RootfsImage { path: out.to_owned(), size: stats.image_bytes, packages, stats })
+}
+
+type SourceTree = (Tree, Vec<PackagePin>, Option<CacheLock>);
+
+fn source_tree(spec: &RootfsSpec, cache: &Path, progress: &mut dyn FnMut(&str)) -> Result<SourceTree> {
+    let mut tree = Tree::new();
+    match &spec.source {
+        RootfsSource::Debian(debian) => {
+            let system = debian::system(debian, cache, progress)?;
+            return Ok((system.tree, system.packages, Some(system.lock)));
+        }
+        RootfsSource::Tar(path) => tree.apply_tar(path)?,
+        RootfsSource::Dir(path) => {
+            let options = DirOptions { owner: Owner::of_root_filesystem(), modes: Modes::Keep };
+            tree.apply_dir(path, "", &options)?;
+        }
+        RootfsSource::None => {}
+    }
+    Ok((tree, Vec::new(), None))
+}
+
+/// Mount points, and the one file without which `localhost` has no address. The image is mounted read-only, so nobody can
+/// make them later. What is there stays as it is.
+fn add_runtime_files(tree: &mut Tree) -> Result<()> {
+    for (path, mode) in [("proc", 0o555), ("sys", 0o555), ("dev", 0o755), ("run", 0o755), ("tmp", 0o1777), ("etc", 0o755)] {
+        tree.mkdir(path, mode).with_context(|| format!("/{path} must be a directory in a root file system"))?;
+    }
+    if tree.lookup("etc/hosts")?.is_none() {
+        let hosts = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n";
+        tree.file("etc/hosts", 0o644, hosts.as_bytes().to_vec())?;
+    }
+    Ok(())
+}
+
+/// Write the image beside `out` and rename it.
+fn write_image(tree: &Tree, out: &Path, options: &Options) -> Result<Stats> {
+    let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut temporary = NamedTempFile::with_prefix_in(".rootfs-", folder)?;
+    let file: &mut File = temporary.as_file_mut();
+    let stats = erofs::write(tree, file, options)?;
+    file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
+    file.sync_all()?;
+    temporary.persist(out)?;
+    Ok(stats)
+}
