@@ -1,4 +1,5 @@
 //! smolbuild: from a Smolfile to a bundle.
 
 pub mod assemble;
+pub mod plan;
 pub mod smolfile;

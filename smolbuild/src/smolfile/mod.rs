@@ -202,14 +202,7 @@ pub fn parse(source: &str) -> Result<Smolfile, Vec<Diagnostic>> {
         return Err(vec![Diagnostic::new(0..0, title)]);
     }
     let (document, syntax) = DeTable::parse_recoverable(source);
-    let mut errors = Errors::default();
-    for error in &syntax {
-        let span = error.span().unwrap_or(source.len()..source.len());
-        errors.push(Diagnostic::new(
-            span,
-            format!("invalid TOML: {}", error.message()),
-        ));
-    }
+    let mut errors = Errors(syntax_errors(&syntax, source));
     // After a duplicate key the rest is as meant; after other errors it is guesswork.
     let smolfile = match syntax
         .iter()
@@ -225,6 +218,24 @@ pub fn parse(source: &str) -> Result<Smolfile, Vec<Diagnostic>> {
         Some(smolfile) if diagnostics.is_empty() => Ok(smolfile),
         _ => Err(diagnostics),
     }
+}
+
+/// What the TOML parser found. After an unclosed bracket all the rest looks wrong to it: then the
+/// first error alone.
+fn syntax_errors(syntax: &[toml::de::Error], source: &str) -> Vec<Diagnostic> {
+    let end = source.len()..source.len();
+    let diagnostic = |error: &toml::de::Error| {
+        let span = error.span().unwrap_or(end.clone());
+        Diagnostic::new(span, format!("invalid TOML: {}", error.message()))
+    };
+    let unclosed = syntax
+        .iter()
+        .any(|error| error.message().starts_with("unclosed"));
+    syntax
+        .iter()
+        .take(if unclosed { 1 } else { syntax.len() })
+        .map(diagnostic)
+        .collect()
 }
 
 /// Every section, then what they ask of each other. `None` only after an error was reported.

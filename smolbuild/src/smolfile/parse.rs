@@ -11,8 +11,8 @@ use super::table::{Entry, Errors, Table, as_integer, as_string, mismatch, parsed
 use super::values::{self, MIB};
 use super::{Copy, Http, Kernel, KernelSource, Probe, Ready, Rootfs, Service, Warm};
 
-/// Smallest and largest guest memory, in bytes. Above lie the device windows (docs: memory map).
-pub const MEMORY: std::ops::RangeInclusive<u64> = 64 * MIB..=3 << 30;
+/// Smallest and largest guest memory, in bytes.
+pub const MEMORY: std::ops::RangeInclusive<u64> = 64 * MIB..=64 << 30;
 /// Most vCPUs a machine can have.
 pub const MAX_CPUS: u64 = 8;
 
@@ -37,7 +37,8 @@ pub(super) fn memory(top: &mut Table<'_>, errors: &mut Errors) -> u64 {
     let Some(size) = size else { return 256 * MIB };
     if !MEMORY.contains(size.get_ref()) {
         errors.push(
-            Diagnostic::new(size.span(), "`memory` is out of range").label("must be 64MiB to 3GiB"),
+            Diagnostic::new(size.span(), "`memory` is out of range")
+                .label("must be 64MiB to 64GiB"),
         );
     } else if size.get_ref() % MIB != 0 {
         errors.push(Diagnostic::new(

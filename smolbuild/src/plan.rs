@@ -1,0 +1,540 @@
+//! From a Smolfile and flags to the Plan: everything that can change a byte of the bundle,
+//! resolved, in one value. Pure.
+//!
+//! The digest of the Plan is the key of the build cache, and the seed of all randomness that the
+//! guest sees while it is built. Nothing of this host is in it: no absolute path, no user, no time.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Serialize;
+use smol_cli::{ErrorExt, ExitKind, Failure};
+use smol_guest::protocol::{self, GuestConfig, RUN_MODE_WORD};
+
+use crate::smolfile::{self, Smolfile, Workload};
+
+/// Wall clock of the guest at power-on and time of all files, unless SOURCE_DATE_EPOCH says
+/// otherwise: 2026-01-01T00:00:00Z in seconds since the Unix epoch.
+pub const DEFAULT_EPOCH: u64 = 1_767_225_600;
+
+/// Version of the Plan's own shape and meaning; part of its digest.
+const FORMAT: u32 = 1;
+
+/// What the command line and the environment add to the Smolfile.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Flags {
+    /// SOURCE_DATE_EPOCH, by [`parse_epoch`].
+    pub epoch: Option<u64>,
+}
+
+/// Everything that can change a byte of the bundle.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Plan {
+    format: u32,
+    /// Version of smolbuild: VMM and writers come with it.
+    builder: &'static str,
+    /// Architecture of the guest.
+    arch: &'static str,
+    /// Name of the machine.
+    pub name: String,
+    /// Version of what is inside.
+    pub version: Option<String>,
+    /// Most vCPUs; the build uses one.
+    pub cpus: u32,
+    /// Guest memory in bytes.
+    pub memory: u64,
+    /// Wall clock at power-on and time of all files, in seconds since the Unix epoch.
+    pub epoch: u64,
+    /// The kernel and what it is told.
+    pub kernel: Kernel,
+    /// The root file system; without one the machine is just a kernel.
+    pub rootfs: Option<Rootfs>,
+    /// Files over the root file system, in order.
+    pub copies: Vec<Copy>,
+    /// What PID 1 has to do: there exactly when there is a root file system.
+    pub guest: Option<GuestConfig>,
+    /// For a machine that is just a kernel: the line of the console that makes it ready.
+    pub console_ready: Option<protocol::Ready>,
+    /// Digests of what goes in, by name: filled by the stages that fetch and assemble it, before
+    /// [`Plan::digest`] and [`Plan::seed`] are final.
+    pub inputs: BTreeMap<String, String>,
+    /// Folder of the Smolfile, which the host paths of the Plan are relative to.
+    #[serde(skip)]
+    pub base_dir: PathBuf,
+}
+
+/// The kernel of a Plan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Kernel {
+    /// Where it comes from.
+    pub source: KernelSource,
+    /// Command line of the build, without the VMM's own part (its virtio devices).
+    pub build_cmdline: String,
+    /// Command line of a cold boot, likewise.
+    pub run_cmdline: String,
+}
+
+/// Where a kernel comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KernelSource {
+    /// One of our own, by name.
+    Recipe(String),
+    /// An ELF file, by path relative to the Smolfile.
+    Path(String),
+}
+
+/// Where the root file system comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rootfs {
+    /// A Debian system.
+    Debian {
+        /// Release, such as `bookworm`.
+        suite: String,
+        /// Packages, sorted, without duplicates.
+        packages: Vec<String>,
+    },
+    /// A tar archive, by path relative to the Smolfile.
+    Tar(String),
+    /// A folder, by path relative to the Smolfile.
+    Dir(String),
+}
+
+/// A file or folder that is put over the root file system.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Copy {
+    /// Path relative to the Smolfile.
+    pub src: String,
+    /// Absolute path in the guest.
+    pub dest: String,
+    /// Permissions, `0..=0o7777`.
+    pub mode: Option<u32>,
+    /// `name`, `uid`, `name:group` or `uid:gid`, as of the rootfs; root when absent.
+    pub owner: Option<String>,
+}
+
+/// What a boot is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Boot {
+    /// The build, up to the snapshot.
+    Build,
+    /// A cold boot where the snapshot cannot be restored.
+    Run,
+}
+
+impl Plan {
+    /// Resolves a Smolfile whose folder is `base_dir`.
+    ///
+    /// Errors: the guest could not act on the result (of kind [`ExitKind::Internal`], for the
+    /// parser of the Smolfile lets nothing of that kind pass).
+    pub fn resolve(smolfile: &Smolfile, base_dir: &Path, flags: &Flags) -> anyhow::Result<Self> {
+        let guest = guest_config(smolfile);
+        if let Some(guest) = &guest {
+            guest.check().kind(ExitKind::Internal)?;
+        }
+        let (rootfs, copies) = match &smolfile.workload {
+            Workload::Kernel => (None, Vec::new()),
+            Workload::Service { rootfs, copies, .. } => {
+                (Some(rootfs.into()), copies.iter().map(Copy::from).collect())
+            }
+        };
+        let cmdline = |boot| kernel_cmdline(boot, rootfs.is_none(), &smolfile.kernel.cmdline);
+        Ok(Self {
+            format: FORMAT,
+            builder: env!("CARGO_PKG_VERSION"),
+            arch: "x86_64",
+            name: smolfile.name.clone(),
+            version: smolfile.version.clone(),
+            cpus: smolfile.cpus,
+            memory: smolfile.memory,
+            epoch: flags.epoch.unwrap_or(DEFAULT_EPOCH),
+            kernel: Kernel {
+                source: (&smolfile.kernel.source).into(),
+                build_cmdline: cmdline(Boot::Build),
+                run_cmdline: cmdline(Boot::Run),
+            },
+            console_ready: rootfs.is_none().then(|| ready(&smolfile.ready)),
+            rootfs,
+            copies,
+            guest,
+            inputs: BTreeMap::new(),
+            base_dir: base_dir.to_owned(),
+        })
+    }
+
+    /// TCP ports of the service.
+    pub fn ports(&self) -> &[u16] {
+        self.guest.as_ref().map_or(&[], |guest| &guest.ports)
+    }
+
+    /// The place on this host of a path of the Plan.
+    pub fn host_path(&self, path: &str) -> PathBuf {
+        self.base_dir.join(path)
+    }
+
+    /// The Plan as JSON, the same bytes for the same Plan: fields as declared, maps sorted, no
+    /// white space.
+    pub fn to_json(&self) -> String {
+        // Strings, integers and maps with string keys: there is nothing that JSON could not hold.
+        serde_json::to_string(self).expect("a Plan is plain data")
+    }
+
+    /// BLAKE3 of [`Plan::to_json`]: of what is known of the inputs so far.
+    pub fn digest(&self) -> [u8; 32] {
+        *blake3::hash(self.to_json().as_bytes()).as_bytes()
+    }
+
+    /// Seed of all randomness in the guest during the build; public, as the digest is.
+    pub fn seed(&self) -> [u8; 32] {
+        blake3::derive_key(
+            "smol 2026-01-01 guest randomness during the build v1",
+            &self.digest(),
+        )
+    }
+}
+
+/// The kernel command line, without the VMM's own part. Just a kernel gets what the Smolfile says
+/// and nothing else: it need not be Linux.
+pub fn kernel_cmdline(boot: Boot, kernel_only: bool, extra: &str) -> String {
+    let mut words: Vec<&str> = Vec::new();
+    if !kernel_only {
+        words.extend(machine_words());
+        if boot == Boot::Run {
+            words.push(RUN_MODE_WORD);
+        }
+    }
+    // Last, so that it wins where the kernel takes the last of two words.
+    if !extra.is_empty() {
+        words.push(extra);
+    }
+    words.join(" ")
+}
+
+/// What every machine with a PID 1 of ours tells its kernel
+/// (Documentation/admin-guide/kernel-parameters.txt).
+fn machine_words() -> [&'static str; 10] {
+    [
+        "console=hvc0",
+        // Until hvc0 is there.
+        "earlyprintk=serial,ttyS0",
+        // A guest that is done resets by triple fault, at once also after a panic.
+        "reboot=t",
+        "panic=-1",
+        // PID 1 brings the other CPUs online.
+        "maxcpus=1",
+        // There is no PIT interrupt to check the IOAPIC with.
+        "no_timer_check",
+        // No text patching when a second CPU comes: it costs 0.4 s.
+        "noreplace-smp",
+        "nokaslr",
+        // The seed that the VMM hands over is all the randomness of a build.
+        "random.trust_bootloader=on",
+        "random.trust_cpu=off",
+    ]
+}
+
+fn guest_config(smolfile: &Smolfile) -> Option<GuestConfig> {
+    let Workload::Service { service, warm, .. } = &smolfile.workload else {
+        return None;
+    };
+    Some(GuestConfig {
+        // Names may hold `_`, host names not.
+        hostname: smolfile.name.replace('_', "-"),
+        rootfs: Some(protocol::Rootfs::default()),
+        service: protocol::Service {
+            cmd: service.cmd.clone(),
+            env: service.env.clone(),
+            user: service.user.clone(),
+            workdir: service.workdir.clone(),
+        },
+        warm: warm
+            .iter()
+            .map(|warm| protocol::Warm {
+                cmd: warm.cmd.clone(),
+                timeout_ms: milliseconds(warm.timeout),
+            })
+            .collect(),
+        ready: ready(&smolfile.ready),
+        ports: smolfile.ports.clone(),
+        snapshot: protocol::SnapshotPolicy {
+            drop_caches: smolfile.drop_caches,
+        },
+        mode: protocol::Mode::Build,
+    })
+}
+
+fn ready(ready: &smolfile::Ready) -> protocol::Ready {
+    use protocol::Probe;
+    let probe = match &ready.probe {
+        smolfile::Probe::Exec(cmd) => Probe::Exec { cmd: cmd.clone() },
+        smolfile::Probe::Tcp(port) => Probe::Tcp { port: *port },
+        smolfile::Probe::Http(http) => Probe::Http {
+            port: http.port,
+            path: http.path.clone(),
+            status: http.status.clone(),
+            body: http.body.clone(),
+        },
+        smolfile::Probe::Log(pattern) => Probe::Log {
+            pattern: pattern.clone(),
+        },
+        smolfile::Probe::File(path) => Probe::File { path: path.clone() },
+        smolfile::Probe::Notify => Probe::Notify,
+    };
+    protocol::Ready {
+        probe,
+        timeout_ms: milliseconds(ready.timeout),
+        interval_ms: milliseconds(ready.interval),
+        successes: ready.successes,
+    }
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl From<&smolfile::KernelSource> for KernelSource {
+    fn from(source: &smolfile::KernelSource) -> Self {
+        match source {
+            smolfile::KernelSource::Recipe(name) => Self::Recipe(name.clone()),
+            smolfile::KernelSource::Path(path) => Self::Path(path.get_ref().clone()),
+        }
+    }
+}
+
+impl From<&smolfile::Rootfs> for Rootfs {
+    fn from(rootfs: &smolfile::Rootfs) -> Self {
+        match rootfs {
+            smolfile::Rootfs::Debian { suite, packages } => {
+                // The order in which packages are named changes nothing.
+                let mut packages = packages.clone();
+                packages.sort();
+                packages.dedup();
+                Self::Debian {
+                    suite: suite.clone(),
+                    packages,
+                }
+            }
+            smolfile::Rootfs::Tar(path) => Self::Tar(path.get_ref().clone()),
+            smolfile::Rootfs::Dir(path) => Self::Dir(path.get_ref().clone()),
+        }
+    }
+}
+
+impl From<&smolfile::Copy> for Copy {
+    fn from(copy: &smolfile::Copy) -> Self {
+        Self {
+            src: copy.src.get_ref().clone(),
+            dest: copy.dest.clone(),
+            mode: copy.mode,
+            owner: copy.owner.clone(),
+        }
+    }
+}
+
+/// The value of SOURCE_DATE_EPOCH: seconds since the Unix epoch, up to 2106, which is as far as
+/// the time fields of a cpio archive reach.
+pub fn parse_epoch(text: &str) -> Result<u64, Failure> {
+    match text.parse::<u32>() {
+        Ok(seconds) if text.bytes().all(|b| b.is_ascii_digit()) => Ok(seconds.into()),
+        _ => Err(Failure::new(
+            ExitKind::Usage,
+            format!("SOURCE_DATE_EPOCH is {text:?}, which is no time"),
+        )
+        .hint(format!(
+            "set it to seconds since 1970 (0 to {}), or unset it",
+            u32::MAX
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SERVICE: &str = r#"
+        name = "my_app"
+        cpus = 2
+        ports = [8080]
+        [kernel]
+        cmdline = "mitigations=off"
+        [rootfs]
+        debian = { suite = "bookworm", packages = ["redis", "curl"] }
+        [[copy]]
+        src = "./conf/../app.conf"
+        dest = "/etc/app.conf"
+        [service]
+        cmd = "exec app"
+        [ready]
+        http = { port = 8080, status = [200, 204] }
+        timeout = "5s"
+        [[warm]]
+        cmd = ["curl", "localhost:8080"]
+    "#;
+
+    const KERNEL: &str = r#"
+        name = "native"
+        [kernel]
+        path = "guest.elf"
+        cmdline = "root=whatever it likes"
+        [ready]
+        log = "^up$"
+    "#;
+
+    fn plan(source: &str) -> Plan {
+        Plan::resolve(
+            &smolfile::parse(source).unwrap(),
+            Path::new("/base"),
+            &Flags::default(),
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn a_service_is_resolved_into_what_the_guest_has_to_do() {
+        let plan = plan(SERVICE);
+        let guest = plan.guest.as_ref().unwrap();
+        assert_eq!(guest.hostname, "my-app");
+        assert_eq!(guest.service.cmd, ["/bin/sh", "-c", "exec app"]);
+        assert_eq!(
+            guest.warm,
+            [protocol::Warm {
+                cmd: vec!["curl".into(), "localhost:8080".into()],
+                timeout_ms: 60_000
+            }]
+        );
+        assert_eq!(
+            (
+                guest.ready.timeout_ms,
+                guest.ready.interval_ms,
+                guest.ready.successes
+            ),
+            (5_000, 100, 1)
+        );
+        assert_eq!(
+            guest.ready.probe,
+            protocol::Probe::Http {
+                port: 8080,
+                path: "/".into(),
+                status: vec![200, 204],
+                body: None
+            }
+        );
+        assert_eq!(plan.ports(), [8080]);
+        assert_eq!(plan.console_ready, None);
+        assert_eq!(plan.copies[0].src, "app.conf");
+        assert_eq!(plan.host_path("app.conf"), Path::new("/base/app.conf"));
+        // What the guest reads is what it was told.
+        let json = serde_json::to_vec(guest).unwrap();
+        assert_eq!(&GuestConfig::parse(&json).unwrap(), guest);
+    }
+
+    #[test]
+    fn just_a_kernel_gets_its_own_command_line_and_no_guest() {
+        let plan = plan(KERNEL);
+        assert_eq!((plan.guest.as_ref(), plan.rootfs.as_ref()), (None, None));
+        assert_eq!(plan.kernel.source, KernelSource::Path("guest.elf".into()));
+        assert_eq!(plan.kernel.build_cmdline, "root=whatever it likes");
+        assert_eq!(plan.kernel.run_cmdline, plan.kernel.build_cmdline);
+        assert_eq!(
+            plan.console_ready.unwrap().probe,
+            protocol::Probe::Log {
+                pattern: "^up$".into()
+            }
+        );
+    }
+
+    #[test]
+    fn a_cold_boot_differs_from_the_build_by_one_word() {
+        let kernel = plan(SERVICE).kernel;
+        assert!(kernel.build_cmdline.starts_with("console=hvc0 "));
+        assert!(kernel.build_cmdline.ends_with(" mitigations=off"));
+        assert_eq!(
+            kernel.run_cmdline.replace(" smol.mode=run", ""),
+            kernel.build_cmdline
+        );
+    }
+
+    #[test]
+    fn the_digest_does_not_depend_on_where_the_smolfile_lies_or_how_it_is_laid_out() {
+        let smolfile = smolfile::parse(SERVICE).unwrap();
+        let elsewhere =
+            Plan::resolve(&smolfile, Path::new("/elsewhere"), &Flags::default()).unwrap();
+        assert_eq!(elsewhere.digest(), plan(SERVICE).digest());
+        let other_order = SERVICE.replace(r#"["redis", "curl"]"#, r#"[ "curl",  "redis" ]"#);
+        assert_eq!(plan(&other_order).digest(), plan(SERVICE).digest());
+    }
+
+    #[test]
+    fn everything_that_can_change_a_byte_changes_the_digest_and_the_seed() {
+        let first = plan(SERVICE);
+        let mut seen = vec![first.digest(), first.seed()];
+        for (from, to) in [
+            ("my_app", "my_ape"),
+            ("cpus = 2", "cpus = 3"),
+            ("cpus = 2", "memory = \"512MiB\""),
+            ("cpus = 2", "version = \"2\""),
+            ("[8080]", "[8081]"),
+            ("mitigations=off", "mitigations=auto"),
+            ("[kernel]", "[kernel]\nrecipe = \"other\""),
+            ("bookworm", "trixie"),
+            ("\"redis\", ", ""),
+            ("/etc/app.conf", "/etc/app.cfg"),
+            ("app.conf\"\n        dest", "app.cfg\"\n        dest"),
+            ("dest =", "mode = 0o600\ndest ="),
+            ("dest =", "owner = \"app\"\ndest ="),
+            ("exec app", "exec app -v"),
+            ("cmd = \"exec", "user = \"app\"\ncmd = \"exec"),
+            ("cmd = \"exec", "env = { A = \"b\" }\ncmd = \"exec"),
+            ("cmd = \"exec", "workdir = \"/srv\"\ncmd = \"exec"),
+            ("\"5s\"", "\"6s\""),
+            ("204", "301"),
+            ("[[warm]]", "[snapshot]\ndrop_caches = false\n[[warm]]"),
+            ("\"localhost:8080\"", "\"localhost:8080/x\""),
+        ] {
+            let changed = SERVICE.replace(from, to);
+            assert_ne!(changed, SERVICE, "{from}");
+            let changed = plan(&changed);
+            seen.extend([changed.digest(), changed.seed()]);
+        }
+        let mut more = first.clone();
+        more.inputs.insert("kernel".into(), "blake3:00".into());
+        seen.extend([more.digest(), more.seed()]);
+        let smolfile = smolfile::parse(SERVICE).unwrap();
+        let flags = Flags { epoch: Some(0) };
+        seen.push(
+            Plan::resolve(&smolfile, Path::new("/base"), &flags)
+                .unwrap()
+                .digest(),
+        );
+        let count = seen.len();
+        seen.sort();
+        seen.dedup();
+        assert_eq!(seen.len(), count);
+    }
+
+    #[test]
+    fn the_canonical_form_is_pinned() {
+        let json = plan(KERNEL)
+            .to_json()
+            .replace(env!("CARGO_PKG_VERSION"), "VERSION");
+        assert_eq!(
+            json,
+            r#"{"format":1,"builder":"VERSION","arch":"x86_64","name":"native","version":null,"cpus":1,"memory":268435456,"epoch":1767225600,"kernel":{"source":{"path":"guest.elf"},"build_cmdline":"root=whatever it likes","run_cmdline":"root=whatever it likes"},"rootfs":null,"copies":[],"guest":null,"console_ready":{"probe":{"log":{"pattern":"^up$"}},"timeout_ms":60000,"interval_ms":100,"successes":1},"inputs":{}}"#
+        );
+    }
+
+    #[test]
+    fn an_epoch_that_is_no_time_is_refused() {
+        assert_eq!(parse_epoch("0").unwrap(), 0);
+        assert_eq!(parse_epoch("1767225600").unwrap(), DEFAULT_EPOCH);
+        for bad in ["", "-1", "+1", "1e9", "4294967296", "yesterday"] {
+            let message = parse_epoch(bad).unwrap_err().to_string();
+            assert_eq!(
+                message,
+                format!("SOURCE_DATE_EPOCH is {bad:?}, which is no time")
+            );
+        }
+    }
+}
