@@ -131,6 +131,9 @@ fn live(
     };
     mounts::late().map_err(boot)?;
     identity::set_up(&config.hostname).map_err(boot)?;
+    if config.mode == Mode::Run {
+        identity::make_machine_id().map_err(boot)?;
+    }
     warnings.extend(
         network::loopback_up()
             .err()
@@ -155,7 +158,6 @@ fn live(
         });
     }
     if config.mode == Mode::Run {
-        identity::make_machine_id().map_err(boot)?;
         listen(platform, sup);
     }
 
@@ -345,7 +347,7 @@ fn tell(sup: &mut Supervisor, failure: Failure) {
         probe,
         last_saw,
         service_status,
-    } = *failure;
+    } = failure;
     sup.control.send(&Event::Failed {
         stage,
         reason,

@@ -13,7 +13,8 @@ pub struct User {
     pub uid: u32,
     /// Group id.
     pub gid: u32,
-    /// Supplementary group ids, without the group id itself, ascending.
+    /// Group ids in all, ascending: the supplementary ones and, as initgroups(3) does it, the
+    /// group id itself.
     pub groups: Vec<u32>,
     /// Home directory.
     pub home: String,
@@ -81,12 +82,12 @@ pub fn resolve(spec: &str, passwd: &str, group: &str) -> Result<User, String> {
             user.groups = entries(group, 4)
                 .filter(|e| e[3].split(',').any(|member| member == user.name))
                 .filter_map(|e| id(e[2]))
-                .filter(|gid| *gid != user.gid)
                 .collect();
-            user.groups.sort_unstable();
-            user.groups.dedup();
         }
     }
+    user.groups.push(user.gid);
+    user.groups.sort_unstable();
+    user.groups.dedup();
     Ok(user)
 }
 
@@ -119,7 +120,7 @@ mod tests {
     fn a_name_brings_its_group_its_supplementary_groups_and_its_home() {
         let user = resolve("redis", PASSWD, GROUP).unwrap();
         assert_eq!((user.uid, user.gid), (101, 102));
-        assert_eq!(user.groups, [5, 110]);
+        assert_eq!(user.groups, [5, 102, 110]);
         assert_eq!(user.home, "/var/lib/redis");
         assert_eq!(resolve("101", PASSWD, GROUP).unwrap(), user);
     }
@@ -127,7 +128,7 @@ mod tests {
     #[test]
     fn a_group_by_hand_replaces_the_supplementary_groups() {
         let user = resolve("redis:ssl-cert", PASSWD, GROUP).unwrap();
-        assert_eq!((user.uid, user.gid, user.groups), (101, 110, vec![]));
+        assert_eq!((user.uid, user.gid, user.groups), (101, 110, vec![110]));
         assert_eq!(resolve("redis:77", PASSWD, GROUP).unwrap().gid, 77);
     }
 

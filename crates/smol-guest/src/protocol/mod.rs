@@ -19,11 +19,18 @@
 //! Every type refuses unknown fields: host and guest are always of one version
 //! (the guest's binary travels in the bundle, and the manifest says which).
 
+mod check;
+mod identity;
+mod lines;
+
 use std::collections::BTreeMap;
 use std::fmt;
 
-use serde::de::{DeserializeOwned, Error as _};
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize};
+
+pub(crate) use check::check_hostname;
+pub use identity::{Entropy, MachineId};
+pub use lines::{LineBuffer, ProtocolError, decode_line, encode_line};
 
 /// vsock context id of the host.
 pub const HOST_CID: u32 = 2;
@@ -44,7 +51,10 @@ pub const CONFIG_PATH: &str = "/smol/config.json";
 pub const RUN_MODE_WORD: &str = "smol.mode=run";
 
 /// Longest line of the protocol, in bytes, its newline included.
-pub const MAX_LINE: usize = 64 * 1024;
+pub const MAX_LINE: usize = 256 * 1024;
+/// Longest command, pattern or path of a configuration, in bytes: each must fit into an
+/// [`Event`], whatever JSON makes of it.
+pub const MAX_WORDS: usize = 16 * 1024;
 /// Largest configuration file, in bytes.
 pub const MAX_CONFIG: usize = 1024 * 1024;
 /// Least entropy the guest accepts at a restore, in bytes.
@@ -417,85 +427,6 @@ fn one_cpu() -> u8 {
     1
 }
 
-/// Random bytes; hex digits on the wire, never shown by `Debug`.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Entropy(Vec<u8>);
-
-impl Entropy {
-    /// Takes [`MIN_ENTROPY`] to [`MAX_ENTROPY`] bytes; `None` for any other number.
-    pub fn new(bytes: Vec<u8>) -> Option<Self> {
-        (MIN_ENTROPY..=MAX_ENTROPY)
-            .contains(&bytes.len())
-            .then_some(Entropy(bytes))
-    }
-
-    /// The bytes.
-    pub fn as_bytes(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Entropy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Entropy({} bytes)", self.0.len())
-    }
-}
-
-impl Serialize for Entropy {
-    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        to.serialize_str(&hex(&self.0))
-    }
-}
-
-impl<'de> Deserialize<'de> for Entropy {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        let digits = String::deserialize(from)?;
-        unhex(&digits).and_then(Entropy::new).ok_or_else(|| {
-            D::Error::custom(format!(
-                "expected {MIN_ENTROPY} to {MAX_ENTROPY} bytes as lower-case hex digits"
-            ))
-        })
-    }
-}
-
-/// A machine id as in machine-id(5): 128 bits, not all zero, 32 lower-case hex digits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct MachineId([u8; 16]);
-
-impl MachineId {
-    /// Makes an id of random bytes, marked as a version 4 UUID as machine-id(5) asks for.
-    pub fn from_random(mut bytes: [u8; 16]) -> Self {
-        bytes[6] = (bytes[6] & 0x0f) | 0x40;
-        bytes[8] = (bytes[8] & 0x3f) | 0x80;
-        MachineId(bytes)
-    }
-}
-
-impl fmt::Display for MachineId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&hex(&self.0))
-    }
-}
-
-impl Serialize for MachineId {
-    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        to.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for MachineId {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        let digits = String::deserialize(from)?;
-        unhex(&digits)
-            .and_then(|bytes| <[u8; 16]>::try_from(bytes).ok())
-            .filter(|bytes| bytes != &[0; 16])
-            .map(MachineId)
-            .ok_or_else(|| {
-                D::Error::custom("expected a machine id: 32 lower-case hex digits, not all zero")
-            })
-    }
-}
-
 /// Host to guest, one JSON object a line on [`REQUEST_PORT`]; each is answered by a [`Reply`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "snake_case")]
@@ -544,220 +475,5 @@ pub struct ForwardReply {
     pub error: Option<String>,
 }
 
-/// What is wrong with a line or a configuration.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ProtocolError {
-    /// Longer than its limit; the limit, in bytes.
-    TooLong(usize),
-    /// Not the JSON that is expected here.
-    Json(String),
-    /// A value that cannot be meant: where, and why.
-    Value(&'static str, String),
-}
-
-impl fmt::Display for ProtocolError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            ProtocolError::TooLong(limit) => write!(f, "longer than {limit} bytes"),
-            ProtocolError::Json(why) => f.write_str(why),
-            ProtocolError::Value(key, why) => write!(f, "{key}: {why}"),
-        }
-    }
-}
-
-impl std::error::Error for ProtocolError {}
-
-/// One message as a line, its newline included.
-///
-/// Errors: [`ProtocolError::TooLong`] over [`MAX_LINE`].
-pub fn encode_line<T: Serialize>(message: &T) -> Result<Vec<u8>, ProtocolError> {
-    let mut line = serde_json::to_vec(message).map_err(|e| ProtocolError::Json(e.to_string()))?;
-    line.push(b'\n');
-    if line.len() > MAX_LINE {
-        return Err(ProtocolError::TooLong(MAX_LINE));
-    }
-    Ok(line)
-}
-
-/// The message of one line, with or without its newline.
-pub fn decode_line<T: DeserializeOwned>(line: &[u8]) -> Result<T, ProtocolError> {
-    if line.len() > MAX_LINE {
-        return Err(ProtocolError::TooLong(MAX_LINE));
-    }
-    serde_json::from_slice(line).map_err(|e| ProtocolError::Json(e.to_string()))
-}
-
-/// Cuts a stream of bytes into lines, holding at most [`MAX_LINE`] bytes of an unfinished one.
-#[derive(Debug, Default)]
-pub struct LineBuffer {
-    bytes: Vec<u8>,
-}
-
-impl LineBuffer {
-    /// Adds what was read from the stream.
-    pub fn push(&mut self, bytes: &[u8]) {
-        self.bytes.extend_from_slice(bytes);
-    }
-
-    /// Takes the next whole line, without its newline; `None` until there is one.
-    ///
-    /// Errors: [`ProtocolError::TooLong`]; the stream is then of no more use.
-    pub fn next_line(&mut self) -> Result<Option<Vec<u8>>, ProtocolError> {
-        match self.bytes.iter().position(|&b| b == b'\n') {
-            Some(end) if end < MAX_LINE => {
-                let mut line: Vec<u8> = self.bytes.drain(..=end).collect();
-                line.pop();
-                Ok(Some(line))
-            }
-            None if self.bytes.len() < MAX_LINE => Ok(None),
-            _ => Err(ProtocolError::TooLong(MAX_LINE)),
-        }
-    }
-
-    /// What was read beyond the lines taken so far.
-    pub fn into_rest(self) -> Vec<u8> {
-        self.bytes
-    }
-}
-
-impl GuestConfig {
-    /// Reads and checks a configuration file's text.
-    pub fn parse(text: &[u8]) -> Result<Self, ProtocolError> {
-        if text.len() > MAX_CONFIG {
-            return Err(ProtocolError::TooLong(MAX_CONFIG));
-        }
-        let config: GuestConfig =
-            serde_json::from_slice(text).map_err(|e| ProtocolError::Json(e.to_string()))?;
-        config.check()?;
-        Ok(config)
-    }
-
-    /// Finds what no guest could act on; the builder calls it before it boots anything.
-    pub fn check(&self) -> Result<(), ProtocolError> {
-        let bad = |key, why: &str| Err(ProtocolError::Value(key, why.to_owned()));
-        if check_hostname(&self.hostname).is_err() {
-            return bad("hostname", "letters, digits, '-' and '.', 1 to 64 of them");
-        }
-        check_command("service.cmd", &self.service.cmd)?;
-        for (name, value) in &self.service.env {
-            if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
-                return bad(
-                    "service.env",
-                    "a name is not empty and has no '=', nothing has a NUL",
-                );
-            }
-        }
-        if self
-            .service
-            .workdir
-            .as_ref()
-            .is_some_and(|dir| !dir.starts_with('/') || dir.contains('\0'))
-        {
-            return bad("service.workdir", "an absolute path");
-        }
-        for warm in &self.warm {
-            check_command("warm.cmd", &warm.cmd)?;
-            if warm.timeout_ms == 0 {
-                return bad("warm.timeout_ms", "more than 0");
-            }
-        }
-        if self.ready.timeout_ms == 0 || self.ready.interval_ms == 0 || self.ready.successes == 0 {
-            return bad(
-                "ready",
-                "timeout_ms, interval_ms and successes are more than 0",
-            );
-        }
-        self.ready.probe.check()
-    }
-}
-
-impl Probe {
-    fn check(&self) -> Result<(), ProtocolError> {
-        let bad = |key, why: &str| Err(ProtocolError::Value(key, why.to_owned()));
-        match self {
-            Probe::Exec { cmd } => check_command("ready.exec.cmd", cmd),
-            Probe::Tcp { port } | Probe::Http { port, .. } if *port == 0 => {
-                bad("ready.port", "1 to 65535")
-            }
-            Probe::Tcp { .. } | Probe::Notify => Ok(()),
-            Probe::Http {
-                path, status, body, ..
-            } => {
-                if !path.starts_with('/') || path.bytes().any(|b| b <= b' ' || b == 0x7f) {
-                    return bad(
-                        "ready.http.path",
-                        "starts with '/', without spaces and control characters",
-                    );
-                }
-                if status.is_empty() || status.iter().any(|s| !(100..600).contains(s)) {
-                    return bad(
-                        "ready.http.status",
-                        "at least one status code from 100 to 599",
-                    );
-                }
-                body.as_ref()
-                    .map_or(Ok(()), |pattern| check_pattern("ready.http.body", pattern))
-            }
-            Probe::Log { pattern } => check_pattern("ready.log.pattern", pattern),
-            Probe::File { path } if !path.starts_with('/') || path.contains('\0') => {
-                bad("ready.file.path", "an absolute path")
-            }
-            Probe::File { .. } => Ok(()),
-        }
-    }
-}
-
-fn check_command(key: &'static str, cmd: &[String]) -> Result<(), ProtocolError> {
-    if cmd.first().is_none_or(String::is_empty) || cmd.iter().any(|word| word.contains('\0')) {
-        return Err(ProtocolError::Value(
-            key,
-            "a program, then its arguments, without NUL".to_owned(),
-        ));
-    }
-    Ok(())
-}
-
-/// A pattern must be one that the guest's own engine takes (regex-lite: no Unicode classes).
-fn check_pattern(key: &'static str, pattern: &str) -> Result<(), ProtocolError> {
-    regex_lite::Regex::new(pattern)
-        .map(drop)
-        .map_err(|e| ProtocolError::Value(key, e.to_string()))
-}
-
-/// A host name the kernel takes: 1 to 64 letters, digits, `-` and `.`.
-pub(crate) fn check_hostname(name: &str) -> Result<(), ProtocolError> {
-    let good = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'.';
-    if name.is_empty() || name.len() > 64 || !name.bytes().all(good) {
-        return Err(ProtocolError::Value(
-            "hostname",
-            format!("{name:?} is not a host name"),
-        ));
-    }
-    Ok(())
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use fmt::Write as _;
-    let mut digits = String::with_capacity(bytes.len() * 2);
-    for byte in bytes {
-        write!(digits, "{byte:02x}").expect("a String takes everything");
-    }
-    digits
-}
-
-/// Lower-case hex digits only: one value has one spelling.
-fn unhex(digits: &str) -> Option<Vec<u8>> {
-    let nibble = |b: u8| match b {
-        b'0'..=b'9' => Some(b - b'0'),
-        b'a'..=b'f' => Some(b - b'a' + 10),
-        _ => None,
-    };
-    if !digits.len().is_multiple_of(2) || digits.len() > MAX_ENTROPY * 2 {
-        return None;
-    }
-    digits
-        .as_bytes()
-        .chunks_exact(2)
-        .map(|pair| Some(nibble(pair[0])? << 4 | nibble(pair[1])?))
-        .collect()
-}
+#[cfg(test)]
+mod tests;
