@@ -1,2 +1,31 @@
-//! smolbuild
-fn main() {}
+//! smolbuild: a Smolfile in, a signed and restorable machine out. See the library for the map.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use smol_cli::Interrupt;
+use smolbuild::cli::{Cli, Command};
+use smolbuild::commands;
+
+fn main() -> ExitCode {
+    smol_host::emulated::init::main_if_requested();
+    smol_cli::install_panic_hook();
+    match run(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => smol_cli::report(&error),
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    let interrupt = Interrupt::install()?;
+    match cli.command.unwrap_or(Command::Build(cli.build)) {
+        Command::Build(args) => commands::build::run(&args, &interrupt),
+        Command::Keygen(args) => commands::keys::keygen(&args),
+        Command::Sign(args) => commands::keys::sign(&args),
+        Command::Verify(args) => commands::verify::run(&args),
+        Command::Inspect(args) => commands::inspect::run(&args),
+        Command::Kernel(args) => commands::kernel::run(&args),
+        Command::Doctor(args) => commands::doctor::run(&args),
+        Command::BootJob { file } => smolbuild::boot::emulated::inner(&file, &interrupt),
+    }
+}

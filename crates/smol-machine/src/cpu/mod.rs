@@ -82,7 +82,7 @@ const LEAF1_ECX_TSC_DEADLINE: u32 = 1 << 24;
 const LEAF1_ECX_HYPERVISOR: u32 = 1 << 31;
 /// Family 17h, model 31h: a CPU for which Linux and libc have no errata to look up in MSRs.
 const SIGNATURE: u32 = 0x0083_0f10;
-const VENDOR: [u32; 3] = [0x6874_7541, 0x444d_4163, 0x6974_6e65]; // "AuthenticAMD" in EBX, ECX, EDX order
+const VENDOR: [u32; 3] = [0x6874_7541, 0x444d_4163, 0x6974_6e65]; // EBX "Auth", ECX "cAMD", EDX "enti"
 
 fn bits(register: Register) -> u32 {
     FEATURES.iter().filter(|f| f.0 == register).fold(0, |mask, f| mask | 1 << f.1)
@@ -98,7 +98,7 @@ impl Model {
             Model::Generic => (LEAF1_EDX_TSC, LEAF1_ECX_TSC_DEADLINE),
         };
         let mut table = vec![
-            e(0, 7, VENDOR[0], VENDOR[2], VENDOR[1]),
+            e(0, 7, VENDOR[0], VENDOR[1], VENDOR[2]),
             // EBX: initial APIC id, one logical CPU, CLFLUSH of 64 bytes.
             e(
                 1,
@@ -108,7 +108,7 @@ impl Model {
                 bits(Leaf1Edx) | tsc,
             ),
             CpuidEntry { index: Some(0), ..e(7, 0, 0, 0, 0) },
-            e(0x8000_0000, 0x8000_0008, VENDOR[0], VENDOR[2], VENDOR[1]),
+            e(0x8000_0000, 0x8000_0008, VENDOR[0], VENDOR[1], VENDOR[2]),
             e(0x8000_0001, SIGNATURE, 0, bits(ExtendedEcx), bits(ExtendedEdx)),
             e(0x8000_0008, 0x3000 | u32::from(PHYSICAL_ADDRESS_BITS), 0, 0, 0),
         ];

@@ -221,7 +221,7 @@ pub(super) fn events_from_kvm(e: &kvm_vcpu_events) -> Events {
         .then(|| (e.exception.nr, (e.exception.has_error_code != 0).then_some(e.exception.error_code)));
     Events {
         exception,
-        interrupt: (e.interrupt.injected != 0).then(|| (e.interrupt.nr, e.interrupt.soft != 0)),
+        interrupt: (e.interrupt.injected != 0).then_some((e.interrupt.nr, e.interrupt.soft != 0)),
         interrupt_shadow: e.interrupt.shadow,
         nmi: (e.nmi.injected != 0, e.nmi.pending != 0, e.nmi.masked != 0),
     }

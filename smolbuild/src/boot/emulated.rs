@@ -1,0 +1,136 @@
+//! Runs a [`Job`] inside an emulated host: the same program, with the job's files shared.
+//!
+//! The inner program prints its messages as JSON lines on stdout and leaves the results in the
+//! job's folder, which both sides see under the same name.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use smol_cli::Interrupt;
+use smol_host::emulated::{Controller, EmulatedHost, Event, SELF};
+
+use super::{Job, Message, local};
+
+/// Name of the hidden command that the inner program is started with.
+pub const INNER_COMMAND: &str = "boot-job";
+/// Job description in the job's folder.
+const JOB_FILE: &str = "job.json";
+/// Where the inner program sees the results folder and the images.
+const OUT: &str = "/job/out";
+
+/// Boots the job in an emulated host. As [`local::run`] otherwise.
+///
+/// # Errors
+/// When there is no emulated host to be had, with the command that mends it.
+pub fn run(job: &Job, cache: &Path, interrupt: &Interrupt, mut report: impl FnMut(Message)) -> Result<()> {
+    let (inner, mut host) = translate(job, EmulatedHost::new(cache))?;
+    let text = serde_json::to_vec(&inner)?;
+    std::fs::write(job.out.join(JOB_FILE), text).context("cannot write the job description")?;
+    let guest_mib = u32::try_from(job.memory >> 20).context("guest memory")?;
+    host = host.memory(guest_mib).share(&job.out, OUT, false).job([SELF, INNER_COMMAND, "/job/out/job.json"]);
+    let mut running = host.spawn().map_err(crate::commands::host_error)?;
+    let _watch = stop_on_interrupt(running.controller(), interrupt.clone());
+
+    let mut stdout = Vec::new();
+    let mut stderr = Vec::new();
+    let status = loop {
+        match running.next_event().map_err(crate::commands::host_error)? {
+            Event::Stdout(bytes) => {
+                stdout.extend(bytes);
+                for message in complete_lines(&mut stdout)? {
+                    report(message);
+                }
+            }
+            Event::Stderr(bytes) => stderr.extend(bytes),
+            Event::Started | Event::Channel(_) => {}
+            Event::Exited(status) => break status,
+        }
+    };
+    let _ = std::fs::remove_file(job.out.join(JOB_FILE));
+    if status.shell_code() != 0 {
+        let words = String::from_utf8_lossy(&stderr);
+        bail!("the build inside the emulated host failed (exit {}): {}", status.shell_code(), words.trim());
+    }
+    Ok(())
+}
+
+/// The inner side: runs the job that `file` describes and prints its messages.
+///
+/// # Errors
+/// As [`local::run`].
+pub fn inner(file: &Path, interrupt: &Interrupt) -> Result<()> {
+    let text = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let job: Job = serde_json::from_slice(&text).context("the job description")?;
+    local::run(&job, interrupt, |message| {
+        let line = serde_json::to_string(&message).expect("messages serialise");
+        println!("{line}");
+    })
+}
+
+/// The job as the inner program sees it. Every image gets its folder shared read-only.
+fn translate(job: &Job, mut host: EmulatedHost) -> Result<(Job, EmulatedHost)> {
+    let mut count = 0;
+    let mut share = |path: &PathBuf| -> Result<PathBuf> {
+        let path = path.canonicalize().with_context(|| format!("cannot find {}", path.display()))?;
+        let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
+            bail!("{} is no file", path.display());
+        };
+        let target = format!("/job/in{count}");
+        count += 1;
+        host = host.clone().share(folder, target.clone(), true);
+        Ok(Path::new(&target).join(name))
+    };
+    let inner = Job {
+        kernel: share(&job.kernel)?,
+        initramfs: job.initramfs.as_ref().map(&mut share).transpose()?,
+        rootfs: job.rootfs.as_ref().map(&mut share).transpose()?,
+        out: OUT.into(),
+        ..job.clone()
+    };
+    Ok((inner, host))
+}
+
+fn complete_lines(buffer: &mut Vec<u8>) -> Result<Vec<Message>> {
+    let Some(end) = buffer.iter().rposition(|b| *b == b'\n') else { return Ok(Vec::new()) };
+    let lines: Vec<u8> = buffer.drain(..=end).collect();
+    lines
+        .split(|b| *b == b'\n')
+        .filter(|l| !l.is_empty())
+        .map(|l| serde_json::from_slice(l).with_context(|| format!("message of the emulated host: {}", String::from_utf8_lossy(l))))
+        .collect()
+}
+
+/// Passes the user's wish to stop on. The thread ends with the guard.
+fn stop_on_interrupt(controller: Controller, interrupt: Interrupt) -> StopGuard {
+    let done = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let seen = done.clone();
+    let thread = std::thread::spawn(move || {
+        use std::sync::atomic::Ordering;
+        while !seen.load(Ordering::Relaxed) {
+            if matches!(interrupt.wait(Some(std::time::Duration::from_millis(100))), Ok(true)) {
+                controller.stop();
+                // The inner program has this long to come to its end by itself.
+                std::thread::sleep(std::time::Duration::from_secs(2));
+                if !seen.load(Ordering::Relaxed) {
+                    controller.kill();
+                }
+                return;
+            }
+        }
+    });
+    StopGuard { done, thread: Some(thread) }
+}
+
+struct StopGuard {
+    done: std::sync::Arc<std::sync::atomic::AtomicBool>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Drop for StopGuard {
+    fn drop(&mut self) {
+        self.done.store(true, std::sync::atomic::Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! Runs a [`Job`] on this host's KVM, in this process.
+
+use std::fs::File;
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use smol_cli::Interrupt;
+use smol_machine::config::{Clock, MachineConfig};
+use smol_machine::devices::virtio::vsock::Vsock;
+use smol_machine::machine::Hooks;
+use smol_machine::{Machine, Stop, StopHandle, memory};
+
+use super::streams::{Console, GuestStreams, Observer};
+use super::{Failed, Frozen, Job, MEMORY_FILE, Message, STATE_FILE};
+
+/// Boots the job's machine and freezes it. What happens is told through `report`, ending with
+/// [`Message::Frozen`] or [`Message::Failed`].
+///
+/// # Errors
+/// For a machine that cannot be started at all: unreadable images, a host that refuses.
+pub fn run(job: &Job, interrupt: &Interrupt, report: impl FnMut(Message) + Send + 'static) -> Result<()> {
+    let ready_line = job.ready_line.as_deref().map(regex::bytes::Regex::new).transpose()?;
+    let observer = Observer::new(Box::new(report), ready_line);
+    let hooks = Hooks {
+        console: Console::new(&observer),
+        serial: Console::new(&observer),
+        vsock: Some(Vsock::for_build(smol_guest::protocol::GUEST_CID.into(), GuestStreams::new(&observer))),
+    };
+    let start = Instant::now();
+    let mut machine = Machine::boot(&config(job)?, hooks)?;
+    observer.attach(machine.stop_handle());
+
+    let (done, finished) = mpsc::channel::<()>();
+    let guard = spawn_guard(machine.stop_handle(), interrupt.clone(), Duration::from_secs(job.limit), finished);
+    let stop = machine.run();
+    drop(done);
+    guard.join().expect("the guard does not panic");
+
+    let message = match stop? {
+        Stop::Snapshot if !observer.guest_failed() => {
+            let boot_ms = start.elapsed().as_millis() as u64;
+            Message::Frozen(freeze(job, &mut machine, boot_ms)?)
+        }
+        stop => Message::Failed(explain(&observer, &stop, interrupt, start.elapsed() >= Duration::from_secs(job.limit))),
+    };
+    observer.report(message);
+    Ok(())
+}
+
+fn config(job: &Job) -> Result<MachineConfig> {
+    Ok(MachineConfig {
+        vcpus: job.vcpus,
+        memory: job.memory,
+        kernel: job.kernel.clone(),
+        initramfs: job.initramfs.clone(),
+        cmdline: job.cmdline.clone(),
+        rootfs: job.rootfs.clone(),
+        clock: Clock::Virtual { epoch: job.epoch },
+        seed: *blake3::Hash::from_hex(&job.seed).context("the seed of the job")?.as_bytes(),
+    })
+}
+
+/// Stops the machine when the user asks for it or the time is up.
+fn spawn_guard(
+    handle: StopHandle,
+    interrupt: Interrupt,
+    limit: Duration,
+    finished: mpsc::Receiver<()>,
+) -> thread::JoinHandle<()> {
+    const GLANCE: Duration = Duration::from_millis(50);
+    thread::spawn(move || {
+        let deadline = Instant::now() + limit;
+        while let Err(mpsc::RecvTimeoutError::Timeout) = finished.recv_timeout(GLANCE) {
+            if interrupt.is_set() || Instant::now() >= deadline {
+                handle.request(Stop::Requested);
+                return;
+            }
+        }
+    })
+}
+
+fn freeze(job: &Job, machine: &mut Machine, boot_ms: u64) -> Result<Frozen> {
+    let start = Instant::now();
+    let state = machine.capture()?;
+    let write = |name: &str| format!("cannot write {}", job.out.join(name).display());
+    let image = File::create(job.out.join(MEMORY_FILE)).with_context(|| write(MEMORY_FILE))?;
+    let stats = memory::write_image(machine.ram(), &image).with_context(|| write(MEMORY_FILE))?;
+    image.sync_all().with_context(|| write(MEMORY_FILE))?;
+    std::fs::write(job.out.join(STATE_FILE), state.to_json()).with_context(|| write(STATE_FILE))?;
+    Ok(Frozen {
+        virtual_time: state.cpu_model == smol_machine::cpu::Model::SmolBuild,
+        virtual_ms: machine.virtual_time().map(|ns| ns / 1_000_000),
+        exits: machine.exits(),
+        pages: stats.pages,
+        nonzero_pages: stats.nonzero,
+        boot_ms,
+        capture_ms: start.elapsed().as_millis() as u64,
+    })
+}
+
+fn explain(observer: &Observer, stop: &Stop, interrupt: &Interrupt, time_is_up: bool) -> Failed {
+    if interrupt.is_set() {
+        return Failed { interrupted: true, ..Failed::new("the build was interrupted") };
+    }
+    observer.failure(&match stop {
+        Stop::Requested if time_is_up => "the machine was not ready within the limit of wall-clock time".to_owned(),
+        Stop::Reset => "the guest reset itself before it was ready: a kernel panic, or its init ended".to_owned(),
+        Stop::Stuck => "the guest idles with no timer armed: nothing will ever happen in it".to_owned(),
+        Stop::Crashed(what) => format!("the virtual CPU cannot go on: {what}"),
+        Stop::Snapshot | Stop::Requested => "the machine stopped before it was frozen".to_owned(),
+    })
+}

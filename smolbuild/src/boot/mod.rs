@@ -1,0 +1,137 @@
+//! Boots the machine headless, waits until it is ready and freezes it.
+//!
+//! One [`Job`] describes it; it is run by [`local`] in this process, or, where this host has no
+//! usable KVM, by the same program inside an emulated host ([`emulated`]). Either way the caller
+//! sees the same [`Message`]s, and finds the frozen machine in the job's folder.
+
+pub mod emulated;
+pub mod local;
+mod streams;
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use smol_guest::protocol::Event;
+
+/// File with the captured machine state, in [`Job::out`].
+pub const STATE_FILE: &str = "state.json";
+/// File with the RAM image, in [`Job::out`].
+pub const MEMORY_FILE: &str = "memory";
+
+/// Lines of console and service output that an error shows.
+const TAIL_LINES: usize = 25;
+
+/// A machine to boot and freeze.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Job {
+    /// Kernel image.
+    pub kernel: PathBuf,
+    /// Initramfs; absent for a machine that is just a kernel.
+    pub initramfs: Option<PathBuf>,
+    /// EROFS image.
+    pub rootfs: Option<PathBuf>,
+    /// Kernel command line without the machine's own part.
+    pub cmdline: String,
+    /// RAM, bytes.
+    pub memory: u64,
+    /// vCPUs that can be online later.
+    pub vcpus: u8,
+    /// Wall clock of the guest at power-on, seconds since the Unix epoch.
+    pub epoch: u64,
+    /// Seed of all randomness that the guest sees, as hex.
+    pub seed: String,
+    /// For a machine without smol-guest: the console line (a regular expression) that means ready.
+    pub ready_line: Option<String>,
+    /// Wall-clock limit of the whole boot, seconds.
+    pub limit: u64,
+    /// Folder for the results; it exists and is empty.
+    pub out: PathBuf,
+}
+
+/// Something that happened in the machine.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Message {
+    /// smol-guest reports.
+    Guest(Event),
+    /// The service wrote a line.
+    Log(String),
+    /// The kernel or smol-guest wrote a line.
+    Console(String),
+    /// The machine is frozen, the files are complete.
+    Frozen(Frozen),
+    /// It is not going to be.
+    Failed(Failed),
+}
+
+/// Facts about a frozen machine.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Frozen {
+    /// Whether its time was virtual, so that a second build can be expected to give the same bits.
+    pub virtual_time: bool,
+    /// Guest time from power-on to the snapshot, ms; `None` on the host's clock.
+    pub virtual_ms: Option<u64>,
+    /// VM exits.
+    pub exits: u64,
+    /// Pages of RAM.
+    pub pages: u64,
+    /// Pages that hold something.
+    pub nonzero_pages: u64,
+    /// Wall-clock time until the snapshot point, ms.
+    pub boot_ms: u64,
+    /// Wall-clock time of capturing and writing, ms.
+    pub capture_ms: u64,
+}
+
+/// Why no machine was frozen.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Failed {
+    /// One sentence.
+    pub reason: String,
+    /// Details, one a line: the probe, what it last saw, the service's exit status.
+    pub details: Vec<String>,
+    /// The last lines of the service.
+    pub log: Vec<String>,
+    /// The last lines of the console.
+    pub console: Vec<String>,
+    /// The user stopped it.
+    pub interrupted: bool,
+}
+
+impl Failed {
+    /// A failure without more to tell.
+    pub fn new(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into(), details: Vec::new(), log: Vec::new(), console: Vec::new(), interrupted: false }
+    }
+
+    /// The text under the error line.
+    pub fn explanation(&self) -> String {
+        let mut text = self.details.join("\n");
+        for (title, lines) in [("last lines of the service", &self.log), ("last lines of the console", &self.console)] {
+            if lines.is_empty() {
+                continue;
+            }
+            if !text.is_empty() {
+                text.push('\n');
+            }
+            text.push_str(title);
+            text.push(':');
+            for line in lines {
+                text.push_str("\n    ");
+                text.push_str(line);
+            }
+        }
+        text
+    }
+}
+
+/// Appends to a list that keeps only its last [`TAIL_LINES`].
+fn push_tail(tail: &mut Vec<String>, line: String) {
+    if tail.len() == TAIL_LINES {
+        tail.remove(0);
+    }
+    tail.push(line);
+}

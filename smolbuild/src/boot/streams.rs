@@ -1,0 +1,292 @@
+//! What comes out of a machine while it is built: console bytes, guest events, service logs.
+//! All of it is taken on the vCPU thread, and nothing ever flows back.
+
+use std::io::Write;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use regex::bytes::Regex;
+use smol_guest::log::Decoder;
+use smol_guest::protocol::{self, Event, LineBuffer};
+use smol_machine::devices::virtio::vsock::StreamSink;
+use smol_machine::{Stop, StopHandle};
+
+use super::{Failed, Message, push_tail};
+
+/// Longest console or log line that is kept, bytes.
+const MAX_LINE: usize = 4096;
+
+/// Receives messages as they happen.
+pub(super) type Report = Box<dyn FnMut(Message) + Send>;
+
+/// What the streams have told so far; shared by all of them.
+#[derive(Clone)]
+pub(super) struct Observer(Arc<Mutex<Seen>>);
+
+struct Seen {
+    report: Report,
+    ready_line: Option<Regex>,
+    handle: Option<StopHandle>,
+    failure: Option<Failed>,
+    asked_for_snapshot: bool,
+    console: Vec<String>,
+    log: Vec<String>,
+}
+
+impl Observer {
+    pub(super) fn new(report: Report, ready_line: Option<Regex>) -> Self {
+        Self(Arc::new(Mutex::new(Seen {
+            report,
+            ready_line,
+            handle: None,
+            failure: None,
+            asked_for_snapshot: false,
+            console: Vec::new(),
+            log: Vec::new(),
+        })))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Seen> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From here on the streams can stop the machine.
+    pub(super) fn attach(&self, handle: StopHandle) {
+        self.lock().handle = Some(handle);
+    }
+
+    /// Whether a stream has asked for the snapshot: a kernel without a snapshot point of its own.
+    pub(super) fn asked_for_snapshot(&self) -> bool {
+        self.lock().asked_for_snapshot
+    }
+
+    /// The failure that the guest reported, or one with `reason`; with the last lines either way.
+    pub(super) fn failure(&self, reason: &str) -> Failed {
+        let mut seen = self.lock();
+        let failure = seen.failure.take().unwrap_or_else(|| Failed::new(reason));
+        Failed { console: std::mem::take(&mut seen.console), log: std::mem::take(&mut seen.log), ..failure }
+    }
+
+    /// Whether the guest has reported that it cannot go on.
+    pub(super) fn guest_failed(&self) -> bool {
+        self.lock().failure.is_some()
+    }
+
+    pub(super) fn report(&self, message: Message) {
+        (self.lock().report)(message);
+    }
+}
+
+impl Seen {
+    fn stop(&mut self, why: Stop) {
+        if let Some(handle) = &self.handle {
+            handle.request(why);
+        }
+    }
+
+    fn event(&mut self, event: Event) {
+        match &event {
+            Event::Snapshot => {
+                self.asked_for_snapshot = true;
+                self.stop(Stop::Snapshot);
+            }
+            Event::ServiceExited { status } => {
+                self.failure.get_or_insert(Failed {
+                    details: vec![format!("the service ended with {status}")],
+                    ..Failed::new("the service ended before the machine was frozen")
+                });
+            }
+            Event::Failed { stage, reason, probe, last_saw, service_status } => {
+                let mut details = vec![format!("stage: {stage}")];
+                details.extend(probe.as_ref().map(|p| format!("probe: {p}")));
+                details.extend(last_saw.as_ref().map(|s| format!("it last saw: {}", s.trim_end())));
+                details.extend(service_status.map(|s| format!("the service ended with {s}")));
+                self.failure = Some(Failed { details, ..Failed::new(reason.clone()) });
+            }
+            _ => {}
+        }
+        (self.report)(Message::Guest(event));
+    }
+
+    fn log_line(&mut self, line: String) {
+        push_tail(&mut self.log, line.clone());
+        (self.report)(Message::Log(line));
+    }
+
+    fn console_line(&mut self, line: &[u8]) {
+        if self.ready_line.as_ref().is_some_and(|r| r.is_match(line)) {
+            self.ready_line = None;
+            self.asked_for_snapshot = true;
+            self.stop(Stop::Snapshot);
+        }
+        let text = smol_cli::human::printable(String::from_utf8_lossy(line).trim_end());
+        push_tail(&mut self.console, text.clone());
+        (self.report)(Message::Console(text));
+    }
+
+    fn protocol_error(&mut self, what: &str, error: impl std::fmt::Display) {
+        self.failure.get_or_insert(Failed::new(format!("the guest's {what} stream is unreadable: {error}")));
+        self.stop(Stop::Requested);
+    }
+}
+
+/// Cuts bytes into lines of bounded length.
+#[derive(Default)]
+struct Lines(Vec<u8>);
+
+impl Lines {
+    fn push(&mut self, bytes: &[u8], mut line: impl FnMut(&[u8])) {
+        for byte in bytes {
+            if *byte != b'\n' {
+                self.0.push(*byte);
+            }
+            if *byte == b'\n' || self.0.len() == MAX_LINE {
+                line(&self.0);
+                self.0.clear();
+            }
+        }
+    }
+}
+
+/// A console of the machine as something to write to.
+pub(super) struct Console {
+    observer: Observer,
+    lines: Lines,
+}
+
+impl Console {
+    pub(super) fn new(observer: &Observer) -> Box<Self> {
+        Box::new(Self { observer: observer.clone(), lines: Lines::default() })
+    }
+}
+
+impl Write for Console {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let mut seen = self.observer.lock();
+        self.lines.push(bytes, |line| seen.console_line(line));
+        // A bare guest may say that it is ready without ending the line.
+        let unfinished = &self.lines.0;
+        if seen.ready_line.as_ref().is_some_and(|r| !unfinished.is_empty() && r.is_match(unfinished)) {
+            let line = std::mem::take(&mut self.lines.0);
+            seen.console_line(&line);
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The guest's vsock streams.
+pub(super) struct GuestStreams {
+    observer: Observer,
+    events: LineBuffer,
+    frames: Decoder,
+    log_lines: Lines,
+}
+
+impl GuestStreams {
+    pub(super) fn new(observer: &Observer) -> Box<Self> {
+        Box::new(Self {
+            observer: observer.clone(),
+            events: LineBuffer::default(),
+            frames: Decoder::default(),
+            log_lines: Lines::default(),
+        })
+    }
+
+    fn control(&mut self, bytes: &[u8]) {
+        self.events.push(bytes);
+        let mut seen = self.observer.lock();
+        loop {
+            match self.events.next_line() {
+                Ok(None) => return,
+                Ok(Some(line)) => match protocol::decode_line::<Event>(&line) {
+                    Ok(event) => seen.event(event),
+                    Err(e) => return seen.protocol_error("control", e),
+                },
+                Err(e) => return seen.protocol_error("control", e),
+            }
+        }
+    }
+
+    fn log(&mut self, bytes: &[u8]) {
+        self.frames.push(bytes);
+        let mut seen = self.observer.lock();
+        loop {
+            match self.frames.next_frame() {
+                Ok(None) => return,
+                Ok(Some(frame)) => self.log_lines.push(&frame.bytes, |line| {
+                    seen.log_line(smol_cli::human::printable(&String::from_utf8_lossy(line)));
+                }),
+                Err(e) => return seen.protocol_error("log", e),
+            }
+        }
+    }
+}
+
+impl StreamSink for GuestStreams {
+    fn open(&mut self, port: u32, _stream: u64) -> bool {
+        match port {
+            protocol::CONTROL_PORT => self.events = LineBuffer::default(),
+            protocol::LOG_PORT => self.frames = Decoder::default(),
+            _ => return false,
+        }
+        true
+    }
+
+    fn data(&mut self, port: u32, _stream: u64, bytes: &[u8]) {
+        match port {
+            protocol::CONTROL_PORT => self.control(bytes),
+            _ => self.log(bytes),
+        }
+    }
+
+    fn close(&mut self, _port: u32, _stream: u64) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+
+    fn observer(ready: Option<&str>) -> (Observer, mpsc::Receiver<Message>) {
+        let (tx, rx) = mpsc::channel();
+        let ready = ready.map(|r| Regex::new(r).unwrap());
+        (Observer::new(Box::new(move |m| tx.send(m).unwrap()), ready), rx)
+    }
+
+    #[test]
+    fn a_ready_line_is_seen_even_without_its_newline() {
+        let (observer, _rx) = observer(Some("^ready$"));
+        let mut console = Console::new(&observer);
+        console.write_all(b"starting\nrea").unwrap();
+        assert!(!observer.asked_for_snapshot());
+        console.write_all(b"dy").unwrap();
+        assert!(observer.asked_for_snapshot());
+    }
+
+    #[test]
+    fn a_failed_probe_is_explained() {
+        let (observer, _rx) = observer(None);
+        let mut streams = GuestStreams::new(&observer);
+        let event = Event::Failed {
+            stage: protocol::Stage::Ready,
+            reason: "not ready after 2 s".into(),
+            probe: Some(protocol::Probe::Tcp { port: 80 }),
+            last_saw: Some("connection refused".into()),
+            service_status: None,
+        };
+        streams.data(protocol::CONTROL_PORT, 0, &protocol::encode_line(&event).unwrap());
+        let failed = observer.failure("unused");
+        assert_eq!(failed.reason, "not ready after 2 s");
+        assert!(failed.explanation().contains("probe: tcp 80\nit last saw: connection refused"));
+    }
+
+    #[test]
+    fn rubbish_on_the_control_stream_fails_the_build() {
+        let (observer, _rx) = observer(None);
+        GuestStreams::new(&observer).data(protocol::CONTROL_PORT, 0, b"{}\n");
+        assert!(observer.guest_failed());
+    }
+}

@@ -1,0 +1,166 @@
+//! The command line, as types only.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use smol_cli::progress::Mode;
+use smol_host::Accel;
+
+/// Turns a Smolfile into a running Linux machine, frozen at the moment it became ready, packed
+/// and signed in one .smolmachine file.
+#[derive(Debug, Parser)]
+#[command(name = "smolbuild", version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub struct Cli {
+    /// What to do; building is the default.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub build: Build,
+}
+
+/// Everything but building.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Build a machine (the default command)
+    Build(Build),
+    /// Make an ed25519 key pair for signing
+    Keygen(Keygen),
+    /// Sign an existing bundle
+    Sign(Sign),
+    /// Check every byte of a bundle, and its signature
+    Verify(Verify),
+    /// Show what is in a bundle
+    Inspect(Inspect),
+    /// Build a kernel recipe
+    Kernel(Kernel),
+    /// Tell what this host can do, and the command that mends what it cannot
+    Doctor(Doctor),
+    /// Runs one boot job; what an emulated host is started with.
+    #[command(name = "boot-job", hide = true)]
+    BootJob {
+        /// Job description.
+        file: PathBuf,
+    },
+}
+
+/// `smolbuild [SMOLFILE|DIR]`.
+#[derive(Debug, Args)]
+pub struct Build {
+    /// Smolfile, or a folder that holds one
+    #[arg(default_value = ".", value_name = "SMOLFILE|DIR")]
+    pub path: PathBuf,
+    /// Bundle to write [default: NAME.smolmachine in the current folder]
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Sign with this private key
+    #[arg(long, value_name = "KEY", env = "SMOL_SIGN_KEY")]
+    pub sign: Option<PathBuf>,
+    /// How to run the machine
+    #[arg(long, value_name = "auto|kvm|emulated", default_value = "auto", env = "SMOL_ACCEL")]
+    pub accel: Accel,
+    /// Build kernel and rootfs afresh instead of taking them from the cache
+    #[arg(long)]
+    pub no_cache: bool,
+    /// Write facts about the build as JSON
+    #[arg(long, value_name = "FILE")]
+    pub metadata_file: Option<PathBuf>,
+    /// Show what the machine prints while it boots
+    #[arg(short, long)]
+    pub verbose: bool,
+    /// How progress is shown
+    #[arg(long, value_name = "auto|tty|plain|json", default_value = "auto", env = "SMOL_PROGRESS")]
+    pub progress: Mode,
+}
+
+/// `smolbuild keygen`.
+#[derive(Debug, Args)]
+pub struct Keygen {
+    /// Private key to write; the public key goes beside it as .pub
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
+}
+
+/// `smolbuild sign`.
+#[derive(Debug, Args)]
+pub struct Sign {
+    /// Bundle to sign
+    pub bundle: PathBuf,
+    /// Private key
+    #[arg(long, value_name = "KEY", env = "SMOL_SIGN_KEY")]
+    pub key: PathBuf,
+    /// Signed bundle to write [default: in place]
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
+/// `smolbuild verify`.
+#[derive(Debug, Args)]
+pub struct Verify {
+    /// Bundle to check
+    pub bundle: PathBuf,
+    /// Public key that must have signed it; may be repeated, one suffices
+    #[arg(long, value_name = "PUB", required_unless_present = "insecure_unsigned")]
+    pub key: Vec<PathBuf>,
+    /// Check integrity alone, whoever made it
+    #[arg(long)]
+    pub insecure_unsigned: bool,
+}
+
+/// `smolbuild inspect`.
+#[derive(Debug, Args)]
+pub struct Inspect {
+    /// Bundle to look into
+    pub bundle: PathBuf,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `smolbuild kernel`.
+#[derive(Debug, Args)]
+pub struct Kernel {
+    /// Recipe
+    #[arg(default_value = "smol-6.1")]
+    pub recipe: String,
+    /// Copy the vmlinux here [default: only the cache]
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Build from this source tarball instead of the Debian package
+    #[arg(long, value_name = "FILE")]
+    pub source: Option<PathBuf>,
+    /// Build even if the cache has it
+    #[arg(long)]
+    pub no_cache: bool,
+    /// How progress is shown
+    #[arg(long, value_name = "auto|tty|plain|json", default_value = "auto", env = "SMOL_PROGRESS")]
+    pub progress: Mode,
+}
+
+/// `smolbuild doctor`.
+#[derive(Debug, Args)]
+pub struct Doctor {
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn building_needs_no_subcommand() {
+        let cli = Cli::try_parse_from(["smolbuild", "recipes/redis", "-o", "r.smolmachine"]).unwrap();
+        assert!(cli.command.is_none());
+        assert_eq!(cli.build.path, PathBuf::from("recipes/redis"));
+        let cli = Cli::try_parse_from(["smolbuild", "verify", "x", "--insecure-unsigned"]).unwrap();
+        assert!(matches!(cli.command, Some(Command::Verify(_))));
+    }
+}

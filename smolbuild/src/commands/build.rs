@@ -1,0 +1,241 @@
+//! `smolbuild [SMOLFILE|DIR]`: the pipeline, top to bottom.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use anyhow::{Context, Result};
+use serde_json::json;
+use smol_bundle::Written;
+use smol_cli::progress::{Stage, render_waterfall};
+use smol_cli::{ExitKind, Failure, Interrupt, Progress, human, paths};
+use smol_guest::protocol::Event;
+use smol_host::Selected;
+
+use super::{bundle_error, host_error, keys};
+use crate::assemble;
+use crate::boot::{self, Failed, Frozen, Job, Message};
+use crate::cli::Build;
+use crate::pack::{self, Images};
+use crate::plan::{self, Flags, KernelSource, Plan};
+use crate::smolfile;
+use crate::work::WorkDir;
+
+/// Wall-clock limit of a boot, seconds. Waiting costs no time on virtual time, so only a guest
+/// that works all the while comes near it.
+const BOOT_LIMIT: u64 = 20 * 60;
+/// File name of a Smolfile.
+const SMOLFILE: &str = "Smolfile";
+
+/// Builds the machine and writes its bundle.
+pub fn run(args: &Build, interrupt: &Interrupt) -> Result<()> {
+    let progress = Progress::new(args.progress);
+    let file = if args.path.is_dir() { args.path.join(SMOLFILE) } else { args.path.clone() };
+    let loaded = smolfile::load(&file)?;
+    let key = args.sign.as_deref().map(keys::load_private).transpose()?;
+    let epoch = std::env::var("SOURCE_DATE_EPOCH").ok().map(|t| plan::parse_epoch(&t)).transpose()?;
+    let mut plan = Plan::resolve(&loaded.smolfile, &loaded.base_dir, &Flags { epoch })?;
+    let out = args.output.clone().unwrap_or_else(|| format!("{}.smolmachine", plan.name).into());
+    let selected = smol_host::select(args.accel).map_err(host_error)?;
+    if let Some(why) = &selected.why {
+        progress.note(why);
+    }
+    let shared_cache = paths::cache_dir()?;
+    let work = WorkDir::create(&shared_cache)?;
+    let cache = if args.no_cache { work.subdir("cache")? } else { shared_cache.clone() };
+
+    let images = assemble(&mut plan, &cache, &work, &progress, interrupt)?;
+    let frozen_in = work.subdir("frozen")?;
+    let job = job(&plan, &images, &frozen_in);
+    let frozen = boot(&job, &selected, &shared_cache, &progress, args.verbose, interrupt)?;
+    let text = std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
+    let spec = pack::spec(&plan, &images, &frozen, &frozen_in, text)?;
+    interrupt.check()?;
+    let written = pack(&spec, &out, &work, key.as_ref(), &progress)?;
+    report(&plan, &out, &written, &frozen, key.is_some(), args, &progress)
+}
+
+/// Kernel, rootfs and initramfs, as files.
+fn assemble(plan: &mut Plan, cache: &Path, work: &WorkDir, progress: &Progress, interrupt: &Interrupt) -> Result<Images> {
+    let kernel = match &plan.kernel.source {
+        KernelSource::Path(path) => plan.host_path(path),
+        KernelSource::Recipe(name) => assemble::kernel::stage(name, None, cache, progress)?,
+    };
+    plan.inputs.insert("kernel".into(), digest(&kernel)?);
+    interrupt.check()?;
+    let Some(guest) = &plan.guest else {
+        return Ok(Images { kernel, initramfs: None, rootfs: None });
+    };
+    let initramfs = work.path().join("initramfs");
+    assemble::initramfs::build(guest, &initramfs)?;
+    let rootfs = assemble::rootfs::stage(plan, cache, &work.path().join("rootfs"), progress)?;
+    interrupt.check()?;
+    plan.inputs.insert("initramfs".into(), digest(&initramfs)?);
+    plan.inputs.insert("rootfs".into(), digest(&rootfs)?);
+    Ok(Images { kernel, initramfs: Some(initramfs), rootfs: Some(rootfs) })
+}
+
+/// BLAKE3 of a file's bytes, as hex.
+fn digest(path: &Path) -> Result<String> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_mmap_rayon(path).with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(hasher.finalize().to_hex().to_string())
+}
+
+fn job(plan: &Plan, images: &Images, out: &Path) -> Job {
+    let ready_line = plan.console_ready.as_ref().map(|r| match &r.probe {
+        smol_guest::protocol::Probe::Log { pattern } => pattern.clone(),
+        other => unreachable!("the parser gives a machine without a service nothing but a log probe, not {other}"),
+    });
+    Job {
+        kernel: images.kernel.clone(),
+        initramfs: images.initramfs.clone(),
+        rootfs: images.rootfs.clone(),
+        cmdline: plan.kernel.build_cmdline.clone(),
+        memory: plan.memory,
+        vcpus: u8::try_from(plan.cpus).expect("the parser allows few"),
+        epoch: plan.epoch,
+        seed: blake3::Hash::from_bytes(plan.seed()).to_hex().to_string(),
+        limit: plan.console_ready.as_ref().map_or(BOOT_LIMIT, |r| r.timeout_ms.div_ceil(1000)),
+        ready_line,
+        out: out.to_owned(),
+    }
+}
+
+/// Boots the machine until it is frozen, wherever it can run.
+fn boot(
+    job: &Job,
+    selected: &Selected,
+    cache: &Path,
+    progress: &Progress,
+    verbose: bool,
+    interrupt: &Interrupt,
+) -> Result<Frozen> {
+    let stages = Arc::new(Mutex::new(BootStages::new(progress, verbose)));
+    let report = {
+        let stages = stages.clone();
+        move |message| stages.lock().expect("no stage panics").message(message)
+    };
+    match selected.accel {
+        smol_host::Backend::Kvm => boot::local::run(job, interrupt, report)?,
+        smol_host::Backend::Emulated => boot::emulated::run(job, cache, interrupt, report)?,
+    }
+    let outcome = stages.lock().expect("no stage panics").outcome.take();
+    match outcome {
+        Some(Ok(frozen)) => Ok(frozen),
+        Some(Err(failed)) => Err(boot_error(&failed, interrupt)),
+        None => Err(Failure::new(ExitKind::Failed, "the machine ended without a word").into()),
+    }
+}
+
+/// Turns the machine's messages into progress: boot, service, warm, snapshot.
+struct BootStages {
+    progress: Progress,
+    current: Option<Stage>,
+    outcome: Option<Result<Frozen, Failed>>,
+    verbose: bool,
+}
+
+impl BootStages {
+    fn new(progress: &Progress, verbose: bool) -> Self {
+        let current = Some(progress.stage("boot", "booting the machine"));
+        Self { progress: progress.clone(), current, outcome: None, verbose }
+    }
+
+    fn next(&mut self, done: &str, name: &str, message: &str) {
+        if let Some(stage) = self.current.take() {
+            stage.finish(done);
+        }
+        self.current = Some(self.progress.stage(name, message));
+    }
+
+    fn message(&mut self, message: Message) {
+        match message {
+            Message::Guest(event) => self.event(&event),
+            Message::Log(line) if self.verbose => self.progress.note(&format!("service | {line}")),
+            Message::Console(line) if self.verbose => self.progress.note(&format!("console | {line}")),
+            Message::Log(_) | Message::Console(_) => {}
+            Message::Frozen(frozen) => {
+                if let Some(stage) = self.current.take() {
+                    stage.finish(&format!("{} of memory in use", human::bytes(frozen.nonzero_pages * 4096)));
+                }
+                self.outcome = Some(Ok(frozen));
+            }
+            Message::Failed(failed) => self.outcome = Some(Err(failed)),
+        }
+    }
+
+    fn event(&mut self, event: &Event) {
+        match event {
+            Event::Booted => self.next("up", "service", "starting the service"),
+            Event::Ready { attempts } => self.next(&format!("ready at attempt {attempts}"), "quiesce", "freezing the service"),
+            Event::WarmStarted { index } => {
+                let (done, what) = if *index == 0 { ("ready", "running the first warm command") } else { ("done", "running the next warm command") };
+                self.next(done, "warm", what);
+            }
+            Event::WarmFinished { status, .. } => self.next(&status.to_string(), "quiesce", "freezing the service"),
+            Event::Quiesced => self.next("quiet", "snapshot", "capturing the machine"),
+            Event::Warning { reason, .. } => self.progress.note(&format!("warning: {reason}")),
+            _ => {}
+        }
+    }
+}
+
+fn boot_error(failed: &Failed, interrupt: &Interrupt) -> anyhow::Error {
+    if failed.interrupted && let Err(stopped) = interrupt.check() {
+        return stopped.into();
+    }
+    let explanation = failed.explanation();
+    let error = anyhow::Error::from(Failure::new(ExitKind::Failed, failed.reason.clone()));
+    if explanation.is_empty() { error } else { anyhow::Error::msg(explanation).context(error) }
+}
+
+/// Writes the bundle beside its destination's name, signed or not; it appears whole or not at all.
+fn pack(
+    spec: &smol_bundle::BundleSpec,
+    out: &Path,
+    work: &WorkDir,
+    key: Option<&smol_bundle::PrivateKey>,
+    progress: &Progress,
+) -> Result<Written> {
+    let stage = progress.stage("pack", "dropping equal pages, compressing");
+    let unsigned: PathBuf = if key.is_some() { work.path().join("unsigned") } else { out.to_owned() };
+    let written = pack::write(spec, &unsigned, &mut |done, total| stage.set(done, total)).map_err(bundle_error)?;
+    stage.finish(&human::bytes(written.file_size));
+    if let Some(key) = key {
+        let stage = progress.stage("sign", "signing");
+        smol_bundle::sign(&unsigned, key, out).map_err(bundle_error)?;
+        stage.finish(&format!("by {}", key.public().id()));
+    }
+    Ok(written)
+}
+
+/// Waterfall, metadata and the one line that says what there is now.
+fn report(
+    plan: &Plan,
+    out: &Path,
+    written: &Written,
+    frozen: &Frozen,
+    signed: bool,
+    args: &Build,
+    progress: &Progress,
+) -> Result<()> {
+    const WIDTH: usize = 40;
+    let laps = progress.waterfall();
+    if args.progress != smol_cli::progress::Mode::Json {
+        eprint!("{}", render_waterfall(&laps, WIDTH));
+    }
+    if let Some(path) = &args.metadata_file {
+        let facts = json!({
+            "name": plan.name, "digest": written.digest.to_string(), "fileSize": written.file_size,
+            "signed": signed, "plan": blake3::Hash::from_bytes(plan.digest()).to_hex().to_string(),
+            "frozen": frozen, "stages": laps,
+        });
+        let text = serde_json::to_vec_pretty(&facts)?;
+        std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    let ports: String = plan.ports().iter().map(|p| format!(" -p {}:{p}", if *p < 10000 { 10000 + *p } else { *p })).collect();
+    let trust = if signed { " --key PUBLIC.pub" } else { " --insecure-unsigned" };
+    println!("{}  {}  {}  {}", plan.name, human::bytes(written.file_size), written.digest, out.display());
+    println!("run it:  smolrun {}{ports}{trust}", out.display());
+    Ok(())
+}

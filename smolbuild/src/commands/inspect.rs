@@ -1,0 +1,93 @@
+//! `smolbuild inspect`: what is in a bundle, and where the bytes go.
+
+use anyhow::Result;
+use serde_json::{Value, json};
+use smol_bundle::{Bundle, Config, ImageStats};
+use smol_cli::human;
+
+use super::bundle_error;
+use crate::cli::Inspect;
+
+/// Prints facts about a bundle. Its structure is checked on the way, its signature is not.
+pub fn run(args: &Inspect) -> Result<()> {
+    let bundle = Bundle::open(&args.bundle).map_err(bundle_error)?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&as_json(&bundle)?)?);
+    } else {
+        print!("{}", as_text(&bundle));
+    }
+    Ok(())
+}
+
+fn as_json(bundle: &Bundle) -> Result<Value> {
+    let text = |bytes: Option<Vec<u8>>| bytes.map(|b| String::from_utf8_lossy(&b).into_owned());
+    Ok(json!({
+        "digest": bundle.digest().to_string(),
+        "fileSize": bundle.file_size(),
+        "signatures": bundle.signatures().iter().map(|s| s.key_id.to_string()).collect::<Vec<_>>(),
+        "config": bundle.config(),
+        "manifest": serde_json::from_slice::<Value>(bundle.manifest_json())?,
+        "blobs": bundle.layout().iter().map(|b| json!({
+            "mediaType": b.media_type, "digest": b.digest.to_string(), "offset": b.offset, "size": b.size,
+        })).collect::<Vec<_>>(),
+        "images": bundle.stats().images.iter().map(image_json).collect::<Vec<_>>(),
+        "smolfile": text(bundle.smolfile().map_err(bundle_error)?),
+        "lock": text(bundle.lock().map_err(bundle_error)?),
+    }))
+}
+
+fn image_json(i: &ImageStats) -> Value {
+    json!({
+        "kind": i.kind.name(), "size": i.size, "pages": i.pages, "zero": i.zero, "duplicate": i.duplicate,
+        "inRootfs": i.in_rootfs, "inBootImages": i.in_boot, "stored": i.stored, "frames": i.frames,
+        "rawBytes": i.raw_bytes, "compressedBytes": i.compressed_bytes,
+    })
+}
+
+fn as_text(bundle: &Bundle) -> String {
+    use std::fmt::Write as _;
+    let config = bundle.config();
+    let mut text = String::new();
+    let mut line = |key: &str, value: String| {
+        let _ = writeln!(text, "{key:<12} {value}");
+    };
+    line("name", [Some(config.name.as_str()), config.version.as_deref()].into_iter().flatten().collect::<Vec<_>>().join(" "));
+    line("digest", bundle.digest().to_string());
+    line("signed by", signers(bundle));
+    line("file", human::bytes(bundle.file_size()));
+    line("machine", format!("{}, {} of memory, cpus {}", config.arch, human::bytes(config.memory), config.cpus));
+    line("ports", config.ports.iter().map(u16::to_string).collect::<Vec<_>>().join(", "));
+    line("snapshot", if bundle.has_snapshot() { "yes".into() } else { "no: it boots cold".into() });
+    line("reproducible", reproducible(config));
+    line("cpu needs", config.cpu.features.join(" "));
+    let _ = writeln!(text, "\n{:<10} {:>10} {:>9} {:>9} {:>9} {:>9} {:>10} {:>10}", "image", "size", "zero", "same", "elsewhere", "stored", "raw", "compressed");
+    for i in bundle.stats().images {
+        let _ = writeln!(
+            text,
+            "{:<10} {:>10} {:>9} {:>9} {:>9} {:>9} {:>10} {:>10}",
+            i.kind.name(),
+            human::bytes(i.size),
+            i.zero,
+            i.duplicate,
+            i.in_rootfs + i.in_boot,
+            i.stored,
+            human::bytes(i.raw_bytes),
+            human::bytes(i.compressed_bytes),
+        );
+    }
+    let _ = writeln!(text, "(zero, same, elsewhere, stored: pages of 4 KiB)");
+    text
+}
+
+fn signers(bundle: &Bundle) -> String {
+    let ids: Vec<_> = bundle.signatures().iter().map(|s| s.key_id.to_string()).collect();
+    if ids.is_empty() { "nobody".into() } else { format!("{} (not checked here)", ids.join(", ")) }
+}
+
+fn reproducible(config: &Config) -> String {
+    match &config.reproducible {
+        None => "nothing is claimed".into(),
+        Some(r) if r.claimed => "claimed".into(),
+        Some(r) => format!("not claimed: {}", r.reason.as_deref().unwrap_or("no reason given")),
+    }
+}

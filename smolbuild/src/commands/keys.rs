@@ -1,0 +1,54 @@
+//! `smolbuild keygen` and `smolbuild sign`.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use smol_bundle::{PrivateKey, PublicKey};
+use smol_cli::{ErrorExt, ExitKind, Failure};
+
+use super::bundle_error;
+use crate::cli::{Keygen, Sign};
+
+/// Writes a fresh key pair. Keys are never overwritten: whoever loses one loses its trust.
+pub fn keygen(args: &Keygen) -> Result<()> {
+    let public_path = public_path(&args.output);
+    for path in [&args.output, &public_path] {
+        if path.exists() {
+            let message = format!("{} exists already", path.display());
+            return Err(Failure::new(ExitKind::Failed, message).hint("choose another name, or remove it first").into());
+        }
+    }
+    let key = PrivateKey::generate().map_err(bundle_error)?;
+    key.save(&args.output).map_err(bundle_error)?;
+    key.public().save(&public_path).map_err(bundle_error)?;
+    println!("private key  {}   keep it secret", args.output.display());
+    println!("public key   {}   give it to those who run your bundles", public_path.display());
+    println!("key id       {}", key.public().id());
+    Ok(())
+}
+
+/// `me.key` -> `me.pub`.
+fn public_path(private: &Path) -> PathBuf {
+    private.with_extension("pub")
+}
+
+/// Signs a bundle that is already there; one signature more, the content stays as it is.
+pub fn sign(args: &Sign) -> Result<()> {
+    let key = load_private(&args.key)?;
+    let out = args.output.as_deref().unwrap_or(&args.bundle);
+    let digest = smol_bundle::sign(&args.bundle, &key, out).map_err(bundle_error)?;
+    println!("{digest} signed by {}", key.public().id());
+    Ok(())
+}
+
+/// A private key, with the advice that a missing one deserves.
+pub(crate) fn load_private(path: &Path) -> Result<PrivateKey> {
+    PrivateKey::load(path)
+        .kind(ExitKind::Usage)
+        .hint(format!("smolbuild keygen -o {} makes a new key pair", path.display()))
+}
+
+/// A public key.
+pub(crate) fn load_public(path: &Path) -> Result<PublicKey> {
+    PublicKey::load(path).kind(ExitKind::Usage)
+}

@@ -1,0 +1,85 @@
+//! From a frozen machine to a bundle: the last stage before the signature.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use smol_bundle::{
+    BundleSpec, ClockMode, Config, CpuContract, Reproducible, SnapshotSpec, Tsc, TscNeeds, Written,
+};
+use smol_machine::cpu;
+
+use crate::boot::{Frozen, MEMORY_FILE, STATE_FILE};
+use crate::plan::Plan;
+
+/// The images of a machine, as the boot used them.
+#[derive(Clone, Debug)]
+pub struct Images {
+    /// Kernel.
+    pub kernel: PathBuf,
+    /// Initramfs; absent for a machine that is just a kernel.
+    pub initramfs: Option<PathBuf>,
+    /// EROFS image.
+    pub rootfs: Option<PathBuf>,
+}
+
+/// Describes the bundle of a machine that was frozen into the folder `frozen_in`.
+///
+/// # Errors
+/// If the captured state cannot be read.
+pub fn spec(plan: &Plan, images: &Images, frozen: &Frozen, frozen_in: &Path, smolfile: Vec<u8>) -> Result<BundleSpec> {
+    let state_path = frozen_in.join(STATE_FILE);
+    let state = std::fs::read(&state_path).with_context(|| format!("cannot read {}", state_path.display()))?;
+    Ok(BundleSpec {
+        config: config(plan, frozen),
+        kernel: images.kernel.clone(),
+        initramfs: images.initramfs.clone(),
+        rootfs: images.rootfs.clone(),
+        snapshot: Some(SnapshotSpec { state, memory: frozen_in.join(MEMORY_FILE) }),
+        smolfile: Some(smolfile),
+        lock: None,
+    })
+}
+
+/// Writes the bundle. As [`smol_bundle::write`].
+///
+/// # Errors
+/// As [`smol_bundle::write`].
+pub fn write(spec: &BundleSpec, out: &Path, progress: &mut dyn FnMut(u64, u64)) -> smol_bundle::Result<Written> {
+    smol_bundle::write(spec, out, progress)
+}
+
+fn config(plan: &Plan, frozen: &Frozen) -> Config {
+    Config {
+        name: plan.name.clone(),
+        version: plan.version.clone(),
+        arch: std::env::consts::ARCH.to_owned(),
+        cpus: plan.cpus,
+        memory: plan.memory,
+        cmdline: plan.kernel.run_cmdline.clone(),
+        ports: plan.ports().to_vec(),
+        clock: if frozen.virtual_time { ClockMode::Virtual } else { ClockMode::Host },
+        reproducible: Some(claim(frozen)),
+        cpu: contract(frozen),
+    }
+}
+
+/// Nothing is claimed that was not tested; the format has room for the claim.
+fn claim(frozen: &Frozen) -> Reproducible {
+    let reason = if frozen.virtual_time {
+        "not verified: no second build was compared"
+    } else {
+        "the kernel runs on the host's clock"
+    };
+    Reproducible { claimed: false, reason: Some(reason.to_owned()) }
+}
+
+fn contract(frozen: &Frozen) -> CpuContract {
+    let needs = if frozen.virtual_time { TscNeeds::Invariant } else { TscNeeds::None };
+    CpuContract {
+        arch: std::env::consts::ARCH.to_owned(),
+        features: cpu::features().into_iter().map(str::to_owned).collect(),
+        physical_address_bits: cpu::PHYSICAL_ADDRESS_BITS.into(),
+        xcr0: 0,
+        tsc: Tsc { needs, khz: None },
+    }
+}
