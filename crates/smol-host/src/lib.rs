@@ -1,11 +1,18 @@
 //! What the host can do, and what to do when it cannot.
 //!
-//! - [`emulated`]: a Linux with KVM in QEMU, for hosts without usable KVM; runs this very program inside.
-//! - [`apt`]: finding programs and naming the command that installs them.
-//! - [`error`]: the crate's error: what is wrong and the command that mends it.
+//! | module | purpose |
+//! |---|---|
+//! | [`select`](mod@select) | `--accel`: this host's KVM, or the emulated host |
+//! | [`emulated`] | a Linux with KVM in QEMU, for hosts without usable KVM; it runs this very program inside |
+//! | [`doctor`] | looks over the host and names the commands that mend it |
+//! | [`apt`] | finding programs, and the command that installs them |
+//! | [`error`] | the crate's error: what is wrong with the host, and the command that mends it |
 
 pub mod apt;
+pub mod doctor;
 pub mod emulated;
 pub mod error;
+pub mod select;
 
 pub use error::HostError;
+pub use select::{Accel, Backend, Selected, select};

@@ -74,6 +74,15 @@ impl Kernel {
         install(&root, &scratch, &format!("{META_PACKAGE} {version}"), &format!("{version}-r{REVISION}"))
     }
 
+    /// Whether [`Kernel::obtain`] has good prospects: what it would fetch, without fetching it.
+    pub(crate) fn obtainable() -> Result<String> {
+        if let Some(root) = std::env::var_os(KERNEL_ROOT_VARIABLE) {
+            return find_image(Path::new(&root)).map(|image| image.display().to_string());
+        }
+        require_tools()?;
+        Ok(format!("{META_PACKAGE} {}", resolve()?[0].version))
+    }
+
     /// The kernel in a folder of the user's, cached by the name of its image.
     fn own(cache: &Path, root: &Path) -> Result<Kernel> {
         let scratch = Scratch::new(cache)?;
@@ -152,14 +161,7 @@ impl Scratch {
 
 /// Downloads the kernel's packages and unpacks them; gives the root folder and the version.
 fn download(scratch: &Path) -> Result<(PathBuf, String)> {
-    for tool in ["apt-get", "apt-cache", "dpkg-deb"] {
-        if apt::find_program(tool).is_none() {
-            let message = format!("the emulated host's kernel comes from Debian's package {META_PACKAGE}, and {tool} is not here");
-            return Err(HostError::new(message).mend(format!(
-                "unpack a kernel package with KVM, 9p and virtio modules into a folder and set {KERNEL_ROOT_VARIABLE}=<folder>"
-            )));
-        }
-    }
+    require_tools()?;
     let packages = resolve()?;
     let debs = scratch.join("debs");
     let root = scratch.join("root");
@@ -176,6 +178,18 @@ fn download(scratch: &Path) -> Result<(PathBuf, String)> {
     }
     let version = packages.first().map(|package| package.version.clone()).unwrap_or_default();
     Ok((root, version))
+}
+
+fn require_tools() -> Result<()> {
+    for tool in ["apt-get", "apt-cache", "dpkg-deb"] {
+        if apt::find_program(tool).is_none() {
+            let message = format!("the emulated host's kernel comes from Debian's package {META_PACKAGE}, and {tool} is not here");
+            return Err(HostError::new(message).mend(format!(
+                "unpack a kernel package with KVM, 9p and virtio modules into a folder and set {KERNEL_ROOT_VARIABLE}=<folder>"
+            )));
+        }
+    }
+    Ok(())
 }
 
 fn apt_update() -> String {

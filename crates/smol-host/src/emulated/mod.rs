@@ -4,7 +4,7 @@
 use std::os::fd::{BorrowedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
-pub(crate) mod cpio;
+mod cpio;
 pub mod init;
 pub mod kernel;
 mod modules;
@@ -14,6 +14,7 @@ mod running;
 pub mod wire;
 
 pub use qemu::EmulatedHost;
+pub(crate) use qemu::{QEMU, qemu_missing};
 pub use running::{Controller, Event, RunningHost};
 pub use wire::JobStatus;
 

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// The modules asked for by name; what they depend on follows from the files themselves.
 pub const WANTED: &[&str] =
-    &["virtio_pci", "virtio_console", "9pnet_virtio", "9p", "virtio_net", "virtio_pmem", "nd_pmem", "kvm_amd"];
+    &["virtio_pci", "virtio_console", "9pnet_virtio", "9p", "virtio_net", "kvm_amd"];
 
 /// A module's name from its file name: `kvm-amd.ko.xz` -> `kvm_amd` (the kernel treats - and _ alike).
 pub fn module_name(file_name: &str) -> Option<String> {

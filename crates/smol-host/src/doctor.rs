@@ -1,0 +1,393 @@
+//! Looks over the host: what is there, what is missing, and the exact command that mends it.
+//!
+//! Each check is a function of what it found, so that the judging can be tested without the host.
+
+use std::path::Path;
+
+use serde::Serialize;
+use smol_machine::probe::{self, ProbeError};
+
+use crate::apt;
+use crate::emulated::kernel::Kernel;
+use crate::emulated::{self, QEMU};
+use crate::error::HostError;
+use crate::select::kvm_mend;
+
+/// Whose work is to be checked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tool {
+    /// `smolbuild`: also the tools that build kernels and root file systems.
+    Build,
+    /// `smolrun`.
+    Run,
+}
+
+/// How a check came out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// All is well.
+    Ok,
+    /// The main job can be done, slower or not for every input.
+    Warn,
+    /// Without it the main job cannot be done.
+    Missing,
+}
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Check {
+    /// What was looked at; stable, for scripts.
+    pub name: &'static str,
+    /// How it came out.
+    pub status: Status,
+    /// What was found, one line.
+    pub detail: String,
+    /// The command (or action) that mends it, when it is not [`Status::Ok`] and one is known.
+    pub mend: Option<String>,
+}
+
+impl Check {
+    fn new(name: &'static str, status: Status, detail: impl Into<String>, mend: Option<String>) -> Check {
+        let mend = mend.filter(|_| status != Status::Ok);
+        Check { name, status, detail: detail.into(), mend }
+    }
+}
+
+/// Looks at everything that `tool` needs. Asks no network; takes below a second.
+pub fn checks(tool: Tool) -> Vec<Check> {
+    let cache = smol_cli::paths::cache_dir();
+    let cache_dir = cache.as_ref().ok().map(|dir| dir.as_path());
+    let ways = Ways {
+        kvm: probe::probe(),
+        missing_features: missing_cpu_features(&read("/proc/cpuinfo")),
+        qemu: qemu_version(),
+        kernel: emulated_kernel(cache_dir),
+    };
+    let mut checks = ways.checks();
+    if tool == Tool::Build {
+        checks.push(kernel_tools(&|program| apt::find_program(program).is_some(), &has_libelf));
+        checks.push(debian_tool(apt::find_program("mmdebstrap").is_some()));
+    }
+    checks.push(match &cache {
+        Ok(dir) => disk(tool, dir, free_space(dir)),
+        Err(e) => Check::new("cache", Status::Missing, format!("{e:#}"), None),
+    });
+    checks.push(memory(&read("/proc/meminfo")));
+    if tool == Tool::Run {
+        checks.push(runtime_dir());
+    }
+    checks
+}
+
+/// Whether the main job can be done, in whatever way: then the exit code is 0, else 5.
+pub fn able(checks: &[Check]) -> bool {
+    checks.iter().all(|check| check.status != Status::Missing)
+}
+
+/// The checks for people: a line each, and below it the command that mends it.
+pub fn render(checks: &[Check]) -> String {
+    let width = checks.iter().map(|check| check.name.len()).max().unwrap_or(0);
+    let mut text = String::new();
+    for Check { name, status, detail, mend } in checks {
+        let status = match status {
+            Status::Ok => "ok",
+            Status::Warn => "warning",
+            Status::Missing => "missing",
+        };
+        text += &format!("{status:<8} {name:<width$}  {}\n", smol_cli::human::printable(detail));
+        if let Some(mend) = mend {
+            text += &format!("{:8} {:width$}  mend it: {mend}\n", "", "");
+        }
+    }
+    text
+}
+
+/// The checks for scripts: `{"able": bool, "checks": [{"name", "status", "detail", "mend"}]}`.
+pub fn to_json(checks: &[Check]) -> String {
+    serde_json::json!({ "able": able(checks), "checks": checks }).to_string()
+}
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(path).unwrap_or_default()
+}
+
+// ---- Ways to run a machine ---------------------------------------------------------------------
+
+/// The two ways to run a machine, as found: KVM with a fitting CPU, or QEMU with a kernel.
+struct Ways {
+    kvm: Result<(), ProbeError>,
+    /// Names of features that the guests' CPU has and this one lacks.
+    missing_features: Vec<&'static str>,
+    qemu: Result<String, HostError>,
+    kernel: Result<String, HostError>,
+}
+
+impl Ways {
+    /// What one way lacks is only a warning when the other way is open.
+    fn checks(self) -> Vec<Check> {
+        let kvm_works = self.kvm.is_ok() && self.missing_features.is_empty();
+        let emulated_works = self.qemu.is_ok() && self.kernel.is_ok();
+        let lacking = |other_way| if other_way { Status::Warn } else { Status::Missing };
+        let instead = if emulated_works { "; the emulated host will be used, which is slow" } else { "" };
+
+        let kvm = match &self.kvm {
+            Ok(()) => Check::new("kvm", Status::Ok, "runs an ordinary kernel", None),
+            Err(e) => Check::new("kvm", lacking(emulated_works), format!("{e}{instead}"), kvm_mend(e)),
+        };
+        let cpu = match self.missing_features.as_slice() {
+            [] => Check::new("cpu", Status::Ok, "has all of x86-64-v2", None),
+            missing => {
+                let detail = format!("lacks {} of x86-64-v2{instead}", missing.join(", "));
+                Check::new("cpu", lacking(emulated_works), detail, None)
+            }
+        };
+        let part = |name, found: Result<String, HostError>| match found {
+            Ok(detail) => Check::new(name, Status::Ok, detail, None),
+            Err(e) => {
+                let detail = if kvm_works { format!("{} (not needed while KVM works)", e.message) } else { e.message };
+                Check::new(name, lacking(kvm_works), detail, e.mend)
+            }
+        };
+        vec![kvm, cpu, part("qemu", self.qemu), part("emulated-kernel", self.kernel)]
+    }
+}
+
+/// The features of x86-64-v2 (System V ABI, "micro-architecture levels"), as /proc/cpuinfo names them.
+const X86_64_V2: &[&str] =
+    &["lm", "nx", "pni", "ssse3", "sse4_1", "sse4_2", "popcnt", "cx16", "lahf_lm"];
+
+fn missing_cpu_features(cpuinfo: &str) -> Vec<&'static str> {
+    let flags = cpuinfo.lines().find(|line| line.starts_with("flags")).unwrap_or("");
+    let has = |feature: &str| flags.split_whitespace().any(|flag| flag == feature);
+    X86_64_V2.iter().filter(|feature| !has(feature)).copied().collect()
+}
+
+fn qemu_version() -> Result<String, HostError> {
+    let path = apt::find_program(QEMU).ok_or_else(emulated::qemu_missing)?;
+    let output = std::process::Command::new(&path)
+        .arg("--version")
+        .output()
+        .map_err(HostError::io(format!("cannot run {}", path.display())))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    Ok(format!("{}: {}", path.display(), text.lines().next().unwrap_or("of unknown version")))
+}
+
+fn emulated_kernel(cache: Option<&Path>) -> Result<String, HostError> {
+    match cache.and_then(Kernel::cached) {
+        Some(kernel) => Ok(format!("{}, cached", kernel.origin())),
+        None => Kernel::obtainable().map(|origin| format!("{origin}, will be downloaded when needed (about 70 MB)")),
+    }
+}
+
+// ---- Tools that build --------------------------------------------------------------------------
+
+/// Programs that a kernel build needs, with the Debian packages that hold them.
+const KERNEL_PROGRAMS: &[(&str, &str)] = &[
+    ("gcc", "gcc"),
+    ("ld", "binutils"),
+    ("make", "make"),
+    ("flex", "flex"),
+    ("bison", "bison"),
+    ("bc", "bc"),
+    ("xz", "xz-utils"),
+    ("patch", "patch"),
+];
+
+fn kernel_tools(has_program: &dyn Fn(&str) -> bool, has_libelf: &dyn Fn() -> bool) -> Check {
+    let mut missing: Vec<(&str, &str)> =
+        KERNEL_PROGRAMS.iter().filter(|(program, _)| !has_program(program)).copied().collect();
+    if !has_libelf() {
+        missing.push(("libelf.h", "libelf-dev"));
+    }
+    if missing.is_empty() {
+        return Check::new("kernel-tools", Status::Ok, "all that builds a kernel is here", None);
+    }
+    let (names, packages): (Vec<_>, Vec<_>) = missing.into_iter().unzip();
+    let detail = format!("a kernel cannot be built without {}", names.join(", "));
+    Check::new("kernel-tools", Status::Missing, detail, Some(apt::install_command(&packages)))
+}
+
+/// Distributions other than Debian put it in the same place.
+fn has_libelf() -> bool {
+    Path::new("/usr/include/libelf.h").exists()
+}
+
+fn debian_tool(present: bool) -> Check {
+    if present {
+        return Check::new("mmdebstrap", Status::Ok, "is here", None);
+    }
+    let detail = "is not here: Smolfiles with `[rootfs] debian` cannot be built";
+    Check::new("mmdebstrap", Status::Warn, detail, Some(apt::install_command(&["mmdebstrap"])))
+}
+
+// ---- Space -------------------------------------------------------------------------------------
+
+const MIB: u64 = 1 << 20;
+
+/// Free bytes for us on the file system of `dir`.
+fn free_space(dir: &Path) -> Option<u64> {
+    let stat = rustix::fs::statvfs(dir).ok()?;
+    stat.f_bavail.checked_mul(stat.f_frsize)
+}
+
+fn disk(tool: Tool, dir: &Path, free: Option<u64>) -> Check {
+    // A kernel build tree takes most of the first; a bundle's unpacked memory most of the second.
+    let (enough, least) = match tool {
+        Tool::Build => (4096 * MIB, 512 * MIB),
+        Tool::Run => (1024 * MIB, 128 * MIB),
+    };
+    let place = dir.display();
+    let Some(free) = free else {
+        return Check::new("cache", Status::Warn, format!("cannot tell the free space of {place}"), None);
+    };
+    let status = match free {
+        _ if free >= enough => Status::Ok,
+        _ if free >= least => Status::Warn,
+        _ => Status::Missing,
+    };
+    let wanted = if status == Status::Ok { String::new() } else { format!(", {} wanted", smol_cli::human::bytes(enough)) };
+    let detail = format!("{} free in {place}{wanted}", smol_cli::human::bytes(free));
+    Check::new("cache", status, detail, Some("free some space, or name another folder in SMOL_CACHE_DIR".into()))
+}
+
+fn memory(meminfo: &str) -> Check {
+    const ENOUGH: u64 = 1536 * MIB;
+    const LEAST: u64 = 192 * MIB;
+    let available = meminfo.lines().find_map(|line| {
+        let value = line.strip_prefix("MemAvailable:")?.trim().strip_suffix("kB")?;
+        value.trim().parse::<u64>().ok()?.checked_mul(1024)
+    });
+    let Some(available) = available else {
+        return Check::new("memory", Status::Warn, "/proc/meminfo does not tell the available memory", None);
+    };
+    let size = smol_cli::human::bytes(available);
+    match available {
+        ENOUGH.. => Check::new("memory", Status::Ok, format!("{size} available"), None),
+        LEAST.. => Check::new("memory", Status::Warn, format!("only {size} available: small machines only"), None),
+        _ => Check::new("memory", Status::Missing, format!("only {size} available"), None),
+    }
+}
+
+fn runtime_dir() -> Check {
+    match smol_cli::paths::runtime_dir() {
+        Ok(dir) => Check::new("runtime", Status::Ok, dir.display().to_string(), None),
+        Err(e) => {
+            let mend = "name a folder of your own in SMOL_RUNTIME_DIR".to_owned();
+            Check::new("runtime", Status::Missing, format!("{e:#}"), Some(mend))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn software_kvm() -> Result<(), ProbeError> {
+        Err(ProbeError::Failed { what: "int3".into(), detail: "gave up".into() })
+    }
+
+    fn statuses(ways: Ways) -> Vec<(&'static str, Status)> {
+        ways.checks().into_iter().map(|check| (check.name, check.status)).collect()
+    }
+
+    #[test]
+    fn without_kvm_the_emulated_host_makes_it_a_warning() {
+        let ways = Ways {
+            kvm: software_kvm(),
+            missing_features: vec![],
+            qemu: Ok("qemu".into()),
+            kernel: Ok("linux".into()),
+        };
+        let checks = ways.checks();
+        assert!(able(&checks));
+        assert_eq!(checks[0].status, Status::Warn);
+        assert!(checks[0].detail.contains("int3") && checks[0].detail.contains("emulated"), "{}", checks[0].detail);
+    }
+
+    #[test]
+    fn without_kvm_and_qemu_nothing_runs() {
+        let ways = Ways {
+            kvm: software_kvm(),
+            missing_features: vec![],
+            qemu: Err(emulated::qemu_missing()),
+            kernel: Ok("linux".into()),
+        };
+        let checks = ways.checks();
+        assert!(!able(&checks));
+        let qemu = checks.iter().find(|check| check.name == "qemu").unwrap();
+        assert!(qemu.mend.as_ref().unwrap().contains("qemu-system-x86"));
+    }
+
+    #[test]
+    fn with_kvm_a_missing_qemu_is_only_a_warning() {
+        let ways = Ways {
+            kvm: Ok(()),
+            missing_features: vec![],
+            qemu: Err(emulated::qemu_missing()),
+            kernel: Err(HostError::new("no kernel")),
+        };
+        let expected =
+            [("kvm", Status::Ok), ("cpu", Status::Ok), ("qemu", Status::Warn), ("emulated-kernel", Status::Warn)];
+        assert_eq!(statuses(ways), expected);
+    }
+
+    #[test]
+    fn a_cpu_below_the_guests_needs_the_emulated_host() {
+        let ways = |qemu| Ways { kvm: Ok(()), missing_features: vec!["popcnt"], qemu, kernel: Ok("linux".into()) };
+        assert!(able(&ways(Ok("qemu".into())).checks()));
+        assert!(!able(&ways(Err(emulated::qemu_missing())).checks()));
+    }
+
+    #[test]
+    fn missing_cpu_features_are_named_as_the_system_names_them() {
+        let all = "processor : 0\nflags\t\t: lm nx pni ssse3 sse4_1 sse4_2 popcnt cx16 lahf_lm avx\n";
+        assert!(missing_cpu_features(all).is_empty());
+        assert_eq!(missing_cpu_features(&all.replace("popcnt ", "")), ["popcnt"]);
+        assert_eq!(missing_cpu_features("").len(), X86_64_V2.len());
+    }
+
+    #[test]
+    fn all_missing_build_tools_come_in_one_command() {
+        let check = kernel_tools(&|program| program != "bc" && program != "xz", &|| false);
+        assert_eq!(check.status, Status::Missing);
+        assert!(check.detail.ends_with("without bc, xz, libelf.h"), "{}", check.detail);
+        assert!(check.mend.unwrap().ends_with("bc xz-utils libelf-dev"));
+        assert_eq!(kernel_tools(&|_| true, &|| true).status, Status::Ok);
+    }
+
+    #[test]
+    fn a_full_disk_is_missing_and_a_small_one_a_warning() {
+        let status = |free| disk(Tool::Build, Path::new("/c"), free).status;
+        assert_eq!(status(Some(100 << 30)), Status::Ok);
+        assert_eq!(status(Some(1 << 30)), Status::Warn);
+        assert_eq!(status(Some(1 << 20)), Status::Missing);
+        assert_eq!(status(None), Status::Warn);
+    }
+
+    #[test]
+    fn available_memory_is_read_in_kilobytes() {
+        assert_eq!(memory("MemTotal: 9 kB\nMemAvailable:    4194304 kB\n").detail, "4.0 GiB available");
+        assert_eq!(memory("MemAvailable: 1000 kB\n").status, Status::Missing);
+        assert_eq!(memory("garbage").status, Status::Warn);
+    }
+
+    #[test]
+    fn a_line_has_status_name_and_detail_and_the_command_below() {
+        let checks = [
+            Check::new("kvm", Status::Ok, "fine", Some("never shown".into())),
+            Check::new("memory", Status::Missing, "none", Some("buy some".into())),
+        ];
+        let expected = "ok       kvm     fine\nmissing  memory  none\n                 mend it: buy some\n";
+        assert_eq!(render(&checks), expected);
+    }
+
+    #[test]
+    fn the_json_form_has_the_verdict_and_every_check() {
+        let checks = [Check::new("kvm", Status::Warn, "slow", None)];
+        let json: serde_json::Value = serde_json::from_str(&to_json(&checks)).unwrap();
+        assert_eq!(json["able"], true);
+        assert_eq!(json["checks"][0]["status"], "warn");
+        assert_eq!(json["checks"][0]["mend"], serde_json::Value::Null);
+    }
+}
