@@ -1,0 +1,190 @@
+//! The emulated host for real: QEMU, Debian's kernel, this very program as its init and as the job.
+//!
+//! It has a `main` of its own (`harness = false`) because the emulated host runs the program that
+//! starts it. Where there is no QEMU, or no kernel to be had, it says so and passes.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::exit;
+use std::time::{Duration, Instant, SystemTime};
+
+use smol_host::emulated::{self, EmulatedHost, Event, JobStatus, RunningHost, SELF};
+use smol_host::{Accel, Backend, HostError, apt};
+
+fn main() {
+    emulated::init::main_if_requested();
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(job) = arguments.first().filter(|_| emulated::is_inside()) {
+        exit(run_job(job, &arguments[1..]));
+    }
+    if arguments.iter().any(|argument| argument == "--list") {
+        return;
+    }
+    if apt::find_program("qemu-system-x86_64").is_none() {
+        println!("skipped: there is no qemu-system-x86_64");
+        return;
+    }
+    let cache = tests_cache();
+    if let Err(e) = emulated::kernel::Kernel::obtain(&cache) {
+        println!("skipped: there is no kernel for the emulated host: {e}");
+        return;
+    }
+    let tests: [(&str, fn(&Path)); 6] = [
+        ("a job reads and writes shared folders and its exit code comes back", files_and_exit_code),
+        ("the probe of KVM passes inside", probe_passes),
+        ("a forwarded port reaches the job and its channel carries bytes both ways", port_and_channel),
+        ("stop reaches the job as SIGTERM", stop_is_sigterm),
+        ("a job that cannot be run is an error that names it", job_not_found),
+        ("a port that is taken is an error with QEMU's words", port_taken),
+    ];
+    for (name, test) in tests {
+        let start = Instant::now();
+        test(&cache);
+        println!("ok: {name} ({:.1} s)", start.elapsed().as_secs_f64());
+    }
+}
+
+/// Below the build folder: kept from run to run, like the product's own cache.
+fn tests_cache() -> std::path::PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache")
+}
+
+// ---- Inside ------------------------------------------------------------------------------------
+
+/// What this program does inside, by name; its result is the exit code.
+fn run_job(name: &str, arguments: &[String]) -> i32 {
+    match (name, arguments) {
+        ("files", [input, output]) => {
+            let text = fs::read_to_string(Path::new(input).join("in")).expect("the shared file can be read");
+            let read_only = fs::write(Path::new(input).join("x"), "").is_err();
+            let big = vec![b'z'; 3 << 20];
+            fs::write(Path::new(output).join("big"), big).expect("a result can be written");
+            println!("{} {read_only} {}", text.trim(), std::env::var("GREETING").unwrap_or_default());
+            println!("{}", SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs());
+            eprintln!("to stderr");
+            7
+        }
+        ("probe", []) => match smol_machine::probe::probe() {
+            Ok(()) => i32::from(smol_host::select(Accel::Auto).unwrap().accel != Backend::Kvm),
+            Err(e) => {
+                println!("{e}");
+                1
+            }
+        },
+        ("serve", []) => {
+            let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 80)).unwrap();
+            let mut channel = emulated::job_channel().expect("there is a channel").unwrap();
+            channel.write_all(b"listening").unwrap();
+            let mut word = [0; 4];
+            channel.read_exact(&mut word).unwrap();
+            let (mut connection, _) = listener.accept().unwrap();
+            connection.write_all(&word).unwrap();
+            0
+        }
+        ("sleep", []) => loop {
+            println!("asleep");
+            std::thread::sleep(Duration::from_secs(60));
+        },
+        _ => 99,
+    }
+}
+
+// ---- Outside -----------------------------------------------------------------------------------
+
+fn host(cache: &Path, job: &[&str]) -> EmulatedHost {
+    EmulatedHost::new(cache).job(std::iter::once(SELF).chain(job.iter().copied()))
+}
+
+/// Runs to the end; stdout, stderr and how it ended.
+fn collect(mut host: RunningHost) -> Result<(String, String, JobStatus), HostError> {
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    loop {
+        match host.next_event()? {
+            Event::Stdout(bytes) => out.extend(bytes),
+            Event::Stderr(bytes) => err.extend(bytes),
+            Event::Started | Event::Channel(_) => {}
+            Event::Exited(status) => {
+                let text = |bytes| String::from_utf8(bytes).expect("the job writes text");
+                return Ok((text(out), text(err), status));
+            }
+        }
+    }
+}
+
+fn files_and_exit_code(cache: &Path) {
+    let (input, output) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    fs::write(input.path().join("in"), "hello\n").unwrap();
+    let host = host(cache, &["files", "/a/in", "/a/out"])
+        .share(input.path(), "/a/in", true)
+        .share(output.path(), "/a/out", false)
+        .env("GREETING", "from, outside");
+    let (out, err, status) = collect(host.spawn().unwrap()).unwrap();
+    let (first, clock) = out.trim().split_once('\n').expect("two lines");
+    assert_eq!(first, "hello true from, outside");
+    assert_eq!(err, "to stderr\n");
+    assert_eq!(status, JobStatus { code: Some(7), signal: None });
+    assert_eq!(fs::read(output.path().join("big")).unwrap(), vec![b'z'; 3 << 20]);
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+    let clock: u64 = clock.parse().unwrap();
+    assert!(now.abs_diff(clock) < 10, "the clock inside is {clock}, ours is {now}");
+}
+
+fn probe_passes(cache: &Path) {
+    let (out, _, status) = collect(host(cache, &["probe"]).spawn().unwrap()).unwrap();
+    assert_eq!(status.code, Some(0), "{out}");
+}
+
+fn port_and_channel(cache: &Path) {
+    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+    let mut running = host(cache, &["serve"]).forward(Ipv4Addr::LOCALHOST, port, 80).spawn().unwrap();
+    let control = running.controller();
+    let client = loop {
+        match running.next_event().unwrap() {
+            Event::Channel(bytes) => {
+                assert_eq!(bytes, b"listening");
+                control.send(b"word").unwrap();
+                break std::thread::spawn(move || {
+                    let mut text = String::new();
+                    TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap().read_to_string(&mut text).unwrap();
+                    text
+                });
+            }
+            Event::Started => {}
+            other => panic!("{other:?}"),
+        }
+    };
+    let (_, err, status) = collect(running).unwrap();
+    assert_eq!(status.code, Some(0), "{err}");
+    assert_eq!(client.join().unwrap(), "word");
+}
+
+fn stop_is_sigterm(cache: &Path) {
+    let mut running = host(cache, &["sleep"]).spawn().unwrap();
+    let control = running.controller();
+    loop {
+        match running.next_event().unwrap() {
+            Event::Stdout(_) => control.stop(),
+            Event::Exited(status) => {
+                assert_eq!(status, JobStatus { code: None, signal: Some(15) });
+                assert_eq!(status.shell_code(), 143);
+                return;
+            }
+            _ => {}
+        }
+    }
+}
+
+fn job_not_found(cache: &Path) {
+    let error = EmulatedHost::new(cache).job(["/no/such/program"]).spawn().unwrap().wait().unwrap_err();
+    assert!(error.message.contains("/no/such/program"), "{error}");
+}
+
+fn port_taken(cache: &Path) {
+    let holder = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = holder.local_addr().unwrap().port();
+    let host = host(cache, &["serve"]).forward(Ipv4Addr::LOCALHOST, port, 80);
+    let error = host.spawn().unwrap().wait().unwrap_err();
+    assert!(error.message.contains("host forwarding"), "{error}");
+}
