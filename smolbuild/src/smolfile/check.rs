@@ -54,48 +54,35 @@ pub(super) fn workload(top: &Table<'_>, errors: &mut Errors) {
         ));
     }
     if !top.has("ready") {
-        let example = match top.has("rootfs") {
-            true => "add [ready], for example with `tcp = 8080`",
-            false => "add [ready] with `log`, a pattern for a line on the console",
+        let just_a_kernel = top.has("kernel") && !top.has("rootfs") && service.is_none();
+        let help = match just_a_kernel {
+            true => "add [ready] with `log`, a pattern for a line on the console",
+            false => "add [ready], for example with `tcp = 8080`",
         };
-        errors.push(
-            Diagnostic::new(
-                top.span.clone(),
-                "[ready] is missing: it decides when the snapshot is taken",
-            )
-            .help(example),
-        );
+        let title = "[ready] is missing: it decides when the snapshot is taken";
+        errors.push(Diagnostic::new(top.span.clone(), title).help(help));
     }
 }
 
 /// A machine without a root file system is just a kernel, and that kernel has to be named.
-pub(super) fn kernel(
-    kernel: Option<&Table<'_>>,
-    kernel_only: bool,
-    top: &Table<'_>,
-    errors: &mut Errors,
-) {
-    if !kernel_only || kernel.is_some_and(|kernel| kernel.has("path")) || top.has("service") {
+pub(super) fn kernel(kernel: Option<&Table<'_>>, top: &Table<'_>, errors: &mut Errors) {
+    if kernel.is_some_and(|kernel| kernel.has("path")) {
         return;
     }
     let span = kernel.map_or(top.span.clone(), |kernel| kernel.span.clone());
-    errors.push(
-        Diagnostic::new(span, "neither [rootfs] nor a `path` in [kernel]: the machine has nothing to run")
-            .help("add [rootfs] and [service]; or, for a machine that is just a kernel, `path` in [kernel]"),
-    );
+    let title = "neither [rootfs] nor a `path` in [kernel]: the machine has nothing to run";
+    let help =
+        "add [rootfs] and [service]; or, for a machine that is just a kernel, `path` in [kernel]";
+    errors.push(Diagnostic::new(span, title).help(help));
 }
 
 /// Just a kernel has nobody inside to ask: only its console can be watched.
-pub(super) fn ready(ready: Option<&Table<'_>>, kernel_only: bool, errors: &mut Errors) {
-    let Some(ready) = ready.filter(|_| kernel_only) else {
-        return;
-    };
+pub(super) fn console_only(ready: &Table<'_>, errors: &mut Errors) {
     for probe in PROBES.into_iter().filter(|probe| *probe != "log") {
         if let Some(span) = ready.key_span(probe) {
-            errors.push(
-                Diagnostic::new(span, format!("`{probe}` needs a [rootfs] and a [service]"))
-                    .help("a machine that is just a kernel is ready by `log`: a pattern for a line on the console"),
-            );
+            let title = format!("`{probe}` needs a [rootfs] and a [service]");
+            let help = "a machine that is just a kernel is ready by `log`: a pattern for a line on the console";
+            errors.push(Diagnostic::new(span, title).help(help));
         }
     }
 }

@@ -100,3 +100,93 @@ fn missing_files(smolfile: &Smolfile, base_dir: &Path) -> Vec<Diagnostic> {
     diagnostics.sort_by_key(|diagnostic| diagnostic.span.start);
     diagnostics
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMOLFILE: &str = r#"name = "app"
+[rootfs]
+dir = "root"
+[[copy]]
+src = "conf"
+dest = "/etc/conf"
+[service]
+cmd = ["app"]
+[ready]
+tcp = 80
+"#;
+
+    fn text(path: &Path) -> String {
+        let error = load(path).unwrap_err();
+        assert_eq!(smol_cli::exit_kind(&error), ExitKind::Usage);
+        smol_cli::error::render(&error, false)
+    }
+
+    #[test]
+    fn a_folder_stands_for_the_smolfile_in_it() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("Smolfile"), SMOLFILE).unwrap();
+        std::fs::write(dir.path().join("conf"), "").unwrap();
+        std::fs::create_dir(dir.path().join("root")).unwrap();
+        for path in [dir.path(), &dir.path().join("Smolfile")] {
+            let loaded = load(path).unwrap();
+            assert_eq!(
+                (loaded.smolfile.name.as_str(), loaded.base_dir.as_path()),
+                ("app", dir.path())
+            );
+        }
+    }
+
+    #[test]
+    fn files_that_are_not_there_are_shown_where_they_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("Smolfile");
+        std::fs::write(&path, SMOLFILE).unwrap();
+        std::fs::write(dir.path().join("root"), "a file").unwrap();
+        let here = dir.path().display();
+        let expected = format!(
+            r#"error: this is not a folder
+ --> {here}/Smolfile:3:7
+  |
+3 | dir = "root"
+  |       ^^^^^^ {here}/root
+
+error: cannot use this path: No such file or directory (os error 2)
+ --> {here}/Smolfile:5:7
+  |
+5 | src = "conf"
+  |       ^^^^^^ {here}/conf
+"#
+        );
+        assert_eq!(text(&path), expected);
+    }
+
+    #[test]
+    fn a_smolfile_that_is_not_there_is_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let here = dir.path().display();
+        assert_eq!(
+            text(dir.path()),
+            format!(
+                "error: cannot read {here}/Smolfile\n  because: No such file or directory (os error 2)\n  hint: name a Smolfile, or a folder that holds one\n"
+            )
+        );
+    }
+
+    #[test]
+    fn a_smolfile_that_is_no_text_is_refused_with_the_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("Smolfile");
+        std::fs::write(&path, b"name = \"app\"\n# \xff\n").unwrap();
+        assert!(text(&path).contains("  because: line 2 is not UTF-8 text\n"));
+    }
+
+    #[test]
+    fn a_smolfile_that_is_too_large_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("Smolfile");
+        std::fs::write(&path, "#".repeat(MAX_SIZE - 1) + "ä and more").unwrap();
+        assert!(text(&path).starts_with("error: the file is larger than 256 KiB\n"));
+    }
+}

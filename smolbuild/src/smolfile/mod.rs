@@ -240,9 +240,9 @@ fn syntax_errors(syntax: &[toml::de::Error], source: &str) -> Vec<Diagnostic> {
 
 /// Every section, then what they ask of each other. `None` only after an error was reported.
 fn sections(mut top: Table<'_>, errors: &mut Errors) -> Option<Smolfile> {
-    check::workload(&top, errors);
-    let kernel_only = !top.has("rootfs");
     top.require("name", "name = \"my-machine\"", errors);
+    check::workload(&top, errors);
+    let kernel_only = !top.has("rootfs") && !top.has("service");
     let name = top
         .parsed("name", errors, values::name)
         .map(Spanned::into_inner);
@@ -255,7 +255,9 @@ fn sections(mut top: Table<'_>, errors: &mut Errors) -> Option<Smolfile> {
     let memory = parse::memory(&mut top, errors);
     let ports = parse::ports(&mut top, errors);
     let kernel = top.table("kernel", "kernel", errors);
-    check::kernel(kernel.as_ref(), kernel_only, &top, errors);
+    if kernel_only {
+        check::kernel(kernel.as_ref(), &top, errors);
+    }
     let kernel = parse::kernel(kernel, kernel_only, errors);
     let rootfs = top
         .table("rootfs", "rootfs", errors)
@@ -274,16 +276,11 @@ fn sections(mut top: Table<'_>, errors: &mut Errors) -> Option<Smolfile> {
         .map(|table| parse::warm(table, errors))
         .collect();
     let ready = top.table("ready", "ready", errors);
-    check::ready(ready.as_ref(), kernel_only, errors);
+    if let Some(ready) = ready.as_ref().filter(|_| kernel_only) {
+        check::console_only(ready, errors);
+    }
     let ready = ready.map(|table| parse::ready(table, errors));
-    let drop_caches = match top.table("snapshot", "snapshot", errors) {
-        Some(mut table) => {
-            let drop_caches = table.boolean("drop_caches", errors);
-            table.finish(errors);
-            drop_caches.unwrap_or(true)
-        }
-        None => true,
-    };
+    let drop_caches = parse::drop_caches(top.table("snapshot", "snapshot", errors), errors);
     top.finish(errors);
     let workload = match kernel_only {
         true => Workload::Kernel,

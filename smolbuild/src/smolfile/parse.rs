@@ -241,9 +241,15 @@ fn file_mode(entry: Entry<'_>, errors: &mut Errors) -> Option<u32> {
         errors.push(Diagnostic::new(value.span(), "a file mode is an octal number").help(help));
         return None;
     }
-    if let DeValue::Integer(_) = value.get_ref() {
-        let mode = as_integer(value, "mode", 0..=0o7777, errors)?;
-        return u32::try_from(mode.into_inner()).ok();
+    if let DeValue::Integer(number) = value.get_ref() {
+        let mode = to_u64(number).and_then(|mode| u32::try_from(mode).ok());
+        if mode.is_none_or(|mode| mode > 0o7777) {
+            errors.push(
+                Diagnostic::new(value.span(), "`mode` is out of range")
+                    .label("must be 0o0 to 0o7777"),
+            );
+        }
+        return mode;
     }
     let text = as_string(value, errors)?;
     parsed(text, errors, values::mode).map(Spanned::into_inner)
@@ -276,6 +282,7 @@ fn command(table: &mut Table<'_>, key: &str, errors: &mut Errors) -> Vec<String>
                 .filter_map(|word| as_string(word, errors))
                 .map(Spanned::into_inner)
                 .collect();
+            // A word that is no string was reported; the rest says nothing about emptiness.
             if words.len() < count {
                 return words;
             }
@@ -288,8 +295,7 @@ fn command(table: &mut Table<'_>, key: &str, errors: &mut Errors) -> Vec<String>
         }
     };
     if words.first().is_none_or(String::is_empty) {
-        let help =
-            "write the program and its arguments, such as [\"redis-server\", \"/etc/redis.conf\"]";
+        let help = "write the program and its arguments, such as [\"program\", \"argument\"]";
         errors.push(Diagnostic::new(span, format!("`{key}` is an empty command")).help(help));
     }
     words
@@ -466,4 +472,13 @@ fn http_probe(mut table: Table<'_>, errors: &mut Errors) -> Http {
         status,
         body,
     }
+}
+
+pub(super) fn drop_caches(snapshot: Option<Table<'_>>, errors: &mut Errors) -> bool {
+    let Some(mut table) = snapshot else {
+        return true;
+    };
+    let drop_caches = table.boolean("drop_caches", errors);
+    table.finish(errors);
+    drop_caches.unwrap_or(true)
 }

@@ -1,0 +1,276 @@
+//! What is right, and all that may be left out.
+
+use super::*;
+
+fn good(source: &str) -> Smolfile {
+    match parse(source) {
+        Ok(smolfile) => smolfile,
+        Err(diagnostics) => panic!("{}", render(&diagnostics, "Smolfile", source, false)),
+    }
+}
+
+#[test]
+fn what_is_left_out_has_its_documented_default() {
+    let smolfile = good(BASE);
+    assert_eq!(smolfile.name, "app");
+    assert_eq!(
+        (smolfile.version, smolfile.cpus, smolfile.memory),
+        (None, 1, 256 << 20)
+    );
+    assert_eq!(
+        smolfile.kernel.source,
+        KernelSource::Recipe("smol-6.1".into())
+    );
+    assert!(smolfile.ports.is_empty() && smolfile.drop_caches);
+    let Ready {
+        probe,
+        timeout,
+        interval,
+        successes,
+    } = smolfile.ready;
+    assert_eq!(probe, Probe::Tcp(80));
+    assert_eq!(
+        (timeout.as_secs(), interval.as_millis(), successes),
+        (60, 100, 1)
+    );
+    let Workload::Service {
+        copies,
+        service,
+        warm,
+        ..
+    } = smolfile.workload
+    else {
+        panic!("a service")
+    };
+    assert!(copies.is_empty() && warm.is_empty() && service.env.is_empty());
+    assert_eq!((service.user, service.workdir), (None, None));
+}
+
+#[test]
+fn every_key_is_taken_over() {
+    let source = r#"
+        name = "web.1"
+        version = "1.2.3"
+        cpus = 8
+        memory = "1GiB"
+        ports = [80, 0x1bb]
+        kernel = { recipe = "other", cmdline = " quiet  debug " }
+        rootfs.debian = { suite = "trixie", packages = ["libstdc++6", "git"] }
+        [[copy]]
+        src = "./etc//app/../app.conf"
+        dest = "//etc/app.conf"
+        mode = 0o640
+        owner = "root:www-data"
+        [[copy]]
+        src = "."
+        dest = "/srv"
+        mode = "4755"
+        [service]
+        cmd = "exec app"
+        env = { HOME = "/srv", EMPTY = "" }
+        user = "1000:1000"
+        workdir = "/srv/"
+        [[warm]]
+        cmd = ["warm", ""]
+        timeout = "1h"
+        [[warm]]
+        cmd = "second"
+        [ready]
+        http = { port = 80, path = "/a?b=%20", status = [200, 204], body = "^ok" }
+        timeout = "5min"
+        interval = "20ms"
+        successes = 3
+        [snapshot]
+        drop_caches = false
+    "#;
+    let smolfile = good(source);
+    assert_eq!(
+        (smolfile.name.as_str(), smolfile.version.as_deref()),
+        ("web.1", Some("1.2.3"))
+    );
+    assert_eq!(
+        (smolfile.cpus, smolfile.memory, smolfile.drop_caches),
+        (8, 1 << 30, false)
+    );
+    assert_eq!(smolfile.ports, [80, 443]);
+    assert_eq!(smolfile.kernel.source, KernelSource::Recipe("other".into()));
+    assert_eq!(smolfile.kernel.cmdline, "quiet  debug");
+    let http = Http {
+        port: 80,
+        path: "/a?b=%20".into(),
+        status: vec![200, 204],
+        body: Some("^ok".into()),
+    };
+    assert_eq!(smolfile.ready.probe, Probe::Http(http));
+    let Ready {
+        timeout,
+        interval,
+        successes,
+        ..
+    } = smolfile.ready;
+    assert_eq!(
+        (timeout.as_secs(), interval.as_millis(), successes),
+        (300, 20, 3)
+    );
+    let Workload::Service {
+        rootfs,
+        copies,
+        service,
+        warm,
+    } = smolfile.workload
+    else {
+        panic!("a service")
+    };
+    let packages = vec!["libstdc++6".to_owned(), "git".to_owned()];
+    assert_eq!(
+        rootfs,
+        Rootfs::Debian {
+            suite: "trixie".into(),
+            packages
+        }
+    );
+    let copies: Vec<_> = copies
+        .iter()
+        .map(|c| {
+            (
+                c.src.get_ref().as_str(),
+                c.dest.as_str(),
+                c.mode,
+                c.owner.as_deref(),
+            )
+        })
+        .collect();
+    assert_eq!(
+        copies,
+        [
+            (
+                "etc/app.conf",
+                "/etc/app.conf",
+                Some(0o640),
+                Some("root:www-data")
+            ),
+            (".", "/srv", Some(0o4755), None)
+        ]
+    );
+    assert_eq!(service.cmd, ["/bin/sh", "-c", "exec app"]);
+    assert_eq!(
+        service.env.into_iter().collect::<Vec<_>>(),
+        [("EMPTY".into(), "".into()), ("HOME".into(), "/srv".into())]
+    );
+    assert_eq!(
+        (service.user.as_deref(), service.workdir.as_deref()),
+        (Some("1000:1000"), Some("/srv"))
+    );
+    assert_eq!(
+        warm[0],
+        Warm {
+            cmd: vec!["warm".into(), String::new()],
+            timeout: Duration::from_secs(3600)
+        }
+    );
+    assert_eq!(
+        warm[1],
+        Warm {
+            cmd: vec!["/bin/sh".into(), "-c".into(), "second".into()],
+            timeout: Duration::from_secs(60)
+        }
+    );
+}
+
+#[test]
+fn every_probe_is_understood() {
+    for (line, probe) in [
+        ("exec = [\"true\"]", Probe::Exec(vec!["true".into()])),
+        (
+            "exec = \"test -e /a\"",
+            Probe::Exec(vec!["/bin/sh".into(), "-c".into(), "test -e /a".into()]),
+        ),
+        ("tcp = 6379", Probe::Tcp(6379)),
+        (
+            "http = { port = 80 }",
+            Probe::Http(Http {
+                port: 80,
+                path: "/".into(),
+                status: vec![200],
+                body: None,
+            }),
+        ),
+        (
+            "http = { port = 80, status = 204 }",
+            Probe::Http(Http {
+                port: 80,
+                path: "/".into(),
+                status: vec![204],
+                body: None,
+            }),
+        ),
+        (
+            "log = '^ready in \\d+'",
+            Probe::Log("^ready in \\d+".into()),
+        ),
+        ("file = \"/run/up\"", Probe::File("/run/up".into())),
+        ("notify = true", Probe::Notify),
+    ] {
+        assert_eq!(good(&ready(line)).ready.probe, probe);
+    }
+}
+
+#[test]
+fn a_machine_can_be_just_a_kernel() {
+    let smolfile = good(
+        "name = \"k\"\n[kernel]\npath = \"k.elf\"\ncmdline = \"init=mine\"\n[ready]\nlog = \"up\"\n",
+    );
+    assert_eq!(smolfile.workload, Workload::Kernel);
+    assert_eq!(smolfile.kernel.cmdline, "init=mine");
+    assert!(
+        matches!(smolfile.kernel.source, KernelSource::Path(path) if path.get_ref() == "k.elf" && path.span() == (27..34))
+    );
+}
+
+#[test]
+fn memory_is_a_size_or_a_number_of_mebibytes() {
+    for (value, mib) in [
+        ("\"64MiB\"", 64),
+        ("\"2 GiB\"", 2048),
+        ("\"131072KiB\"", 128),
+        ("4096", 4096),
+        ("\"64GiB\"", 65536),
+    ] {
+        assert_eq!(good(&top(&format!("memory = {value}"))).memory, mib << 20);
+    }
+}
+
+#[test]
+fn a_file_that_is_too_large_is_refused_before_it_is_parsed() {
+    let source = "#".repeat(MAX_SIZE + 1);
+    assert_eq!(
+        parse(&source).unwrap_err()[0].title,
+        "the file is larger than 256 KiB"
+    );
+}
+
+#[test]
+fn all_mistakes_are_found_at_once_and_in_order() {
+    let source = r#"name = "App"
+cpus = 9
+memory = "1MiB"
+ports = [0, 1, 1]
+[kernel]
+path = "/vmlinux"
+[rootfs]
+tar = "../root.tar"
+[service]
+cmd = []
+[ready]
+log = "("
+timeout = "1y"
+[[warm]]
+cdm = "x"
+"#;
+    let diagnostics = parse(source).unwrap_err();
+    let lines: Vec<usize> = diagnostics
+        .iter()
+        .map(|d| source[..d.span.start].matches('\n').count() + 1)
+        .collect();
+    assert_eq!(lines, [1, 2, 3, 4, 4, 6, 8, 10, 12, 13, 14, 15]);
+}
