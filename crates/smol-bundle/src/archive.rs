@@ -58,59 +58,100 @@ pub(crate) fn scan(file: &File, path: &Path) -> Result<Vec<Entry>> {
         .metadata()
         .map_err(|e| Error::io("read", path, e))?
         .len();
+    let scan = Scan { file, path, size };
     let mut entries = Vec::new();
     let mut at = 0;
-    loop {
-        let section = match entries.last() {
-            None => "the first tar header".to_string(),
-            Some(Entry { name, .. }) => format!("the tar header after {name}"),
-        };
-        let truncated = |section: String, needed| Error::Truncated {
-            path: path.to_owned(),
-            section,
-            needed,
-            size,
-        };
-        let corrupt = |reason: String| Error::Corrupt {
-            path: path.to_owned(),
-            section: section.clone(),
-            offset: at,
-            reason,
-        };
-        if at + BLOCK > size {
-            return Err(truncated(section, at + TRAILER));
-        }
-        let mut block = [0; BLOCK as usize];
-        file.read_exact_at(&mut block, at)
-            .map_err(|e| Error::io("read", path, e))?;
-        if block.iter().all(|b| *b == 0) {
-            return match size.checked_sub(at + TRAILER) {
-                None => Err(truncated("the end of the archive".into(), at + TRAILER)),
-                Some(0) => Ok(entries),
-                Some(rest) => Err(corrupt(format!(
-                    "{rest} bytes follow the end of the archive"
-                ))),
-            };
-        }
-        let (name, len) = parse_header(&block).map_err(&corrupt)?;
-        let entry = Entry {
-            name,
-            offset: at + BLOCK,
-            size: len,
-        };
-        if entry.end() > size {
-            return Err(truncated(entry.name.clone(), entry.end()));
-        }
+    while let Some(entry) = scan.entry(at)? {
         if entries.len() == MAX_ENTRIES {
+            let (what, found) = (
+                "the number of archive entries".into(),
+                MAX_ENTRIES as u64 + 1,
+            );
             return Err(Error::Limit {
                 path: path.to_owned(),
-                what: "the number of archive entries".into(),
-                found: entries.len() as u64 + 1,
+                what,
+                found,
                 limit: MAX_ENTRIES as u64,
             });
         }
         at = entry.end();
         entries.push(entry);
+    }
+    Ok(entries)
+}
+
+struct Scan<'a> {
+    file: &'a File,
+    path: &'a Path,
+    size: u64,
+}
+
+impl Scan<'_> {
+    /// The entry whose header is at `at`; `None` if the trailer is there instead.
+    fn entry(&self, at: u64) -> Result<Option<Entry>> {
+        let block = self.block(at, at + TRAILER)?;
+        if block == [0; BLOCK as usize] {
+            return self.trailer(at).map(|()| None);
+        }
+        let (name, size) = parse_header(&block).map_err(|reason| self.corrupt(at, reason))?;
+        let entry = Entry {
+            name,
+            offset: at + BLOCK,
+            size,
+        };
+        if entry.end() > self.size {
+            return Err(self.truncated(&entry.name, entry.end()));
+        }
+        Ok(Some(entry))
+    }
+
+    fn trailer(&self, at: u64) -> Result<()> {
+        if self.block(at + BLOCK, at + TRAILER)? != [0; BLOCK as usize] {
+            return Err(self.corrupt(at + BLOCK, "the second block of the trailer is not zero"));
+        }
+        match self.size - (at + TRAILER) {
+            0 => Ok(()),
+            rest => Err(self.corrupt(
+                at + TRAILER,
+                format!("{rest} bytes follow the end of the archive"),
+            )),
+        }
+    }
+
+    /// The block at `at`, of a file that must reach to `needed` at least.
+    fn block(&self, at: u64, needed: u64) -> Result<[u8; BLOCK as usize]> {
+        if at + BLOCK > self.size {
+            return Err(self.truncated("the tar archive", needed));
+        }
+        let mut block = [0; BLOCK as usize];
+        self.file
+            .read_exact_at(&mut block, at)
+            .map_err(|e| Error::io("read", self.path, e))?;
+        Ok(block)
+    }
+
+    fn truncated(&self, section: &str, needed: u64) -> Error {
+        let (path, section, size) = (self.path.to_owned(), section.into(), self.size);
+        Error::Truncated {
+            path,
+            section,
+            needed,
+            size,
+        }
+    }
+
+    fn corrupt(&self, offset: u64, reason: impl Into<String>) -> Error {
+        let (path, section, reason) = (
+            self.path.to_owned(),
+            "the tar archive".into(),
+            reason.into(),
+        );
+        Error::Corrupt {
+            path,
+            section,
+            offset,
+            reason,
+        }
     }
 }
 
@@ -336,8 +377,7 @@ mod tests {
 
     #[test]
     fn a_file_that_ends_early_or_late_is_refused() {
-        let file = archive(|w| w.file("a", b"abc").unwrap());
-        let whole = file.metadata().unwrap().len();
+        let whole = 4 * BLOCK;
         for size in [
             0,
             1,
@@ -350,6 +390,8 @@ mod tests {
             whole + 1,
             whole + 512,
         ] {
+            let file = archive(|w| w.file("a", b"abc").unwrap());
+            assert_eq!(file.metadata().unwrap().len(), whole);
             file.set_len(size).unwrap();
             let error = scan(&file, Path::new("x")).expect_err(&format!("{size}"));
             assert!(error.is_verification_failure(), "{size}: {error}");

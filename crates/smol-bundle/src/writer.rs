@@ -74,6 +74,10 @@ pub fn write(spec: &BundleSpec, out: &Path, progress: &mut dyn FnMut(u64, u64)) 
         layers.push(Descriptor::of(media_type, &bytes));
     }
     let config = oci::bytes(&spec.config);
+    debug_assert!(
+        config.len() as u64 <= MAX_JSON_SIZE,
+        "the limits of its fields see to that"
+    );
     archive.blob(&config)?;
     let manifest = Manifest::machine(&spec.config, Descriptor::of(oci::CONFIG, &config), layers);
     let manifest = oci::bytes(&manifest);
