@@ -13,6 +13,9 @@ use std::time::{Duration, Instant, SystemTime};
 use smol_host::emulated::{self, EmulatedHost, Event, JobStatus, RunningHost, SELF};
 use smol_host::{Accel, Backend, HostError, apt};
 
+/// A name that reads as a sentence, and the test, given the cache.
+type Test = (&'static str, fn(&Path));
+
 fn main() {
     emulated::init::main_if_requested();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -31,7 +34,7 @@ fn main() {
         println!("skipped: there is no kernel for the emulated host: {e}");
         return;
     }
-    let tests: [(&str, fn(&Path)); 6] = [
+    let tests: [Test; 6] = [
         ("a job reads and writes shared folders and its exit code comes back", files_and_exit_code),
         ("the probe of KVM passes inside", probe_passes),
         ("a forwarded port reaches the job and its channel carries bytes both ways", port_and_channel),
