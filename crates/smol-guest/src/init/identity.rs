@@ -2,12 +2,12 @@
 //! for the build, and with a fresh one for every restored clone, before its service runs.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read as _};
 use std::path::Path;
 use std::time::Duration;
 
 use super::platform::{Platform, ioctl};
-use crate::protocol::{MAX_ENTROPY, MachineId, RestoreParams, check_hostname};
+use crate::protocol::{MAX_ENTROPY, MIN_ENTROPY, MachineId, RestoreParams, check_hostname};
 
 const MACHINE_ID: &str = "/etc/machine-id";
 const DBUS_MACHINE_ID: &str = "/var/lib/dbus/machine-id";
@@ -40,8 +40,14 @@ pub(super) fn apply(params: &RestoreParams, platform: &Platform) -> Result<(), S
     write_machine_id(&params.machine_id.to_string())
 }
 
-/// A cold boot makes its own machine id.
+/// A cold boot makes its own machine id. What the kernel was seeded with at its start may be
+/// the same for every boot of an image, so the host's random device is asked first.
 pub(super) fn make_machine_id() -> Result<(), String> {
+    let mut fresh = [0; MIN_ENTROPY];
+    let read = fs::File::open("/dev/hwrng").and_then(|mut device| device.read_exact(&mut fresh));
+    if read.is_ok() {
+        reseed(&fresh).map_err(|e| format!("cannot reseed the random number generator: {e}"))?;
+    }
     let mut bytes = [0; 16];
     let n = rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty())
         .map_err(|e| format!("no random bytes for {MACHINE_ID}: {e}"))?;

@@ -181,8 +181,9 @@ impl Supervisor {
             }
         }
         self.drain(Some(pid));
-        // Whoever still holds the other end (a daemon it left behind) writes to nobody.
-        self.pipes.retain(|pipe| pipe.of != pid);
+        // Whoever still holds the other end (a daemon it left behind) writes to the log, or to
+        // nobody if nobody wanted it.
+        self.pipes.retain(|pipe| pipe.of != pid || pipe.logged);
         let place = self.processes.iter().position(|p| p.pid == pid);
         let Some(process) = place.map(|place| self.processes.remove(place)) else {
             return Ok((None, String::new()));
