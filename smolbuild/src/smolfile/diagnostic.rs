@@ -16,8 +16,8 @@ pub struct Diagnostic {
     pub title: String,
     /// A few words beside the caret; may be empty.
     pub label: String,
-    /// Another place that explains this one.
-    pub context: Option<(Span, String)>,
+    /// Another place that explains this one; boxed, for it is rare and errors should be small.
+    pub context: Option<Box<(Span, String)>>,
     /// What to do about it.
     pub help: Vec<String>,
 }
@@ -42,7 +42,7 @@ impl Diagnostic {
 
     /// Points at another place as well.
     pub fn context(mut self, span: Span, label: impl Into<String>) -> Self {
-        self.context = Some((span, label.into()));
+        self.context = Some(Box::new((span, label.into())));
         self
     }
 
@@ -72,7 +72,7 @@ fn draw(renderer: &Renderer, diagnostic: &Diagnostic, path: &str, source: &str) 
     let primary = AnnotationKind::Primary
         .span(within(&diagnostic.span, source))
         .label(non_empty(&diagnostic.label));
-    let context = diagnostic.context.iter().map(|(span, label)| {
+    let context = diagnostic.context.as_deref().map(|(span, label)| {
         AnnotationKind::Context
             .span(within(span, source))
             .label(non_empty(label))

@@ -120,9 +120,9 @@ pub enum Rootfs {
 /// `[[copy]]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Copy {
-    /// File or folder on the host.
+    /// File, or folder whose content is meant, on the host.
     pub src: Spanned<String>,
-    /// Path of the copy in the guest.
+    /// Where it goes in the guest; a slash at the end says that this is a folder.
     pub dest: String,
     /// Permissions (`0..=0o7777`); those of the source when absent.
     pub mode: Option<u32>,

@@ -141,12 +141,11 @@ pub(super) fn guest_path(text: &str) -> Result<String, Diagnostic> {
     Ok(format!("/{}", parts.join("/")))
 }
 
-/// Where a copy goes.
+/// Where a copy goes; a slash at the end stays, for it says that this is a folder.
 pub(super) fn destination(text: &str) -> Result<String, Diagnostic> {
-    let path = guest_path(text)?;
-    if path == "/" || text.ends_with('/') {
-        let help = "write the full path of the copy itself, such as \"/etc/app.conf\"";
-        return Err(wrong("the destination names a folder to copy into").help(help));
+    let mut path = guest_path(text)?;
+    if text.ends_with('/') && !path.ends_with('/') {
+        path.push('/');
     }
     Ok(path)
 }

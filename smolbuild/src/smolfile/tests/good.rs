@@ -63,7 +63,7 @@ fn every_key_is_taken_over() {
         owner = "root:www-data"
         [[copy]]
         src = "."
-        dest = "/srv"
+        dest = "/srv//"
         mode = "4755"
         [service]
         cmd = "exec app"
@@ -149,7 +149,7 @@ fn every_key_is_taken_over() {
                 Some(0o640),
                 Some("root:www-data")
             ),
-            (".", "/srv", Some(0o4755), None)
+            (".", "/srv/", Some(0o4755), None)
         ]
     );
     assert_eq!(service.cmd, ["/bin/sh", "-c", "exec app"]);

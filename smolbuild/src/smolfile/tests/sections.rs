@@ -95,24 +95,6 @@ error: a path in the guest must not hold `.` or `..`
 );
 
 mistake!(
-    a_destination_that_is_a_folder_to_copy_into,
-    at_end(
-        r#"[[copy]]
-src = "a"
-dest = "/etc/""#
-    ),
-    r#"
-error: the destination names a folder to copy into
-  --> Smolfile:10:8
-   |
-10 | dest = "/etc/"
-   |        ^^^^^^^
-   |
-   = help: write the full path of the copy itself, such as "/etc/app.conf"
-"#
-);
-
-mistake!(
     a_mode_in_decimal,
     at_end(
         r#"[[copy]]
