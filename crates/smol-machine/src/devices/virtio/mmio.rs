@@ -17,7 +17,7 @@ use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::QueueT;
 
 pub use super::state::TransportState;
-use super::{Fault, Mem, StateError, VirtQueue, VirtioDevice, Waker};
+use super::{Fault, Mem, StateError, VirtQueue, VirtioDevice};
 
 /// Size of a transport's window in guest-physical memory.
 pub const WINDOW: u64 = 0x1000;
@@ -80,7 +80,36 @@ pub trait IrqLine: Send + Sync {
 }
 
 /// A virtio device on the MMIO bus.
-pub struct MmioTransport(Mutex<Inner>);
+pub struct MmioTransport {
+    inner: Arc<Mutex<Inner>>,
+    waker: Waker,
+}
+
+/// Lets threads other than the vCPUs' have a device served.
+#[derive(Clone, Default)]
+pub struct Waker(Arc<Mutex<Option<Arc<Mutex<Inner>>>>>);
+
+impl Waker {
+    /// Runs [`VirtioDevice::service`] on this thread if the machine still exists and the driver
+    /// has activated the device.
+    pub fn wake(&self) {
+        if let Some(inner) = &*lock(&self.0) {
+            lock(inner).run(|device, queues, mem| device.service(queues, mem));
+        }
+    }
+}
+
+impl Drop for MmioTransport {
+    /// Waits for a thread that is serving the device, so that the device is dropped here and
+    /// with it, at once, all that it holds open.
+    fn drop(&mut self) {
+        lock(&self.waker.0).take();
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 struct Inner {
     device: Box<dyn VirtioDevice>,
@@ -113,34 +142,32 @@ impl fmt::Debug for MmioTransport {
 impl MmioTransport {
     /// Puts `device` behind a transport in its reset state. `mem` is the guest's RAM.
     pub fn new(device: impl VirtioDevice + 'static, mem: Mem, irq: Box<dyn IrqLine>) -> Arc<Self> {
-        Arc::new_cyclic(|weak| {
-            let mut device: Box<dyn VirtioDevice> = Box::new(device);
-            device.attach(Waker(weak.clone()));
-            let queues = device
-                .queue_sizes()
-                .iter()
-                .map(|&size| VirtQueue::new(size))
-                .collect();
-            Self(Mutex::new(Inner {
-                device,
-                mem,
-                irq,
-                queues,
-                status: 0,
-                features: 0,
-                device_features_sel: 0,
-                driver_features_sel: 0,
-                queue_sel: 0,
-                interrupt_status: 0,
-                config_generation: 0,
-                fault: None,
-                paused: false,
-            }))
-        })
+        let waker = Waker::default();
+        let mut device: Box<dyn VirtioDevice> = Box::new(device);
+        device.attach(waker.clone());
+        let sizes = device.queue_sizes().iter();
+        let queues = sizes.map(|&size| VirtQueue::new(size)).collect();
+        let inner = Arc::new(Mutex::new(Inner {
+            device,
+            mem,
+            irq,
+            queues,
+            status: 0,
+            features: 0,
+            device_features_sel: 0,
+            driver_features_sel: 0,
+            queue_sel: 0,
+            interrupt_status: 0,
+            config_generation: 0,
+            fault: None,
+            paused: false,
+        }));
+        *lock(&waker.0) = Some(inner.clone());
+        Arc::new(Self { inner, waker })
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inner)
     }
 
     /// The guest reads `data.len()` bytes at `offset` in the window. Registers are read with 4
@@ -166,12 +193,6 @@ impl MmioTransport {
             self.lock()
                 .write_register(offset, u32::from_le_bytes(value));
         }
-    }
-
-    /// Serves the device for a [`Waker`].
-    pub(super) fn service(&self) {
-        self.lock()
-            .run(|device, queues, mem| device.service(queues, mem));
     }
 
     /// Keeps all threads off RAM and the interrupt line until [`MmioTransport::resume`]: for a

@@ -19,6 +19,8 @@
 //! the protocol puts the device into `DEVICE_NEEDS_RESET`, never the VMM into a panic.
 
 pub mod console;
+#[cfg(test)]
+mod fuzz;
 pub mod mmio;
 pub mod pmem;
 pub mod queue;
@@ -30,9 +32,7 @@ mod testing;
 mod tests;
 pub mod vsock;
 
-use std::sync::Weak;
-
-pub use mmio::{IrqLine, MmioTransport};
+pub use mmio::{IrqLine, MmioTransport, Waker};
 pub use queue::{Fault, VirtQueue};
 pub use state::{DeviceState, QueueState, StateError, TransportState};
 
@@ -94,18 +94,4 @@ pub trait VirtioDevice: Send {
     /// # Errors
     /// If it is the state of another kind of device, or does not fit this machine.
     fn restore(&mut self, state: &DeviceState) -> Result<(), StateError>;
-}
-
-/// Lets threads other than the vCPUs' have a device served.
-#[derive(Clone, Debug)]
-pub struct Waker(Weak<MmioTransport>);
-
-impl Waker {
-    /// Runs [`VirtioDevice::service`] on this thread if the machine still exists and the driver
-    /// has activated the device.
-    pub fn wake(&self) {
-        if let Some(transport) = self.0.upgrade() {
-            transport.service();
-        }
-    }
 }

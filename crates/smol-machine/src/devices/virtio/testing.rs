@@ -51,8 +51,11 @@ pub fn ram() -> Mem {
     Mem::from_ranges(&[(GuestAddress(0), RAM)]).unwrap()
 }
 
+/// A device's transport and its interrupt line.
+pub type Board = (Arc<MmioTransport>, Arc<Line>);
+
 /// A device in the machine of a test.
-pub fn board(device: impl VirtioDevice + 'static, mem: &Mem) -> (Arc<MmioTransport>, Arc<Line>) {
+pub fn board(device: impl VirtioDevice + 'static, mem: &Mem) -> Board {
     let line = Arc::new(Line::default());
     let transport = MmioTransport::new(device, mem.clone(), Box::new(Wire(line.clone())));
     (transport, line)
@@ -105,40 +108,53 @@ impl Driver {
     /// A driver that accepts what is offered of `features`.
     pub fn with_features(device: impl VirtioDevice + 'static, features: u64) -> Self {
         let mem = ram();
-        let sizes = device.queue_sizes();
-        let (transport, line) = board(device, &mem);
-        let rings = (0..)
-            .zip(sizes)
-            .map(|(i, &size)| Ring::new(i, size))
-            .collect();
-        let this = Self {
+        Self::on(board(device, &mem), mem, features)
+    }
+
+    /// A driver of a device that is on its board already.
+    pub fn on((transport, line): Board, mem: Mem, features: u64) -> Self {
+        let mut this = Self {
             transport,
             line,
             mem,
-            rings,
+            rings: Vec::new(),
         };
-        this.set(STATUS, 1);
-        this.set(STATUS, 3);
-        for half in 0..2 {
-            this.set(0x14, half);
-            this.set(0x24, half);
-            this.set(0x20, this.get(0x10) & (features >> (32 * half)) as u32);
-        }
-        this.set(STATUS, 11);
-        assert_eq!(this.get(STATUS), 11, "the device accepts its own features");
-        for (index, ring) in (0..).zip(&this.rings) {
-            this.set(0x30, index);
-            assert_eq!(this.get(0x34), u32::from(ring.size));
-            this.set(0x38, ring.size.into());
-            for (register, address) in [(0x80, ring.desc), (0x90, ring.avail), (0xa0, ring.used)] {
-                this.set(register, address as u32);
-                this.set(register + 4, (address >> 32) as u32);
-            }
-            this.set(0x44, 1);
-            assert_eq!(this.get(0x44), 1);
-        }
-        this.set(STATUS, 15);
+        this.set_up(features);
         this
+    }
+
+    /// Sets the device up, which has just been reset, with fresh rings.
+    pub fn set_up(&mut self, features: u64) {
+        self.set(STATUS, 1);
+        self.set(STATUS, 3);
+        for half in 0..2 {
+            self.set(0x14, half);
+            self.set(0x24, half);
+            self.set(0x20, self.get(0x10) & (features >> (32 * half)) as u32);
+        }
+        self.set(STATUS, 11);
+        assert_eq!(self.get(STATUS), 11, "the device accepts its own features");
+        self.rings.clear();
+        for index in 0.. {
+            self.set(0x30, index);
+            let size = self.get(0x34);
+            if size == 0 {
+                break;
+            }
+            let ring = Ring::new(index.into(), size as u16);
+            self.mem
+                .write_slice(&[0; 0xc000], GuestAddress(ring.desc))
+                .unwrap();
+            self.set(0x38, size);
+            for (register, address) in [(0x80, ring.desc), (0x90, ring.avail), (0xa0, ring.used)] {
+                self.set(register, address as u32);
+                self.set(register + 4, (address >> 32) as u32);
+            }
+            self.set(0x44, 1);
+            assert_eq!(self.get(0x44), 1);
+            self.rings.push(ring);
+        }
+        self.set(STATUS, 15);
     }
 
     /// The same guest on another machine: its RAM is taken along, its device is `device`.

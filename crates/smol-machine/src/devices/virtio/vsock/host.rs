@@ -105,7 +105,7 @@ pub trait Host: Send {
         Vec::new()
     }
 
-    /// Replaces the list of watched streams; after `timeout` the device wants to be served even
+    /// Replaces the list of watched streams, and lets go of those that are no longer in it; after `timeout` the device wants to be served even
     /// if nothing happened.
     fn watch(&mut self, list: Vec<Watch>, timeout: Option<Duration>) {
         let _ = (list, timeout);

@@ -64,7 +64,6 @@ impl Mux {
         self.replies.clear();
         self.queue.clear();
         self.watch(None);
-        self.poke(); // whoever watched them holds them open
     }
 
     /// Whether the guest must take replies before it is listened to again.

@@ -186,6 +186,12 @@ impl UnixHost {
         Ok((host, VsockHandle(shared)))
     }
 
+    /// Whether this is the device's own thread.
+    fn on_thread(&self) -> bool {
+        let thread = self.thread.as_ref().map(|thread| thread.thread().id());
+        thread == Some(thread::current().id())
+    }
+
     /// A connection to `<path>_<port>`, made without waiting.
     fn open_path(&self, port: u32) -> Option<UnixStream> {
         use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, connect, socket};
@@ -231,6 +237,10 @@ impl Host for UnixHost {
         state.watch = list;
         state.timeout = timeout;
         state.events.clear();
+        drop(state);
+        if !self.on_thread() {
+            self.shared.poke(); // it still waits for what was watched before
+        }
     }
 
     fn poke(&mut self) {
@@ -250,9 +260,9 @@ impl Drop for UnixHost {
         if let Some(path) = &self.path {
             let _ = std::fs::remove_file(path);
         }
-        // The thread itself drops the device if it served it at the very end.
-        if let Some(thread) = self.thread.take()
-            && thread.thread().id() != thread::current().id()
+        // A listener may drop the machine.
+        if !self.on_thread()
+            && let Some(thread) = self.thread.take()
         {
             let _ = thread.join();
         }

@@ -438,8 +438,9 @@ fn a_restored_guest_learns_that_its_connections_are_gone_before_it_gets_new_ones
 #[test]
 fn a_restored_guest_that_ignores_events_gets_connections_after_a_while() {
     let (mut guest, handle, _) = restored();
-    guest.driver.transport.resume();
     let host = connecting(&handle, 90);
+    thread::sleep(Duration::from_millis(50));
+    guest.driver.transport.resume();
     guest.accept(90);
     host.join().unwrap().unwrap();
 }
