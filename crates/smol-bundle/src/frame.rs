@@ -100,7 +100,7 @@ mod tests {
 
     #[test]
     fn a_frame_holds_its_pages_and_depends_on_them_alone() {
-        let raw: Vec<u8> = (0..3 * PAGE_SIZE).map(|i| (i * i >> 7) as u8).collect();
+        let raw: Vec<u8> = (0..3 * PAGE_SIZE).map(|i| ((i * i) >> 7) as u8).collect();
         let packed = pack(&raw).unwrap();
         pack(&[1; 32 * PAGE_SIZE]).unwrap();
         assert_eq!(pack(&raw).unwrap().bytes, packed.bytes);

@@ -27,6 +27,8 @@ mod digest;
 mod error;
 mod extract;
 mod frame;
+#[cfg(test)]
+mod hostile;
 mod index;
 mod json;
 mod key;

@@ -9,7 +9,7 @@ use crate::archive::{self, Entry};
 use crate::limits::*;
 use crate::oci::{self, Descriptor, Manifest};
 use crate::signature::judge;
-use structure::{Raw, layer, plain, recognise};
+use structure::{OPAQUE, Raw, layer, plain, recognise};
 
 use crate::{
     Config, Digest, Error, Image, ImageKind, KeyId, PageIndex, PublicKey, Result, Signature,
@@ -191,24 +191,26 @@ impl Bundle {
 
     /// The machine state of the snapshot, verified.
     pub fn state(&self) -> Result<Option<Vec<u8>>> {
-        self.read_layer(oci::STATE, "the machine state", MAX_STATE_SIZE)
+        self.read_opaque(oci::STATE)
     }
 
     /// The text of the Smolfile, verified.
     pub fn smolfile(&self) -> Result<Option<Vec<u8>>> {
-        self.read_layer(oci::SMOLFILE, "the Smolfile", MAX_TEXT_SIZE)
+        self.read_opaque(oci::SMOLFILE)
     }
 
     /// The text of the lock, verified.
     pub fn lock(&self) -> Result<Option<Vec<u8>>> {
-        self.read_layer(oci::LOCK, "the lock", MAX_TEXT_SIZE)
+        self.read_opaque(oci::LOCK)
     }
 
-    fn read_layer(&self, media_type: &str, what: &str, limit: u64) -> Result<Option<Vec<u8>>> {
-        let layer = layer(&self.manifest, media_type);
-        layer
-            .map(|descriptor| self.raw().blob(descriptor, what, limit))
-            .transpose()
+    fn read_opaque(&self, media_type: &str) -> Result<Option<Vec<u8>>> {
+        let known = OPAQUE.iter().find(|(known, ..)| *known == media_type);
+        let (Some((_, what, limit)), Some(layer)) = (known, layer(&self.manifest, media_type))
+        else {
+            return Ok(None);
+        };
+        self.raw().blob(layer, what, *limit).map(Some)
     }
 
     /// The signatures that the bundle carries, true or not, trusted or not.

@@ -10,6 +10,13 @@ use crate::limits::*;
 use crate::oci::{self, Descriptor, Manifest};
 use crate::{Config, Digest, Error, Image, ImageKind, PageIndex, Result, Signature, json};
 
+/// The blobs that this crate does not look into: their names and largest sizes.
+pub(super) const OPAQUE: [(&str, &str, u64); 3] = [
+    (oci::STATE, "the machine state", MAX_STATE_SIZE),
+    (oci::SMOLFILE, "the Smolfile", MAX_TEXT_SIZE),
+    (oci::LOCK, "the lock", MAX_TEXT_SIZE),
+];
+
 pub(super) fn layer<'m>(manifest: &'m Manifest, media_type: &str) -> Option<&'m Descriptor> {
     manifest.layers.iter().find(|l| l.media_type == media_type)
 }
@@ -264,6 +271,18 @@ impl Raw<'_> {
             }
             if let Some(listed) = listed {
                 self.entry(listed)?;
+            }
+        }
+        for (media_type, what, limit) in OPAQUE {
+            let found = layer(manifest, media_type).map_or(0, |l| l.size);
+            if found > limit {
+                let (path, what) = (self.path.to_owned(), format!("the size of {what}"));
+                return Err(Error::Limit {
+                    path,
+                    what,
+                    found,
+                    limit,
+                });
             }
         }
         let memory = index.image(ImageKind::Memory).map(Image::size);

@@ -60,8 +60,8 @@ impl Images {
         memory[11] = text(5);
         memory[12] = text(6);
         memory[20] = text(3);
-        for page in 30..68 {
-            memory[page] = text(500 + page as u64);
+        for (page, number) in memory[30..68].iter_mut().zip(530..) {
+            *page = text(number);
         }
         memory[90] = vec![0xff; PAGE];
         memory[91] = vec![0xff; PAGE];
