@@ -37,6 +37,12 @@ fn kvm() -> Result<&'static Kvm> {
     Ok(KVM.get_or_init(|| kvm))
 }
 
+/// CPUID leaves that guests can be given here; no machine is needed to ask.
+pub fn supported_cpuid() -> Result<Vec<CpuidEntry>> {
+    let table = kvm()?.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(Error::hv("KVM_GET_SUPPORTED_CPUID"))?;
+    Ok(table.as_slice().iter().map(convert::cpuid_from_kvm).collect())
+}
+
 impl Vm for KvmVm {
     type Vcpu = KvmVcpu;
 
@@ -47,8 +53,7 @@ impl Vm for KvmVm {
     }
 
     fn supported_cpuid(&self) -> Result<Vec<CpuidEntry>> {
-        let table = kvm()?.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(Error::hv("KVM_GET_SUPPORTED_CPUID"))?;
-        Ok(table.as_slice().iter().map(convert::cpuid_from_kvm).collect())
+        supported_cpuid()
     }
 
     unsafe fn map(&self, slot: u32, gpa: u64, host: *mut u8, len: u64, readonly: bool) -> Result<()> {
