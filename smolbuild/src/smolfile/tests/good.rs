@@ -274,3 +274,11 @@ cdm = "x"
         .collect();
     assert_eq!(lines, [1, 2, 3, 4, 4, 6, 8, 10, 12, 13, 14, 15]);
 }
+
+#[test]
+fn what_a_smolfile_may_ask_for_is_what_a_machine_can_have() {
+    use smol_machine::{config, layout};
+    assert_eq!(MAX_CPUS, u64::from(config::MAX_VCPUS));
+    assert!(*MEMORY.start() >= layout::MIN_RAM);
+    assert_eq!(*MEMORY.end(), layout::MAX_RAM);
+}
