@@ -586,7 +586,7 @@ fn cold_boot() {
         return;
     };
     let script = "id; pwd; echo $HOME $USER; stat -c %a-%u-%g /run/svc; grep -c '^overlay / ' /proc/mounts; \
-                  touch new; mkdir /run/svc/ready; grep ^0: /proc/self/cgroup; cat; sleep 0.3; exit 3";
+                  touch new; mkdir /run/svc/ready; grep ^0: /proc/self/cgroup; cat; while [ ! -e /tmp/go ]; do sleep 0.05; done; exit 3";
     let mut config = config(
         script,
         &json!({"exec": {"cmd": ["stat", "/run/svc/ready"]}}),
@@ -610,22 +610,17 @@ fn cold_boot() {
         id.len() == 33 && !id.contains("bad") && &id[12..13] == "4",
         "{id}"
     );
-    let last = loop {
+    loop {
         match guest.next() {
-            Some(
-                Event::ServiceStarted { .. } | Event::ProbeFailed { .. } | Event::Ready { .. },
-            ) => {}
-            other => break other,
+            Some(Event::ServiceStarted { .. } | Event::ProbeFailed { .. }) => {}
+            Some(Event::Ready { .. }) => break,
+            other => panic!("{other:?}: {}", guest.console()),
         }
-    };
-    assert_eq!(
-        last,
-        Some(Event::ServiceExited {
-            status: ExitStatus::Exited(3)
-        }),
-        "{}",
-        guest.console()
-    );
+    }
+    fs::write(guest.path("/tmp/go"), "").unwrap();
+    guest.expect(&Event::ServiceExited {
+        status: ExitStatus::Exited(3),
+    });
     let (out, err) = guest.output();
     assert_eq!(
         out.lines().collect::<Vec<_>>(),

@@ -9,7 +9,7 @@
 //! serve     forwards, requests                 (forward, requests)
 //! end       stop, tell, reset                  (shutdown)
 //! ```
-//! Underneath: [`supervisor`] (the one poll loop), `streams` (events and logs to the host),
+//! Underneath: `supervisor` (the one poll loop), `streams` (events and logs to the host),
 //! `console`, `signals`, and [`platform`] (what tests replace).
 
 mod cgroup;

@@ -229,23 +229,23 @@ mod tests {
     fn an_exec_probe_that_hangs_is_killed_at_its_deadline_with_its_children() {
         let begin = Instant::now();
         let script = "sleep 1000 & echo started; wait";
-        let outcome = exec(&sh(script), &mut supervisor(), &here(), within(300)).unwrap();
+        let outcome = exec(&sh(script), &mut supervisor(), &here(), within(1500)).unwrap();
         assert_eq!(outcome, Err("no answer in time: started".to_owned()));
-        assert!(begin.elapsed() < Duration::from_secs(5));
+        assert!(begin.elapsed() < Duration::from_secs(30));
     }
 
     #[test]
     fn a_daemon_left_behind_with_the_pipe_open_does_not_hold_the_probe_up() {
         let begin = Instant::now();
         let outcome = exec(
-            &sh("sleep 7 & exit 0"),
+            &sh("sleep 40 & exit 0"),
             &mut supervisor(),
             &here(),
-            within(6000),
+            within(35_000),
         )
         .unwrap();
         assert_eq!(outcome, Ok(()));
-        assert!(begin.elapsed() < Duration::from_secs(5));
+        assert!(begin.elapsed() < Duration::from_secs(30));
     }
 
     #[test]
@@ -290,7 +290,7 @@ mod tests {
         sup.start_service(&here(), &sh("echo still loading; sleep 5"))
             .unwrap();
         let ready = Ready {
-            timeout_ms: 300,
+            timeout_ms: 1500,
             ..ready(probe, 1)
         };
         let outcome = wait_ready(&ready, &mut sup, &here());
@@ -346,7 +346,7 @@ mod tests {
         };
         assert_eq!(status, ExitStatus::Exited(7));
         assert!(saw.contains("/no/such/file"));
-        assert!(begin.elapsed() < Duration::from_secs(5));
+        assert!(begin.elapsed() < Duration::from_secs(30));
     }
 
     #[test]
@@ -387,13 +387,22 @@ mod tests {
     }
 
     fn http(answer: &'static [u8], close: bool, body: Option<&str>) -> Result<(), String> {
+        http_within(15_000, answer, close, body)
+    }
+
+    fn http_within(
+        limit: u64,
+        answer: &'static [u8],
+        close: bool,
+        body: Option<&str>,
+    ) -> Result<(), String> {
         let probe = Probe::Http {
             port: server(answer, close),
             path: "/health?x=1".to_owned(),
             status: vec![200, 204],
             body: body.map(str::to_owned),
         };
-        try_once(&probe, &mut supervisor(), &here(), within(1500)).unwrap()
+        try_once(&probe, &mut supervisor(), &here(), within(limit)).unwrap()
     }
 
     #[test]
@@ -443,7 +452,7 @@ mod tests {
         let chunk = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\nabc";
         assert!(http(chunk, true, Some("x")).is_err());
         assert_eq!(
-            http(b"HTTP/1.1 200 OK\r\nX: ", false, None),
+            http_within(500, b"HTTP/1.1 200 OK\r\nX: ", false, None),
             Err("no whole answer in time".to_owned())
         );
         static LONG: [u8; 200_000] = [b'h'; 200_000];
