@@ -10,6 +10,7 @@ use std::path::Path;
 use std::process::exit;
 use std::time::{Duration, Instant, SystemTime};
 
+use smol_cli::Interrupt;
 use smol_host::emulated::{self, EmulatedHost, Event, JobStatus, RunningHost, SELF};
 use smol_host::{Accel, Backend, HostError, apt};
 
@@ -34,11 +35,13 @@ fn main() {
         println!("skipped: there is no kernel for the emulated host: {e}");
         return;
     }
-    let tests: [Test; 6] = [
+    let tests: [Test; 8] = [
         ("a job reads and writes shared folders and its exit code comes back", files_and_exit_code),
         ("the probe of KVM passes inside", probe_passes),
         ("a forwarded port reaches the job and its channel carries bytes both ways", port_and_channel),
-        ("stop reaches the job as SIGTERM", stop_is_sigterm),
+        ("output that is taken late is not lost when the job ends", late_reader),
+        ("an interrupt reaches the job as SIGTERM", interrupt_is_sigterm),
+        ("a job that ignores SIGTERM is ended after the grace", stubborn_job),
         ("a job that cannot be run is an error that names it", job_not_found),
         ("a port that is taken is an error with QEMU's words", port_taken),
     ];
@@ -48,6 +51,9 @@ fn main() {
         println!("ok: {name} ({:.1} s)", start.elapsed().as_secs_f64());
     }
 }
+
+/// Bytes of output: more than a pipe and a frame hold, less than all buffers on the way.
+const FLOOD: usize = 600 << 10;
 
 /// Below the build folder: kept from run to run, like the product's own cache.
 fn tests_cache() -> std::path::PathBuf {
@@ -85,6 +91,15 @@ fn run_job(name: &str, arguments: &[String]) -> i32 {
             let (mut connection, _) = listener.accept().unwrap();
             connection.write_all(&word).unwrap();
             0
+        }
+        ("flood", []) => {
+            std::io::stdout().write_all(&vec![b'f'; FLOOD]).unwrap();
+            0
+        }
+        ("stubborn", []) => {
+            // SAFETY: ignoring a signal runs no code of ours.
+            unsafe { libc::signal(libc::SIGTERM, libc::SIG_IGN) };
+            run_job("sleep", &[])
         }
         ("sleep", []) => loop {
             println!("asleep");
@@ -163,20 +178,38 @@ fn port_and_channel(cache: &Path) {
     assert_eq!(client.join().unwrap(), "word");
 }
 
-fn stop_is_sigterm(cache: &Path) {
-    let mut running = host(cache, &["sleep"]).spawn().unwrap();
-    let control = running.controller();
+/// The job ends while its last output waits in pipes, rings and sockets.
+fn late_reader(cache: &Path) {
+    let mut running = host(cache, &["flood"]).spawn().unwrap();
+    assert_eq!(running.next_event().unwrap(), Event::Started);
+    std::thread::sleep(Duration::from_secs(2));
+    let (out, _, status) = collect(running).unwrap();
+    assert_eq!(status.code, Some(0));
+    assert_eq!(out.len(), FLOOD);
+}
+
+/// Interrupts the job when it first writes; how it ended.
+fn interrupt_job(cache: &Path, job: &str) -> Result<JobStatus, HostError> {
+    let mut running = host(cache, &[job]).spawn()?;
+    let interrupt = Interrupt::detached().unwrap();
+    running.controller().stop_on(interrupt.clone(), Duration::from_secs(3));
     loop {
-        match running.next_event().unwrap() {
-            Event::Stdout(_) => control.stop(),
-            Event::Exited(status) => {
-                assert_eq!(status, JobStatus { code: None, signal: Some(15) });
-                assert_eq!(status.shell_code(), 143);
-                return;
-            }
+        match running.next_event()? {
+            Event::Stdout(_) => interrupt.trigger(),
+            Event::Exited(status) => return Ok(status),
             _ => {}
         }
     }
+}
+
+fn interrupt_is_sigterm(cache: &Path) {
+    let status = interrupt_job(cache, "sleep").unwrap();
+    assert_eq!(status, JobStatus { code: None, signal: Some(15) });
+}
+
+fn stubborn_job(cache: &Path) {
+    let error = interrupt_job(cache, "stubborn").unwrap_err();
+    assert!(error.message.contains("ended before its job did"), "{error}");
 }
 
 fn job_not_found(cache: &Path) {

@@ -51,13 +51,17 @@ fn run() -> Result<Infallible> {
     }
     let port = open_port()?;
     let writer: Port = Arc::new(Mutex::new(port.try_clone().map_err(context("cannot duplicate the port"))?));
-    let payload = match set_up(&job).and_then(|()| serve(&job, port, &writer)) {
+    let (kind, payload) = match set_up(&job).and_then(|()| serve(&job, port, &writer)) {
         Ok(status) => (Kind::Exited, serde_json::to_vec(&status).unwrap_or_default()),
         Err(why) => (Kind::Failed, why.into_bytes()),
     };
     unmount(&job.shares);
-    send(&writer, payload.0, &payload.1).map_err(context("cannot report the end"))?;
-    power_off();
+    send(&writer, kind, &payload).map_err(context("cannot report the end"))?;
+    // QEMU may still hold output that the host was too slow to take; with the power it would be
+    // lost. So the host switches off, when it has read our last frame.
+    loop {
+        thread::park();
+    }
 }
 
 fn mount_system() -> Result<()> {

@@ -17,7 +17,7 @@ use crate::apt;
 use crate::error::{HostError, Result};
 
 /// Part of the cache folder's name; raised when what we keep in it changes.
-const REVISION: u32 = 1;
+const REVISION: u32 = 2;
 
 /// The package that depends on the current kernel's package.
 const META_PACKAGE: &str = "linux-image-amd64";
@@ -260,7 +260,8 @@ fn install(root: &Path, scratch: &Scratch, origin: &str, name: &str) -> Result<K
     let order = modules::load_order(modules::WANTED, |module| {
         let path = files.get(module)?;
         match read_module(path) {
-            Ok(bytes) => {
+            Ok(mut bytes) => {
+                modules::strip_signature(&mut bytes);
                 let depends = modules::dependencies(&bytes);
                 contents.insert(module.to_owned(), (bytes, depends.clone()));
                 Some(depends)

@@ -30,6 +30,22 @@ pub fn dependencies(elf: &[u8]) -> Vec<String> {
     names.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect()
 }
 
+/// Takes off the signature that the kernel package's builder appended: the emulated CPU needs as
+/// long to check it as for all else in loading the module, and apt has checked the whole package.
+///
+/// Layout (kernel/module_signature.c): ... signature, `struct module_signature` (12 bytes, the last
+/// four the signature's length, big-endian), the magic string.
+pub fn strip_signature(module: &mut Vec<u8>) {
+    const MAGIC: &[u8] = b"~Module signature appended~\n";
+    const HEADER: usize = 12;
+    let Some(signed) = module.strip_suffix(MAGIC) else { return };
+    let Some((_, length)) = signed.split_last_chunk::<4>() else { return };
+    let length = u32::from_be_bytes(*length) as usize;
+    if let Some(end) = signed.len().checked_sub(HEADER).and_then(|end| end.checked_sub(length)) {
+        module.truncate(end);
+    }
+}
+
 /// Puts `wanted` and all they depend on into an order in which every module comes after its
 /// dependencies. `depends` gives a module's dependencies, `None` for one that is not a file
 /// (it is built into the kernel, or the kernel lacks it: then the load of its user will say so).
@@ -101,6 +117,25 @@ mod tests {
         assert_eq!(dependencies(elf), ["kvm", "ccp_crypto"]);
         assert!(dependencies(b"license=GPL\0depends=\0name=ccp\0").is_empty());
         assert!(dependencies(b"license=GPL\0depends=never ends").is_empty());
+    }
+
+    #[test]
+    fn a_signature_is_taken_off_and_nothing_else() {
+        let signed = |length: u32| {
+            let mut module = b"ELF and all that".to_vec();
+            module.extend([7; 5]);
+            module.extend([0; 8]);
+            module.extend(length.to_be_bytes());
+            module.extend(b"~Module signature appended~\n");
+            module
+        };
+        let strip = |mut module: Vec<u8>| {
+            strip_signature(&mut module);
+            module
+        };
+        assert_eq!(strip(signed(5)), b"ELF and all that");
+        assert_eq!(strip(b"ELF".to_vec()), b"ELF");
+        assert_eq!(strip(signed(u32::MAX)), signed(u32::MAX));
     }
 
     #[test]

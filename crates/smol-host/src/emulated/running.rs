@@ -11,8 +11,10 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::MemfdFlags;
 use rustix::process::{Pid, PidfdFlags, Signal};
+use smol_cli::Interrupt;
 
 use super::qemu::Fds;
 use super::wire::{self, JobStatus, Kind};
@@ -43,7 +45,6 @@ pub struct RunningHost {
     port: UnixStream,
     control: Controller,
     logs: Logs,
-    started: bool,
 }
 
 /// Steers a running emulated host from any thread.
@@ -81,7 +82,7 @@ pub(super) fn start(
     port.set_read_timeout(Some(BOOT_LIMIT)).map_err(HostError::io("cannot set a time limit"))?;
     let writer = port.try_clone().map_err(HostError::io("cannot duplicate a socket"))?;
     let control = Controller { port: Arc::new(Mutex::new(writer)), process: Arc::new(process) };
-    Ok(RunningHost { port, control, logs, started: false })
+    Ok(RunningHost { port, control, logs })
 }
 
 /// Runs in the child between fork and exec: it dies with its parent and keeps `inherited` open.
@@ -167,6 +168,7 @@ impl RunningHost {
             Kind::Exited => {
                 let status = serde_json::from_slice(&payload)
                     .map_err(|e| HostError::new(format!("the emulated host sent a bad exit status: {e}")))?;
+                self.control.kill(); // all is written and the shares are unmounted: init waits for this
                 Ok(Event::Exited(status))
             }
             Kind::Failed => {
@@ -204,8 +206,7 @@ impl RunningHost {
     }
 
     /// Init is up: set its clock, which makes it start the job.
-    fn begin(&mut self) -> std::io::Result<()> {
-        self.started = true;
+    fn begin(&self) -> std::io::Result<()> {
         self.port.set_read_timeout(None)?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64;
         self.control.write(Kind::Clock, &now.to_le_bytes())
@@ -245,6 +246,30 @@ impl Controller {
     /// Writes to the job's channel (see [`super::job_channel`]).
     pub fn send(&self, bytes: &[u8]) -> std::io::Result<()> {
         bytes.chunks(wire::MAX_PAYLOAD).try_for_each(|chunk| self.write(Kind::Channel, chunk))
+    }
+
+    /// From now on passes the user's wish to stop on: asks the job to end, and ends the whole
+    /// emulated host if that takes longer than `grace`. Runs on a thread that ends with the host.
+    pub fn stop_on(&self, interrupt: Interrupt, grace: Duration) {
+        let control = self.clone();
+        thread::spawn(move || {
+            while !control.ended_within(Duration::ZERO) {
+                if !matches!(interrupt.wait(Some(Duration::from_millis(100))), Ok(false)) {
+                    control.stop();
+                    if !control.ended_within(grace) {
+                        control.kill();
+                    }
+                    return;
+                }
+            }
+        });
+    }
+
+    /// Waits for QEMU's end, at most this long.
+    fn ended_within(&self, limit: Duration) -> bool {
+        let limit = Timespec::try_from(limit).ok();
+        let mut ended = [PollFd::new(&*self.process, PollFlags::IN)]; // a pidfd is readable when its process ended
+        matches!(poll(&mut ended, limit.as_ref()), Ok(1..))
     }
 
     fn write(&self, kind: Kind, payload: &[u8]) -> std::io::Result<()> {
