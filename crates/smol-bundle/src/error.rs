@@ -147,12 +147,12 @@ pub enum Error {
         reason: String,
     },
     /// A signature does not hold.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {reason}", path.display())]
     Signature {
         /// The bundle.
         path: PathBuf,
         /// Why not.
-        source: SignatureError,
+        reason: SignatureError,
     },
 }
 

@@ -85,7 +85,11 @@ impl Bundle {
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<()> {
         let size = self.require(kind)?;
-        let io = |e| Error::io("write an image of", self.path(), e);
+        let io = |source| Error::Io {
+            action: "write an image of",
+            path: self.path().to_owned(),
+            source,
+        };
         out.set_len(0)
             .and_then(|()| out.set_len(size))
             .map_err(io)?;

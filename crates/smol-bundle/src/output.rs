@@ -28,7 +28,7 @@ impl Output {
             // No O_TMPFILE here (overlay, network and FUSE file systems), or a real fault that
             // the second way meets, too, and reports.
             Err(_) => {
-                let named = builder(path).tempfile_in(folder);
+                let named = builder().tempfile_in(folder);
                 let named = named.map_err(|e| Error::io("create a file in", folder, e))?;
                 let (file, temporary) = named.into_parts();
                 (file, Some(temporary))
@@ -53,7 +53,7 @@ impl Output {
         let temporary = match self.temporary {
             Some(temporary) => temporary,
             // Linking cannot replace an existing file, renaming can.
-            None => builder(&self.path)
+            None => builder()
                 .make_in(folder, |name| link(&self.file, name))
                 .map_err(io)?
                 .into_temp_path(),
@@ -72,9 +72,8 @@ fn folder(path: &Path) -> &Path {
     }
 }
 
-fn builder(path: &Path) -> Builder<'static, 'static> {
+fn builder() -> Builder<'static, 'static> {
     use std::os::unix::fs::PermissionsExt;
-    let _ = path;
     let mut builder = Builder::new();
     builder
         .prefix(".smol-")

@@ -33,12 +33,12 @@ impl Bundle {
         }
         for signature in self.signatures() {
             if !signature.holds(&self.digest()) {
-                let source = SignatureError::Bad {
+                let reason = SignatureError::Bad {
                     key_id: signature.key_id,
                 };
                 return Err(Error::Signature {
                     path: self.path().to_owned(),
-                    source,
+                    reason,
                 });
             }
         }

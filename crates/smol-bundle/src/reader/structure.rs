@@ -59,9 +59,10 @@ pub(super) fn recognise(file: &File, path: &Path) -> Result<()> {
         [0x28, 0xb5, 0x2f, 0xfd, ..] => not("it is compressed with zstd; decompress it first"),
         [0x7f, b'E', b'L', b'F', ..] => not("it is an ELF program"),
         h if h.len() == 512 && &h[257..262] != b"ustar" => not("it is not a tar archive"),
-        h if h.len() == 512 && !h.starts_with(b"oci-layout\0") => {
-            not("it is a tar archive, but its first entry is not oci-layout")
-        }
+        h if h.len() == 512 && !h.starts_with(b"oci-layout\0") => not(
+            "it is a tar archive, but not as smol writes it: its first entry is not oci-layout \
+                 (tools that copy OCI archives keep the digest, but arrange the file anew)",
+        ),
         _ => Ok(()),
     }
 }
