@@ -142,7 +142,6 @@ impl Mux {
     fn handle(&mut self, key: Key, header: &Header, data: &[u8]) -> io::Result<()> {
         let broken = || io::Error::from(io::ErrorKind::InvalidData);
         let connection = self.connections.get_mut(&key).ok_or_else(broken)?;
-        let had_credit = connection.credit() > 0;
         connection.update_credit(header);
         match (header.op, connection.requested) {
             (op::RST, _) => self.close(key),
@@ -159,9 +158,6 @@ impl Mux {
             }
             (op::SHUTDOWN, false) => self.shut_down(key, header)?,
             _ => return Err(broken()),
-        }
-        if !had_credit {
-            self.enqueue(key);
         }
         Ok(())
     }

@@ -341,12 +341,20 @@ fn the_host_waits_for_the_credit_of_the_guest() {
     assert!(guest.packet().is_none());
 }
 
-#[test]
-fn data_waits_for_receive_buffers() {
+/// A guest that has given `buffers` receive buffers, and no more.
+fn frugal(buffers: u32) -> (Guest, VsockHandle) {
     let (device, handle) = Vsock::live(CID, None).unwrap();
     let mut guest = Guest::without_buffers(device);
-    guest.add_buffer();
+    for _ in 0..buffers {
+        guest.add_buffer();
+    }
     guest.driver.kick(RECEIVE);
+    (guest, handle)
+}
+
+#[test]
+fn data_waits_for_receive_buffers() {
+    let (mut guest, handle) = frugal(1);
     let host = connecting(&handle, 80);
     let ports = guest.accept(80);
     let mut host = host.join().unwrap().unwrap();
@@ -360,6 +368,43 @@ fn data_waits_for_receive_buffers() {
     );
     assert_eq!(guest.expect(ports, op::RW).1, b"patience");
     assert!(guest.driver.line.level());
+}
+
+#[test]
+fn a_stream_without_data_uses_up_no_receive_buffer() {
+    let (mut guest, handle) = frugal(2);
+    let host = connecting(&handle, 80);
+    let ports = guest.accept(80);
+    let mut host = host.join().unwrap().unwrap();
+    host.write_all(b"the second buffer").unwrap();
+    assert_eq!(guest.expect(ports, op::RW).1, b"the second buffer");
+}
+
+#[test]
+fn no_stream_keeps_the_others_waiting() {
+    let (mut guest, handle) = frugal(2);
+    let mut hosts = Vec::new();
+    for port in 0..2 {
+        let host = connecting(&handle, port);
+        guest.accept(port);
+        hosts.push(host.join().unwrap().unwrap());
+    }
+    for host in &mut hosts {
+        host.write_all(&[0; 100_000]).unwrap();
+    }
+    thread::sleep(Duration::from_millis(20));
+    let mut served = Vec::new();
+    for _ in 0..6 {
+        guest.add_buffer();
+        guest.driver.kick(RECEIVE);
+        served.push(guest.await_packet().0.dst_port);
+    }
+    assert_eq!(
+        served.iter().filter(|&&port| port == 0).count(),
+        3,
+        "{served:?}"
+    );
+    drop(hosts);
 }
 
 #[test]
