@@ -16,5 +16,5 @@ fn the_golden_bundle_has_the_pinned_bytes() {
     assert_eq!(written.file_size, file.len() as u64);
 }
 
-const MANIFEST: &str = "sha256:cee5cfbd525ade173d2be19971db73a3d07c557bab981bb4379880458719a0ea";
-const FILE: &str = "sha256:55108cfed8fd186319fcc9c470ad9ad1ed34d551d041e33cec64b53ec1112966";
+const MANIFEST: &str = "sha256:5685dacbd30ddebc3cea34ff19ddffaa26ef4c415d7810214a8adbcdf8ad74a4";
+const FILE: &str = "sha256:33f8ce09d5d922b2b6d658447831a49252fb1d1eaa71beba966da2781116d9de";
