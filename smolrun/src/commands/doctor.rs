@@ -1,0 +1,22 @@
+//! `smolrun doctor`.
+
+use std::process::ExitCode;
+
+use smol_cli::ExitKind;
+use smol_host::doctor::{self, Tool};
+
+/// Says what this host can do; exit code 5 if it can run nothing.
+///
+/// # Errors
+/// If nothing can be printed.
+pub fn doctor(json: bool) -> anyhow::Result<ExitCode> {
+    let checks = doctor::checks(Tool::Run);
+    super::print(&match json {
+        true => doctor::to_json(&checks),
+        false => doctor::render(&checks),
+    })?;
+    Ok(match doctor::able(&checks) {
+        true => ExitCode::SUCCESS,
+        false => ExitKind::Host.into(),
+    })
+}

@@ -1,0 +1,122 @@
+//! `smolrun logs`.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::MetadataExt;
+use std::process::ExitCode;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use rustix::fs::SeekFrom as SeekTo;
+
+use crate::instance;
+
+/// How often a followed log is looked at.
+const GLANCE: Duration = Duration::from_millis(100);
+
+/// Prints the log of a running machine; with `follow`, until the machine ends.
+///
+/// # Errors
+/// If there is no such machine, or its log cannot be read.
+pub fn logs(name: &str, follow: bool) -> anyhow::Result<ExitCode> {
+    let root = instance::root()?;
+    let record = instance::find(&root, name)?;
+    let mut log = instance::open_log(&root, &record.name)?;
+    let printed = show(&mut log, follow, &mut io::stdout().lock());
+    match printed {
+        // The reader has seen enough.
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => {}
+        other => other.with_context(|| format!("cannot print the log of {name}"))?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn show(log: &mut File, follow: bool, out: &mut impl Write) -> io::Result<()> {
+    skip_hole(log)?;
+    loop {
+        // Looked at before the copy: what is written until it is removed is copied still.
+        let ended = log.metadata()?.nlink() == 0;
+        io::copy(log, out)?;
+        out.flush()?;
+        if !follow || ended {
+            return Ok(());
+        }
+        thread::sleep(GLANCE);
+    }
+}
+
+/// The beginning of a long log is a hole (see [`crate::output::Log`]): skips it, and the piece of a
+/// line behind it.
+fn skip_hole(log: &mut File) -> io::Result<()> {
+    match rustix::fs::seek(&*log, SeekTo::Data(0)) {
+        Ok(0) => return Ok(()),
+        Ok(_) => {}
+        // All of it is a hole, or holes are unknown here.
+        Err(rustix::io::Errno::NXIO | rustix::io::Errno::INVAL) => {
+            log.rewind()?;
+            return Ok(());
+        }
+        Err(e) => return Err(e.into()),
+    }
+    let mut buffer = [0; 4096];
+    loop {
+        let n = log.read(&mut buffer)?;
+        if n == 0 {
+            return Ok(());
+        }
+        if let Some(end) = buffer[..n].iter().position(|b| *b == b'\n') {
+            // At most 4096, both.
+            log.seek(SeekFrom::Current(end as i64 + 1 - n as i64))?;
+            return Ok(());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fs::{FallocateFlags, fallocate};
+
+    #[test]
+    fn a_short_log_is_shown_whole() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"one\ntwo").unwrap();
+        let mut shown = Vec::new();
+        show(&mut file, false, &mut shown).unwrap();
+        assert_eq!(shown, b"one\ntwo");
+    }
+
+    #[test]
+    fn a_log_with_a_hole_begins_with_the_first_whole_line_behind_it() {
+        let mut file = tempfile::tempfile().unwrap();
+        let lines: String = (0..2000).map(|n| format!("line {n}\n")).collect();
+        file.write_all(lines.as_bytes()).unwrap();
+        let how = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        fallocate(&file, how, 0, 8192).unwrap();
+        let mut shown = Vec::new();
+        show(&mut file, false, &mut shown).unwrap();
+        let shown = String::from_utf8(shown).unwrap();
+        assert!(shown.starts_with("line ") && shown.ends_with("line 1999\n"));
+        assert!(shown.len() > 4000 && shown.len() <= lines.len() - 8192);
+    }
+
+    #[test]
+    fn following_ends_with_the_machine_and_misses_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let mut writer = File::create(&path).unwrap();
+        let mut log = File::open(&path).unwrap();
+        let reader = thread::spawn(move || {
+            let mut shown = Vec::new();
+            show(&mut log, true, &mut shown).unwrap();
+            shown
+        });
+        for _ in 0..3 {
+            writer.write_all(b"line\n").unwrap();
+            thread::sleep(Duration::from_millis(60));
+        }
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(reader.join().unwrap(), b"line\nline\nline\n");
+    }
+}

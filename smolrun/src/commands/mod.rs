@@ -1,0 +1,23 @@
+//! The commands beside running.
+
+mod doctor;
+mod logs;
+mod ps;
+mod stop;
+
+pub use doctor::doctor;
+pub use logs::logs;
+pub use ps::ps;
+pub use stop::stop;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+/// Prints a result. A reader that has seen enough is no failure.
+fn print(text: &str) -> anyhow::Result<ExitCode> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(e.into()),
+        _ => Ok(ExitCode::SUCCESS),
+    }
+}

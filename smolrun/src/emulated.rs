@@ -1,0 +1,287 @@
+//! A machine in the emulated host: this program outside, and the same program inside of it, which
+//! runs the machine as it would run it here.
+//!
+//! ```text
+//! smolrun --- JSON spec ---> smolrun internal-inner (supervise)
+//!         --- orders ------> job channel
+//!         <-- messages ----- job channel
+//!         <-- output ------- stdout, stderr
+//! client --> QEMU's forward --> a port inside --> vsock --> the service
+//! ```
+//! The bundle's images are shared with it read-only, and mapped from there.
+
+use std::io::{BufRead, BufReader};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use smol_cli::{ExitKind, Failure, paths};
+use smol_guest::log::Stream;
+use smol_guest::protocol::LineBuffer;
+use smol_host::HostError;
+use smol_host::emulated::{self, Controller, EmulatedHost, Event, JobStatus, RunningHost, SELF};
+
+use crate::metrics::{Metrics, Moment};
+use crate::orders::Order;
+use crate::output::Output;
+use crate::ports::{self, Publish};
+use crate::report::{End, Lines, Message, Report, Up, failure};
+use crate::spec::RunSpec;
+use crate::supervise::Supervisor;
+
+/// Where the images are inside.
+const IMAGES: &str = "/bundle";
+/// First port inside; each forward has one.
+const FIRST_PORT: u16 = 20000;
+/// Memory inside beside the guest's own: this program and the hypervisor's tables, MiB.
+const OVERHEAD_MIB: u64 = 128;
+/// How long past the grace time the emulated host may take to end.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// An emulated host that runs our machine.
+pub struct Outer {
+    running: RunningHost,
+    /// The ports here, as they will be forwarded.
+    ports: Vec<Publish>,
+    shared: Arc<Shared>,
+    spawned: Moment,
+}
+
+/// What orders work on.
+struct Shared {
+    control: Controller,
+    up: AtomicBool,
+    forced: AtomicBool,
+}
+
+impl Outer {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// If a port is taken, or the emulated host cannot be started.
+    pub fn spawn(spec: &RunSpec) -> anyhow::Result<Self> {
+        let ports = available(&spec.ports)?;
+        let guest = spec.config.memory.div_ceil(1 << 20);
+        let memory = u32::try_from(guest + OVERHEAD_MIB).context("the machine has too much memory")?;
+        let inner = serde_json::to_string(&inner_spec(spec, &ports))?;
+        let mut host = EmulatedHost::new(paths::cache_dir()?)
+            .share(&spec.images, IMAGES, true)
+            .memory(memory)
+            .job([SELF, "internal-inner", &inner]);
+        for (port, inside) in ports.iter().zip(FIRST_PORT..) {
+            let IpAddr::V4(address) = port.host.ip() else {
+                let message = "the emulated host forwards ports of IPv4 addresses only";
+                return Err(Failure::new(ExitKind::Host, message).into());
+            };
+            host = host.forward(address, port.host.port(), inside);
+        }
+        let spawned = Moment::now();
+        let running = host.spawn().map_err(host_failure)?;
+        let shared = Shared {
+            control: running.controller(),
+            up: AtomicBool::new(false),
+            forced: AtomicBool::new(false),
+        };
+        Ok(Self { running, ports, shared: Arc::new(shared), spawned })
+    }
+
+    /// Takes orders, from any thread.
+    pub fn orders(&self) -> impl Fn(Order) + Send + 'static + use<> {
+        let shared = self.shared.clone();
+        move |order| shared.obey(order)
+    }
+
+    /// Passes everything on, in both directions, to the machine's end.
+    ///
+    /// # Errors
+    /// The machine's, or the emulated host's own.
+    pub fn run(
+        mut self,
+        spec: &RunSpec,
+        output: &Output,
+        report: &dyn Report,
+        running: impl FnOnce(&Up),
+    ) -> anyhow::Result<End> {
+        let mut running = Some(running);
+        let mut metrics = spec.metrics.clone();
+        let mut lines = LineBuffer::default();
+        let mut end = None;
+        let status = loop {
+            match self.running.next_event() {
+                Ok(Event::Started) => metrics.emulated_host_ms = Some(self.spawned.elapsed_ms()),
+                Ok(Event::Stdout(bytes)) => output.write(Stream::Stdout, &bytes),
+                Ok(Event::Stderr(bytes)) => output.write(Stream::Stderr, &bytes),
+                Ok(Event::Channel(bytes)) => {
+                    lines.push(&bytes);
+                    while let Some(line) = lines.next_line().context("the emulated host's smolrun")? {
+                        let message = serde_json::from_slice(&line).context("the emulated host's smolrun")?;
+                        self.take(message, spec, report, &mut metrics, &mut running, &mut end)?;
+                    }
+                }
+                Ok(Event::Exited(status)) => break status,
+                Err(_) if self.shared.forced.load(Ordering::SeqCst) => return Ok(End::Killed),
+                Err(error) => return Err(host_failure(error)),
+            }
+        };
+        end.unwrap_or_else(|| Err(died(status)))
+    }
+
+    /// One message from inside.
+    fn take(
+        &self,
+        message: Message,
+        spec: &RunSpec,
+        report: &dyn Report,
+        metrics: &mut Metrics,
+        running: &mut Option<impl FnOnce(&Up)>,
+        end: &mut Option<anyhow::Result<End>>,
+    ) -> anyhow::Result<()> {
+        match message {
+            Message::Note(text) => report.note(&text),
+            Message::Metrics(inner) => {
+                // The inside does not know when all this began.
+                let total_ms = inner.total_ms.map(|_| metrics.total_ms.unwrap_or(spec.start.elapsed_ms()));
+                metrics.merge(&Metrics { total_ms, ..inner });
+                report.metrics(metrics);
+            }
+            Message::Up(inner) => {
+                self.shared.up.store(true, Ordering::SeqCst);
+                let up = Up { ports: self.ports.clone(), ..inner };
+                if let Some(running) = running.take() {
+                    running(&up);
+                }
+                report.up(&up).context("the smolrun that started this machine is gone")?;
+            }
+            Message::Ended(Some(code)) => *end = Some(Ok(End::Exited(code))),
+            Message::Ended(None) => *end = Some(Ok(End::Killed)),
+            Message::Failed(code, text) => *end = Some(Err(failure(code, text))),
+        }
+        Ok(())
+    }
+}
+
+impl Shared {
+    fn obey(self: &Arc<Self>, order: Order) {
+        let Order::Stop { grace_ms } = order;
+        if !self.up.load(Ordering::SeqCst) || self.control.send(order.line().as_bytes()).is_err() {
+            return self.force();
+        }
+        let shared = self.clone();
+        thread::spawn(move || {
+            thread::sleep(Duration::from_millis(grace_ms).saturating_add(PATIENCE));
+            shared.force();
+        });
+    }
+
+    fn force(&self) {
+        self.forced.store(true, Ordering::SeqCst);
+        self.control.kill();
+    }
+}
+
+fn died(status: JobStatus) -> anyhow::Error {
+    let how = match (status.code, status.signal) {
+        (Some(code), _) => format!("exit code {code}"),
+        (_, signal) => format!("signal {}", signal.unwrap_or(0)),
+    };
+    Failure::new(ExitKind::Failed, format!("the smolrun in the emulated host died ({how})")).into()
+}
+
+/// QEMU binds the ports itself, and its message for a port that is taken is none for people: so
+/// they are bound here, once, and let go of. Port 0 becomes a number.
+fn available(wanted: &[Publish]) -> anyhow::Result<Vec<Publish>> {
+    let bound = ports::bind(wanted)?;
+    Ok(bound.iter().map(|bound| bound.publish).collect())
+}
+
+fn inner_spec(spec: &RunSpec, ports: &[Publish]) -> RunSpec {
+    let inside = |(port, number): (&Publish, u16)| Publish {
+        host: SocketAddr::from((Ipv4Addr::UNSPECIFIED, number)),
+        guest: port.guest,
+    };
+    RunSpec {
+        images: IMAGES.into(),
+        ports: ports.iter().zip(FIRST_PORT..).map(inside).collect(),
+        emulated: false,
+        metrics_file: None,
+        metrics: Metrics::default(),
+        ..spec.clone()
+    }
+}
+
+/// An error of the host, with the command that mends it.
+pub fn host_failure(error: HostError) -> anyhow::Error {
+    let failure = Failure::new(ExitKind::Host, error.message);
+    match error.mend {
+        Some(mend) => failure.hint(format!("to mend it: {mend}")),
+        None => failure,
+    }
+    .into()
+}
+
+/// The inside: runs the machine of the spec and tells the outside.
+///
+/// # Errors
+/// If there is no outside.
+pub fn inner(spec: &str) -> anyhow::Result<ExitCode> {
+    let outside = || Failure::new(ExitKind::Usage, "this command is smolrun's own, for the emulated host");
+    let mut spec: RunSpec = serde_json::from_str(spec).map_err(|_| outside())?;
+    // The outside's clock is another one.
+    spec.start = Moment::now();
+    let channel = emulated::job_channel().ok_or_else(outside)?.context("cannot open the job's channel")?;
+    let orders = channel.try_clone().context("cannot duplicate the job's channel")?;
+    let lines = Arc::new(Lines::new(channel));
+    let supervisor = Supervisor::new();
+    let give = supervisor.orders();
+    thread::spawn(move || {
+        // What is no order is passed over: the outside is of our own version.
+        for line in BufReader::new(orders).lines().map_while(Result::ok) {
+            if let Ok(order) = Order::parse(&line) {
+                give(order);
+            }
+        }
+    });
+    let output = Arc::new(Output::new(true, None));
+    let message = match supervisor.run(&spec, output, lines.clone(), |_| {}) {
+        Ok(end) => end.message(),
+        Err(error) => Message::failed(&error),
+    };
+    lines.send(&message).context("cannot tell the outside how the machine ended")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::Has;
+
+    #[test]
+    fn the_inside_gets_ports_of_its_own_and_nothing_of_this_host() {
+        let spec = RunSpec {
+            name: "r".into(),
+            bundle: "/b".into(),
+            digest: String::new(),
+            config: crate::testing::config(),
+            images: "/cache/x".into(),
+            has: Has { initramfs: true, rootfs: true, snapshot: true },
+            ports: vec!["0:80".parse().unwrap(), "0:81".parse().unwrap()],
+            cold: false,
+            verbose: false,
+            emulated: true,
+            metrics_file: Some("/m".into()),
+            metrics: Metrics::default(),
+            start: Moment::now(),
+        };
+        let ports = available(&spec.ports).unwrap();
+        assert!(ports.iter().all(|port| port.host.port() != 0));
+        let inner = inner_spec(&spec, &ports);
+        let shown: Vec<_> = inner.ports.iter().map(Publish::to_string).collect();
+        assert_eq!(shown, ["0.0.0.0:20000 -> 80", "0.0.0.0:20001 -> 81"]);
+        assert!(!inner.emulated && inner.metrics_file.is_none());
+        assert_eq!(inner.images.to_str(), Some("/bundle"));
+    }
+}

@@ -1,0 +1,234 @@
+//! The streams between a running machine and smol-guest in it: events and logs from the guest,
+//! a clone's identity and requests to it.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use smol_guest::log::Decoder;
+use smol_guest::protocol::{
+    self, CONTROL_PORT, Event, LOG_PORT, LineBuffer, REQUEST_PORT, Reply, Request,
+};
+use smol_machine::devices::virtio::vsock::VsockHandle;
+
+use crate::identity;
+use crate::output::Output;
+use crate::supervise::Happening;
+
+/// Streams of a guest at a time; it needs two.
+const MAX_STREAMS: usize = 8;
+/// How long the guest may take to answer a request.
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+
+/// The threads that serve the guest's streams.
+#[derive(Clone, Default)]
+pub struct Streams(Arc<Mutex<Vec<JoinHandle<()>>>>);
+
+impl Streams {
+    /// Listens for the guest's control and log streams.
+    pub fn listen(vsock: &VsockHandle, cpus: u32, output: &Arc<Output>, events: &SyncSender<Happening>) -> Self {
+        let streams = Self::default();
+        let (threads, events) = (streams.clone(), events.clone());
+        let control = move |stream| {
+            let events = events.clone();
+            threads.serve("control", move || follow_control(stream, cpus, &events));
+        };
+        vsock.listen(CONTROL_PORT, Box::new(control));
+        let (threads, output) = (streams.clone(), output.clone());
+        let log = move |stream| {
+            let output = output.clone();
+            threads.serve("log", move || follow_log(stream, &output));
+        };
+        vsock.listen(LOG_PORT, Box::new(log));
+        streams
+    }
+
+    /// On a thread of its own; a guest that opens ever more streams finds them closed.
+    fn serve(&self, name: &str, work: impl FnOnce() + Send + 'static) {
+        let mut threads = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        threads.retain(|thread| !thread.is_finished());
+        if threads.len() < MAX_STREAMS {
+            threads.extend(std::thread::Builder::new().name(name.into()).spawn(work).ok());
+        }
+    }
+
+    /// Whether all of them have come to their end, which they do when the machine is gone and
+    /// everything it said was taken.
+    pub fn are_done(&self) -> bool {
+        let threads = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        threads.iter().all(JoinHandle::is_finished)
+    }
+}
+
+/// Reads events to the end of the stream. A clone that asks who it is is answered right here:
+/// everything that it will do waits for that.
+fn follow_control(mut stream: UnixStream, cpus: u32, events: &SyncSender<Happening>) {
+    let mut lines = LineBuffer::default();
+    let mut buffer = [0; 4096];
+    let outcome: Result<(), String> = loop {
+        match stream.read(&mut buffer) {
+            Ok(0) => break Ok(()),
+            Ok(n) => lines.push(&buffer[..n]),
+            Err(e) if e.kind() == ErrorKind::Interrupted => continue,
+            // The machine has ended.
+            Err(_) => break Ok(()),
+        }
+        if let Err(why) = take_events(&mut lines, &mut stream, cpus, events) {
+            break Err(why);
+        }
+    };
+    if let Err(why) = outcome {
+        let _ = events.send(Happening::Broken(why));
+    }
+}
+
+fn take_events(
+    lines: &mut LineBuffer,
+    stream: &mut UnixStream,
+    cpus: u32,
+    events: &SyncSender<Happening>,
+) -> Result<(), String> {
+    let garbled = |e| format!("the guest sent what is no event: {e}");
+    while let Some(line) = lines.next_line().map_err(garbled)? {
+        let event: Event = protocol::decode_line(&line).map_err(garbled)?;
+        if event == Event::Restored {
+            let params = identity::params(cpus).map_err(|e| format!("{e:#}"))?;
+            let line = protocol::encode_line(&params).map_err(garbled)?;
+            let sent = stream.write_all(&line);
+            sent.map_err(|e| format!("the guest does not take its identity: {e}"))?;
+        }
+        if events.send(Happening::Guest(event)).is_err() {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+fn follow_log(mut stream: UnixStream, output: &Output) {
+    let mut decoder = Decoder::default();
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        match stream.read(&mut buffer) {
+            Ok(0) => return,
+            Ok(n) => decoder.push(&buffer[..n]),
+            Err(e) if e.kind() == ErrorKind::Interrupted => continue,
+            Err(_) => return,
+        }
+        // A garbled log stream is closed; the machine runs on without it.
+        loop {
+            match decoder.next_frame() {
+                Ok(Some(frame)) => output.write(frame.stream, &frame.bytes),
+                Ok(None) => break,
+                Err(_) => return,
+            }
+        }
+    }
+}
+
+/// Asks the guest to stop its service. Its end is then told on the control stream.
+///
+/// # Errors
+/// If the guest cannot be reached or does not do it.
+pub fn shut_down(vsock: &VsockHandle, grace_ms: u64) -> io::Result<()> {
+    let invalid = |e| io::Error::new(ErrorKind::InvalidData, e);
+    let mut stream = vsock.connect_timeout(REQUEST_PORT, ANSWER_LIMIT)?;
+    stream.set_read_timeout(Some(ANSWER_LIMIT))?;
+    stream.write_all(&protocol::encode_line(&Request::Shutdown { grace_ms }).map_err(invalid)?)?;
+    let mut lines = LineBuffer::default();
+    let mut buffer = [0; 512];
+    loop {
+        if let Some(line) = lines.next_line().map_err(invalid)? {
+            return match protocol::decode_line(&line).map_err(invalid)? {
+                Reply::Ok => Ok(()),
+                reply => Err(io::Error::other(format!("{reply:?}"))),
+            };
+        }
+        match stream.read(&mut buffer)? {
+            0 => return Err(ErrorKind::UnexpectedEof.into()),
+            n => lines.push(&buffer[..n]),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use smol_guest::log::{Stream, encode};
+    use smol_guest::protocol::{RestoreParams, Stage};
+    use std::sync::mpsc::sync_channel;
+    use std::thread;
+
+    fn control() -> (UnixStream, std::sync::mpsc::Receiver<Happening>) {
+        let (guest, ours) = UnixStream::pair().unwrap();
+        let (events, happened) = sync_channel(16);
+        thread::spawn(move || follow_control(ours, 3, &events));
+        (guest, happened)
+    }
+
+    fn send(guest: &mut UnixStream, event: &Event) {
+        guest.write_all(&protocol::encode_line(event).unwrap()).unwrap();
+    }
+
+    #[test]
+    fn a_restored_guest_is_told_who_it_is() {
+        let (mut guest, happened) = control();
+        send(&mut guest, &Event::Restored);
+        let mut lines = LineBuffer::default();
+        let line = loop {
+            let mut buffer = [0; 4096];
+            let n = guest.read(&mut buffer).unwrap();
+            lines.push(&buffer[..n]);
+            if let Some(line) = lines.next_line().unwrap() {
+                break line;
+            }
+        };
+        let params: RestoreParams = protocol::decode_line(&line).unwrap();
+        assert_eq!(params.online_cpus, 3);
+        send(&mut guest, &Event::Resumed);
+        drop(guest);
+        let events: Vec<_> = happened.iter().collect();
+        assert!(matches!(
+            events[..],
+            [Happening::Guest(Event::Restored), Happening::Guest(Event::Resumed)]
+        ));
+    }
+
+    #[test]
+    fn a_garbled_control_stream_is_told_and_closed() {
+        for garbage in [&b"{\"nonsense\":1}\n"[..], b"\xff\n", &[b'x'; protocol::MAX_LINE + 1]] {
+            let (mut guest, happened) = control();
+            // It may be closed before everything is written.
+            let _ = guest.write_all(garbage);
+            let happening = happened.recv().unwrap();
+            assert!(matches!(&happening, Happening::Broken(why) if why.contains("no event")));
+            assert!(happened.recv().is_err());
+        }
+    }
+
+    #[test]
+    fn a_warning_reaches_the_supervisor() {
+        let (mut guest, happened) = control();
+        let warning = Event::Warning { stage: Stage::Serve, reason: "hm".into() };
+        send(&mut guest, &warning);
+        assert!(matches!(happened.recv().unwrap(), Happening::Guest(event) if event == warning));
+    }
+
+    #[test]
+    fn the_services_output_is_unframed_into_the_log_up_to_the_first_garbage() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let output = Output::new(false, Some(crate::output::Log::create(&path).unwrap()));
+        let mut wire = Vec::new();
+        encode(Stream::Stdout, b"out\n", &mut wire);
+        encode(Stream::Stderr, b"err\n", &mut wire);
+        wire.extend([9; 20]);
+        let (mut guest, ours) = UnixStream::pair().unwrap();
+        guest.write_all(&wire).unwrap();
+        drop(guest);
+        follow_log(ours, &output);
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "out\nerr\n");
+    }
+}

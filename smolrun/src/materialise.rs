@@ -1,0 +1,313 @@
+//! The bundle's images as files that can be mapped: unpacked once, used by every start.
+//!
+//! ```text
+//! <cache>/bundles/                      0700
+//!   <sha256 of the manifest>/           0700, appears whole by a rename
+//!     kernel initramfs rootfs memory    0400, every frame verified when it was unpacked
+//!     state.json                        0400, verified by its digest
+//!   <sha256 of the manifest>.tmp/       being unpacked by a living process, or left by a dead one
+//! ```
+//!
+//! **Trust.** The signature is checked against the bundle at every start, and the folder's name is
+//! the signed digest; but the images themselves are verified only when they are unpacked. The
+//! cache is trusted because nobody else can write to it: the folders are closed to other users
+//! (mode 0700), and a folder or file of another owner or of a wider mode, or a file whose size is
+//! not the one that the manifest's page index tells, is not used. Who can change these files (the
+//! user, and root) could change smolrun as well.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use smol_bundle::{Bundle, ImageKind};
+use smol_cli::{ErrorExt, ExitKind, Failure, Interrupt, Progress, human};
+
+use crate::owned::OwnedDir;
+
+/// File name of the machine state.
+pub const STATE: &str = "state.json";
+/// Ending of folders that are being unpacked.
+const TEMPORARY: &str = "tmp";
+
+/// The folder of the bundle's images under `cache`, unpacked if it is not there yet.
+///
+/// # Errors
+/// If the bundle's frames are not what its index says, the disk is full, or a signal came; then
+/// nothing is left behind.
+pub fn images(
+    bundle: &Bundle,
+    cache: &Path,
+    progress: &Progress,
+    interrupt: &Interrupt,
+) -> anyhow::Result<PathBuf> {
+    let root = cache.join("bundles");
+    private(&root)?;
+    sweep(&root);
+    let done = root.join(bundle.digest().hex());
+    if is_complete(bundle, &done)? {
+        return Ok(done);
+    }
+    let temporary = done.with_extension(TEMPORARY);
+    let owned = match OwnedDir::try_claim(&temporary).with_context(|| cannot(&temporary))? {
+        Some(owned) => owned,
+        None => {
+            progress.note("waiting for another smolrun that unpacks the same bundle");
+            OwnedDir::claim(&temporary).with_context(|| cannot(&temporary))?
+        }
+    };
+    let result = unpack_into(bundle, &owned, &done, progress, interrupt);
+    match result {
+        Ok(true) => owned.rename(&done).with_context(|| cannot(&done))?,
+        // Another start has been quicker, or it failed.
+        _ => owned.remove().with_context(|| cannot(&temporary))?,
+    }
+    result?;
+    let _ = File::open(&root).and_then(|folder| folder.sync_all());
+    Ok(done)
+}
+
+fn cannot(path: &Path) -> String {
+    format!("cannot unpack the bundle into {}", path.display())
+}
+
+/// Fills our temporary folder; false if the finished one has appeared meanwhile.
+fn unpack_into(
+    bundle: &Bundle,
+    owned: &OwnedDir,
+    done: &Path,
+    progress: &Progress,
+    interrupt: &Interrupt,
+) -> anyhow::Result<bool> {
+    if is_complete(bundle, done)? {
+        return Ok(false);
+    }
+    if done.exists() {
+        progress.note(&format!("{} is damaged: unpacking again", done.display()));
+        fs::remove_dir_all(done).with_context(|| cannot(done))?;
+    }
+    owned.clear().with_context(|| cannot(owned.path()))?;
+    let name = bundle.config().name.as_str();
+    let stage = progress.stage("unpack", &format!("unpacking {name} (only at its first start)"));
+    let mut size = 0;
+    for kind in present(bundle) {
+        let file = create(&owned.path().join(kind.name()))?;
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        bundle
+            .extract(kind, &file, threads, &mut |done, total| stage.set(done, total))
+            .map_err(|e| failure(e, owned.path()))?;
+        file.sync_all().with_context(|| cannot(owned.path()))?;
+        size += file.metadata().map_or(0, |m| m.blocks() * 512);
+        interrupt.check()?;
+    }
+    if let Some(state) = bundle.state().map_err(|e| failure(e, owned.path()))? {
+        let mut file = create(&owned.path().join(STATE))?;
+        let written = file.write_all(&state).and_then(|()| file.sync_all());
+        written.with_context(|| cannot(owned.path()))?;
+    }
+    owned.sync().with_context(|| cannot(owned.path()))?;
+    stage.finish(&human::bytes(size));
+    Ok(true)
+}
+
+fn failure(error: smol_bundle::Error, folder: &Path) -> anyhow::Error {
+    let kind = if error.is_verification_failure() { ExitKind::Verification } else { ExitKind::Failed };
+    let full = matches!(error, smol_bundle::Error::NoSpace { .. });
+    let error = Err::<(), _>(error).with_context(|| cannot(folder)).kind(kind);
+    let error = match full {
+        true => error.hint("free space there, or set SMOL_CACHE_DIR to a folder with more of it"),
+        false => error,
+    };
+    error.expect_err("it is one")
+}
+
+fn create(path: &Path) -> anyhow::Result<File> {
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true).mode(0o400);
+    options.open(path).with_context(|| format!("cannot create {}", path.display()))
+}
+
+fn present(bundle: &Bundle) -> impl Iterator<Item = ImageKind> {
+    ImageKind::ALL.into_iter().filter(|kind| bundle.image_size(*kind).is_some())
+}
+
+/// Whether the folder is there, ours alone, and every file in it has the size that the verified
+/// page index tells.
+///
+/// # Errors
+/// If it is there and belongs to somebody else.
+fn is_complete(bundle: &Bundle, folder: &Path) -> anyhow::Result<bool> {
+    if !is_private(folder)? {
+        return Ok(false);
+    }
+    let images = present(bundle).map(|kind| (kind.name(), bundle.image_size(kind)));
+    let state = bundle.layout().into_iter().find(|b| b.media_type == smol_bundle::oci::STATE);
+    let state = state.map(|blob| (STATE, Some(blob.size)));
+    Ok(images.chain(state).all(|(name, size)| {
+        fs::symlink_metadata(folder.join(name)).is_ok_and(|meta| {
+            let closed = meta.uid() == me() && meta.mode() & 0o022 == 0;
+            meta.is_file() && closed && Some(meta.len()) == size
+        })
+    }))
+}
+
+fn me() -> u32 {
+    rustix::process::getuid().as_raw()
+}
+
+/// Creates a folder that is closed to others, or checks that it is.
+fn private(folder: &Path) -> anyhow::Result<()> {
+    let created = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+    created.with_context(|| format!("cannot create {}", folder.display())).kind(ExitKind::Host)?;
+    is_private(folder).map(drop)
+}
+
+/// False if it is not there; an error if others could have put something into it.
+fn is_private(folder: &Path) -> anyhow::Result<bool> {
+    let meta = match fs::symlink_metadata(folder) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(false),
+        other => other.with_context(|| format!("cannot look at {}", folder.display()))?,
+    };
+    let wrong = if !meta.is_dir() {
+        "is not a folder".to_owned()
+    } else if meta.uid() != me() {
+        format!("belongs to user {}, not to user {}", meta.uid(), me())
+    } else if meta.mode() & 0o077 != 0 {
+        format!("is open to other users (mode {:o})", meta.mode() & 0o777)
+    } else {
+        return Ok(true);
+    };
+    let message = format!("the cache folder {} {wrong}", folder.display());
+    Err(Failure::new(ExitKind::Host, message)
+        .hint("remove it, or set SMOL_CACHE_DIR to a folder of your own")
+        .into())
+}
+
+/// Removes what dead processes have left half unpacked.
+fn sweep(root: &Path) {
+    for entry in fs::read_dir(root).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.extension().is_some_and(|ending| ending == TEMPORARY)
+            && let Some(left) = OwnedDir::if_abandoned(&path)
+        {
+            // What cannot be removed now will be met again at the next start.
+            let _ = left.remove();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{MEMORY, Sample};
+    use std::os::unix::fs::PermissionsExt;
+
+    fn unpack(sample: &Sample, cache: &Path) -> anyhow::Result<PathBuf> {
+        let interrupt = Interrupt::detached().unwrap();
+        images(&sample.open(), cache, &Progress::new(smol_cli::Mode::Plain), &interrupt)
+    }
+
+    fn names(folder: &Path) -> Vec<String> {
+        let entries = fs::read_dir(folder).unwrap();
+        let mut names: Vec<_> =
+            entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn the_images_are_unpacked_as_they_were_packed_and_closed_to_others() {
+        let (sample, cache) = (Sample::new(), tempfile::tempdir().unwrap());
+        let folder = unpack(&sample, cache.path()).unwrap();
+        assert_eq!(names(&folder), ["initramfs", "kernel", "memory", "rootfs", "state.json"]);
+        for name in ["initramfs", "kernel", "memory", "rootfs"] {
+            let packed = fs::read(sample.dir.path().join(name)).unwrap();
+            assert!(fs::read(folder.join(name)).unwrap() == packed, "{name}");
+            let mode = fs::metadata(folder.join(name)).unwrap().mode();
+            assert_eq!(mode & 0o777, 0o400);
+        }
+        assert_eq!(fs::read(folder.join("state.json")).unwrap(), b"{}");
+        assert_eq!(fs::metadata(&folder).unwrap().mode() & 0o777, 0o700);
+        assert_eq!(names(&cache.path().join("bundles")).len(), 1);
+    }
+
+    #[test]
+    fn a_second_start_uses_what_the_first_has_unpacked() {
+        let (sample, cache) = (Sample::new(), tempfile::tempdir().unwrap());
+        let folder = unpack(&sample, cache.path()).unwrap();
+        let inode = fs::metadata(folder.join("memory")).unwrap().ino();
+        assert_eq!(unpack(&sample, cache.path()).unwrap(), folder);
+        assert_eq!(fs::metadata(folder.join("memory")).unwrap().ino(), inode);
+    }
+
+    #[test]
+    fn a_file_of_another_size_is_unpacked_again() {
+        let (sample, cache) = (Sample::new(), tempfile::tempdir().unwrap());
+        let memory = unpack(&sample, cache.path()).unwrap().join("memory");
+        fs::set_permissions(&memory, fs::Permissions::from_mode(0o600)).unwrap();
+        OpenOptions::new().write(true).open(&memory).unwrap().set_len(4096).unwrap();
+        unpack(&sample, cache.path()).unwrap();
+        assert_eq!(fs::metadata(&memory).unwrap().len(), MEMORY);
+    }
+
+    #[test]
+    fn a_cache_that_others_can_write_to_is_refused() {
+        let (sample, cache) = (Sample::new(), tempfile::tempdir().unwrap());
+        let folder = unpack(&sample, cache.path()).unwrap();
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o777)).unwrap();
+        let error = unpack(&sample, cache.path()).unwrap_err();
+        assert!(error.to_string().contains("is open to other users (mode 777)"), "{error}");
+        assert_eq!(smol_cli::exit_kind(&error), ExitKind::Host);
+    }
+
+    #[test]
+    fn a_flipped_bit_in_a_frame_is_found_and_leaves_nothing() {
+        let (sample, cache) = (Sample::new(), tempfile::tempdir().unwrap());
+        let blob = sample.open().layout()[3].clone();
+        assert!(blob.media_type.contains("memory"), "{}", blob.media_type);
+        let mut bytes = fs::read(&sample.bundle).unwrap();
+        bytes[(blob.offset + blob.size / 2) as usize] ^= 1;
+        fs::write(&sample.bundle, bytes).unwrap();
+        let error = unpack(&sample, cache.path()).unwrap_err();
+        assert_eq!(smol_cli::exit_kind(&error), ExitKind::Verification, "{error:#}");
+        assert!(names(&cache.path().join("bundles")).is_empty());
+    }
+
+    #[test]
+    fn what_a_dead_process_left_is_swept_and_what_a_living_one_unpacks_is_not() {
+        let (sample, cache) = (Sample::new(), tempfile::tempdir().unwrap());
+        let root = cache.path().join("bundles");
+        private(&root).unwrap();
+        fs::create_dir(root.join("dead.tmp")).unwrap();
+        fs::write(root.join("dead.tmp/memory"), "half").unwrap();
+        let alive = OwnedDir::try_claim(&root.join("alive.tmp")).unwrap();
+        unpack(&sample, cache.path()).unwrap();
+        let left = names(&root);
+        assert!(left.contains(&"alive.tmp".to_owned()) && !left.contains(&"dead.tmp".to_owned()));
+        drop(alive);
+    }
+
+    #[test]
+    fn concurrent_first_starts_end_up_with_one_folder() {
+        let (sample, cache) = (Sample::new(), tempfile::tempdir().unwrap());
+        std::thread::scope(|scope| {
+            let starts: Vec<_> =
+                (0..4).map(|_| scope.spawn(|| unpack(&sample, cache.path()).unwrap())).collect();
+            let folders: Vec<_> = starts.into_iter().map(|s| s.join().unwrap()).collect();
+            assert!(folders.windows(2).all(|w| w[0] == w[1]));
+        });
+        assert_eq!(names(&cache.path().join("bundles")).len(), 1);
+    }
+
+    #[test]
+    fn an_interrupted_start_leaves_nothing() {
+        let (sample, cache) = (Sample::new(), tempfile::tempdir().unwrap());
+        let interrupt = Interrupt::detached().unwrap();
+        interrupt.trigger();
+        let progress = Progress::new(smol_cli::Mode::Plain);
+        let error = images(&sample.open(), cache.path(), &progress, &interrupt).unwrap_err();
+        assert_eq!(smol_cli::exit_kind(&error), ExitKind::Terminated);
+        assert!(names(&cache.path().join("bundles")).is_empty());
+    }
+}

@@ -1,0 +1,213 @@
+//! Where the guest's output goes: the service's to our own stdout and stderr and to the
+//! instance's log, the consoles' last lines into memory, for error messages.
+
+use std::collections::VecDeque;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use rustix::fs::{FallocateFlags, fallocate};
+use smol_guest::log::Stream;
+
+use crate::metrics::Moment;
+
+/// What a log keeps at least once it is longer; it takes up to twice as much.
+const LOG_KEEP: u64 = 16 << 20;
+/// Holes are made of whole pages.
+const PAGE: u64 = 4096;
+/// Console lines that are kept, and how much of each.
+const TAIL_LINES: usize = 30;
+const TAIL_LINE: usize = 200;
+
+fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The service's output.
+pub struct Output {
+    log: Option<Mutex<Log>>,
+    standard: bool,
+}
+
+impl Output {
+    /// To our own stdout and stderr if `standard`, and to the log if there is one.
+    pub fn new(standard: bool, log: Option<Log>) -> Self {
+        Self { log: log.map(Mutex::new), standard }
+    }
+
+    /// Passes output on. A reader that is slow slows the service; one that is gone does not end it.
+    pub fn write(&self, stream: Stream, bytes: &[u8]) {
+        if let Some(log) = &self.log {
+            lock(log).append(bytes);
+        }
+        if self.standard {
+            let _ = match stream {
+                Stream::Stdout => to(io::stdout().lock(), bytes),
+                Stream::Stderr => to(io::stderr().lock(), bytes),
+            };
+        }
+    }
+}
+
+fn to(mut stream: impl Write, bytes: &[u8]) -> io::Result<()> {
+    stream.write_all(bytes)?;
+    stream.flush()
+}
+
+/// An instance's log. It lies in memory (the runtime folder is a tmpfs), so it is bounded: the
+/// oldest part becomes a hole, which readers skip.
+pub struct Log {
+    file: File,
+    len: u64,
+    hole: u64,
+    keep: u64,
+}
+
+impl Log {
+    /// A new log.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn create(path: &Path) -> io::Result<Self> {
+        let file = OpenOptions::new().create_new(true).append(true).mode(0o600).open(path)?;
+        Ok(Self { file, len: 0, hole: 0, keep: LOG_KEEP })
+    }
+
+    /// The file, for output that does not come through here.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// A full disk costs log lines, not the service.
+    fn append(&mut self, bytes: &[u8]) {
+        if self.file.write_all(bytes).is_err() {
+            return;
+        }
+        self.len += bytes.len() as u64;
+        if self.len - self.hole > 2 * self.keep {
+            let end = (self.len - self.keep) / PAGE * PAGE;
+            let how = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            // Where the file system makes no holes the log grows.
+            let _ = fallocate(&self.file, how, 0, end);
+            self.hole = end;
+        }
+    }
+}
+
+/// The last lines that the guest printed on its consoles.
+#[derive(Clone, Default)]
+pub struct Tail(Arc<Mutex<Lines>>);
+
+#[derive(Default)]
+struct Lines {
+    whole: VecDeque<String>,
+    last: Vec<u8>,
+}
+
+impl Tail {
+    fn push(&self, bytes: &[u8]) {
+        let mut lines = lock(&self.0);
+        for &byte in bytes {
+            match byte {
+                b'\n' => lines.end_line(),
+                b'\r' => {}
+                _ if lines.last.len() < TAIL_LINE => lines.last.push(byte),
+                _ => {}
+            }
+        }
+    }
+
+    /// The message, followed by the last lines if there are any.
+    pub fn explain(&self, message: impl Into<String>) -> String {
+        let mut lines = lock(&self.0);
+        lines.end_line();
+        let mut text = message.into();
+        if !lines.whole.is_empty() {
+            text += "\nlast lines of the guest's console:";
+        }
+        for line in &lines.whole {
+            text += "\n  ";
+            text += line;
+        }
+        text
+    }
+}
+
+impl Lines {
+    fn end_line(&mut self) {
+        let line = std::mem::take(&mut self.last);
+        if line.iter().all(u8::is_ascii_whitespace) {
+            return;
+        }
+        if self.whole.len() == TAIL_LINES {
+            self.whole.pop_front();
+        }
+        self.whole.push_back(String::from_utf8_lossy(&line).into_owned());
+    }
+}
+
+/// What a console of the guest is connected to.
+pub struct Console {
+    /// Keeps its last lines.
+    pub tail: Tail,
+    /// Shows all of it there, too.
+    pub echo: Option<(Arc<Output>, Stream)>,
+    /// Set at the first byte.
+    pub first: Arc<OnceLock<Moment>>,
+}
+
+impl Write for Console {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if let Some((output, stream)) = &self.echo {
+            output.write(*stream, bytes);
+        }
+        self.first.get_or_init(Moment::now);
+        self.tail.push(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::MetadataExt;
+
+    #[test]
+    fn a_long_log_keeps_its_end_and_its_offsets_and_gives_its_beginning_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let mut log = Log::create(&path).unwrap();
+        log.keep = 64 << 10;
+        for n in 0..4000 {
+            log.append(format!("line {n:<95}\n").as_bytes());
+        }
+        let meta = std::fs::metadata(&path).unwrap();
+        assert_eq!(meta.len(), log.len);
+        assert!(meta.blocks() * 512 <= 3 * log.keep, "{} blocks", meta.blocks());
+        let text = std::fs::read(&path).unwrap();
+        assert!(text.ends_with(format!("line {:<95}\n", 3999).as_bytes()));
+        assert_eq!(text[0], 0);
+    }
+
+    #[test]
+    fn the_tail_holds_the_last_lines_of_a_console() {
+        let tail = Tail::default();
+        assert_eq!(tail.explain("it died"), "it died");
+        for n in 0..100 {
+            tail.push(format!("\r\nline {n}").as_bytes());
+        }
+        tail.push(&[b'x'; 1000]);
+        let text = tail.explain("it died");
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines[..2], ["it died", "last lines of the guest's console:"]);
+        assert_eq!(lines.len(), 2 + TAIL_LINES);
+        assert!(lines[31].starts_with("  line 99xxx"));
+        assert_eq!(lines[31].len(), 2 + TAIL_LINE);
+    }
+}

@@ -1,0 +1,162 @@
+//! `smolrun BUNDLE`, from the command line to the exit code.
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use smol_bundle::Bundle;
+use smol_cli::{ErrorExt, ExitKind, Failure, Interrupt, Progress, paths};
+use smol_host::Backend;
+
+use crate::cli::RunArgs;
+use crate::instance::{self, Instance, Record};
+use crate::metrics::{Metrics, Moment};
+use crate::output::Output;
+use crate::report::{End, Report, Terminal, Up};
+use crate::spec::{Has, RunSpec};
+use crate::supervise::Supervisor;
+use crate::trust::Keyring;
+use crate::{detached, emulated, materialise, orders};
+
+/// Runs the bundle, here or in the background.
+///
+/// # Errors
+/// Whatever keeps it from running to the end of its service.
+pub fn run(args: &RunArgs, start: Moment) -> anyhow::Result<ExitCode> {
+    let interrupt = Interrupt::install().context("cannot catch signals")?;
+    let progress = Progress::new(args.progress);
+    let spec = prepare(args, start, &progress, &interrupt)?;
+    let terminal = Terminal {
+        machine: spec.config.name.clone(),
+        progress,
+        metrics_file: spec.metrics_file.clone(),
+    };
+    if args.detach {
+        return detached::start(&spec, &terminal, &interrupt);
+    }
+    match host(&spec, Standard::Output, Arc::new(terminal), &interrupt)? {
+        // Stopped by a signal of ours before its service could end: the exit code tells which.
+        End::Killed if interrupt.is_set() => Ok(ExitCode::from(smol_cli::exit_kind(
+            &interrupt.check().map_or_else(Into::into, |()| anyhow::anyhow!("")),
+        ))),
+        end => Ok(end.exit_code()),
+    }
+}
+
+/// Opens, verifies and unpacks the bundle, and decides where it runs.
+fn prepare(
+    args: &RunArgs,
+    start: Moment,
+    progress: &Progress,
+    interrupt: &Interrupt,
+) -> anyhow::Result<RunSpec> {
+    let note = |text: &str| progress.note(&format!("smolrun: {text}"));
+    let path = args.bundle.as_deref().context("no bundle was named")?;
+    let bundle = open(path)?;
+    let config = bundle.config();
+    let keyring = match args.key.is_empty() {
+        false => Keyring::named(&args.key)?,
+        true => Keyring::of_folder(&paths::config_dir()?.join("trust"), note)?,
+    };
+    if keyring.judge(&bundle, args.insecure_unsigned)?.is_none() {
+        note(&format!("warning: nobody trusted vouches for {} (--insecure-unsigned)", path.display()));
+    }
+    let has = Has::of(&bundle);
+    if !args.publish.is_empty() && !has.initramfs {
+        let message = format!("{} is just a kernel: it has no ports to forward", config.name);
+        return Err(Failure::new(ExitKind::Usage, message).hint("run it without -p").into());
+    }
+    let name = match &args.name {
+        Some(name) => name.clone(),
+        None => instance::invent_name(&config.name)?,
+    };
+    instance::check_free(&instance::root()?, &name)?;
+    let mut metrics = Metrics { open_ms: Some(start.elapsed_ms()), ..Metrics::default() };
+
+    let moment = Moment::now();
+    let images = materialise::images(&bundle, &paths::cache_dir()?, progress, interrupt)?;
+    metrics.materialise_ms = Some(moment.elapsed_ms());
+
+    let moment = Moment::now();
+    let selected = smol_host::select(args.accel).map_err(emulated::host_failure)?;
+    metrics.accel_ms = Some(moment.elapsed_ms());
+    if let Some(why) = &selected.why {
+        note(why);
+    }
+    interrupt.check()?;
+    let absolute = |path: &Path| {
+        std::path::absolute(path).with_context(|| format!("cannot make {} absolute", path.display()))
+    };
+    Ok(RunSpec {
+        name,
+        bundle: absolute(path)?,
+        digest: bundle.digest().to_string(),
+        config: config.clone(),
+        images: absolute(&images)?,
+        has,
+        ports: args.publish.clone(),
+        cold: args.cold,
+        verbose: args.verbose,
+        emulated: selected.accel == Backend::Emulated,
+        metrics_file: args.metrics_file.as_deref().map(absolute).transpose()?,
+        metrics,
+        start,
+    })
+}
+
+fn open(path: &Path) -> anyhow::Result<Bundle> {
+    let error = match Bundle::open(path) {
+        Ok(bundle) => return Ok(bundle),
+        Err(error) => error,
+    };
+    let verification = error.is_verification_failure();
+    let absent = matches!(&error, smol_bundle::Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound);
+    let error: anyhow::Error = error.into();
+    Err::<Bundle, _>(match (verification, absent) {
+        (true, _) => return Err(error).kind(ExitKind::Verification),
+        (_, true) => error,
+        _ => return Err(error),
+    })
+    .kind(ExitKind::Usage)
+    .hint("name a .smolmachine file; bundles in a registry cannot be run by reference yet")
+}
+
+/// Whether our stdout and stderr are the service's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standard {
+    /// They are.
+    Output,
+    /// There is nobody to see them: stderr becomes the log.
+    Log,
+}
+
+/// Runs the machine as an instance of this process, to its end.
+///
+/// # Errors
+/// If it cannot be run, or ends in another way than it should.
+pub fn host(
+    spec: &RunSpec,
+    standard: Standard,
+    report: Arc<dyn Report>,
+    interrupt: &Interrupt,
+) -> anyhow::Result<End> {
+    let record = Record::new(&spec.name, &spec.config.name, &spec.bundle, &spec.digest, spec.accel());
+    let instance = Instance::claim(&instance::root()?, record)?;
+    let log = instance.create_log()?;
+    if standard == Standard::Log {
+        rustix::stdio::dup2_stderr(log.file()).context("cannot write to the log")?;
+    }
+    let output = Arc::new(Output::new(standard == Standard::Output, Some(log)));
+    let running = |up: &Up| instance.set_running(&up.ports);
+    if spec.emulated {
+        let host = emulated::Outer::spawn(spec)?;
+        instance.take_orders(host.orders())?;
+        orders::from_signals(interrupt, host.orders());
+        return host.run(spec, &output, &*report, running);
+    }
+    let supervisor = Supervisor::new();
+    instance.take_orders(supervisor.orders())?;
+    orders::from_signals(interrupt, supervisor.orders());
+    supervisor.run(spec, output, report, running)
+}

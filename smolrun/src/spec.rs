@@ -1,0 +1,83 @@
+//! What is to be run: everything that the process which runs the machine must know, as data, for
+//! it is not always the process that was started. Also JSON between the processes.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use smol_bundle::{Bundle, Config, ImageKind};
+
+use crate::metrics::{Metrics, Moment};
+use crate::ports::Publish;
+
+/// A machine to run, verified and unpacked.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunSpec {
+    /// Name of the instance.
+    pub name: String,
+    /// The bundle's file, absolute; for the record only.
+    pub bundle: PathBuf,
+    /// The bundle's digest; for the record only.
+    pub digest: String,
+    /// The machine.
+    pub config: Config,
+    /// The folder of its images (see [`crate::materialise`]).
+    pub images: PathBuf,
+    /// The images that it has.
+    pub has: Has,
+    /// Ports to forward.
+    pub ports: Vec<Publish>,
+    /// Not to restore, although there is a snapshot.
+    pub cold: bool,
+    /// Shows the guest's consoles and progress.
+    pub verbose: bool,
+    /// Runs in an emulated host.
+    pub emulated: bool,
+    /// Where to write [`Metrics`].
+    pub metrics_file: Option<PathBuf>,
+    /// What was measured before.
+    pub metrics: Metrics,
+    /// When smolrun was started.
+    pub start: Moment,
+}
+
+/// Which images a bundle holds, beside the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Has {
+    /// An initramfs, and with it smol-guest; without it the machine is just a kernel, to which
+    /// nothing can be said.
+    pub initramfs: bool,
+    /// A root file system.
+    pub rootfs: bool,
+    /// A snapshot.
+    pub snapshot: bool,
+}
+
+impl Has {
+    /// Those of this bundle.
+    pub fn of(bundle: &Bundle) -> Self {
+        let has = |kind| bundle.image_size(kind).is_some();
+        Self {
+            initramfs: has(ImageKind::Initramfs),
+            rootfs: has(ImageKind::Rootfs),
+            snapshot: bundle.has_snapshot(),
+        }
+    }
+}
+
+impl RunSpec {
+    /// File of an image.
+    pub fn image(&self, kind: ImageKind) -> PathBuf {
+        self.images.join(kind.name())
+    }
+
+    /// The rootfs image's file, if there is one.
+    pub fn rootfs(&self) -> Option<PathBuf> {
+        self.has.rootfs.then(|| self.image(ImageKind::Rootfs))
+    }
+
+    /// `kvm` or `emulated`.
+    pub fn accel(&self) -> &'static str {
+        if self.emulated { "emulated" } else { "kvm" }
+    }
+}

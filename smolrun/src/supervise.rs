@@ -1,0 +1,346 @@
+//! A machine from its first instruction to its last: one loop takes, in order, what the guest
+//! says, what it is told to do, and its end.
+//!
+//! ```text
+//! control stream --\                        /--> ports open, "restored in ..."
+//! orders ----------+--> Happening --> loop --+--> request to shut down, then force
+//! machine thread --/                        \--> exit code, or why not
+//! ```
+
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, OnceLock};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use smol_cli::{ExitKind, Failure};
+use smol_guest::protocol::{Event, ExitStatus};
+use smol_machine::devices::virtio::vsock::VsockHandle;
+use smol_machine::{Machine, Stop, StopHandle};
+
+use crate::guest::{self, Streams};
+use crate::metrics::{Metrics, Moment};
+use crate::orders::Order;
+use crate::output::{Output, Tail};
+use crate::ports::{self, Bound};
+use crate::report::{End, Report, Up};
+use crate::restore::{self, Ready, Wires};
+use crate::spec::RunSpec;
+
+/// How long a guest may take to its first sign of life, and a restored one to run on.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(120);
+/// How long past the grace time a guest may take to end.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long the last words of a guest that has reset itself may be under way.
+const LAST_WORDS: Duration = Duration::from_millis(300);
+/// What may wait for the loop; a guest that floods it with events waits.
+const QUEUE: usize = 64;
+
+/// Something that happened to a machine.
+#[derive(Debug)]
+pub enum Happening {
+    /// The guest says so.
+    Guest(Event),
+    /// The guest speaks nonsense, or cannot be told who it is.
+    Broken(String),
+    /// Somebody wants something.
+    Order(Order),
+    /// The guest does not do what was asked of it.
+    Refused(String),
+    /// The machine stopped.
+    Stopped(smol_machine::Result<Stop>),
+}
+
+/// Where what happens is sent to.
+pub struct Supervisor {
+    events: SyncSender<Happening>,
+    happened: Receiver<Happening>,
+}
+
+impl Supervisor {
+    /// One that nothing has happened to.
+    pub fn new() -> Self {
+        let (events, happened) = sync_channel(QUEUE);
+        Self { events, happened }
+    }
+
+    /// Takes orders, from any thread, before and during [`Supervisor::run`].
+    pub fn orders(&self) -> impl Fn(Order) + Send + 'static + use<> {
+        let events = self.events.clone();
+        move |order| drop(events.send(Happening::Order(order)))
+    }
+
+    /// Runs the machine to its end. `running` is called when the service runs.
+    ///
+    /// # Errors
+    /// If the machine cannot be made, or ends in another way than it should.
+    pub fn run(
+        self,
+        spec: &RunSpec,
+        output: Arc<Output>,
+        report: Arc<dyn Report>,
+        running: impl FnOnce(&Up),
+    ) -> anyhow::Result<End> {
+        // A port that is taken is told before anything is started.
+        let ports = ports::bind(&spec.ports)?;
+        let begin = Moment::now();
+        let wires = Wires { output: output.clone(), tail: Tail::default(), first_output: Arc::default() };
+        let Ready { machine, vsock, restored } = restore::start(spec, &wires, &*report)?;
+        let metrics = Metrics {
+            restored: Some(restored),
+            machine_ms: Some(begin.elapsed_ms()),
+            ..spec.metrics.clone()
+        };
+        let streams = match &vsock {
+            Some(vsock) => Streams::listen(vsock, spec.config.cpus, &output, &self.events),
+            None => Streams::default(),
+        };
+        let mut watch = Watch {
+            spec,
+            report,
+            vsock,
+            stop: machine.stop_handle(),
+            events: self.events.clone(),
+            begin,
+            metrics,
+            first_output: wires.first_output,
+            tail: wires.tail,
+            restored,
+            ports: Some(ports),
+            running: Some(running),
+            deadline: Some(Instant::now() + SIGN_OF_LIFE),
+            stopping: false,
+            exited: None,
+            failed: None,
+        };
+        let (thread, release) = run_on_thread(machine, self.events.clone())?;
+        if !spec.has.initramfs {
+            watch.up();
+        }
+        let stopped = watch.follow(&self.happened);
+        if watch.wants_last_words(&stopped) {
+            watch.listen(&self.happened, LAST_WORDS);
+        }
+        drop(release);
+        thread.join().ok().context("the machine's thread has died")?;
+        while !streams.are_done() {
+            watch.listen(&self.happened, Duration::from_millis(5));
+        }
+        watch.listen(&self.happened, Duration::ZERO);
+        watch.finish(stopped)
+    }
+}
+
+/// Runs the machine on a thread of its own, and keeps it, and with it the guest's open streams,
+/// until the returned sender is dropped.
+fn run_on_thread(
+    mut machine: Machine,
+    events: SyncSender<Happening>,
+) -> anyhow::Result<(thread::JoinHandle<()>, std::sync::mpsc::Sender<()>)> {
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    let thread = thread::Builder::new().name("machine".into());
+    let thread = thread.spawn(move || {
+        let stopped = machine.run();
+        let _ = events.send(Happening::Stopped(stopped));
+        let _ = released.recv();
+    });
+    Ok((thread.context("cannot start the machine's thread")?, release))
+}
+
+/// The state of the loop.
+struct Watch<'a, F> {
+    spec: &'a RunSpec,
+    report: Arc<dyn Report>,
+    vsock: Option<VsockHandle>,
+    stop: StopHandle,
+    events: SyncSender<Happening>,
+    /// When the machine was begun to be made.
+    begin: Moment,
+    metrics: Metrics,
+    first_output: Arc<OnceLock<Moment>>,
+    tail: Tail,
+    restored: bool,
+    /// Until the service runs.
+    ports: Option<Vec<Bound>>,
+    /// Until the service runs.
+    running: Option<F>,
+    /// When patience ends.
+    deadline: Option<Instant>,
+    stopping: bool,
+    exited: Option<ExitStatus>,
+    /// The first thing that went wrong.
+    failed: Option<String>,
+}
+
+impl<F: FnOnce(&Up)> Watch<'_, F> {
+    /// Takes what happens until the machine stops.
+    fn follow(&mut self, happened: &Receiver<Happening>) -> smol_machine::Result<Stop> {
+        loop {
+            let left = self.deadline.map(|d| d.saturating_duration_since(Instant::now()));
+            let happening = match left {
+                Some(left) => happened.recv_timeout(left),
+                None => happened.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            match happening {
+                Ok(Happening::Stopped(stopped)) => return stopped,
+                Ok(happening) => self.take(happening),
+                Err(_) => self.lose_patience(),
+            }
+        }
+    }
+
+    /// Takes what still comes in the given time, up to the guest's last word.
+    fn listen(&mut self, happened: &Receiver<Happening>, time: Duration) {
+        let until = Instant::now() + time;
+        while let Ok(happening) = happened.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            self.take(happening);
+            if self.exited.is_some() || self.failed.is_some() {
+                return;
+            }
+        }
+    }
+
+    fn wants_last_words(&self, stopped: &smol_machine::Result<Stop>) -> bool {
+        let silent = self.exited.is_none() && self.failed.is_none();
+        matches!(stopped, Ok(Stop::Reset)) && self.spec.has.initramfs && silent
+    }
+
+    fn take(&mut self, happening: Happening) {
+        match happening {
+            Happening::Guest(event) => self.take_event(event),
+            Happening::Order(Order::Stop { grace_ms }) => self.shut_down(grace_ms),
+            Happening::Refused(why) => {
+                self.report.note(&format!("the guest does not stop its service: {why}"));
+                self.force();
+            }
+            Happening::Broken(why) => self.fail(why),
+            Happening::Stopped(_) => {}
+        }
+    }
+
+    fn take_event(&mut self, event: Event) {
+        match event {
+            Event::Resumed | Event::Ready { .. } => self.up(),
+            Event::ServiceExited { status } => self.exited = Some(status),
+            Event::Failed { stage, reason, probe, last_saw, service_status } => {
+                let mut text = format!("the guest failed at stage {stage}: {reason}");
+                for (what, value) in [
+                    ("probe", probe.map(|probe| probe.to_string())),
+                    ("last saw", last_saw),
+                    ("service", service_status.map(|status| status.to_string())),
+                ] {
+                    text += &value.map(|value| format!("\n{what}: {value}")).unwrap_or_default();
+                }
+                // The guest is about to reset itself.
+                self.failed.get_or_insert(text);
+            }
+            Event::Warning { stage, reason } => {
+                self.report.note(&format!("the guest warns ({stage}): {reason}"));
+            }
+            Event::Booted | Event::Restored => {
+                // A cold boot's own time limits hold from here on.
+                if !self.restored && !self.stopping {
+                    self.deadline = None;
+                }
+                self.tell_verbose(&event);
+            }
+            event => self.tell_verbose(&event),
+        }
+    }
+
+    fn tell_verbose(&self, event: &Event) {
+        if self.spec.verbose {
+            self.report.note(&format!("guest: {event:?}"));
+        }
+    }
+
+    /// The service runs: opens its ports and says so.
+    fn up(&mut self) {
+        let Some(ports) = self.ports.take() else { return };
+        if !self.stopping {
+            self.deadline = None;
+        }
+        let took_ms = self.begin.elapsed_ms();
+        let up = Up { restored: self.restored, took_ms, ports: ports.iter().map(|p| p.publish).collect() };
+        if let Some(vsock) = &self.vsock
+            && let Err(e) = ports::serve(ports, vsock, &self.report)
+        {
+            return self.fail(format!("cannot forward ports: {e}"));
+        }
+        self.metrics.up_ms = Some(took_ms);
+        self.metrics.total_ms = Some(self.spec.start.elapsed_ms());
+        self.measure();
+        if let Some(running) = self.running.take() {
+            running(&up);
+        }
+        if self.report.up(&up).is_err() {
+            self.fail("the smolrun that started this machine is gone".into());
+        }
+    }
+
+    fn measure(&mut self) {
+        let first = self.first_output.get().map(|moment| moment.ms_since(self.begin));
+        self.metrics.first_output_ms = first;
+        self.report.metrics(&self.metrics);
+    }
+
+    /// Gently where there is somebody to be asked.
+    fn shut_down(&mut self, grace_ms: u64) {
+        let vsock = match (&self.vsock, self.ports.is_none() && self.spec.has.initramfs) {
+            (Some(vsock), true) => vsock.clone(),
+            _ => return self.force(),
+        };
+        self.stopping = true;
+        let limit = Duration::from_millis(grace_ms).saturating_add(PATIENCE);
+        self.deadline = Instant::now().checked_add(limit).or(self.deadline);
+        let events = self.events.clone();
+        thread::spawn(move || {
+            if let Err(e) = guest::shut_down(&vsock, grace_ms) {
+                let _ = events.send(Happening::Refused(e.to_string()));
+            }
+        });
+    }
+
+    fn force(&mut self) {
+        self.stopping = true;
+        self.deadline = None;
+        self.stop.request(Stop::Requested);
+    }
+
+    fn fail(&mut self, why: String) {
+        self.failed.get_or_insert(why);
+        self.force();
+    }
+
+    fn lose_patience(&mut self) {
+        if self.stopping {
+            self.report.note("the guest does not end: stopping it by force");
+            return self.force();
+        }
+        let limit = SIGN_OF_LIFE.as_secs();
+        let what = if self.restored { "the restored guest did not run on" } else { "the guest gave no sign of life" };
+        self.fail(format!("{what} within {limit} s"));
+    }
+
+    /// What all that comes to.
+    fn finish(mut self, stopped: smol_machine::Result<Stop>) -> anyhow::Result<End> {
+        self.measure();
+        let failure = |text: String| Err(Failure::new(ExitKind::Failed, self.tail.explain(text)).into());
+        if let Some(text) = &self.failed {
+            return failure(text.clone());
+        }
+        if let Some(status) = self.exited {
+            return Ok(End::Exited(status.code()));
+        }
+        match stopped {
+            Ok(Stop::Requested | Stop::Reset) if !self.spec.has.initramfs => Ok(End::Exited(0)),
+            Ok(Stop::Requested) => Ok(End::Killed),
+            Ok(Stop::Reset) if self.stopping => Ok(End::Killed),
+            Ok(Stop::Reset) => failure("the guest reset itself without saying why".into()),
+            Ok(Stop::Crashed(what)) => failure(format!("the guest crashed: {what}")),
+            Ok(Stop::Snapshot) => failure("the guest stopped for a snapshot, which nobody asked for".into()),
+            Ok(Stop::Stuck) => failure("the guest stopped for ever: it has nothing to wait for".into()),
+            Err(error) => failure(format!("the machine cannot be run: {error}")),
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! Bundles of synthetic images for the tests of this program.
+
+use std::path::{Path, PathBuf};
+
+use smol_bundle::{
+    Bundle, BundleSpec, ClockMode, Config, CpuContract, PrivateKey, SnapshotSpec, Tsc, TscNeeds,
+};
+use tempfile::TempDir;
+
+/// A bundle in a folder of its own.
+pub struct Sample {
+    pub dir: TempDir,
+    pub bundle: PathBuf,
+}
+
+/// Guest RAM of the sample, bytes.
+pub const MEMORY: u64 = 1 << 20;
+
+impl Sample {
+    pub fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let bundle = dir.path().join("sample.smolmachine");
+        write(dir.path(), &bundle);
+        Self { dir, bundle }
+    }
+
+    pub fn open(&self) -> Bundle {
+        Bundle::open(&self.bundle).unwrap()
+    }
+}
+
+pub fn config() -> Config {
+    Config {
+        name: "sample".into(),
+        version: None,
+        arch: "x86_64".into(),
+        cpus: 1,
+        memory: MEMORY,
+        cmdline: "console=hvc0".into(),
+        ports: vec![80],
+        clock: ClockMode::Virtual,
+        reproducible: None,
+        cpu: CpuContract {
+            arch: "x86_64".into(),
+            features: vec!["sse2".into()],
+            physical_address_bits: 40,
+            xcr0: 0,
+            tsc: Tsc { needs: TscNeeds::None, khz: None },
+        },
+    }
+}
+
+fn write(dir: &Path, out: &Path) {
+    let file = |name: &str, bytes: Vec<u8>| {
+        let path = dir.join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path
+    };
+    let mut memory = vec![0; MEMORY as usize];
+    memory[5000..9000].fill(7);
+    let spec = BundleSpec {
+        config: config(),
+        kernel: file("kernel", vec![1; 10_000]),
+        initramfs: Some(file("initramfs", vec![2; 5_000])),
+        rootfs: Some(file("rootfs", vec![3; 8192])),
+        snapshot: Some(SnapshotSpec { state: b"{}".to_vec(), memory: file("memory", memory) }),
+        smolfile: None,
+        lock: None,
+    };
+    smol_bundle::write(&spec, out, &mut |_, _| {}).unwrap();
+}
+
+/// Signs it with a new key.
+pub fn sign(sample: &Sample) -> PrivateKey {
+    let key = PrivateKey::generate().unwrap();
+    smol_bundle::sign(&sample.bundle, &key, &sample.bundle).unwrap();
+    key
+}

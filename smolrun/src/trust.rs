@@ -1,0 +1,169 @@
+//! Whom to trust: a bundle runs only if a known key vouches for it.
+//!
+//! Known are the keys of `--key`; without that option, every `*.pub` file in the trust folder,
+//! `trust/` in smol's config folder. What the signature covers is the manifest's digest, and
+//! through it every byte of the bundle ([`Bundle::verify_signature`]).
+
+use std::path::{Path, PathBuf};
+
+use smol_bundle::{Bundle, KeyId, PublicKey, SignatureError};
+use smol_cli::{ErrorExt, ExitKind, Failure};
+
+/// The keys that count, and where they were looked for.
+#[derive(Debug)]
+pub struct Keyring {
+    keys: Vec<PublicKey>,
+    /// The trust folder, unless keys were named.
+    folder: Option<PathBuf>,
+}
+
+impl Keyring {
+    /// The keys of these files.
+    ///
+    /// # Errors
+    /// For a file that is no public key.
+    pub fn named(files: &[PathBuf]) -> anyhow::Result<Self> {
+        let load = |file: &PathBuf| PublicKey::load(file).kind(ExitKind::Usage);
+        Ok(Self { keys: files.iter().map(load).collect::<Result<_, _>>()?, folder: None })
+    }
+
+    /// The keys of a trust folder, which need not exist. A file in it that is no key is told to
+    /// `note` and trusts nobody.
+    ///
+    /// # Errors
+    /// If the folder is there and cannot be read.
+    pub fn of_folder(folder: &Path, mut note: impl FnMut(&str)) -> anyhow::Result<Self> {
+        let mut files = Vec::new();
+        match std::fs::read_dir(folder) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            entries => {
+                let what = || format!("cannot read the trust folder {}", folder.display());
+                for entry in anyhow::Context::with_context(entries, what)? {
+                    files.push(anyhow::Context::with_context(entry, what)?.path());
+                }
+            }
+        }
+        files.retain(|file| file.extension().is_some_and(|ending| ending == "pub"));
+        files.sort();
+        let mut keys = Vec::new();
+        for file in files {
+            match PublicKey::load(&file) {
+                Ok(key) => keys.push(key),
+                Err(e) => note(&format!("passing over a file in the trust folder: {e}")),
+            }
+        }
+        Ok(Self { keys, folder: Some(folder.to_owned()) })
+    }
+
+    /// Accepts the bundle if one of the keys vouches for it, and says which. With `insecure`, a
+    /// bundle that nobody known vouches for is accepted too (`None`); a false signature by a known
+    /// key never is.
+    ///
+    /// # Errors
+    /// Of kind [`ExitKind::Verification`], with the reason and what to do.
+    pub fn judge(&self, bundle: &Bundle, insecure: bool) -> anyhow::Result<Option<KeyId>> {
+        let error = match bundle.verify_signature(&self.keys) {
+            Ok(key) => return Ok(Some(key)),
+            Err(SignatureError::Unsigned | SignatureError::UnknownKey { .. }) if insecure => {
+                return Ok(None);
+            }
+            Err(error) => error,
+        };
+        let path = bundle.path().display();
+        let refusal = Failure::new(ExitKind::Verification, format!("{path} is refused: {error}"));
+        Err(match &error {
+            SignatureError::Unsigned => refusal.hint(
+                "--insecure-unsigned runs it all the same: for bundles that you have built yourself",
+            ),
+            SignatureError::UnknownKey { .. } => refusal.hint(self.how_to_trust()),
+            SignatureError::Bad { .. } => {
+                refusal.hint("get the bundle again, from where it was published")
+            }
+        }
+        .into())
+    }
+
+    fn how_to_trust(&self) -> String {
+        match &self.folder {
+            None => "--key names the public keys that count; none of them is among these".into(),
+            Some(folder) => {
+                let (folder, keys) = (folder.display(), self.keys.len());
+                format!(
+                    "if you trust a key, name its file by --key FILE, or put it into {folder} as a \
+                     *.pub file ({keys} there now)"
+                )
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{self, Sample};
+    use smol_bundle::PrivateKey;
+
+    fn code(outcome: anyhow::Result<Option<KeyId>>) -> (u8, String) {
+        let error = outcome.unwrap_err();
+        (smol_cli::exit_kind(&error).code(), smol_cli::error::render(&error, false))
+    }
+
+    fn ring(keys: &[&PrivateKey]) -> Keyring {
+        Keyring { keys: keys.iter().map(|k| k.public()).collect(), folder: None }
+    }
+
+    #[test]
+    fn an_unsigned_bundle_is_refused_unless_told_otherwise() {
+        let sample = Sample::new();
+        let bundle = sample.open();
+        let key = PrivateKey::generate().unwrap();
+        let (code, text) = code(ring(&[&key]).judge(&bundle, false));
+        assert_eq!(code, 4);
+        assert!(text.contains("not signed") && text.contains("--insecure-unsigned"), "{text}");
+        assert_eq!(ring(&[&key]).judge(&bundle, true).unwrap(), None);
+    }
+
+    #[test]
+    fn only_a_known_key_is_trusted() {
+        let sample = Sample::new();
+        let (ours, other) = (PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap());
+        smol_bundle::sign(&sample.bundle, &ours, &sample.bundle).unwrap();
+        let bundle = sample.open();
+        assert_eq!(ring(&[&other, &ours]).judge(&bundle, false).unwrap(), Some(ours.public().id()));
+        let (code, text) = code(ring(&[&other]).judge(&bundle, false));
+        assert_eq!(code, 4);
+        assert!(text.contains(&ours.public().id().to_string()), "{text}");
+        assert_eq!(ring(&[&other]).judge(&bundle, true).unwrap(), None);
+    }
+
+    #[test]
+    fn the_trust_folder_holds_keys_and_passes_over_everything_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let key = PrivateKey::generate().unwrap();
+        key.public().save(&dir.path().join("me.pub")).unwrap();
+        std::fs::write(dir.path().join("broken.pub"), "no key").unwrap();
+        std::fs::write(dir.path().join("README"), "hello").unwrap();
+        let mut notes = Vec::new();
+        let ring = Keyring::of_folder(dir.path(), |n| notes.push(n.to_owned())).unwrap();
+        assert_eq!(ring.keys, [key.public()]);
+        assert_eq!(notes.len(), 1);
+        assert!(notes[0].contains("broken.pub"), "{notes:?}");
+    }
+
+    #[test]
+    fn without_a_trust_folder_nobody_is_trusted() {
+        let ring = Keyring::of_folder(Path::new("/nonexistent/trust"), |_| {}).unwrap();
+        let sample = Sample::new();
+        testing::sign(&sample);
+        let (code, text) = code(ring.judge(&sample.open(), false));
+        assert_eq!(code, 4);
+        assert!(text.contains("/nonexistent/trust as a *.pub file (0 there now)"), "{text}");
+    }
+
+    #[test]
+    fn a_named_key_file_that_is_no_public_key_is_a_usage_error() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let error = Keyring::named(&[file.path().to_owned()]).unwrap_err();
+        assert_eq!(smol_cli::exit_kind(&error), ExitKind::Usage);
+    }
+}
