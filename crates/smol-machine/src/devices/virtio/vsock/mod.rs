@@ -46,7 +46,7 @@ const QUEUE_SIZES: [u16; 3] = [128, 128, 16];
 const TRANSPORT_RESET: u32 = 0;
 
 /// How long new connections wait for a guest that does not acknowledge the reset event.
-const RESET_PATIENCE: Duration = Duration::from_secs(2);
+const RESET_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Where the guest stands with the end of its old connections.
 #[derive(Debug)]
