@@ -1,6 +1,15 @@
-//! The root file system: images against the EROFS tools, hostile archives, reproducibility.
+//! The root file system and the initramfs: images against the tools that know their formats, hostile archives,
+//! reproducibility.
 
+#[path = "rootfs/archive.rs"]
+mod archive;
 #[path = "rootfs/common.rs"]
 mod common;
+#[path = "rootfs/host.rs"]
+mod host;
 #[path = "rootfs/image.rs"]
 mod image;
+#[path = "rootfs/initramfs.rs"]
+mod initramfs;
+#[path = "rootfs/system.rs"]
+mod system;

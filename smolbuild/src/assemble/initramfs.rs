@@ -20,19 +20,40 @@ pub const CONFIG_PATH: &str = "smol/config.json";
 /// opens /dev/console for init before anything is mounted) and the mount points init needs; `extra` goes on top.
 ///
 /// Write it with [`write`].
-pub fn smol_initramfs(guest_binary: &[u8], config_json: &[u8], extra: Option<&Tree>) -> Result<Tree> {
+pub fn smol_initramfs(
+    guest_binary: &[u8],
+    config_json: &[u8],
+    extra: Option<&Tree>,
+) -> Result<Tree> {
     let mut tree = Tree::new();
-    for (path, mode) in [("dev", 0o755), ("proc", 0o555), ("sys", 0o555), ("run", 0o755), ("mnt", 0o755)] {
+    for (path, mode) in [
+        ("dev", 0o755),
+        ("proc", 0o555),
+        ("sys", 0o555),
+        ("run", 0o755),
+        ("mnt", 0o755),
+    ] {
         tree.mkdir(path, mode)?;
     }
-    for (path, major, minor) in [("dev/console", 5, 1), ("dev/null", 1, 3), ("dev/kmsg", 1, 11)] {
+    for (path, major, minor) in [
+        ("dev/console", 5, 1),
+        ("dev/null", 1, 3),
+        ("dev/kmsg", 1, 11),
+    ] {
         let node = Node::CharDevice(Device { major, minor });
-        tree.insert(path, Inode { meta: Meta::root(0o600), node })?;
+        tree.insert(
+            path,
+            Inode {
+                meta: Meta::root(0o600),
+                node,
+            },
+        )?;
     }
     tree.file("init", 0o755, guest_binary.to_vec())?;
     tree.file(CONFIG_PATH, 0o644, config_json.to_vec())?;
     if let Some(extra) = extra {
-        tree.overlay(extra, "").context("cannot add the extra files to the initramfs")?;
+        tree.overlay(extra, "")
+            .context("cannot add the extra files to the initramfs")?;
     }
     Ok(tree)
 }
@@ -46,14 +67,27 @@ pub fn write(tree: &Tree, out: &mut dyn Write) -> Result<u64> {
     for (_, id, _) in tree.walk() {
         *names_left.entry(id).or_insert(0u32) += 1;
     }
-    let mut archive = Archive { out, written: 0, serials: HashMap::new(), links: names_left.clone() };
+    let mut archive = Archive {
+        out,
+        written: 0,
+        serials: HashMap::new(),
+        links: names_left.clone(),
+    };
     for (path, id, inode) in tree.walk() {
         let left = names_left.entry(id).or_default();
         *left -= 1;
         let last = *left == 0;
-        archive.member(&path, id, inode, last).with_context(|| format!("initramfs: /{}", path.escape_ascii()))?;
+        archive
+            .member(&path, id, inode, last)
+            .with_context(|| format!("initramfs: /{}", path.escape_ascii()))?;
     }
-    archive.header(TRAILER, &Header { nlink: 1, ..Header::default() })?;
+    archive.header(
+        TRAILER,
+        &Header {
+            nlink: 1,
+            ..Header::default()
+        },
+    )?;
     Ok(archive.written)
 }
 
@@ -88,7 +122,8 @@ impl Archive<'_> {
             Node::Symlink(target) => target.len() as u64,
             _ => 0,
         };
-        let size = u32::try_from(content).context("the file is too large for an initramfs (4 GiB)")?;
+        let size =
+            u32::try_from(content).context("the file is too large for an initramfs (4 GiB)")?;
         let rdev = match inode.node {
             Node::CharDevice(device) | Node::BlockDevice(device) => (device.major, device.minor),
             _ => (0, 0),
@@ -130,7 +165,9 @@ impl Archive<'_> {
             0, // checksum: none in this format
         ];
         let mut bytes = b"070701".to_vec();
-        fields.iter().for_each(|field| bytes.extend(format!("{field:08x}").bytes()));
+        fields
+            .iter()
+            .for_each(|field| bytes.extend(format!("{field:08x}").bytes()));
         bytes.extend(name);
         bytes.push(0);
         self.out.write_all(&bytes)?;

@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use tempfile::NamedTempFile;
 
+use super::CopySpec;
 use super::debian::{self, CacheLock, DebianSpec, PackagePin};
 use super::dir::{DirOptions, Modes, Owner};
 use super::erofs::{self, Mtimes, Options, Stats};
 use super::tree::Tree;
-use super::CopySpec;
 
 /// virtio-pmem regions are mapped in units of this many bytes.
 const ALIGN: u64 = 2 << 20;
@@ -56,7 +56,12 @@ pub struct RootfsImage {
 /// installed packages; `progress` is told what happens, a line at a time.
 ///
 /// The image depends on the spec and the contents it names alone: the same input gives the same bytes.
-pub fn build(spec: &RootfsSpec, cache: &Path, out: &Path, progress: &mut dyn FnMut(&str)) -> Result<RootfsImage> {
+pub fn build(
+    spec: &RootfsSpec,
+    cache: &Path,
+    out: &Path,
+    progress: &mut dyn FnMut(&str),
+) -> Result<RootfsImage> {
     let (mut tree, packages, _lock) = source_tree(spec, cache, progress)?;
     for copy in &spec.copies {
         tree.copy(copy)?;
@@ -68,14 +73,29 @@ pub fn build(spec: &RootfsSpec, cache: &Path, out: &Path, progress: &mut dyn FnM
         RootfsSource::Tar(_) => Mtimes::Clamped,
         _ => Mtimes::Epoch,
     };
-    let options = Options { epoch: spec.epoch, mtimes, align_image: ALIGN, ..Options::default() };
-    let stats = write_image(&tree, out, &options).with_context(|| format!("cannot write {}", out.display()))?;
-    Ok(RootfsImage { path: out.to_owned(), size: stats.image_bytes, packages, stats })
+    let options = Options {
+        epoch: spec.epoch,
+        mtimes,
+        align_image: ALIGN,
+        ..Options::default()
+    };
+    let stats = write_image(&tree, out, &options)
+        .with_context(|| format!("cannot write {}", out.display()))?;
+    Ok(RootfsImage {
+        path: out.to_owned(),
+        size: stats.image_bytes,
+        packages,
+        stats,
+    })
 }
 
 type SourceTree = (Tree, Vec<PackagePin>, Option<CacheLock>);
 
-fn source_tree(spec: &RootfsSpec, cache: &Path, progress: &mut dyn FnMut(&str)) -> Result<SourceTree> {
+fn source_tree(
+    spec: &RootfsSpec,
+    cache: &Path,
+    progress: &mut dyn FnMut(&str),
+) -> Result<SourceTree> {
     let mut tree = Tree::new();
     match &spec.source {
         RootfsSource::Debian(debian) => {
@@ -84,7 +104,10 @@ fn source_tree(spec: &RootfsSpec, cache: &Path, progress: &mut dyn FnMut(&str)) 
         }
         RootfsSource::Tar(path) => tree.apply_tar(path)?,
         RootfsSource::Dir(path) => {
-            let options = DirOptions { owner: Owner::of_root_filesystem(), modes: Modes::Keep };
+            let options = DirOptions {
+                owner: Owner::of_root_filesystem(),
+                modes: Modes::Keep,
+            };
             tree.apply_dir(path, "", &options)?;
         }
         RootfsSource::None => {}
@@ -95,8 +118,16 @@ fn source_tree(spec: &RootfsSpec, cache: &Path, progress: &mut dyn FnMut(&str)) 
 /// Mount points, and the one file without which `localhost` has no address. The image is mounted read-only, so nobody can
 /// make them later. What is there stays as it is.
 fn add_runtime_files(tree: &mut Tree) -> Result<()> {
-    for (path, mode) in [("proc", 0o555), ("sys", 0o555), ("dev", 0o755), ("run", 0o755), ("tmp", 0o1777), ("etc", 0o755)] {
-        tree.mkdir(path, mode).with_context(|| format!("/{path} must be a directory in a root file system"))?;
+    for (path, mode) in [
+        ("proc", 0o555),
+        ("sys", 0o555),
+        ("dev", 0o755),
+        ("run", 0o755),
+        ("tmp", 0o1777),
+        ("etc", 0o755),
+    ] {
+        tree.mkdir(path, mode)
+            .with_context(|| format!("/{path} must be a directory in a root file system"))?;
     }
     if tree.lookup("etc/hosts")?.is_none() {
         let hosts = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n";
@@ -107,7 +138,10 @@ fn add_runtime_files(tree: &mut Tree) -> Result<()> {
 
 /// Write the image beside `out` and rename it.
 fn write_image(tree: &Tree, out: &Path, options: &Options) -> Result<Stats> {
-    let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = out
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
     let mut temporary = NamedTempFile::with_prefix_in(".rootfs-", folder)?;
     let file: &mut File = temporary.as_file_mut();
     let stats = erofs::write(tree, file, options)?;

@@ -27,20 +27,34 @@ pub struct CopySpec {
 impl Tree {
     /// Carry out a copy step. Times become the epoch of the image, extended attributes are left behind.
     pub fn copy(&mut self, spec: &CopySpec) -> Result<()> {
-        self.copy_spec(spec)
-            .with_context(|| format!("cannot copy {} to {} in the image", spec.src.display(), spec.dest))
+        self.copy_spec(spec).with_context(|| {
+            format!(
+                "cannot copy {} to {} in the image",
+                spec.src.display(),
+                spec.dest
+            )
+        })
     }
 
     fn copy_spec(&mut self, spec: &CopySpec) -> Result<()> {
-        ensure!(spec.mode.is_none_or(|mode| mode <= 0o7777), "the mode is more than 7777 (octal)");
+        ensure!(
+            spec.mode.is_none_or(|mode| mode <= 0o7777),
+            "the mode is more than 7777 (octal)"
+        );
         let (uid, gid) = spec.owner.unwrap_or((0, 0));
         let modes = spec.mode.map_or(Modes::Normal, Modes::Fixed);
-        let options = DirOptions { owner: Owner::Fixed(uid, gid), modes };
+        let options = DirOptions {
+            owner: Owner::Fixed(uid, gid),
+            modes,
+        };
         let src = fs::canonicalize(&spec.src)?;
         let mut dest = spec.dest.as_bytes().to_vec();
         if fs::metadata(&src)?.is_dir() {
             if !self.is_directory(&dest)? {
-                let id = self.mkdir(&dest, spec.mode.map_or(0o755, |mode| mode | (mode & 0o444) >> 2))?;
+                let id = self.mkdir(
+                    &dest,
+                    spec.mode.map_or(0o755, |mode| mode | (mode & 0o444) >> 2),
+                )?;
                 let meta = self.meta_mut(id);
                 (meta.uid, meta.gid) = (uid, gid);
             }
@@ -49,7 +63,11 @@ impl Tree {
         }
         if dest.ends_with(b"/") || self.is_directory(&dest)? {
             // The name as the Smolfile has it, not that of the file behind a link.
-            let name = spec.src.file_name().or(src.file_name()).map(OsStr::as_bytes);
+            let name = spec
+                .src
+                .file_name()
+                .or(src.file_name())
+                .map(OsStr::as_bytes);
             dest.push(b'/');
             dest.extend(name.context("the source has no file name")?);
         }

@@ -26,7 +26,11 @@ impl Owner {
     /// What a whole root file system wants: root's files keep their owners if we are root and can trust them, for anyone
     /// else all files were unpacked as that user and become root's.
     pub fn of_root_filesystem() -> Owner {
-        if rustix::process::geteuid().is_root() { Owner::Keep } else { Owner::Fixed(0, 0) }
+        if rustix::process::geteuid().is_root() {
+            Owner::Keep
+        } else {
+            Owner::Fixed(0, 0)
+        }
     }
 }
 
@@ -65,15 +69,26 @@ impl Modes {
 impl Tree {
     /// Put the host directory `path` with all it holds at `dest` in the tree, over what is there; directories that
     /// are there keep their metadata. Symbolic links are taken as they are, never followed. Contents stay on the host: they must not change until the tree is written.
-    pub fn apply_dir(&mut self, path: &Path, dest: impl AsRef<[u8]>, options: &DirOptions) -> Result<()> {
-        let metadata = fs::symlink_metadata(path).with_context(|| format!("cannot read {}", path.display()))?;
+    pub fn apply_dir(
+        &mut self,
+        path: &Path,
+        dest: impl AsRef<[u8]>,
+        options: &DirOptions,
+    ) -> Result<()> {
+        let metadata = fs::symlink_metadata(path)
+            .with_context(|| format!("cannot read {}", path.display()))?;
         ensure!(metadata.is_dir(), "{} is not a directory", path.display());
         self.insert(dest.as_ref(), host_inode(path, &metadata, options)?)?;
         self.apply_children(path, dest, options)
     }
 
     /// As [`Tree::apply_dir`], for a `dest` that is a directory of the tree and stays as it is.
-    pub(super) fn apply_children(&mut self, path: &Path, dest: impl AsRef<[u8]>, options: &DirOptions) -> Result<()> {
+    pub(super) fn apply_children(
+        &mut self,
+        path: &Path,
+        dest: impl AsRef<[u8]>,
+        options: &DirOptions,
+    ) -> Result<()> {
         let mut seen = Seen::new();
         let mut todo = vec![(path.to_owned(), dest.as_ref().to_vec())];
         while let Some((directory, dest)) = todo.pop() {
@@ -82,7 +97,9 @@ impl Tree {
                 let entry = entry.with_context(context)?;
                 let (host, name) = (entry.path(), entry.file_name());
                 let dest = [&dest, b"/".as_slice(), name.as_bytes()].concat();
-                let metadata = entry.metadata().with_context(|| format!("cannot read {}", host.display()))?;
+                let metadata = entry
+                    .metadata()
+                    .with_context(|| format!("cannot read {}", host.display()))?;
                 // A directory over a link to a directory must not replace the link: think of /lib.
                 if !(metadata.is_dir() && self.is_directory(&dest)?) {
                     let put = self.put(&host, &metadata, &dest, options, &mut seen);
@@ -97,7 +114,14 @@ impl Tree {
     }
 
     /// Put one host file at `dest`. A directory comes without its children.
-    fn put(&mut self, host: &Path, meta: &Metadata, dest: &[u8], options: &DirOptions, seen: &mut Seen) -> Result<()> {
+    fn put(
+        &mut self,
+        host: &Path,
+        meta: &Metadata,
+        dest: &[u8],
+        options: &DirOptions,
+        seen: &mut Seen,
+    ) -> Result<()> {
         let key = (meta.dev(), meta.ino());
         if let Some(first) = seen.get(&key) {
             self.hard_link(dest, first)?;
@@ -111,7 +135,12 @@ impl Tree {
     }
 
     /// Put one host file (not a directory) at `dest`.
-    pub(super) fn put_file(&mut self, host: &Path, dest: &[u8], options: &DirOptions) -> Result<()> {
+    pub(super) fn put_file(
+        &mut self,
+        host: &Path,
+        dest: &[u8],
+        options: &DirOptions,
+    ) -> Result<()> {
         let metadata = fs::metadata(host)?;
         self.put(host, &metadata, dest, options, &mut Seen::new())
     }
@@ -122,11 +151,18 @@ type Seen = HashMap<(u64, u64), Vec<u8>>;
 
 fn host_inode(host: &Path, metadata: &Metadata, options: &DirOptions) -> Result<Inode> {
     let kind = metadata.file_type();
-    let device = Device { major: major(metadata.rdev()), minor: minor(metadata.rdev()) };
+    let device = Device {
+        major: major(metadata.rdev()),
+        minor: minor(metadata.rdev()),
+    };
     let node = if kind.is_dir() {
         Node::directory()
     } else if kind.is_file() {
-        Node::File(Source::Range { path: host.into(), offset: 0, len: metadata.len() })
+        Node::File(Source::Range {
+            path: host.into(),
+            offset: 0,
+            len: metadata.len(),
+        })
     } else if kind.is_symlink() {
         Node::Symlink(fs::read_link(host)?.into_os_string().as_bytes().to_vec())
     } else if kind.is_char_device() {
@@ -144,8 +180,21 @@ fn host_inode(host: &Path, metadata: &Metadata, options: &DirOptions) -> Result<
         Owner::Keep => (metadata.uid(), metadata.gid(), host_xattrs(host)?),
         Owner::Fixed(uid, gid) => (uid, gid, Xattrs::new()),
     };
-    let mode = if kind.is_symlink() { 0o777 } else { options.modes.of(metadata) };
-    Ok(Inode { meta: Meta { mode: mode & 0o7777, uid, gid, mtime: None, xattrs }, node })
+    let mode = if kind.is_symlink() {
+        0o777
+    } else {
+        options.modes.of(metadata)
+    };
+    Ok(Inode {
+        meta: Meta {
+            mode: mode & 0o7777,
+            uid,
+            gid,
+            mtime: None,
+            xattrs,
+        },
+        node,
+    })
 }
 
 fn host_xattrs(host: &Path) -> Result<Xattrs> {
@@ -162,7 +211,8 @@ fn host_xattrs(host: &Path) -> Result<Xattrs> {
         }
         let mut value = vec![0; MAX_XATTR_VALUE];
         let read = lgetxattr(host, OsStr::from_bytes(name), &mut value[..]);
-        let length = read.with_context(|| format!("cannot read the extended attribute {}", tree::show(name)))?;
+        let length = read
+            .with_context(|| format!("cannot read the extended attribute {}", tree::show(name)))?;
         value.truncate(length);
         xattrs.insert(name.to_vec(), value);
     }

@@ -21,7 +21,8 @@ impl Tree {
     pub fn apply_tar(&mut self, path: &Path) -> Result<()> {
         let mut archive = Archive::open(path)?;
         while let Some(member) = archive.next()? {
-            self.apply_member(member).with_context(|| format!("archive {}", path.display()))?;
+            self.apply_member(member)
+                .with_context(|| format!("archive {}", path.display()))?;
         }
         Ok(())
     }
@@ -37,13 +38,21 @@ impl Tree {
             if name == OPAQUE {
                 self.remove_children(directory).with_context(context)?;
             } else if let Some(name) = name.strip_prefix(WHITEOUT) {
-                ensure!(!name.is_empty() && name != b".", "{} whites out nothing", tree::show(&member.path));
-                self.remove([directory, b"/", name].concat()).with_context(context)?;
+                ensure!(
+                    !name.is_empty() && name != b".",
+                    "{} whites out nothing",
+                    tree::show(&member.path)
+                );
+                self.remove([directory, b"/", name].concat())
+                    .with_context(context)?;
             } else {
                 members.push(member);
             }
         }
-        members.into_iter().try_for_each(|member| self.apply_member(member)).with_context(context)
+        members
+            .into_iter()
+            .try_for_each(|member| self.apply_member(member))
+            .with_context(context)
     }
 
     fn apply_member(&mut self, member: Member) -> Result<()> {

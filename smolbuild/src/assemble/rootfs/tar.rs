@@ -60,7 +60,11 @@ impl Archive {
         let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
         let len = file.metadata()?.len();
         let mut magic = [0; 6];
-        ensure!(len >= BLOCK, "{} is not a tar archive: it has only {len} bytes", path.display());
+        ensure!(
+            len >= BLOCK,
+            "{} is not a tar archive: it has only {len} bytes",
+            path.display()
+        );
         file.read_exact_at(&mut magic, 0)?;
         if let Some((name, tool)) = compression(&magic) {
             bail!(
@@ -68,13 +72,20 @@ impl Archive {
                 path.display()
             );
         }
-        Ok(Archive { path: path.into(), file, len, next: 0, global: Vec::new() })
+        Ok(Archive {
+            path: path.into(),
+            file,
+            len,
+            next: 0,
+            global: Vec::new(),
+        })
     }
 
     /// The next member; `None` at the end-of-archive mark.
     pub fn next(&mut self) -> Result<Option<Member>> {
         let start = self.next;
-        self.next_member().with_context(|| format!("archive {}, header at byte {start}", self.path.display()))
+        self.next_member()
+            .with_context(|| format!("archive {}, header at byte {start}", self.path.display()))
     }
 
     fn next_member(&mut self) -> Result<Option<Member>> {
@@ -99,7 +110,10 @@ impl Archive {
                 EntryType::XGlobalHeader => {
                     let records = pax_records(&self.extension(&header)?)?;
                     self.global.extend(records);
-                    ensure!(self.global.len() <= 1000, "more than 1000 global pax records");
+                    ensure!(
+                        self.global.len() <= 1000,
+                        "more than 1000 global pax records"
+                    );
                     continue;
                 }
                 _ => return self.member(&header, overrides).map(Some),
@@ -121,9 +135,16 @@ impl Archive {
             return Ok(None);
         }
         let bytes = header.as_bytes();
-        let sum: u32 = bytes[..148].iter().chain(&bytes[156..]).map(|&byte| u32::from(byte)).sum();
+        let sum: u32 = bytes[..148]
+            .iter()
+            .chain(&bytes[156..])
+            .map(|&byte| u32::from(byte))
+            .sum();
         let expected = header.cksum().context("not a tar header")?;
-        ensure!(sum + 8 * u32::from(b' ') == expected, "not a tar header: its checksum does not match");
+        ensure!(
+            sum + 8 * u32::from(b' ') == expected,
+            "not a tar header: its checksum does not match"
+        );
         self.next += BLOCK;
         Ok(Some(header))
     }
@@ -132,14 +153,20 @@ impl Archive {
     fn content(&mut self, size: u64) -> Result<u64> {
         let offset = self.next;
         let left = self.len - offset;
-        ensure!(size <= left, "its content has {size} bytes but only {left} are left: the archive was cut short");
+        ensure!(
+            size <= left,
+            "its content has {size} bytes but only {left} are left: the archive was cut short"
+        );
         self.next = size.next_multiple_of(BLOCK).min(left) + offset;
         Ok(offset)
     }
 
     fn extension(&mut self, header: &Header) -> Result<Vec<u8>> {
         let size = header.entry_size()?;
-        ensure!(size <= MAX_EXTENSION, "an extended header of {size} bytes (at most {MAX_EXTENSION})");
+        ensure!(
+            size <= MAX_EXTENSION,
+            "an extended header of {size} bytes (at most {MAX_EXTENSION})"
+        );
         let offset = self.content(size)?;
         let mut bytes = vec![0; size as usize];
         self.file.read_exact_at(&mut bytes, offset)?;
@@ -148,7 +175,11 @@ impl Archive {
 
     fn long_name(&mut self, header: &Header) -> Result<Vec<u8>> {
         let mut name = self.extension(header)?;
-        name.truncate(name.iter().position(|&byte| byte == 0).unwrap_or(name.len()));
+        name.truncate(
+            name.iter()
+                .position(|&byte| byte == 0)
+                .unwrap_or(name.len()),
+        );
         Ok(name)
     }
 
@@ -162,19 +193,31 @@ impl Archive {
         Ok(Member { path, content })
     }
 
-    fn member_content(&mut self, header: &Header, overrides: Overrides, path: &[u8]) -> Result<Content> {
+    fn member_content(
+        &mut self,
+        header: &Header,
+        overrides: Overrides,
+        path: &[u8],
+    ) -> Result<Content> {
         let size = match overrides.size {
             Some(size) => size,
             None => header.entry_size()?,
         };
-        let link = overrides.link.clone().or_else(|| header.link_name_bytes().map(|name| name.into_owned()));
+        let link = overrides
+            .link
+            .clone()
+            .or_else(|| header.link_name_bytes().map(|name| name.into_owned()));
         let link = link.unwrap_or_default();
         let node = match header.entry_type() {
             // Before POSIX a directory was a file whose name ends in a slash.
             EntryType::Regular if path.ends_with(b"/") => Node::directory(),
             EntryType::Regular | EntryType::Continuous => {
                 let offset = self.content(size)?;
-                Node::File(Source::Range { path: self.path.clone(), offset, len: size })
+                Node::File(Source::Range {
+                    path: self.path.clone(),
+                    offset,
+                    len: size,
+                })
             }
             // These have no content, whatever their size field says (as GNU tar and others read them).
             EntryType::Directory => Node::directory(),
@@ -183,10 +226,15 @@ impl Archive {
             EntryType::Char => Node::CharDevice(device(header)?),
             EntryType::Block => Node::BlockDevice(device(header)?),
             EntryType::Fifo => Node::Fifo,
-            EntryType::GNUSparse => bail!("sparse files are not supported; make the archive without --sparse"),
+            EntryType::GNUSparse => {
+                bail!("sparse files are not supported; make the archive without --sparse")
+            }
             other => bail!("unknown member type {:?}", char::from(other.as_byte())),
         };
-        Ok(Content::Inode(Inode { meta: meta(header, overrides)?, node }))
+        Ok(Content::Inode(Inode {
+            meta: meta(header, overrides)?,
+            node,
+        }))
     }
 }
 
@@ -197,16 +245,24 @@ fn meta(header: &Header, overrides: Overrides) -> Result<Meta> {
     let mtime = overrides.mtime.map_or_else(|| header.mtime(), Ok)?;
     Ok(Meta {
         mode: header.mode()? & 0o7777,
-        uid: uid.try_into().with_context(|| format!("user id {uid} is out of range"))?,
-        gid: gid.try_into().with_context(|| format!("group id {gid} is out of range"))?,
+        uid: uid
+            .try_into()
+            .with_context(|| format!("user id {uid} is out of range"))?,
+        gid: gid
+            .try_into()
+            .with_context(|| format!("group id {gid} is out of range"))?,
         mtime: Some(if mtime > i64::MAX as u64 { 0 } else { mtime }),
         xattrs: overrides.xattrs,
     })
 }
 
 fn device(header: &Header) -> Result<Device> {
-    let major = header.device_major()?.context("a device without a number")?;
-    let minor = header.device_minor()?.context("a device without a number")?;
+    let major = header
+        .device_major()?
+        .context("a device without a number")?;
+    let minor = header
+        .device_minor()?
+        .context("a device without a number")?;
     Ok(Device { major, minor })
 }
 
@@ -239,8 +295,16 @@ impl Overrides {
 }
 
 fn number(key: &[u8], digits: &[u8]) -> Result<u64> {
-    let text = std::str::from_utf8(digits).ok().and_then(|text| text.parse().ok());
-    text.with_context(|| format!("pax record {} has the value {}", tree::show(key), tree::show(digits)))
+    let text = std::str::from_utf8(digits)
+        .ok()
+        .and_then(|text| text.parse().ok());
+    text.with_context(|| {
+        format!(
+            "pax record {} has the value {}",
+            tree::show(key),
+            tree::show(digits)
+        )
+    })
 }
 
 /// Parse pax records, each `LENGTH KEY=VALUE\n` where LENGTH counts all of it (POSIX.1-2001, pax). Values are binary.

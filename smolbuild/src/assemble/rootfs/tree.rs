@@ -64,7 +64,13 @@ pub struct Meta {
 impl Meta {
     /// Owned by root, no attributes, dated with the epoch of the image.
     pub fn root(mode: u32) -> Meta {
-        Meta { mode: mode & 0o7777, uid: 0, gid: 0, mtime: None, xattrs: Xattrs::new() }
+        Meta {
+            mode: mode & 0o7777,
+            uid: 0,
+            gid: 0,
+            mtime: None,
+            xattrs: Xattrs::new(),
+        }
     }
 }
 
@@ -182,7 +188,10 @@ impl Source {
             Source::Bytes(_) => "memory".into(),
             Source::Range { path, .. } => path.display().to_string(),
         };
-        let text = format!("{name} changed while it was read: {read} of {} bytes are left", self.len());
+        let text = format!(
+            "{name} changed while it was read: {read} of {} bytes are left",
+            self.len()
+        );
         io::Error::new(io::ErrorKind::UnexpectedEof, text)
     }
 }
@@ -211,7 +220,13 @@ impl Default for Tree {
 impl Tree {
     /// A root directory (0755, root) and nothing else.
     pub fn new() -> Tree {
-        Tree { inodes: vec![Inode { meta: Meta::root(0o755), node: Node::directory() }], entries: 0 }
+        Tree {
+            inodes: vec![Inode {
+                meta: Meta::root(0o755),
+                node: Node::directory(),
+            }],
+            entries: 0,
+        }
     }
 
     /// Size of a table that is indexed by [`InodeId::index`].
@@ -235,7 +250,10 @@ impl Tree {
         check_inode(&inode)?;
         let components = components(path.as_ref())?;
         let Some((name, parents)) = components.split_last() else {
-            ensure!(matches!(inode.node, Node::Directory(_)), "the root of the tree must be a directory");
+            ensure!(
+                matches!(inode.node, Node::Directory(_)),
+                "the root of the tree must be a directory"
+            );
             self.inodes[0].meta = inode.meta;
             return Ok(InodeId::ROOT);
         };
@@ -252,13 +270,34 @@ impl Tree {
     }
 
     /// A regular file owned by root.
-    pub fn file(&mut self, path: impl AsRef<[u8]>, mode: u32, source: impl Into<Source>) -> Result<InodeId> {
-        self.insert(path, Inode { meta: Meta::root(mode), node: Node::File(source.into()) })
+    pub fn file(
+        &mut self,
+        path: impl AsRef<[u8]>,
+        mode: u32,
+        source: impl Into<Source>,
+    ) -> Result<InodeId> {
+        self.insert(
+            path,
+            Inode {
+                meta: Meta::root(mode),
+                node: Node::File(source.into()),
+            },
+        )
     }
 
     /// A symbolic link owned by root.
-    pub fn symlink(&mut self, path: impl AsRef<[u8]>, target: impl Into<Vec<u8>>) -> Result<InodeId> {
-        self.insert(path, Inode { meta: Meta::root(0o777), node: Node::Symlink(target.into()) })
+    pub fn symlink(
+        &mut self,
+        path: impl AsRef<[u8]>,
+        target: impl Into<Vec<u8>>,
+    ) -> Result<InodeId> {
+        self.insert(
+            path,
+            Inode {
+                meta: Meta::root(0o777),
+                node: Node::Symlink(target.into()),
+            },
+        )
     }
 
     /// Make sure that `path` is a directory, as `mkdir -p`: one that is there (also behind a symbolic link) stays as it is.
@@ -273,12 +312,23 @@ impl Tree {
     }
 
     /// Give the inode at `target` the further name `path`. Links in the parents are followed, `target` itself is not.
-    pub fn hard_link(&mut self, path: impl AsRef<[u8]>, target: impl AsRef<[u8]>) -> Result<InodeId> {
+    pub fn hard_link(
+        &mut self,
+        path: impl AsRef<[u8]>,
+        target: impl AsRef<[u8]>,
+    ) -> Result<InodeId> {
         let shown = show(target.as_ref());
-        let Some(id) = self.lookup(target)? else { bail!("hard link to {shown}, which is not there") };
-        ensure!(!matches!(self.inode(id).node, Node::Directory(_)), "hard link to {shown}, which is a directory");
+        let Some(id) = self.lookup(target)? else {
+            bail!("hard link to {shown}, which is not there")
+        };
+        ensure!(
+            !matches!(self.inode(id).node, Node::Directory(_)),
+            "hard link to {shown}, which is a directory"
+        );
         let components = components(path.as_ref())?;
-        let Some((name, parents)) = components.split_last() else { bail!("the root of the tree cannot be a link") };
+        let Some((name, parents)) = components.split_last() else {
+            bail!("the root of the tree cannot be a link")
+        };
         let parent = self.make_parents(parents)?;
         self.link(parent, name, id)?;
         Ok(id)
@@ -292,7 +342,13 @@ impl Tree {
             if let Some(first) = known.get(&id) {
                 self.hard_link(&target, first)?;
             } else if let Node::Directory(_) = inode.node {
-                self.insert(&target, Inode { meta: inode.meta.clone(), node: Node::directory() })?;
+                self.insert(
+                    &target,
+                    Inode {
+                        meta: inode.meta.clone(),
+                        node: Node::directory(),
+                    },
+                )?;
             } else {
                 self.insert(&target, inode.clone())?;
                 known.insert(id, target);
@@ -308,8 +364,12 @@ impl Tree {
             self.clear(InodeId::ROOT);
             return Ok(true);
         };
-        let Some(parent) = self.find_directory(parents)? else { return Ok(false) };
-        Ok(self.children_mut(parent).is_some_and(|children| children.remove(*name).is_some()))
+        let Some(parent) = self.find_directory(parents)? else {
+            return Ok(false);
+        };
+        Ok(self
+            .children_mut(parent)
+            .is_some_and(|children| children.remove(*name).is_some()))
     }
 
     /// Remove everything inside the directory at `path`; nothing happens if there is none.
@@ -323,13 +383,22 @@ impl Tree {
     /// The inode at `path`, which may be a symbolic link; links in its parents are followed.
     pub fn lookup(&self, path: impl AsRef<[u8]>) -> Result<Option<InodeId>> {
         let components = components(path.as_ref())?;
-        let Some((name, parents)) = components.split_last() else { return Ok(Some(InodeId::ROOT)) };
-        Ok(self.find_directory(parents)?.and_then(|parent| self.child(parent, name)))
+        let Some((name, parents)) = components.split_last() else {
+            return Ok(Some(InodeId::ROOT));
+        };
+        Ok(self
+            .find_directory(parents)?
+            .and_then(|parent| self.child(parent, name)))
     }
 
     /// Every name in the tree, the root first (its path is empty), parents before children, siblings in byte order.
     pub fn walk(&self) -> Walk<'_> {
-        Walk { tree: self, path: Vec::new(), stack: Vec::new(), started: false }
+        Walk {
+            tree: self,
+            path: Vec::new(),
+            stack: Vec::new(),
+            started: false,
+        }
     }
 
     /// Whether `path` is a directory, following links.
@@ -358,7 +427,10 @@ impl Tree {
     }
 
     fn push(&mut self, inode: Inode) -> Result<InodeId> {
-        ensure!((self.inodes.len() as u64) < MAX_ENTRIES, "more than {MAX_ENTRIES} files");
+        ensure!(
+            (self.inodes.len() as u64) < MAX_ENTRIES,
+            "more than {MAX_ENTRIES} files"
+        );
         self.inodes.push(inode);
         Ok(InodeId(self.inodes.len() as u32 - 1))
     }
@@ -366,7 +438,9 @@ impl Tree {
     fn link(&mut self, parent: InodeId, name: &[u8], id: InodeId) -> Result<()> {
         self.entries += 1;
         ensure!(self.entries <= MAX_ENTRIES, "more than {MAX_ENTRIES} names");
-        self.children_mut(parent).context("parent is not a directory")?.insert(name.into(), id);
+        self.children_mut(parent)
+            .context("parent is not a directory")?
+            .insert(name.into(), id);
         Ok(())
     }
 
@@ -375,7 +449,10 @@ impl Tree {
         let mut route = Route::new(path);
         while let Some(step) = route.next(self)? {
             if let Step::Missing { parent, name } = step {
-                let id = self.push(Inode { meta: Meta::root(0o755), node: Node::directory() })?;
+                let id = self.push(Inode {
+                    meta: Meta::root(0o755),
+                    node: Node::directory(),
+                })?;
                 self.link(parent, &name, id)?;
                 route.enter(id)?;
             }
@@ -429,7 +506,11 @@ struct Route {
 impl Route {
     fn new(path: &[&[u8]]) -> Route {
         let todo = path.iter().rev().map(|&name| name.into()).collect();
-        Route { todo, trail: vec![InodeId::ROOT], links: 0 }
+        Route {
+            todo,
+            trail: vec![InodeId::ROOT],
+            links: 0,
+        }
     }
 
     fn directory(&self) -> InodeId {
@@ -437,20 +518,30 @@ impl Route {
     }
 
     fn enter(&mut self, id: InodeId) -> Result<()> {
-        ensure!(self.trail.len() < MAX_DEPTH, "directories are nested more than {MAX_DEPTH} deep");
+        ensure!(
+            self.trail.len() < MAX_DEPTH,
+            "directories are nested more than {MAX_DEPTH} deep"
+        );
         self.trail.push(id);
         Ok(())
     }
 
     fn next(&mut self, tree: &Tree) -> Result<Option<Step>> {
-        let Some(name) = self.todo.pop() else { return Ok(None) };
+        let Some(name) = self.todo.pop() else {
+            return Ok(None);
+        };
         if &*name == b".." {
-            ensure!(self.trail.len() > 1, "a symbolic link in the path leads out of the tree");
+            ensure!(
+                self.trail.len() > 1,
+                "a symbolic link in the path leads out of the tree"
+            );
             self.trail.pop();
             return Ok(Some(Step::Entered));
         }
         let parent = self.directory();
-        let Some(id) = tree.child(parent, &name) else { return Ok(Some(Step::Missing { parent, name })) };
+        let Some(id) = tree.child(parent, &name) else {
+            return Ok(Some(Step::Missing { parent, name }));
+        };
         match &tree.inode(id).node {
             Node::Directory(_) => self.enter(id)?,
             Node::Symlink(target) => self.follow(target)?,
@@ -461,11 +552,16 @@ impl Route {
 
     fn follow(&mut self, target: &[u8]) -> Result<()> {
         self.links += 1;
-        ensure!(self.links <= MAX_LINKS, "more than {MAX_LINKS} symbolic links in one path: a loop?");
+        ensure!(
+            self.links <= MAX_LINKS,
+            "more than {MAX_LINKS} symbolic links in one path: a loop?"
+        );
         if target.starts_with(b"/") {
             self.trail.truncate(1);
         }
-        let names = target.split(|&byte| byte == b'/').filter(|name| !name.is_empty() && *name != b".");
+        let names = target
+            .split(|&byte| byte == b'/')
+            .filter(|name| !name.is_empty() && *name != b".");
         let at = self.todo.len();
         self.todo.extend(names.map(Box::from));
         self.todo[at..].reverse();
@@ -479,9 +575,11 @@ pub struct Walk<'a> {
     /// Path of the directory whose children are next, with a slash at its end unless it is the root.
     path: Vec<u8>,
     /// For each directory we are in: length of its path, and the children to come.
-    stack: Vec<(usize, btree_map::Iter<'a, Box<[u8]>, InodeId>)>,
+    stack: Vec<(usize, Children<'a>)>,
     started: bool,
 }
+
+type Children<'a> = btree_map::Iter<'a, Box<[u8]>, InodeId>;
 
 impl<'a> Walk<'a> {
     fn enter(&mut self, inode: &'a Inode) {
@@ -520,12 +618,28 @@ impl<'a> Iterator for Walk<'a> {
 
 /// Split a path into its names: leading slashes, empty names and `.` vanish, `..` is refused.
 pub(super) fn components(path: &[u8]) -> Result<Vec<&[u8]>> {
-    ensure!(path.len() <= MAX_PATH, "a path of {} bytes (at most {MAX_PATH})", path.len());
-    ensure!(!path.contains(&0), "{} has a NUL byte in its name", show(path));
-    let names: Vec<_> = path.split(|&byte| byte == b'/').filter(|n| !n.is_empty() && *n != b".").collect();
+    ensure!(
+        path.len() <= MAX_PATH,
+        "a path of {} bytes (at most {MAX_PATH})",
+        path.len()
+    );
+    ensure!(
+        !path.contains(&0),
+        "{} has a NUL byte in its name",
+        show(path)
+    );
+    let names: Vec<_> = path
+        .split(|&byte| byte == b'/')
+        .filter(|n| !n.is_empty() && *n != b".")
+        .collect();
     for name in &names {
         ensure!(*name != b"..", "{} has a '..' in its path", show(path));
-        ensure!(name.len() <= MAX_NAME, "a file name of {} bytes (at most {MAX_NAME}): {}", name.len(), show(name));
+        ensure!(
+            name.len() <= MAX_NAME,
+            "a file name of {} bytes (at most {MAX_NAME}): {}",
+            name.len(),
+            show(name)
+        );
     }
     Ok(names)
 }
@@ -540,27 +654,50 @@ pub(super) fn show(path: &[u8]) -> String {
 fn check_inode(inode: &Inode) -> Result<()> {
     if let Node::Symlink(target) = &inode.node {
         ensure!(!target.is_empty(), "a symbolic link without a target");
-        ensure!(target.len() <= MAX_PATH, "a symbolic link target of {} bytes (at most {MAX_PATH})", target.len());
-        ensure!(!target.contains(&0), "a symbolic link target with a NUL byte");
+        ensure!(
+            target.len() <= MAX_PATH,
+            "a symbolic link target of {} bytes (at most {MAX_PATH})",
+            target.len()
+        );
+        ensure!(
+            !target.contains(&0),
+            "a symbolic link target with a NUL byte"
+        );
     }
     if let Node::CharDevice(device) | Node::BlockDevice(device) = &inode.node {
         let (major, minor) = (device.major, device.minor);
-        ensure!(major < 1 << 12 && minor < 1 << 20, "device number {major}:{minor} is out of range");
+        ensure!(
+            major < 1 << 12 && minor < 1 << 20,
+            "device number {major}:{minor} is out of range"
+        );
     }
     let mut total = 0;
     for (name, value) in &inode.meta.xattrs {
-        ensure!(name.len() <= MAX_NAME && !name.contains(&0), "extended attribute with a bad name {}", show(name));
+        ensure!(
+            name.len() <= MAX_NAME && !name.contains(&0),
+            "extended attribute with a bad name {}",
+            show(name)
+        );
         let len = value.len();
-        ensure!(len <= MAX_XATTR_VALUE, "extended attribute {} of {len} bytes (at most {MAX_XATTR_VALUE})", show(name));
+        ensure!(
+            len <= MAX_XATTR_VALUE,
+            "extended attribute {} of {len} bytes (at most {MAX_XATTR_VALUE})",
+            show(name)
+        );
         total += name.len() + len;
     }
-    ensure!(total <= MAX_XATTRS, "{total} bytes of extended attributes (at most {MAX_XATTRS})");
+    ensure!(
+        total <= MAX_XATTRS,
+        "{total} bytes of extended attributes (at most {MAX_XATTRS})"
+    );
     Ok(())
 }
 
 /// Whether this extended attribute means something to Linux; others (of other systems) are left out of images.
 pub(super) fn is_linux_xattr(name: &[u8]) -> bool {
-    [&b"user."[..], b"trusted.", b"security."].iter().any(|prefix| name.len() > prefix.len() && name.starts_with(prefix))
+    [&b"user."[..], b"trusted.", b"security."]
+        .iter()
+        .any(|prefix| name.len() > prefix.len() && name.starts_with(prefix))
         || name == b"system.posix_acl_access"
         || name == b"system.posix_acl_default"
 }

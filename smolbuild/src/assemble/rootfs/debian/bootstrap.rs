@@ -22,6 +22,9 @@ use super::DebianSpec;
 const RECIPE: u32 = 1;
 /// Time given to files that have none of their own. Any value that never changes will do; the image clamps times itself.
 const EPOCH: &str = "1700000000";
+/// A hook that comes with mmdebstrap: links /bin and the like into /usr itself instead of installing `usrmerge`, which would
+/// bring 45 MB of Perl along.
+const MERGED_USR: &str = "/usr/share/mmdebstrap/hooks/maybe-merged-usr";
 /// Lines of mmdebstrap's output shown when it fails.
 const LAST_LINES: usize = 15;
 
@@ -54,7 +57,8 @@ pub fn installed(spec: &DebianSpec, cache: &Path, progress: &mut dyn FnMut(&str)
     let sources = spec.sources.as_ref().map(fs::read).transpose();
     let sources = sources.with_context(|| format!("cannot read apt sources {:?}", spec.sources))?;
     let key = cache_key(spec, sources.as_deref());
-    fs::create_dir_all(cache).with_context(|| format!("cannot make the cache directory {}", cache.display()))?;
+    fs::create_dir_all(cache)
+        .with_context(|| format!("cannot make the cache directory {}", cache.display()))?;
     let lock_path = cache.join(format!("{key}.lock"));
     let lock = File::options().create(true).append(true).open(&lock_path);
     let lock = lock.with_context(|| format!("cannot make {}", lock_path.display()))?;
@@ -78,8 +82,13 @@ fn cache_key(spec: &DebianSpec, sources: Option<&[u8]>) -> String {
     let mut hasher = blake3::Hasher::new_derive_key("smolbuild debian root file system cache key");
     let packages = spec.packages.join(" ");
     let recipe = RECIPE.to_string();
-    let parts: [&[u8]; 7] = [
+    let parts: [&[u8]; 8] = [
         recipe.as_bytes(),
+        if Path::new(MERGED_USR).exists() {
+            b"merged"
+        } else {
+            b""
+        },
         INDEX_HOOK.as_bytes(),
         env::consts::ARCH.as_bytes(),
         spec.suite.as_bytes(),
@@ -95,7 +104,12 @@ fn cache_key(spec: &DebianSpec, sources: Option<&[u8]>) -> String {
 }
 
 /// Make the entry `key`; its lock is held.
-fn install(spec: &DebianSpec, cache: &Path, key: &str, progress: &mut dyn FnMut(&str)) -> Result<()> {
+fn install(
+    spec: &DebianSpec,
+    cache: &Path,
+    key: &str,
+    progress: &mut dyn FnMut(&str),
+) -> Result<()> {
     let Some(mmdebstrap) = find_program("mmdebstrap") else {
         bail!(
             "mmdebstrap is not installed; it installs the packages of [rootfs] debian. \
@@ -106,19 +120,40 @@ fn install(spec: &DebianSpec, cache: &Path, key: &str, progress: &mut dyn FnMut(
     let entry = work.path.join("entry");
     let temporary = work.path.join("tmp");
     for directory in [&entry, &temporary] {
-        fs::create_dir(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+        fs::create_dir(directory)
+            .with_context(|| format!("cannot make {}", directory.display()))?;
     }
     // apt's own user reads below TMPDIR.
-    fs::set_permissions(&temporary, std::os::unix::fs::PermissionsExt::from_mode(0o1777))?;
+    fs::set_permissions(
+        &temporary,
+        std::os::unix::fs::PermissionsExt::from_mode(0o1777),
+    )?;
     let mut command = confined(mmdebstrap.as_os_str());
     command
-        .args(["--variant=essential", "--format=tar", "--aptopt=Acquire::Languages \"none\""])
-        .args(["--dpkgopt=force-unsafe-io", &format!("--customize-hook={INDEX_HOOK}")])
-        .arg(if geteuid().is_root() { "--mode=root" } else { "--mode=unshare" });
+        .args([
+            "--variant=essential",
+            "--format=tar",
+            "--aptopt=Acquire::Languages \"none\"",
+        ])
+        .args([
+            "--dpkgopt=force-unsafe-io",
+            &format!("--customize-hook={INDEX_HOOK}"),
+        ])
+        .arg(if geteuid().is_root() {
+            "--mode=root"
+        } else {
+            "--mode=unshare"
+        });
+    if Path::new(MERGED_USR).exists() {
+        command.arg(format!("--hook-dir={MERGED_USR}"));
+    }
     if !spec.packages.is_empty() {
         command.arg(format!("--include={}", spec.packages.join(" ")));
     }
-    command.arg(&spec.suite).arg(entry.join("rootfs.tar")).args(&spec.sources);
+    command
+        .arg(&spec.suite)
+        .arg(entry.join("rootfs.tar"))
+        .args(&spec.sources);
     command
         .env("SMOL_INDEXES", entry.join("packages"))
         .env("SOURCE_DATE_EPOCH", EPOCH)
@@ -126,12 +161,16 @@ fn install(spec: &DebianSpec, cache: &Path, key: &str, progress: &mut dyn FnMut(
         .env("LC_ALL", "C.UTF-8")
         .env("DEBIAN_FRONTEND", "noninteractive")
         .current_dir("/");
-    run(command, progress).with_context(|| format!("cannot install a Debian {} system", spec.suite))?;
+    run(command, progress)
+        .with_context(|| format!("cannot install a Debian {} system", spec.suite))?;
     let complete = cache.join(key);
     if complete.exists() {
-        fs::remove_dir_all(&complete).with_context(|| format!("cannot replace {}", complete.display()))?;
+        fs::remove_dir_all(&complete)
+            .with_context(|| format!("cannot replace {}", complete.display()))?;
     }
-    File::open(entry.join("rootfs.tar")).and_then(|file| file.sync_all()).context("cannot store the packages")?;
+    File::open(entry.join("rootfs.tar"))
+        .and_then(|file| file.sync_all())
+        .context("cannot store the packages")?;
     fs::rename(&entry, &complete).with_context(|| format!("cannot make {}", complete.display()))
 }
 
@@ -166,12 +205,18 @@ fn confined(program: &OsStr) -> Command {
     let mut command = match find_program("unshare") {
         Some(unshare) if geteuid().is_root() => {
             let mut command = Command::new(unshare);
-            command.args(["--mount", "--pid", "--fork", "--kill-child=KILL", "--"]).arg(program);
+            command
+                .args(["--mount", "--pid", "--fork", "--kill-child=KILL", "--"])
+                .arg(program);
             command
         }
         _ => Command::new(program),
     };
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).process_group(0);
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .process_group(0);
     // SAFETY: between fork and exec only prctl(2) is called, which is async-signal-safe and allocates nothing.
     unsafe {
         command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::KILL))?));
@@ -182,13 +227,27 @@ fn confined(program: &OsStr) -> Command {
 /// Run to the end. What it says goes to `progress`, the last lines of it into the error if it fails.
 fn run(mut command: Command, progress: &mut dyn FnMut(&str)) -> Result<()> {
     let mut group = Group(command.spawn().context("cannot start mmdebstrap")?);
-    let mut last = VecDeque::new();
+    let (mut last, mut first_error) = (VecDeque::new(), None);
     let stderr = group.0.stderr.take().context("mmdebstrap has no output")?;
     for line in BufReader::new(stderr).split(b'\n') {
-        let line = String::from_utf8_lossy(&line.context("cannot read what mmdebstrap says")?).into_owned();
+        let line = String::from_utf8_lossy(&line.context("cannot read what mmdebstrap says")?)
+            .into_owned();
         // Progress bars overwrite themselves.
-        let line = line.rsplit('\r').find(|part| !part.trim().is_empty()).unwrap_or_default().trim_end();
-        progress(line.strip_prefix("I: ").unwrap_or(line));
+        let line = line
+            .rsplit('\r')
+            .find(|part| !part.trim().is_empty())
+            .unwrap_or_default()
+            .trim_end();
+        // "I: installing essential packages..." and the like; the rest is about mmdebstrap itself.
+        if let Some(step) = line
+            .strip_prefix("I: ")
+            .and_then(|step| step.strip_suffix("..."))
+        {
+            progress(step);
+        }
+        if line.starts_with("E: ") {
+            first_error.get_or_insert_with(|| line.to_owned());
+        }
         if last.len() == LAST_LINES {
             last.pop_front();
         }
@@ -205,7 +264,8 @@ fn run(mut command: Command, progress: &mut dyn FnMut(&str)) -> Result<()> {
         "check the package names and the network; without root mmdebstrap also needs the package uidmap \
          and a range for you in /etc/subuid and /etc/subgid"
     };
-    bail!("mmdebstrap failed ({status}); {hint}. It said:\n  {said}")
+    let error = first_error.unwrap_or_else(|| status.to_string());
+    bail!("mmdebstrap failed: {error}; {hint}. Its last lines:\n  {said}")
 }
 
 /// A child that leads a process group, none of which outlives us.
@@ -224,7 +284,9 @@ impl Drop for Group {
 
 fn find_program(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH")?;
-    env::split_paths(&path).map(|directory| directory.join(name)).find(|candidate| candidate.is_file())
+    env::split_paths(&path)
+        .map(|directory| directory.join(name))
+        .find(|candidate| candidate.is_file())
 }
 
 #[cfg(test)]
@@ -233,13 +295,44 @@ mod tests {
 
     #[test]
     fn whatever_decides_the_result_changes_the_cache_key() {
-        let base = DebianSpec { suite: "bookworm".into(), packages: vec!["redis-server".into()], ..Default::default() };
+        let base = DebianSpec {
+            suite: "bookworm".into(),
+            packages: vec!["redis-server".into()],
+            ..Default::default()
+        };
         let key = cache_key(&base, None);
-        assert_eq!(key, cache_key(&DebianSpec { refresh: true, ..base.clone() }, None));
+        assert_eq!(
+            key,
+            cache_key(
+                &DebianSpec {
+                    refresh: true,
+                    ..base.clone()
+                },
+                None
+            )
+        );
         let others = [
-            cache_key(&DebianSpec { suite: "trixie".into(), ..base.clone() }, None),
-            cache_key(&DebianSpec { packages: vec![], ..base.clone() }, None),
-            cache_key(&DebianSpec { snapshot: "2".into(), ..base.clone() }, None),
+            cache_key(
+                &DebianSpec {
+                    suite: "trixie".into(),
+                    ..base.clone()
+                },
+                None,
+            ),
+            cache_key(
+                &DebianSpec {
+                    packages: vec![],
+                    ..base.clone()
+                },
+                None,
+            ),
+            cache_key(
+                &DebianSpec {
+                    snapshot: "2".into(),
+                    ..base.clone()
+                },
+                None,
+            ),
             cache_key(&base, Some(b"deb file:/mirror bookworm main")),
         ];
         for other in others {
@@ -250,10 +343,18 @@ mod tests {
     #[test]
     fn a_failing_command_reports_its_last_lines() {
         let mut command = confined(OsStr::new("/bin/sh"));
-        command.args(["-c", "for n in $(seq 50); do echo line $n >&2; done; exit 3"]);
+        command.args([
+            "-c",
+            "for n in $(seq 50); do echo I: line $n... >&2; done; exit 3",
+        ]);
         let mut lines = Vec::new();
-        let error = run(command, &mut |line| lines.push(line.to_string())).unwrap_err().to_string();
+        let error = run(command, &mut |line| lines.push(line.to_string()))
+            .unwrap_err()
+            .to_string();
         assert_eq!(lines.len(), 50);
-        assert!(error.contains("line 50") && error.contains("line 36") && !error.contains("line 35"), "{error}");
+        assert!(
+            error.contains("line 50") && error.contains("line 36") && !error.contains("line 35"),
+            "{error}"
+        );
     }
 }

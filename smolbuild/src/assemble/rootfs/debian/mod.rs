@@ -60,17 +60,40 @@ pub fn system(spec: &DebianSpec, cache: &Path, progress: &mut dyn FnMut(&str)) -
         // Empty means "not set yet" to systemd and dbus, and can be mounted over.
         let meta = tree.inode(id).meta.clone();
         let node = Node::File(Source::from(Vec::new()));
-        tree.insert("etc/machine-id", super::tree::Inode { meta: Meta { mtime: None, ..meta }, node })?;
+        tree.insert(
+            "etc/machine-id",
+            super::tree::Inode {
+                meta: Meta {
+                    mtime: None,
+                    ..meta
+                },
+                node,
+            },
+        )?;
     }
-    Ok(Debian { tree, packages, lock: CacheLock(entry.lock) })
+    Ok(Debian {
+        tree,
+        packages,
+        lock: CacheLock(entry.lock),
+    })
 }
 
 /// Content of a small file of the tree.
 fn read_small(tree: &Tree, path: &str, limit: u64) -> Result<Option<Vec<u8>>> {
-    let Some(id) = tree.lookup(path)? else { return Ok(None) };
-    let Node::File(source) = &tree.inode(id).node else { return Ok(None) };
-    anyhow::ensure!(source.len() <= limit, "/{path} has {} bytes (at most {limit})", source.len());
+    let Some(id) = tree.lookup(path)? else {
+        return Ok(None);
+    };
+    let Node::File(source) = &tree.inode(id).node else {
+        return Ok(None);
+    };
+    anyhow::ensure!(
+        source.len() <= limit,
+        "/{path} has {} bytes (at most {limit})",
+        source.len()
+    );
     let mut bytes = Vec::new();
-    source.copy_to(&mut bytes).with_context(|| format!("cannot read /{path} of the tree"))?;
+    source
+        .copy_to(&mut bytes)
+        .with_context(|| format!("cannot read /{path} of the tree"))?;
     Ok(Some(bytes))
 }

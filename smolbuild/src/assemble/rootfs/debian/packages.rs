@@ -30,8 +30,12 @@ pub struct PackagePin {
 /// The packages installed in `tree`, sorted; `indexes` is a file of `NAME VERSION ARCH SHA256` lines.
 pub fn installed(tree: &Tree, indexes: &Path) -> Result<Vec<PackagePin>> {
     let status = read_small(tree, "var/lib/dpkg/status", MAX_STATUS)?.unwrap_or_default();
-    let lines = fs::read_to_string(indexes).with_context(|| format!("cannot read {}", indexes.display()))?;
-    let digests: HashMap<_, _> = lines.lines().filter_map(|line| line.rsplit_once(' ')).collect();
+    let lines = fs::read_to_string(indexes)
+        .with_context(|| format!("cannot read {}", indexes.display()))?;
+    let digests: HashMap<_, _> = lines
+        .lines()
+        .filter_map(|line| line.rsplit_once(' '))
+        .collect();
     let mut pins = parse_status(&String::from_utf8_lossy(&status));
     for pin in &mut pins {
         let key = format!("{} {} {}", pin.name, pin.version, pin.arch);
@@ -49,12 +53,21 @@ fn parse_status(status: &str) -> Vec<PackagePin> {
 
 fn parse_stanza(stanza: &str) -> Option<PackagePin> {
     let field = |name: &str| {
-        let value = |line: &str| line.strip_prefix(name)?.strip_prefix(':').map(|value| value.trim().to_string());
+        let value = |line: &str| {
+            line.strip_prefix(name)?
+                .strip_prefix(':')
+                .map(|value| value.trim().to_string())
+        };
         stanza.lines().find_map(value)
     };
     // "install ok installed": what is wanted, whether it is broken, how far it is.
     field("Status")?.ends_with(" installed").then_some(())?;
-    Some(PackagePin { name: field("Package")?, version: field("Version")?, arch: field("Architecture")?, sha256: None })
+    Some(PackagePin {
+        name: field("Package")?,
+        version: field("Version")?,
+        arch: field("Architecture")?,
+        sha256: None,
+    })
 }
 
 #[cfg(test)]
@@ -68,7 +81,10 @@ mod tests {
                       Package: gone\nStatus: deinstall ok config-files\nArchitecture: all\nVersion: 1\n\n\
                       Package: adduser\nStatus: install ok installed\nArchitecture: all\nVersion: 3.134\n";
         let pins = parse_status(status);
-        let shown: Vec<_> = pins.iter().map(|pin| format!("{} {} {}", pin.name, pin.version, pin.arch)).collect();
+        let shown: Vec<_> = pins
+            .iter()
+            .map(|pin| format!("{} {} {}", pin.name, pin.version, pin.arch))
+            .collect();
         assert_eq!(shown, ["adduser 3.134 all", "zlib1g 1:1.2.13 amd64"]);
     }
 }

@@ -49,7 +49,11 @@ const EMPTY: &[&str] = &[
 
 /// Remove them from `tree`.
 pub fn slim(tree: &mut Tree) -> Result<()> {
-    let doomed: Vec<_> = tree.walk().filter(|(path, _, inode)| unwanted(path, inode)).map(|(path, ..)| path).collect();
+    let doomed: Vec<_> = tree
+        .walk()
+        .filter(|(path, _, inode)| unwanted(path, inode))
+        .map(|(path, ..)| path)
+        .collect();
     for path in doomed {
         tree.remove(path)?;
     }
@@ -108,7 +112,11 @@ mod tests {
             "var/log/dpkg.log",
         ];
         for path in kept.iter().chain(&lost) {
-            if path.rsplit('/').next().is_some_and(|name| ["dev", "man", "redis"].contains(&name)) {
+            if path
+                .rsplit('/')
+                .next()
+                .is_some_and(|name| ["dev", "man", "redis"].contains(&name))
+            {
                 tree.mkdir(path, 0o755).unwrap();
             } else {
                 tree.file(path, 0o644, Vec::new()).unwrap();
@@ -119,7 +127,10 @@ mod tests {
             assert!(tree.lookup(path).unwrap().is_some(), "{path} is gone");
         }
         for path in lost {
-            assert!(tree.lookup(path).unwrap().is_none(), "{path} is still there");
+            assert!(
+                tree.lookup(path).unwrap().is_none(),
+                "{path} is still there"
+            );
         }
     }
 }

@@ -58,7 +58,9 @@ impl SuperBlock {
 /// CRC-32C (Castagnoli, reflected) from all ones and without the final inversion, as the kernel's `crc32c(~0, ...)`.
 fn crc32c(bytes: &[u8]) -> u32 {
     bytes.iter().fold(u32::MAX, |crc, &byte| {
-        (0..8).fold(crc ^ u32::from(byte), |crc, _| (crc >> 1) ^ (0x82f6_3b78 & (crc & 1).wrapping_neg()))
+        (0..8).fold(crc ^ u32::from(byte), |crc, _| {
+            (crc >> 1) ^ (0x82f6_3b78 & (crc & 1).wrapping_neg())
+        })
     })
 }
 
@@ -91,7 +93,11 @@ impl InodeHead {
     pub fn encode(&self, out: &mut Vec<u8>) {
         let format = self.extended as u16 | (self.layout as u16) << 1;
         // The field counts 4-byte units behind a header of 12 bytes, plus one.
-        let xattr_count = if self.xattr_size == 0 { 0 } else { (self.xattr_size - 12) / 4 + 1 };
+        let xattr_count = if self.xattr_size == 0 {
+            0
+        } else {
+            (self.xattr_size - 12) / 4 + 1
+        };
         out.extend(format.to_le_bytes());
         out.extend((xattr_count as u16).to_le_bytes());
         out.extend((self.mode as u16).to_le_bytes());
@@ -131,7 +137,9 @@ pub fn encode_xattrs(xattrs: &Xattrs) -> Vec<u8> {
     }
     let mut out = vec![0; 12]; // no name filter, no shared attributes
     for (name, value) in xattrs {
-        let Some((index, suffix)) = xattr_index(name) else { continue };
+        let Some((index, suffix)) = xattr_index(name) else {
+            continue;
+        };
         out.extend([suffix.len() as u8, index]);
         out.extend((value.len() as u16).to_le_bytes());
         out.extend(suffix);
@@ -238,18 +246,36 @@ mod tests {
     #[test]
     fn directory_size_agrees_with_the_encoding() {
         for count in [1, 2, 100, 255, 256, 257, 1000] {
-            let names: Vec<_> = (0..count).map(|n| format!("{n:05}{}", "x".repeat(n * 7 % 200))).collect();
+            let names: Vec<_> = (0..count)
+                .map(|n| format!("{n:05}{}", "x".repeat(n * 7 % 200)))
+                .collect();
             let mut size = DirectorySize::default();
             names.iter().for_each(|name| size.add(name.as_bytes()));
-            let entries: Vec<_> =
-                names.iter().map(|name| Dirent { nid: 1, file_type: 1, name: name.as_bytes() }).collect();
-            assert_eq!(size.bytes(), encode_directory(&entries).len() as u64, "{count} names");
+            let entries: Vec<_> = names
+                .iter()
+                .map(|name| Dirent {
+                    nid: 1,
+                    file_type: 1,
+                    name: name.as_bytes(),
+                })
+                .collect();
+            assert_eq!(
+                size.bytes(),
+                encode_directory(&entries).len() as u64,
+                "{count} names"
+            );
         }
     }
 
     #[test]
     fn device_numbers_are_encoded_as_the_kernel_does() {
         assert_eq!(encode_device(Device { major: 5, minor: 1 }), 0x501);
-        assert_eq!(encode_device(Device { major: 259, minor: 0x12345 }), 0x1230_0000 | 259 << 8 | 0x45);
+        assert_eq!(
+            encode_device(Device {
+                major: 259,
+                minor: 0x12345
+            }),
+            0x1230_0000 | 259 << 8 | 0x45
+        );
     }
 }

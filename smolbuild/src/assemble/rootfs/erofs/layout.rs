@@ -60,13 +60,19 @@ pub struct Layout {
 impl Layout {
     /// Lay out `tree`.
     pub fn new(tree: &Tree, options: &Options) -> Result<Layout> {
-        let mut layout =
-            Layout { inodes: Vec::new(), slots: vec![None; tree.inode_slots()], meta_len: 0, sockets: 0 };
+        let mut layout = Layout {
+            inodes: Vec::new(),
+            slots: vec![None; tree.inode_slots()],
+            meta_len: 0,
+            sockets: 0,
+        };
         for (path, id, inode) in tree.walk() {
             match (&inode.node, layout.slots[id.index()]) {
                 (Node::Socket, _) => layout.sockets += 1,
                 (_, Some(known)) => layout.inodes[known as usize].nlink += 1,
-                (_, None) => layout.add(tree, id, inode, options).with_context(|| format!("/{}", path.escape_ascii()))?,
+                (_, None) => layout
+                    .add(tree, id, inode, options)
+                    .with_context(|| format!("/{}", path.escape_ascii()))?,
             }
         }
         layout.set_parents(tree);
@@ -91,7 +97,10 @@ impl Layout {
             Mtimes::Clamped => inode.meta.mtime.unwrap_or(options.epoch).min(options.epoch),
         };
         let xattrs = format::encode_xattrs(&inode.meta.xattrs);
-        ensure!(xattrs.len() <= 12 + 4 * 65534, "too many extended attributes");
+        ensure!(
+            xattrs.len() <= 12 + 4 * 65534,
+            "too many extended attributes"
+        );
         self.slots[id.index()] = Some(self.inodes.len() as u32);
         self.inodes.push(Placed {
             id,
@@ -108,7 +117,8 @@ impl Layout {
         // Short inodes take their time from the superblock and have narrow fields. The number of links is not known yet:
         // `place` looks at it again.
         let meta = &inode.meta;
-        let narrow = size <= u32::MAX.into() && meta.uid <= u16::MAX.into() && meta.gid <= u16::MAX.into();
+        let narrow =
+            size <= u32::MAX.into() && meta.uid <= u16::MAX.into() && meta.gid <= u16::MAX.into();
         placed.extended = !narrow || mtime != options.epoch;
         // File data always has blocks of its own: DAX maps nothing else. Directories and links go through the page cache
         // anyway, and are read sooner from beside their inode.
@@ -122,7 +132,9 @@ impl Layout {
     fn set_parents(&mut self, tree: &Tree) {
         for at in 0..self.inodes.len() {
             let parent = self.inodes[at].id;
-            let Node::Directory(children) = &tree.inode(parent).node else { continue };
+            let Node::Directory(children) = &tree.inode(parent).node else {
+                continue;
+            };
             for child in children.values() {
                 if let Some(slot) = self.slots[child.index()] {
                     self.inodes[slot as usize].parent = parent;
@@ -148,7 +160,7 @@ impl Layout {
                 gap.start += room;
                 continue;
             }
-            if end % BLOCK + room > BLOCK && end % BLOCK != 0 {
+            if end % BLOCK + room > BLOCK && !end.is_multiple_of(BLOCK) {
                 let next = end.next_multiple_of(BLOCK);
                 if next - end > gap.end - gap.start {
                     gap = end..next;
@@ -158,7 +170,8 @@ impl Layout {
             placed.offset = end;
             end += room;
         }
-        self.meta_len = end;
+        // fsck.erofs 1.5 looks for attributes behind every inode, also behind the last one of an image.
+        self.meta_len = end + SLOT;
         Ok(())
     }
 }
@@ -177,8 +190,12 @@ fn directory_size(tree: &Tree, inode: &Inode) -> (u64, u32) {
 
 /// What a directory's data lists, sorted: its children but sockets, and `.` and `..` (which have no id here).
 pub fn names<'a>(tree: &'a Tree, inode: &'a Inode) -> Vec<(&'a [u8], Option<InodeId>)> {
-    let Node::Directory(children) = &inode.node else { return Vec::new() };
-    let stored = children.iter().filter(|(_, id)| !matches!(tree.inode(**id).node, Node::Socket));
+    let Node::Directory(children) = &inode.node else {
+        return Vec::new();
+    };
+    let stored = children
+        .iter()
+        .filter(|(_, id)| !matches!(tree.inode(**id).node, Node::Socket));
     let mut names: Vec<_> = stored.map(|(name, &id)| (&**name, Some(id))).collect();
     names.extend([(&b"."[..], None), (b"..", None)]);
     names.sort_unstable_by_key(|(name, _)| *name);

@@ -54,7 +54,12 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Options {
-        Options { epoch: 0, mtimes: Mtimes::Epoch, uuid: [0; 16], align_image: BLOCK }
+        Options {
+            epoch: 0,
+            mtimes: Mtimes::Epoch,
+            uuid: [0; 16],
+            align_image: BLOCK,
+        }
     }
 }
 
@@ -86,10 +91,18 @@ pub struct Stats {
 /// A source that cannot be read or that changed, an image of more than 16 TiB, and errors of `out`. Then `out` holds no
 /// valid image.
 pub fn write(tree: &Tree, out: &mut File, options: &Options) -> Result<Stats> {
-    ensure!(options.align_image.is_power_of_two() && options.align_image >= BLOCK, "bad image alignment");
+    ensure!(
+        options.align_image.is_power_of_two() && options.align_image >= BLOCK,
+        "bad image alignment"
+    );
     let layout = Layout::new(tree, options)?;
     out.set_len(0).context("cannot truncate the image")?;
-    let mut image = Image { out, next: BLOCK, known: HashMap::new(), stats: Stats::default() };
+    let mut image = Image {
+        out,
+        next: BLOCK,
+        known: HashMap::new(),
+        stats: Stats::default(),
+    };
     let mut starts = Vec::with_capacity(layout.inodes.len());
     for placed in &layout.inodes {
         let start = image.data(tree, &layout, placed);
@@ -101,7 +114,9 @@ pub fn write(tree: &Tree, out: &mut File, options: &Options) -> Result<Stats> {
 /// The first name of an inode, for messages.
 fn path_of(tree: &Tree, id: InodeId) -> String {
     let found = tree.walk().find(|(_, at, _)| *at == id);
-    found.map(|(path, ..)| path.escape_ascii().to_string()).unwrap_or_default()
+    found
+        .map(|(path, ..)| path.escape_ascii().to_string())
+        .unwrap_or_default()
 }
 
 /// An image being written.
@@ -174,13 +189,21 @@ impl Image<'_> {
     /// Write `bytes` at the next block, padded to whole blocks.
     fn put(&mut self, bytes: &mut Vec<u8>) -> Result<()> {
         bytes.resize(bytes.len().next_multiple_of(BLOCK as usize), 0);
-        self.out.write_all_at(bytes, self.next).context("cannot write the image")?;
+        self.out
+            .write_all_at(bytes, self.next)
+            .context("cannot write the image")?;
         self.next += bytes.len() as u64;
         Ok(())
     }
 
     /// Write the metadata area and the superblock, and give the file its final length.
-    fn finish(mut self, tree: &Tree, layout: &Layout, starts: &[u64], options: &Options) -> Result<Stats> {
+    fn finish(
+        mut self,
+        tree: &Tree,
+        layout: &Layout,
+        starts: &[u64],
+        options: &Options,
+    ) -> Result<Stats> {
         let meta_start = self.next;
         let mut meta = vec![0; layout.meta_len as usize];
         for (serial, (placed, &start)) in layout.inodes.iter().zip(starts).enumerate() {
@@ -191,17 +214,25 @@ impl Image<'_> {
         let end = self.next;
         let root = layout.get(InodeId::ROOT).context("the tree has no root")?;
         let superblock = SuperBlock {
-            root_nid: root.nid().try_into().context("the root directory is not at the start of the metadata")?,
+            root_nid: root
+                .nid()
+                .try_into()
+                .context("the root directory is not at the start of the metadata")?,
             inodes: layout.inodes.len() as u64,
             epoch: options.epoch,
             blocks: block_number(end)?,
             meta_block: block_number(meta_start)?,
             uuid: options.uuid,
         };
-        self.out.write_all_at(&superblock.encode(), 0).context("cannot write the image")?;
+        self.out
+            .write_all_at(&superblock.encode(), 0)
+            .context("cannot write the image")?;
         // Cut off what a large duplicate file may have left behind before padding with zeros.
         let image_bytes = end.next_multiple_of(options.align_image);
-        self.out.set_len(end).and_then(|()| self.out.set_len(image_bytes)).context("cannot size the image")?;
+        self.out
+            .set_len(end)
+            .and_then(|()| self.out.set_len(image_bytes))
+            .context("cannot size the image")?;
         Ok(Stats {
             inodes: layout.inodes.len() as u64,
             sockets: layout.sockets,
@@ -213,7 +244,13 @@ impl Image<'_> {
 }
 
 /// The bytes of an inode: head, attributes, tail of the data.
-fn encode_inode(tree: &Tree, layout: &Layout, placed: &Placed, start: u64, serial: u32) -> Result<Vec<u8>> {
+fn encode_inode(
+    tree: &Tree,
+    layout: &Layout,
+    placed: &Placed,
+    start: u64,
+    serial: u32,
+) -> Result<Vec<u8>> {
     let inode = tree.inode(placed.id);
     let union = match &inode.node {
         Node::CharDevice(device) | Node::BlockDevice(device) => format::encode_device(*device),
@@ -249,12 +286,22 @@ fn metadata_content(tree: &Tree, layout: &Layout, placed: &Placed) -> Result<Vec
         return Ok(target.clone());
     }
     let entry = |(name, id): (_, Option<InodeId>)| {
-        let id = id.unwrap_or(if name == b".".as_slice() { placed.id } else { placed.parent });
+        let id = id.unwrap_or(if name == b".".as_slice() {
+            placed.id
+        } else {
+            placed.parent
+        });
         let nid = layout.get(id)?.nid();
-        Some(Dirent { nid, file_type: format::file_type(&tree.inode(id).node), name })
+        Some(Dirent {
+            nid,
+            file_type: format::file_type(&tree.inode(id).node),
+            name,
+        })
     };
     let entries: Option<Vec<_>> = layout::names(tree, inode).into_iter().map(entry).collect();
-    Ok(format::encode_directory(&entries.context("a directory entry without an inode")?))
+    Ok(format::encode_directory(
+        &entries.context("a directory entry without an inode")?,
+    ))
 }
 
 fn block_number(offset: u64) -> Result<u32> {
