@@ -96,12 +96,15 @@ fn decide(requested: Accel, host: &Host) -> Result<Selected> {
         Accel::Emulated => Err(emulated::qemu_missing()),
         Accel::Auto => match (host.probe)() {
             Ok(()) => Ok(plain(Backend::Kvm)),
-            Err(e) if (host.qemu)() => {
-                Ok(Selected { accel: Backend::Emulated, why: Some(format!("{e}: using the emulated host, which is slow")) })
-            }
+            Err(e) if (host.qemu)() => Ok(Selected { accel: Backend::Emulated, why: Some(fallback_reason(&e)) }),
             Err(e) => Err(nothing_works(&e)),
         },
     }
+}
+
+fn fallback_reason(e: &ProbeError) -> String {
+    let mend = kvm_mend(e).map(|command| format!(" (for KVM: {command})")).unwrap_or_default();
+    format!("{e}: using the emulated host, which is slow{mend}")
 }
 
 /// Mending KVM is better than the emulated host, where it can be mended.
