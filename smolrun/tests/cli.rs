@@ -1,0 +1,234 @@
+//! The command line as a user meets it: exit codes and messages, without a machine.
+
+#[path = "../src/testing.rs"]
+mod testing;
+
+use std::fs;
+use std::net::TcpListener;
+
+use assert_cmd::Command;
+use smol_bundle::PrivateKey;
+use testing::Sample;
+
+/// smolrun with folders of its own.
+fn smolrun(sample: &Sample) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_smolrun"));
+    for (name, folder) in [("CACHE", "cache"), ("RUNTIME", "run"), ("CONFIG", "config")] {
+        command.env(format!("SMOL_{name}_DIR"), sample.dir.path().join(folder));
+    }
+    command.env("NO_COLOR", "1");
+    command
+}
+
+/// The exit code and stderr of `smolrun BUNDLE args`.
+fn run(sample: &Sample, args: &[&str]) -> (i32, String) {
+    outcome(smolrun(sample).arg(&sample.bundle).args(args))
+}
+
+fn outcome(command: &mut Command) -> (i32, String) {
+    let output = command.output().unwrap();
+    assert!(output.stdout.is_empty(), "{output:?}");
+    (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+}
+
+/// Nothing was unpacked and no instance is left.
+fn assert_untouched(sample: &Sample) {
+    let left = |folder: &str| fs::read_dir(sample.dir.path().join(folder)).into_iter().flatten().count();
+    assert_eq!((left("cache/bundles"), left("run/instances")), (0, 0));
+}
+
+#[test]
+fn help_names_every_command_and_keeps_internals_to_itself() {
+    let output = smolrun(&Sample::new()).arg("--help").output().unwrap();
+    let help = String::from_utf8(output.stdout).unwrap();
+    for word in ["BUNDLE", "--publish", "--key", "--insecure-unsigned", "--accel", "ps", "logs", "stop", "doctor"] {
+        assert!(help.contains(word), "{word}: {help}");
+    }
+    assert!(!help.contains("internal"), "{help}");
+}
+
+#[test]
+fn an_unsigned_bundle_is_refused() {
+    let sample = Sample::new();
+    let (code, told) = run(&sample, &[]);
+    assert_eq!(code, 4);
+    let bundle = sample.bundle.display();
+    assert_eq!(
+        told,
+        format!(
+            "error: {bundle} is refused: the bundle is not signed\n  \
+             hint: --insecure-unsigned runs it all the same: for bundles that you have built yourself\n"
+        )
+    );
+    assert_untouched(&sample);
+}
+
+#[test]
+fn a_bundle_signed_by_an_unknown_key_is_refused() {
+    let sample = Sample::new();
+    let key = testing::sign(&sample);
+    let (code, told) = run(&sample, &[]);
+    assert_eq!(code, 4);
+    assert!(told.contains(&format!("not by a trusted key (signed by {})", key.public().id())), "{told}");
+    assert!(told.contains("config/trust as a *.pub file (0 there now)"), "{told}");
+    assert_untouched(&sample);
+}
+
+#[test]
+fn a_named_key_counts_instead_of_the_trust_folder() {
+    let sample = Sample::new();
+    let key = testing::sign(&sample);
+    let trust = sample.dir.path().join("config/trust");
+    fs::create_dir_all(&trust).unwrap();
+    key.public().save(&trust.join("me.pub")).unwrap();
+    let other = sample.dir.path().join("other.pub");
+    PrivateKey::generate().unwrap().public().save(&other).unwrap();
+    let (code, told) = run(&sample, &["--key", other.to_str().unwrap()]);
+    assert_eq!(code, 4);
+    assert!(told.contains("--key names the public keys that count"), "{told}");
+    assert_untouched(&sample);
+}
+
+#[test]
+fn an_altered_signature_is_found_even_if_unsigned_bundles_are_welcome() {
+    let sample = Sample::new();
+    let key = testing::sign(&sample);
+    let layout = sample.open().layout();
+    let blob = layout.iter().find(|b| b.media_type.contains("signature.v1+json")).unwrap();
+    let mut bytes = fs::read(&sample.bundle).unwrap();
+    let begin = blob.offset as usize;
+    let text = String::from_utf8(bytes[begin..][..blob.size as usize].to_vec()).unwrap();
+    let digit = begin + text.find("\"signature\":\"").unwrap() + 13;
+    bytes[digit] = if bytes[digit] == b'0' { b'1' } else { b'0' };
+    fs::write(&sample.bundle, bytes).unwrap();
+    let public = sample.dir.path().join("me.pub");
+    key.public().save(&public).unwrap();
+    let (code, told) = run(&sample, &["--insecure-unsigned", "--key", public.to_str().unwrap()]);
+    assert_eq!(code, 4, "{told}");
+    assert_untouched(&sample);
+}
+
+#[test]
+fn a_truncated_bundle_is_refused() {
+    let sample = Sample::new();
+    let bytes = fs::read(&sample.bundle).unwrap();
+    for len in [bytes.len() - 1, bytes.len() / 2, 600, 100] {
+        fs::write(&sample.bundle, &bytes[..len]).unwrap();
+        let (code, told) = run(&sample, &["--insecure-unsigned"]);
+        assert_eq!(code, 4, "{len}: {told}");
+        assert!(told.starts_with("error: "), "{told}");
+    }
+    assert_untouched(&sample);
+}
+
+#[test]
+fn something_else_than_a_bundle_is_refused() {
+    let sample = Sample::new();
+    for content in ["", "hello\n", "SMOLPACK and then some"] {
+        fs::write(&sample.bundle, content).unwrap();
+        let (code, told) = run(&sample, &["--insecure-unsigned"]);
+        assert_eq!(code, 4, "{content:?}: {told}");
+    }
+}
+
+#[test]
+fn a_missing_file_is_a_usage_error_that_speaks_of_registries() {
+    let sample = Sample::new();
+    let (code, told) = outcome(smolrun(&sample).arg("registry.example/redis:1"));
+    assert_eq!(code, 2);
+    assert!(told.contains("error: cannot open registry.example/redis:1"), "{told}");
+    assert!(told.contains("hint: name a .smolmachine file"), "{told}");
+}
+
+#[test]
+fn a_malformed_port_is_a_usage_error() {
+    let sample = Sample::new();
+    for port in ["80", "a:80", "80:0", "localhost:80:80"] {
+        let (code, told) = run(&sample, &["--insecure-unsigned", "-p", port]);
+        assert_eq!(code, 2, "{port}: {told}");
+        assert!(told.contains("--publish <[IP:]HOST:GUEST>"), "{told}");
+    }
+    assert_untouched(&sample);
+}
+
+#[test]
+fn volumes_environment_and_references_are_not_accepted_in_silence() {
+    let sample = Sample::new();
+    for args in [&["-v", "/a:/b"][..], &["-e", "A=B"], &["--volume", "/a:/b"], &["--env", "A=B"]] {
+        assert_eq!(run(&sample, args).0, 2, "{args:?}");
+    }
+}
+
+#[test]
+fn a_port_that_is_in_use_is_told_before_anything_starts() {
+    let sample = Sample::new();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let publish = format!("{port}:80");
+    for more in [&[][..], &["-d"]] {
+        let args = [&["--insecure-unsigned", "--accel", "kvm", "-p", &publish], more].concat();
+        let (code, told) = run(&sample, &args);
+        if code == 5 {
+            return eprintln!("not tested here: {told}"); // no KVM at all
+        }
+        assert_eq!(code, 1, "{told}");
+        assert!(told.contains(&format!("error: port {port} on 127.0.0.1 is already in use")), "{told}");
+        assert!(told.contains("hint: choose another one: -p 127.0.0.1:PORT:80"), "{told}");
+    }
+}
+
+#[test]
+fn a_name_that_would_leave_its_folder_is_a_usage_error() {
+    let sample = Sample::new();
+    let (code, told) = run(&sample, &["--insecure-unsigned", "--name", "../x"]);
+    assert_eq!(code, 2);
+    assert!(told.contains("begins with a letter or digit"), "{told}");
+}
+
+#[test]
+fn commands_about_a_machine_that_does_not_run_say_so() {
+    let sample = Sample::new();
+    for args in [&["stop", "x"][..], &["logs", "x"], &["logs", "-f", "x"]] {
+        let (code, told) = outcome(smolrun(&sample).args(args));
+        assert_eq!(code, 1);
+        assert_eq!(told, "error: no machine named x is running\n  hint: no machine is running\n");
+    }
+}
+
+#[test]
+fn ps_of_nothing_is_a_heading_or_an_empty_array() {
+    let sample = Sample::new();
+    // A twin of an option is no option: it does not stand in the way of a command.
+    let output = smolrun(&sample).env("SMOL_ACCEL", "kvm").arg("ps").output().unwrap();
+    assert_eq!(output.stdout, b"NAME  MACHINE  STATE  ACCEL  PID  UP  PORTS\n");
+    let output = smolrun(&sample).args(["ps", "--json"]).output().unwrap();
+    assert_eq!(output.stdout, b"[]\n");
+}
+
+#[test]
+fn options_have_twins_in_the_environment() {
+    let sample = Sample::new();
+    let mut command = smolrun(&sample);
+    command.env("SMOL_INSECURE_UNSIGNED", "1").env("SMOL_PUBLISH", "80:80,81:none").arg(&sample.bundle);
+    let (code, told) = outcome(&mut command);
+    assert_eq!(code, 2);
+    assert!(told.contains("\"none\" is no guest port"), "{told}");
+}
+
+#[test]
+fn the_internal_commands_do_nothing_by_hand() {
+    let sample = Sample::new();
+    for args in [&["internal-inner", "{}"][..], &["internal-detached"]] {
+        let (code, told) = outcome(smolrun(&sample).args(args).write_stdin(""));
+        assert_eq!(code, 2);
+        assert!(told.contains("smolrun's own"), "{told}");
+    }
+}
+
+#[test]
+fn doctor_speaks_json() {
+    let sample = Sample::new();
+    let output = smolrun(&sample).args(["doctor", "--json"]).output().unwrap();
+    serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap();
+    assert!(matches!(output.status.code(), Some(0 | 5)));
+}
