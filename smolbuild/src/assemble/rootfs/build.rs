@@ -4,6 +4,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use smol_cli::Interrupt;
 use tempfile::NamedTempFile;
 
 use super::CopySpec;
@@ -52,21 +53,38 @@ pub struct RootfsImage {
     pub stats: Stats,
 }
 
-/// Build the root file system image `out`, which is replaced when the new one is complete. `cache` is a directory for
-/// installed packages; `progress` is told what happens, a line at a time.
-///
-/// The image depends on the spec and the contents it names alone: the same input gives the same bytes.
+/// As [`build_interruptible`], for those whom nothing interrupts.
 pub fn build(
     spec: &RootfsSpec,
     cache: &Path,
     out: &Path,
     progress: &mut dyn FnMut(&str),
 ) -> Result<RootfsImage> {
-    let (mut tree, packages, _lock) = source_tree(spec, cache, progress)?;
+    build_interruptible(spec, cache, out, progress, &Interrupt::detached()?)
+}
+
+/// Build the root file system image `out`, which is replaced when the new one is complete. `cache` is
+/// a directory for installed packages; `progress` is told what happens, a line at a time.
+///
+/// The image depends on the spec and the contents it names alone: the same input gives the same
+/// bytes.
+///
+/// # Errors
+/// Unreadable or hostile input, packages that cannot be installed, a full disk, the interrupt. Then
+/// `out` is as it was, and no process or temporary file is left.
+pub fn build_interruptible(
+    spec: &RootfsSpec,
+    cache: &Path,
+    out: &Path,
+    progress: &mut dyn FnMut(&str),
+    interrupt: &Interrupt,
+) -> Result<RootfsImage> {
+    let (mut tree, packages, _lock) = source_tree(spec, cache, progress, interrupt)?;
     for copy in &spec.copies {
         tree.copy(copy)?;
     }
     add_runtime_files(&mut tree)?;
+    interrupt.check()?;
     progress("writing the root file system image");
     // Times in archives are part of the input, and some programs compare them (Python, with its compiled modules).
     let mtimes = match spec.source {
@@ -95,11 +113,12 @@ fn source_tree(
     spec: &RootfsSpec,
     cache: &Path,
     progress: &mut dyn FnMut(&str),
+    interrupt: &Interrupt,
 ) -> Result<SourceTree> {
     let mut tree = Tree::new();
     match &spec.source {
         RootfsSource::Debian(debian) => {
-            let system = debian::system(debian, cache, progress)?;
+            let system = debian::system(debian, cache, progress, interrupt)?;
             return Ok((system.tree, system.packages, Some(system.lock)));
         }
         RootfsSource::Tar(path) => tree.apply_tar(path)?,

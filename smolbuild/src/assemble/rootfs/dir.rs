@@ -11,7 +11,9 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{lgetxattr, llistxattr, major, minor};
 use rustix::io::Errno;
 
-use super::tree::{self, Device, Inode, MAX_XATTR_VALUE, Meta, Node, Source, Tree, Xattrs};
+use super::inode::{Device, Inode, MAX_XATTR_VALUE, Meta, Node, Source, Xattrs, is_linux_xattr};
+use super::path::show;
+use super::tree::Tree;
 
 /// Whose the files in the tree are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -206,13 +208,13 @@ fn host_xattrs(host: &Path) -> Result<Xattrs> {
         Err(error) => return Err(error).context("cannot list extended attributes"),
     };
     for name in names[..length].split(|&byte| byte == 0) {
-        if !tree::is_linux_xattr(name) || name == b"security.selinux" {
+        if !is_linux_xattr(name) || name == b"security.selinux" {
             continue;
         }
         let mut value = vec![0; MAX_XATTR_VALUE];
         let read = lgetxattr(host, OsStr::from_bytes(name), &mut value[..]);
-        let length = read
-            .with_context(|| format!("cannot read the extended attribute {}", tree::show(name)))?;
+        let length =
+            read.with_context(|| format!("cannot read the extended attribute {}", show(name)))?;
         value.truncate(length);
         xattrs.insert(name.to_vec(), value);
     }

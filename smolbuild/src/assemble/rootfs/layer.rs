@@ -4,8 +4,9 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 
+use super::path::show;
 use super::tar::{Archive, Content, Member};
-use super::tree::{self, Tree};
+use super::tree::Tree;
 
 /// A layer's `.wh.NAME` removes NAME of the layers below (OCI image specification, layer.md, "Whiteouts").
 const WHITEOUT: &[u8] = b".wh.";
@@ -41,7 +42,7 @@ impl Tree {
                 ensure!(
                     !name.is_empty() && name != b".",
                     "{} whites out nothing",
-                    tree::show(&member.path)
+                    show(&member.path)
                 );
                 self.remove([directory, b"/", name].concat())
                     .with_context(context)?;
@@ -60,7 +61,7 @@ impl Tree {
             Content::Inode(inode) => self.insert(&member.path, inode),
             Content::HardLink(target) => self.hard_link(&member.path, target),
         };
-        put.with_context(|| format!("member {}", tree::show(&member.path)))?;
+        put.with_context(|| format!("member {}", show(&member.path)))?;
         Ok(())
     }
 }

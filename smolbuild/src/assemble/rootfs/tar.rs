@@ -12,7 +12,8 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail, ensure};
 use tar::{EntryType, Header};
 
-use super::tree::{self, Device, Inode, Meta, Node, Source, Xattrs};
+use super::inode::{Device, Inode, Meta, Node, Source, Xattrs, is_linux_xattr};
+use super::path::show;
 
 const BLOCK: u64 = 512;
 /// Largest extended header (pax records, long name) held in memory.
@@ -189,7 +190,7 @@ impl Archive {
             None => header.path_bytes().into_owned(),
         };
         let content = self.member_content(header, overrides, &path);
-        let content = content.with_context(|| format!("member {}", tree::show(&path)))?;
+        let content = content.with_context(|| format!("member {}", show(&path)))?;
         Ok(Member { path, content })
     }
 
@@ -284,7 +285,7 @@ impl Overrides {
             }
             _ => {
                 if let Some(name) = key.strip_prefix(b"SCHILY.xattr.")
-                    && tree::is_linux_xattr(name)
+                    && is_linux_xattr(name)
                 {
                     self.xattrs.insert(name.to_vec(), value.clone());
                 }
@@ -298,13 +299,7 @@ fn number(key: &[u8], digits: &[u8]) -> Result<u64> {
     let text = std::str::from_utf8(digits)
         .ok()
         .and_then(|text| text.parse().ok());
-    text.with_context(|| {
-        format!(
-            "pax record {} has the value {}",
-            tree::show(key),
-            tree::show(digits)
-        )
-    })
+    text.with_context(|| format!("pax record {} has the value {}", show(key), show(digits)))
 }
 
 /// Parse pax records, each `LENGTH KEY=VALUE\n` where LENGTH counts all of it (POSIX.1-2001, pax). Values are binary.

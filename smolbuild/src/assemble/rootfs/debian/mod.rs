@@ -11,6 +11,7 @@ mod slim;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use smol_cli::Interrupt;
 
 pub use self::packages::PackagePin;
 use super::tree::{Meta, Node, Source, Tree};
@@ -50,11 +51,16 @@ pub struct CacheLock(#[expect(dead_code, reason = "held for its lock")] std::fs:
 ///
 /// # Errors
 /// mmdebstrap is missing or fails (its last lines are in the error), the cache cannot be written, a broken archive.
-pub fn system(spec: &DebianSpec, cache: &Path, progress: &mut dyn FnMut(&str)) -> Result<Debian> {
-    let entry = bootstrap::installed(spec, cache, progress)?;
+pub fn system(
+    spec: &DebianSpec,
+    cache: &Path,
+    progress: &mut dyn FnMut(&str),
+    interrupt: &Interrupt,
+) -> Result<Debian> {
+    let entry = bootstrap::installed(spec, cache, progress, interrupt)?;
     let mut tree = Tree::new();
-    tree.apply_tar(&entry.archive())?;
-    let packages = packages::installed(&tree, &entry.indexes())?;
+    tree.apply_tar(&entry.archive)?;
+    let packages = packages::installed(&tree)?;
     slim::slim(&mut tree)?;
     if let Some(id) = tree.lookup("etc/machine-id")? {
         // Empty means "not set yet" to systemd and dbus, and can be mounted over.

@@ -1,17 +1,16 @@
 //! Which packages a system has: from dpkg's status file, with digests from the package indexes they were chosen from.
 
 use std::collections::HashMap;
-use std::fs;
-use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
+use super::bootstrap::OFFERED;
 use super::read_small;
 use crate::assemble::rootfs::tree::Tree;
 
-/// Largest dpkg status file read (a desktop has some 5 MB).
-const MAX_STATUS: u64 = 64 << 20;
+/// Largest list of packages read (all of Debian has some 6 MB).
+const MAX_LIST: u64 = 64 << 20;
 
 /// An installed package, exactly.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -27,12 +26,12 @@ pub struct PackagePin {
     pub sha256: Option<String>,
 }
 
-/// The packages installed in `tree`, sorted; `indexes` is a file of `NAME VERSION ARCH SHA256` lines.
-pub fn installed(tree: &Tree, indexes: &Path) -> Result<Vec<PackagePin>> {
-    let status = read_small(tree, "var/lib/dpkg/status", MAX_STATUS)?.unwrap_or_default();
-    let lines = fs::read_to_string(indexes)
-        .with_context(|| format!("cannot read {}", indexes.display()))?;
-    let digests: HashMap<_, _> = lines
+/// The packages installed in `tree`, sorted.
+pub fn installed(tree: &Tree) -> Result<Vec<PackagePin>> {
+    let status = read_small(tree, "var/lib/dpkg/status", MAX_LIST)?.unwrap_or_default();
+    let offered = read_small(tree, OFFERED, MAX_LIST)?.unwrap_or_default();
+    let offered = String::from_utf8_lossy(&offered);
+    let digests: HashMap<_, _> = offered
         .lines()
         .filter_map(|line| line.rsplit_once(' '))
         .collect();

@@ -7,6 +7,7 @@ use crate::assemble::rootfs::tree::{Inode, Node, Tree};
 /// Files and directories that go, with all below them.
 const GONE: &[&str] = &[
     // Of the host, or of this one installation.
+    super::bootstrap::OFFERED,
     "etc/hostname",
     "etc/resolv.conf",
     "etc/.pwd.lock",

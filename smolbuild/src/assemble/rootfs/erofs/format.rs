@@ -132,9 +132,6 @@ pub fn encode_device(device: Device) -> u32 {
 
 /// Extended attributes as they stand behind the inode: a header, then entries padded to four bytes.
 pub fn encode_xattrs(xattrs: &Xattrs) -> Vec<u8> {
-    if xattrs.is_empty() {
-        return Vec::new();
-    }
     let mut out = vec![0; 12]; // no name filter, no shared attributes
     for (name, value) in xattrs {
         let Some((index, suffix)) = xattr_index(name) else {
@@ -146,7 +143,8 @@ pub fn encode_xattrs(xattrs: &Xattrs) -> Vec<u8> {
         out.extend(value);
         out.resize(out.len().next_multiple_of(4), 0);
     }
-    out
+    // The kernel takes a header without entries for an unknown format.
+    if out.len() == 12 { Vec::new() } else { out }
 }
 
 /// Attribute names are stored as the number of a namespace and the rest.
