@@ -37,10 +37,13 @@ fn main() {
 fn flags(workspace: &Path) -> Vec<String> {
     let home = env::var_os("CARGO_HOME").map(PathBuf::from);
     let home = home.or_else(|| env::home_dir().map(|h| h.join(".cargo"))).unwrap_or_default();
-    vec![
+    let mut flags = vec![
         "-Ctarget-feature=+crt-static".into(),
         "-Crelocation-model=static".into(),
         format!("--remap-path-prefix={}=/smol", workspace.display()),
-        format!("--remap-path-prefix={}=/cargo", home.display()),
-    ]
+    ];
+    // Dependencies by their own names: the folders above them are named after where they came from.
+    let indexes = std::fs::read_dir(home.join("registry/src")).into_iter().flatten().flatten();
+    flags.extend(indexes.map(|index| format!("--remap-path-prefix={}=/deps", index.path().display())));
+    flags
 }

@@ -1,6 +1,6 @@
 //! From a frozen machine to a bundle: the last stage before the signature.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use smol_bundle::{
@@ -8,19 +8,9 @@ use smol_bundle::{
 };
 use smol_machine::cpu;
 
+use crate::assemble::Images;
 use crate::boot::{Frozen, MEMORY_FILE, STATE_FILE};
 use crate::plan::Plan;
-
-/// The images of a machine, as the boot used them.
-#[derive(Clone, Debug)]
-pub struct Images {
-    /// Kernel.
-    pub kernel: PathBuf,
-    /// Initramfs; absent for a machine that is just a kernel.
-    pub initramfs: Option<PathBuf>,
-    /// EROFS image.
-    pub rootfs: Option<PathBuf>,
-}
 
 /// Describes the bundle of a machine that was frozen into the folder `frozen_in`.
 ///

@@ -214,12 +214,13 @@ pub fn kernel_cmdline(boot: Boot, kernel_only: bool, extra: &str) -> String {
 
 /// What every machine with a PID 1 of ours tells its kernel
 /// (Documentation/admin-guide/kernel-parameters.txt).
-fn machine_words() -> [&'static str; 10] {
+fn machine_words() -> [&'static str; 11] {
     [
         "console=hvc0",
         // Until hvc0 is there.
         "earlyprintk=serial,ttyS0",
         // A guest that is done resets by triple fault, at once also after a panic.
+        "quiet",
         "reboot=t",
         "panic=-1",
         // PID 1 brings the other CPUs online.

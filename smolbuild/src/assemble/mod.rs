@@ -1,4 +1,8 @@
 //! Assembling what a machine boots from: images on disk.
 
+mod images;
 pub mod initramfs;
+pub mod kernel;
 pub mod rootfs;
+
+pub use images::{Images, assemble};

@@ -12,11 +12,11 @@ use smol_guest::protocol::Event;
 use smol_host::Selected;
 
 use super::{bundle_error, host_error, keys};
-use crate::assemble;
+use crate::assemble::{self, Images};
 use crate::boot::{self, Failed, Frozen, Job, Message};
 use crate::cli::Build;
-use crate::pack::{self, Images};
-use crate::plan::{self, Flags, KernelSource, Plan};
+use crate::pack;
+use crate::plan::{self, Flags, Plan};
 use crate::smolfile;
 use crate::work::WorkDir;
 
@@ -43,7 +43,7 @@ pub fn run(args: &Build, interrupt: &Interrupt) -> Result<()> {
     let work = WorkDir::create(&shared_cache)?;
     let cache = if args.no_cache { work.subdir("cache")? } else { shared_cache.clone() };
 
-    let images = assemble(&mut plan, &cache, &work, &progress, interrupt)?;
+    let images = assemble::assemble(&mut plan, &cache, work.path(), &progress, interrupt)?;
     let frozen_in = work.subdir("frozen")?;
     let job = job(&plan, &images, &frozen_in);
     let frozen = boot(&job, &selected, &shared_cache, &progress, args.verbose, interrupt)?;
@@ -52,33 +52,6 @@ pub fn run(args: &Build, interrupt: &Interrupt) -> Result<()> {
     interrupt.check()?;
     let written = pack(&spec, &out, &work, key.as_ref(), &progress)?;
     report(&plan, &out, &written, &frozen, key.is_some(), args, &progress)
-}
-
-/// Kernel, rootfs and initramfs, as files.
-fn assemble(plan: &mut Plan, cache: &Path, work: &WorkDir, progress: &Progress, interrupt: &Interrupt) -> Result<Images> {
-    let kernel = match &plan.kernel.source {
-        KernelSource::Path(path) => plan.host_path(path),
-        KernelSource::Recipe(name) => assemble::kernel::stage(name, None, cache, progress)?,
-    };
-    plan.inputs.insert("kernel".into(), digest(&kernel)?);
-    interrupt.check()?;
-    let Some(guest) = &plan.guest else {
-        return Ok(Images { kernel, initramfs: None, rootfs: None });
-    };
-    let initramfs = work.path().join("initramfs");
-    assemble::initramfs::build(guest, &initramfs)?;
-    let rootfs = assemble::rootfs::stage(plan, cache, &work.path().join("rootfs"), progress)?;
-    interrupt.check()?;
-    plan.inputs.insert("initramfs".into(), digest(&initramfs)?);
-    plan.inputs.insert("rootfs".into(), digest(&rootfs)?);
-    Ok(Images { kernel, initramfs: Some(initramfs), rootfs: Some(rootfs) })
-}
-
-/// BLAKE3 of a file's bytes, as hex.
-fn digest(path: &Path) -> Result<String> {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update_mmap_rayon(path).with_context(|| format!("cannot read {}", path.display()))?;
-    Ok(hasher.finalize().to_hex().to_string())
 }
 
 fn job(plan: &Plan, images: &Images, out: &Path) -> Job {
