@@ -1,7 +1,8 @@
-//! The initramfs: a cpio archive in the "newc" format (Linux, Documentation/driver-api/early-userspace/buffer-format.rst).
+//! The initramfs: a cpio archive in the "newc" format (Linux,
+//! Documentation/driver-api/early-userspace/buffer-format.rst).
 //!
-//! Uncompressed, for it goes straight into the guest's memory, and free of anything from the host: sorted, inodes numbered
-//! from 1, all times 0.
+//! Uncompressed, for it goes straight into the guest's memory, and free of anything from the host:
+//! sorted, inodes numbered from 1, all times 0.
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -16,8 +17,9 @@ const TRAILER: &[u8] = b"TRAILER!!!";
 /// Where the guest finds its configuration.
 pub const CONFIG_PATH: &str = "smol/config.json";
 
-/// The initramfs of a smol machine: `guest_binary` as /init, `config_json` as /smol/config.json, a console node (the kernel
-/// opens /dev/console for init before anything is mounted) and the mount points init needs; `extra` goes on top.
+/// The initramfs of a smol machine: `guest_binary` as /init, `config_json` as /smol/config.json, a
+/// console node (the kernel opens /dev/console for init before anything is mounted) and the mount
+/// points init needs; `extra` goes on top.
 ///
 /// Write it with [`write`].
 pub fn smol_initramfs(
@@ -113,7 +115,8 @@ struct Archive<'a> {
 }
 
 impl Archive<'_> {
-    /// Of several names of a file only the last carries the content, as GNU cpio writes and the kernel reads it.
+    /// Of several names of a file only the last carries the content, as GNU cpio writes and the
+    /// kernel reads it.
     fn member(&mut self, path: &[u8], id: InodeId, inode: &Inode, last: bool) -> Result<()> {
         let serials = self.serials.len() as u32 + 1;
         let serial = *self.serials.entry(id).or_insert(serials);

@@ -283,7 +283,8 @@ fn a_truncated_archive_is_refused_wherever_it_was_cut() {
     file(&mut tar, "two", &noise(2, 1000));
     let bytes = tar.into_inner().unwrap();
     assert_eq!(bytes.len(), 4096);
-    // Inside a header, inside content, right behind a member, in the end mark: all but the second block of zeros count.
+    // Inside a header, inside content, right behind a member, in the end mark: all but the second
+    // block of zeros count.
     for len in [512, 700, 1024, 1536, 1600, 2048, 3000, 3072, 3500] {
         let error = refused_bytes(bytes[..len].to_vec());
         assert!(error.contains("cut short"), "{len}: {error}");

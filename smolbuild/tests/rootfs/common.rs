@@ -50,8 +50,8 @@ pub fn listing(tree: &Tree) -> String {
     out
 }
 
-/// The listing without what fsck.erofs 1.5 does not unpack: hard links (it makes two files), attributes, set-id bits (it
-/// changes the owner last).
+/// The listing without what fsck.erofs 1.5 does not unpack: hard links (it makes two files),
+/// attributes, set-id bits (it changes the owner last).
 pub fn plain_listing(tree: &Tree) -> String {
     let mut plain = Tree::new();
     for (path, _, inode) in tree.walk() {

@@ -103,7 +103,7 @@ fn copies_take_the_mode_and_owner_they_are_given() {
     let mut tree = Tree::new();
     tree.copy(&CopySpec {
         mode: Some(0o640),
-        owner: Some((7, 8)),
+        owner: Some("7:8".into()),
         ..copy(&src, "etc/secret")
     })
     .unwrap();
@@ -195,4 +195,44 @@ fn a_file_that_shrinks_before_it_is_written_is_an_error() {
         error.contains("/data/file") && error.contains("5 of 9000 bytes"),
         "{error}"
     );
+}
+
+#[test]
+fn owners_are_looked_up_in_the_image() {
+    let scratch = tempfile::tempdir().unwrap();
+    let file = scratch.path().join("file");
+    fs::write(&file, "x").unwrap();
+    let mut tree = Tree::new();
+    let passwd = "root:x:0:0:root:/root:/bin/sh\nredis:x:100:101::/var/lib/redis:/bin/false\n";
+    tree.file("etc/passwd", 0o644, passwd.as_bytes().to_vec())
+        .unwrap();
+    tree.file("etc/group", 0o644, b"root:x:0:\nadm:x:4:redis\n".to_vec())
+        .unwrap();
+    for (owner, expected) in [
+        ("redis", "100:101"),
+        ("redis:adm", "100:4"),
+        ("redis:7", "100:7"),
+        ("100", "100:101"),
+        ("1000", "1000:1000"),
+        ("1000:0", "1000:0"),
+    ] {
+        tree.copy(&CopySpec {
+            owner: Some(owner.into()),
+            ..copy(&file, "/file")
+        })
+        .unwrap();
+        assert_eq!(
+            names(&tree).last().unwrap(),
+            &format!("file 644 {expected}"),
+            "{owner}"
+        );
+    }
+    for owner in ["nobody", "redis:staff", "", "redis:", "-1", "4294967296"] {
+        let error = tree.copy(&CopySpec {
+            owner: Some(owner.into()),
+            ..copy(&file, "/file")
+        });
+        let error = format!("{:#}", error.unwrap_err());
+        assert!(error.contains("the image has no"), "{owner}: {error}");
+    }
 }

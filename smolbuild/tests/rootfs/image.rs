@@ -166,7 +166,8 @@ fn an_image_is_padded_as_asked_and_equal_files_are_stored_once() {
     );
     let bytes = std::fs::read(image).unwrap();
     assert_eq!(bytes.len(), 4 << 20);
-    // Superblock, 733 blocks for a, one for d, one of metadata: the rest is padding, without remains of the copies.
+    // Superblock, 733 blocks for a, one for d, one of metadata: the rest is padding, without
+    // remains of the copies.
     assert!(bytes[736 * 4096..].iter().all(|&byte| byte == 0));
 }
 

@@ -23,7 +23,8 @@ pub enum RootfsSource {
     Debian(DebianSpec),
     /// A plain tar archive.
     Tar(PathBuf),
-    /// A host directory. Owners are kept if we are root, otherwise all files become root's; times become the epoch.
+    /// A host directory. Owners are kept if we are root, otherwise all files become root's; times
+    /// become the epoch.
     Dir(PathBuf),
     /// Nothing but the copies.
     None,
@@ -63,8 +64,8 @@ pub fn build(
     build_interruptible(spec, cache, out, progress, &Interrupt::detached()?)
 }
 
-/// Build the root file system image `out`, which is replaced when the new one is complete. `cache` is
-/// a directory for installed packages; `progress` is told what happens, a line at a time.
+/// Build the root file system image `out`, which is replaced when the new one is complete. `cache`
+/// is a directory for installed packages; `progress` is told what happens, a line at a time.
 ///
 /// The image depends on the spec and the contents it names alone: the same input gives the same
 /// bytes.
@@ -86,7 +87,8 @@ pub fn build_interruptible(
     add_runtime_files(&mut tree)?;
     interrupt.check()?;
     progress("writing the root file system image");
-    // Times in archives are part of the input, and some programs compare them (Python, with its compiled modules).
+    // Times in archives are part of the input, and some programs compare them (Python, with its
+    // compiled modules).
     let mtimes = match spec.source {
         RootfsSource::Tar(_) => Mtimes::Clamped,
         _ => Mtimes::Epoch,
@@ -134,8 +136,8 @@ fn source_tree(
     Ok((tree, Vec::new(), None))
 }
 
-/// Mount points, and the one file without which `localhost` has no address. The image is mounted read-only, so nobody can
-/// make them later. What is there stays as it is.
+/// Mount points, and the one file without which `localhost` has no address. The image is mounted
+/// read-only, so nobody can make them later. What is there stays as it is.
 fn add_runtime_files(tree: &mut Tree) -> Result<()> {
     for (path, mode) in [
         ("proc", 0o555),

@@ -18,15 +18,16 @@ use super::tree::Tree;
 /// Whose the files in the tree are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owner {
-    /// Owner, group and extended attributes (but SELinux labels, which belong to the host) as on the host.
+    /// Owner, group and extended attributes (but SELinux labels, which belong to the host) as on
+    /// the host.
     Keep,
     /// This user and group; no extended attributes.
     Fixed(u32, u32),
 }
 
 impl Owner {
-    /// What a whole root file system wants: root's files keep their owners if we are root and can trust them, for anyone
-    /// else all files were unpacked as that user and become root's.
+    /// What a whole root file system wants: root's files keep their owners if we are root and can
+    /// trust them, for anyone else all files were unpacked as that user and become root's.
     pub fn of_root_filesystem() -> Owner {
         if rustix::process::geteuid().is_root() {
             Owner::Keep
@@ -69,8 +70,9 @@ impl Modes {
 }
 
 impl Tree {
-    /// Put the host directory `path` with all it holds at `dest` in the tree, over what is there; directories that
-    /// are there keep their metadata. Symbolic links are taken as they are, never followed. Contents stay on the host: they must not change until the tree is written.
+    /// Put the host directory `path` with all it holds at `dest` in the tree, over what is there;
+    /// directories that are there keep their metadata. Symbolic links are taken as they are, never
+    /// followed. Contents stay on the host: they must not change until the tree is written.
     pub fn apply_dir(
         &mut self,
         path: &Path,

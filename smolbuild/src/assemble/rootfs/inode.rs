@@ -28,7 +28,8 @@ pub struct Meta {
     pub uid: u32,
     /// Group.
     pub gid: u32,
-    /// Modification time in seconds since 1970, if the input's is worth keeping; otherwise the epoch of the image.
+    /// Modification time in seconds since 1970, if the input's is worth keeping; otherwise the
+    /// epoch of the image.
     pub mtime: Option<u64>,
     /// Extended attributes by full name.
     pub xattrs: Xattrs,
@@ -220,7 +221,8 @@ impl Inode {
     }
 }
 
-/// Whether this extended attribute means something to Linux; others (of other systems) are left out of images.
+/// Whether this extended attribute means something to Linux; others (of other systems) are left out
+/// of images.
 pub(super) fn is_linux_xattr(name: &[u8]) -> bool {
     [&b"user."[..], b"trusted.", b"security."]
         .iter()

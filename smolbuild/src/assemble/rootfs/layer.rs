@@ -8,17 +8,18 @@ use super::path::show;
 use super::tar::{Archive, Content, Member};
 use super::tree::Tree;
 
-/// A layer's `.wh.NAME` removes NAME of the layers below (OCI image specification, layer.md, "Whiteouts").
+/// A layer's `.wh.NAME` removes NAME of the layers below (OCI image specification, layer.md,
+/// "Whiteouts").
 const WHITEOUT: &[u8] = b".wh.";
 /// `.wh..wh..opq` in a directory removes everything the layers below have in it.
 const OPAQUE: &[u8] = b".wh..wh..opq";
 
 impl Tree {
-    /// Put all members of the plain tar archive at `path` into the tree, later ones over earlier ones. Contents stay in the
-    /// archive: it must not change until the tree is written.
+    /// Put all members of the plain tar archive at `path` into the tree, later ones over earlier
+    /// ones. Contents stay in the archive: it must not change until the tree is written.
     ///
-    /// Owners, modes, times, devices and extended attributes are kept. Absolute names lose their slash, names with `..` and
-    /// names through symbolic links that leave the tree are errors.
+    /// Owners, modes, times, devices and extended attributes are kept. Absolute names lose their
+    /// slash, names with `..` and names through symbolic links that leave the tree are errors.
     pub fn apply_tar(&mut self, path: &Path) -> Result<()> {
         let mut archive = Archive::open(path)?;
         while let Some(member) = archive.next()? {
@@ -28,8 +29,8 @@ impl Tree {
         Ok(())
     }
 
-    /// As [`Tree::apply_tar`], but the archive is an OCI layer: its whiteouts remove what lower layers brought, wherever in
-    /// the archive they stand.
+    /// As [`Tree::apply_tar`], but the archive is an OCI layer: its whiteouts remove what lower
+    /// layers brought, wherever in the archive they stand.
     pub fn apply_layer(&mut self, path: &Path) -> Result<()> {
         let mut members = Vec::new();
         let mut archive = Archive::open(path)?;

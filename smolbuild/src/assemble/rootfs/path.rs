@@ -66,8 +66,8 @@ impl std::fmt::Display for NotADirectory {
 
 impl std::error::Error for NotADirectory {}
 
-/// Path resolution inside the tree, as in a chroot, except that `..` above the root is refused and not ignored: an archive
-/// that tries it is broken or hostile.
+/// Path resolution inside the tree, as in a chroot, except that `..` above the root is refused and
+/// not ignored: an archive that tries it is broken or hostile.
 pub(super) struct Route {
     /// Components still to go, the next one last.
     todo: Vec<Box<[u8]>>,

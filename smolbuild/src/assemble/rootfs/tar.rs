@@ -1,8 +1,9 @@
-//! Reading tar archives: ustar, GNU (long names, base-256 numbers) and pax (POSIX.1-2001) with extended attributes.
+//! Reading tar archives: ustar, GNU (long names, base-256 numbers) and pax (POSIX.1-2001) with
+//! extended attributes.
 //!
-//! The `tar` crate decodes header fields; walking from header to header is ours, because contents must stay in the archive
-//! (we keep offsets), because attribute values are binary (they may hold newlines), and because every length is checked
-//! against the archive's before it is believed.
+//! The `tar` crate decodes header fields; walking from header to header is ours, because contents
+//! must stay in the archive (we keep offsets), because attribute values are binary (they may hold
+//! newlines), and because every length is checked against the archive's before it is believed.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -123,7 +124,8 @@ impl Archive {
         }
     }
 
-    /// Read and check the header at `next` and step behind it. `None` at the end mark, a block of zeros.
+    /// Read and check the header at `next` and step behind it. `None` at the end mark, a block of
+    /// zeros.
     fn header(&mut self) -> Result<Option<Header>> {
         ensure!(
             self.len - self.next >= BLOCK,
@@ -220,7 +222,8 @@ impl Archive {
                     len: size,
                 })
             }
-            // These have no content, whatever their size field says (as GNU tar and others read them).
+            // These have no content, whatever their size field says (as GNU tar and others read
+            // them).
             EntryType::Directory => Node::directory(),
             EntryType::Symlink => Node::Symlink(link),
             EntryType::Link => return Ok(Content::HardLink(link)),
@@ -302,7 +305,8 @@ fn number(key: &[u8], digits: &[u8]) -> Result<u64> {
     text.with_context(|| format!("pax record {} has the value {}", show(key), show(digits)))
 }
 
-/// Parse pax records, each `LENGTH KEY=VALUE\n` where LENGTH counts all of it (POSIX.1-2001, pax). Values are binary.
+/// Parse pax records, each `LENGTH KEY=VALUE\n` where LENGTH counts all of it (POSIX.1-2001, pax).
+/// Values are binary.
 fn pax_records(mut bytes: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
     let mut records = Vec::new();
     while !bytes.is_empty() {

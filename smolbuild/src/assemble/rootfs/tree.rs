@@ -1,10 +1,11 @@
-//! One normalised file system tree: where every input (tar, directory, copy step) ends up and what both image writers
-//! start from.
+//! One normalised file system tree: where every input (tar, directory, copy step) ends up and what
+//! both image writers start from.
 //!
-//! The tree holds metadata only. File contents stay where they are and are referred to by [`Source`], so that a root file
-//! system of several gigabytes costs some hundred bytes a file. Names are kept in byte order, so no image depends on the
-//! order of its input. Paths from archives are hostile: [`Tree`] is a world of its own, symbolic links are followed inside
-//! it and nothing is ever looked up on the host.
+//! The tree holds metadata only. File contents stay where they are and are referred to by
+//! [`Source`], so that a root file system of several gigabytes costs some hundred bytes a file.
+//! Names are kept in byte order, so no image depends on the order of its input. Paths from archives
+//! are hostile: [`Tree`] is a world of its own, symbolic links are followed inside it and nothing
+//! is ever looked up on the host.
 
 use std::collections::{BTreeMap, btree_map};
 
@@ -72,8 +73,9 @@ impl Tree {
         &mut self.inodes[id.index()].meta
     }
 
-    /// Put `inode` at `path`, replacing what is there; missing parents are made (0755, root). A directory over a directory
-    /// keeps the children and takes the new metadata. Symbolic links in the parents are followed inside the tree.
+    /// Put `inode` at `path`, replacing what is there; missing parents are made (0755, root). A
+    /// directory over a directory keeps the children and takes the new metadata. Symbolic links in
+    /// the parents are followed inside the tree.
     pub fn insert(&mut self, path: impl AsRef<[u8]>, inode: Inode) -> Result<InodeId> {
         inode.check()?;
         let components = components(path.as_ref())?;
@@ -128,7 +130,8 @@ impl Tree {
         )
     }
 
-    /// Make sure that `path` is a directory, as `mkdir -p`: one that is there (also behind a symbolic link) stays as it is.
+    /// Make sure that `path` is a directory, as `mkdir -p`: one that is there (also behind a
+    /// symbolic link) stays as it is.
     pub fn mkdir(&mut self, path: impl AsRef<[u8]>, mode: u32) -> Result<InodeId> {
         let components = components(path.as_ref())?;
         if let Some(id) = self.find_directory(&components)? {
@@ -139,7 +142,8 @@ impl Tree {
         Ok(id)
     }
 
-    /// Give the inode at `target` the further name `path`. Links in the parents are followed, `target` itself is not.
+    /// Give the inode at `target` the further name `path`. Links in the parents are followed,
+    /// `target` itself is not.
     pub fn hard_link(
         &mut self,
         path: impl AsRef<[u8]>,
@@ -185,7 +189,8 @@ impl Tree {
         Ok(())
     }
 
-    /// Remove `path` and all below it; `false` if it is not there. The root cannot be removed, only emptied.
+    /// Remove `path` and all below it; `false` if it is not there. The root cannot be removed, only
+    /// emptied.
     pub fn remove(&mut self, path: impl AsRef<[u8]>) -> Result<bool> {
         let components = components(path.as_ref())?;
         let Some((name, parents)) = components.split_last() else {
@@ -219,7 +224,25 @@ impl Tree {
             .and_then(|parent| self.child(parent, name)))
     }
 
-    /// Every name in the tree, the root first (its path is empty), parents before children, siblings in byte order.
+    /// The content of the regular file at `path`, which must not be larger than `limit` bytes;
+    /// `None` if there is no such file.
+    pub fn read(&self, path: &str, limit: u64) -> Result<Option<Vec<u8>>> {
+        let Some(id) = self.lookup(path)? else {
+            return Ok(None);
+        };
+        let Node::File(source) = &self.inode(id).node else {
+            return Ok(None);
+        };
+        let len = source.len();
+        ensure!(len <= limit, "/{path} has {len} bytes (at most {limit})");
+        let mut bytes = Vec::new();
+        let read = source.copy_to(&mut bytes);
+        read.with_context(|| format!("cannot read /{path} of the image"))?;
+        Ok(Some(bytes))
+    }
+
+    /// Every name in the tree, the root first (its path is empty), parents before children,
+    /// siblings in byte order.
     pub fn walk(&self) -> Walk<'_> {
         Walk {
             tree: self,
@@ -288,7 +311,8 @@ impl Tree {
         Ok(route.directory())
     }
 
-    /// The directory these components lead to, or `None` if a part of the path is missing or not a directory.
+    /// The directory these components lead to, or `None` if a part of the path is missing or not a
+    /// directory.
     fn find_directory(&self, path: &[&[u8]]) -> Result<Option<InodeId>> {
         let mut route = Route::new(path);
         loop {
@@ -306,7 +330,8 @@ impl Tree {
 /// Iterator of [`Tree::walk`]: path without leading slash, id, inode.
 pub struct Walk<'a> {
     tree: &'a Tree,
-    /// Path of the directory whose children are next, with a slash at its end unless it is the root.
+    /// Path of the directory whose children are next, with a slash at its end unless it is the
+    /// root.
     path: Vec<u8>,
     /// For each directory we are in: length of its path, and the children to come.
     stack: Vec<(usize, Children<'a>)>,

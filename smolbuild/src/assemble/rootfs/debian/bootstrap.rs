@@ -28,8 +28,8 @@ const RECIPE: u32 = 2;
 /// Time given to files that have none of their own. Any value that never changes will do; the image
 /// clamps times itself.
 const EPOCH: &str = "1700000000";
-/// A hook that comes with mmdebstrap: links /bin and the like into /usr itself instead of installing
-/// `usrmerge`, which would bring 45 MB of Perl along.
+/// A hook that comes with mmdebstrap: links /bin and the like into /usr itself instead of
+/// installing `usrmerge`, which would bring 45 MB of Perl along.
 const MERGED_USR: &str = "/usr/share/mmdebstrap/hooks/maybe-merged-usr";
 /// Lines of mmdebstrap's output shown when it fails.
 const LAST_LINES: usize = 15;
@@ -235,8 +235,8 @@ fn confined(program: &OsStr) -> Command {
     command
 }
 
-/// Run to the end, or until the interrupt. What it says goes to `progress`, its end into the error if
-/// it fails.
+/// Run to the end, or until the interrupt. What it says goes to `progress`, its end into the error
+/// if it fails.
 fn run(mut command: Command, progress: &mut dyn FnMut(&str), interrupt: &Interrupt) -> Result<()> {
     let mut group = Group(command.spawn().context("cannot start mmdebstrap")?);
     let mut stderr = group.0.stderr.take().context("mmdebstrap has no output")?;

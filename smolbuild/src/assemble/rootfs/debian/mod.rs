@@ -1,8 +1,8 @@
-//! Debian systems: packages, installed by mmdebstrap into a tar archive that is kept in the cache, made small and free of
-//! traces of the host when it is read back.
+//! Debian systems: packages, installed by mmdebstrap into a tar archive that is kept in the cache,
+//! made small and free of traces of the host when it is read back.
 //!
-//! `bootstrap` runs mmdebstrap and owns the cache, `slim` says which files an image does without, `packages` tells which
-//! packages are in it.
+//! `bootstrap` runs mmdebstrap and owns the cache, `slim` says which files an image does without,
+//! `packages` tells which packages are in it.
 
 mod bootstrap;
 mod packages;
@@ -10,7 +10,7 @@ mod slim;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use smol_cli::Interrupt;
 
 pub use self::packages::PackagePin;
@@ -21,19 +21,21 @@ use super::tree::{Meta, Node, Source, Tree};
 pub struct DebianSpec {
     /// Release: `bookworm`.
     pub suite: String,
-    /// Packages besides the essential ones, as apt takes them: `redis-server`, or `redis-server=5:7.0.15-1` for one version.
-    /// Recommended packages are not installed.
+    /// Packages besides the essential ones, as apt takes them: `redis-server`, or
+    /// `redis-server=5:7.0.15-1` for one version. Recommended packages are not installed.
     pub packages: Vec<String>,
-    /// An apt sources file (one-line or deb822) to use; without, mmdebstrap's default for the suite.
+    /// An apt sources file (one-line or deb822) to use; without, mmdebstrap's default for the
+    /// suite.
     pub sources: Option<PathBuf>,
-    /// State of the package archive that is wanted: an opaque text that is part of the cache key, such as the digest of a
-    /// lock file. Another text means another installation.
+    /// State of the package archive that is wanted: an opaque text that is part of the cache key,
+    /// such as the digest of a lock file. Another text means another installation.
     pub snapshot: String,
     /// Install anew even if the cache has it, and put the result there.
     pub refresh: bool,
 }
 
-/// The tree of a Debian system. While it is used, [`Debian::lock`] keeps the cached archive in place.
+/// The tree of a Debian system. While it is used, [`Debian::lock`] keeps the cached archive in
+/// place.
 pub struct Debian {
     /// The files.
     pub tree: Tree,
@@ -46,11 +48,12 @@ pub struct Debian {
 /// A shared lock on a cache entry, released when dropped.
 pub struct CacheLock(#[expect(dead_code, reason = "held for its lock")] std::fs::File);
 
-/// Install `spec`, or take it from `cache`, a directory for this purpose alone (made if missing). `progress` is told what
-/// happens, a line at a time.
+/// Install `spec`, or take it from `cache`, a directory for this purpose alone (made if missing).
+/// `progress` is told what happens, a line at a time.
 ///
 /// # Errors
-/// mmdebstrap is missing or fails (its last lines are in the error), the cache cannot be written, a broken archive.
+/// mmdebstrap is missing or fails (its last lines are in the error), the cache cannot be written, a
+/// broken archive.
 pub fn system(
     spec: &DebianSpec,
     cache: &Path,
@@ -82,24 +85,4 @@ pub fn system(
         packages,
         lock: CacheLock(entry.lock),
     })
-}
-
-/// Content of a small file of the tree.
-fn read_small(tree: &Tree, path: &str, limit: u64) -> Result<Option<Vec<u8>>> {
-    let Some(id) = tree.lookup(path)? else {
-        return Ok(None);
-    };
-    let Node::File(source) = &tree.inode(id).node else {
-        return Ok(None);
-    };
-    anyhow::ensure!(
-        source.len() <= limit,
-        "/{path} has {} bytes (at most {limit})",
-        source.len()
-    );
-    let mut bytes = Vec::new();
-    source
-        .copy_to(&mut bytes)
-        .with_context(|| format!("cannot read /{path} of the tree"))?;
-    Ok(Some(bytes))
 }

@@ -1,4 +1,5 @@
-//! Which packages a system has: from dpkg's status file, with digests from the package indexes they were chosen from.
+//! Which packages a system has: from dpkg's status file, with digests from the package indexes they
+//! were chosen from.
 
 use std::collections::HashMap;
 
@@ -6,7 +7,6 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use super::bootstrap::OFFERED;
-use super::read_small;
 use crate::assemble::rootfs::tree::Tree;
 
 /// Largest list of packages read (all of Debian has some 6 MB).
@@ -28,8 +28,10 @@ pub struct PackagePin {
 
 /// The packages installed in `tree`, sorted.
 pub fn installed(tree: &Tree) -> Result<Vec<PackagePin>> {
-    let status = read_small(tree, "var/lib/dpkg/status", MAX_LIST)?.unwrap_or_default();
-    let offered = read_small(tree, OFFERED, MAX_LIST)?.unwrap_or_default();
+    let status = tree
+        .read("var/lib/dpkg/status", MAX_LIST)?
+        .unwrap_or_default();
+    let offered = tree.read(OFFERED, MAX_LIST)?.unwrap_or_default();
     let offered = String::from_utf8_lossy(&offered);
     let digests: HashMap<_, _> = offered
         .lines()
@@ -43,7 +45,8 @@ pub fn installed(tree: &Tree) -> Result<Vec<PackagePin>> {
     Ok(pins)
 }
 
-/// Installed packages of a dpkg status file (deb822: stanzas of `Field: value`, continued by leading blanks).
+/// Installed packages of a dpkg status file (deb822: stanzas of `Field: value`, continued by
+/// leading blanks).
 fn parse_status(status: &str) -> Vec<PackagePin> {
     let mut pins: Vec<_> = status.split("\n\n").filter_map(parse_stanza).collect();
     pins.sort();

@@ -1,4 +1,5 @@
-//! What an image does without: documentation, caches, logs, and whatever tells one machine or one run from another.
+//! What an image does without: documentation, caches, logs, and whatever tells one machine or one
+//! run from another.
 
 use anyhow::Result;
 

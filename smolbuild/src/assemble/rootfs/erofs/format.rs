@@ -1,4 +1,5 @@
-//! On-disk structures of EROFS, as Linux 6.1 defines them in fs/erofs/erofs_fs.h. All numbers are little-endian.
+//! On-disk structures of EROFS, as Linux 6.1 defines them in fs/erofs/erofs_fs.h. All numbers are
+//! little-endian.
 
 use crate::assemble::rootfs::tree::{Device, Node, Xattrs};
 
@@ -55,7 +56,8 @@ impl SuperBlock {
     }
 }
 
-/// CRC-32C (Castagnoli, reflected) from all ones and without the final inversion, as the kernel's `crc32c(~0, ...)`.
+/// CRC-32C (Castagnoli, reflected) from all ones and without the final inversion, as the kernel's
+/// `crc32c(~0, ...)`.
 fn crc32c(bytes: &[u8]) -> u32 {
     bytes.iter().fold(u32::MAX, |crc, &byte| {
         (0..8).fold(crc ^ u32::from(byte), |crc, _| {
@@ -89,7 +91,8 @@ impl InodeHead {
         if extended { 64 } else { 32 }
     }
 
-    /// Append the encoded head to `out`. A compact head holds its numbers' low halves: the caller has checked that they fit.
+    /// Append the encoded head to `out`. A compact head holds its numbers' low halves: the caller
+    /// has checked that they fit.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let format = self.extended as u16 | (self.layout as u16) << 1;
         // The field counts 4-byte units behind a header of 12 bytes, plus one.
@@ -205,8 +208,8 @@ impl DirectorySize {
     }
 }
 
-/// Encode a directory: each block holds its entries, then their names; names are sorted over all of them, for the kernel
-/// searches by halves. All blocks but the last are full-sized.
+/// Encode a directory: each block holds its entries, then their names; names are sorted over all of
+/// them, for the kernel searches by halves. All blocks but the last are full-sized.
 pub fn encode_directory(entries: &[Dirent<'_>]) -> Vec<u8> {
     let mut out = Vec::new();
     let mut rest = entries;

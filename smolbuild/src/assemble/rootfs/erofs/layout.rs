@@ -1,4 +1,5 @@
-//! Deciding where each inode goes before anything is written: directory entries name inodes by their place.
+//! Deciding where each inode goes before anything is written: directory entries name inodes by
+//! their place.
 
 use anyhow::{Context, Result, ensure};
 
@@ -6,8 +7,8 @@ use super::format::{self, BLOCK, DataLayout, DirectorySize, InodeHead, SLOT};
 use super::{Mtimes, Options};
 use crate::assemble::rootfs::tree::{Inode, InodeId, Node, Tree};
 
-/// Tails of directories and links up to this many bytes go behind their inode; longer ones get a block of their own. Beyond
-/// half a block the gaps in the metadata would cost more than they save.
+/// Tails of directories and links up to this many bytes go behind their inode; longer ones get a
+/// block of their own. Beyond half a block the gaps in the metadata would cost more than they save.
 const MAX_INLINE: u64 = BLOCK / 2;
 
 /// An inode with its place in the image.
@@ -114,14 +115,14 @@ impl Layout {
             offset: 0,
         });
         let placed = self.inodes.last_mut().context("just added")?;
-        // Short inodes take their time from the superblock and have narrow fields. The number of links is not known yet:
-        // `place` looks at it again.
+        // Short inodes take their time from the superblock and have narrow fields. The number of
+        // links is not known yet: `place` looks at it again.
         let meta = &inode.meta;
         let narrow =
             size <= u32::MAX.into() && meta.uid <= u16::MAX.into() && meta.gid <= u16::MAX.into();
         placed.extended = !narrow || mtime != options.epoch;
-        // File data always has blocks of its own: DAX maps nothing else. Directories and links go through the page cache
-        // anyway, and are read sooner from beside their inode.
+        // File data always has blocks of its own: DAX maps nothing else. Directories and links go
+        // through the page cache anyway, and are read sooner from beside their inode.
         let inlined = matches!(inode.node, Node::Directory(_) | Node::Symlink(_));
         if inlined && (1..=MAX_INLINE).contains(&(size % BLOCK)) {
             placed.layout = DataLayout::FlatInline;
@@ -143,8 +144,9 @@ impl Layout {
         }
     }
 
-    /// Give each inode its offset. An inode with its attributes and tail stays within one block if it can: the kernel wants
-    /// that of tails, and it saves reads of the rest. The gap before a block that was begun early takes later small inodes.
+    /// Give each inode its offset. An inode with its attributes and tail stays within one block if
+    /// it can: the kernel wants that of tails, and it saves reads of the rest. The gap before a
+    /// block that was begun early takes later small inodes.
     fn place(&mut self) -> Result<()> {
         // The first slot stays empty, for an inode number of 0 means "no file" to some readers.
         let mut end = SLOT;
@@ -170,7 +172,8 @@ impl Layout {
             placed.offset = end;
             end += room;
         }
-        // fsck.erofs 1.5 looks for attributes behind every inode, also behind the last one of an image.
+        // fsck.erofs 1.5 looks for attributes behind every inode, also behind the last one of an
+        // image.
         self.meta_len = end + SLOT;
         Ok(())
     }
@@ -188,7 +191,8 @@ fn directory_size(tree: &Tree, inode: &Inode) -> (u64, u32) {
     (size.bytes(), nlink)
 }
 
-/// What a directory's data lists, sorted: its children but sockets, and `.` and `..` (which have no id here).
+/// What a directory's data lists, sorted: its children but sockets, and `.` and `..` (which have no
+/// id here).
 pub fn names<'a>(tree: &'a Tree, inode: &'a Inode) -> Vec<(&'a [u8], Option<InodeId>)> {
     let Node::Directory(children) = &inode.node else {
         return Vec::new();

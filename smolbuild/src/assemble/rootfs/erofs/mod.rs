@@ -1,13 +1,15 @@
-//! Writing a [`Tree`] as an EROFS image: read-only, uncompressed, reproducible, without root and without a mount.
+//! Writing a [`Tree`] as an EROFS image: read-only, uncompressed, reproducible, without root and
+//! without a mount.
 //!
-//! The image is mounted in the guest from a virtio-pmem device with DAX, so file data is in whole, aligned blocks that are
-//! mapped into processes straight from the bundle. The layout:
+//! The image is mounted in the guest from a virtio-pmem device with DAX, so file data is in whole,
+//! aligned blocks that are mapped into processes straight from the bundle. The layout:
 //!
 //! ```text
 //! block 0     superblock (at byte 1024)
 //! block 1...  contents of files, in the order of the tree; equal contents are stored once
 //!             directories and links that are too large for the metadata
-//! meta block  inodes, each followed by its extended attributes and, for directories and links, the rest of its data
+//! meta block  inodes, each followed by its extended attributes and, for directories and links, the
+//! rest of its data
 //! ```
 //!
 //! [`format`] has the structures, [`layout`] decides where inodes go.
@@ -34,8 +36,9 @@ const PIECE: usize = 1 << 20;
 pub enum Mtimes {
     /// The epoch, all of them: independent of when inputs were made, and the smallest metadata.
     Epoch,
-    /// Those of the tree, but none after the epoch. For archives, whose times are part of the input and may matter (Python
-    /// compares the time of a source file with the one in its compiled form).
+    /// Those of the tree, but none after the epoch. For archives, whose times are part of the input
+    /// and may matter (Python compares the time of a source file with the one in its compiled
+    /// form).
     Clamped,
 }
 
@@ -48,7 +51,8 @@ pub struct Options {
     pub mtimes: Mtimes,
     /// The volume's UUID.
     pub uuid: [u8; 16],
-    /// The image file is padded with zeros to a multiple of this many bytes: a power of two, at least one block (4096).
+    /// The image file is padded with zeros to a multiple of this many bytes: a power of two, at
+    /// least one block (4096).
     pub align_image: u64,
 }
 
@@ -84,12 +88,12 @@ pub struct Stats {
     pub image_bytes: u64,
 }
 
-/// Write `tree` as an EROFS image into `out`, which is truncated first. The same tree, contents and options give the same
-/// bytes.
+/// Write `tree` as an EROFS image into `out`, which is truncated first. The same tree, contents and
+/// options give the same bytes.
 ///
 /// # Errors
-/// A source that cannot be read or that changed, an image of more than 16 TiB, and errors of `out`. Then `out` holds no
-/// valid image.
+/// A source that cannot be read or that changed, an image of more than 16 TiB, and errors of `out`.
+/// Then `out` holds no valid image.
 pub fn write(tree: &Tree, out: &mut File, options: &Options) -> Result<Stats> {
     ensure!(
         options.align_image.is_power_of_two() && options.align_image >= BLOCK,
@@ -173,7 +177,8 @@ impl Image<'_> {
             }
             self.put(&mut piece)?;
         }
-        // The last piece is written only if the content is new; what a large one wrote already is overwritten by the next.
+        // The last piece is written only if the content is new; what a large one wrote already is
+        // overwritten by the next.
         let key = (len, digest.finalize());
         if let Some(&stored) = self.known.get(&key) {
             self.next = start;
