@@ -45,15 +45,21 @@ pub fn assemble(
     interrupt.check()?;
     let mut images = Images { kernel, initramfs: None, rootfs: None };
     if let (Some(guest), Some(source)) = (&plan.guest, &plan.rootfs) {
-        images.rootfs = Some(build_rootfs(plan, source, cache, &work.join("rootfs"), progress)?);
-        interrupt.check()?;
+        images.rootfs = Some(build_rootfs(plan, source, cache, &work.join("rootfs"), progress, interrupt)?);
         images.initramfs = Some(build_initramfs(guest, &work.join("initramfs"))?);
     }
     enter_digests(plan, &images)?;
     Ok(images)
 }
 
-fn build_rootfs(plan: &Plan, source: &plan::Rootfs, cache: &Path, out: &Path, progress: &Progress) -> Result<PathBuf> {
+fn build_rootfs(
+    plan: &Plan,
+    source: &plan::Rootfs,
+    cache: &Path,
+    out: &Path,
+    progress: &Progress,
+    interrupt: &Interrupt,
+) -> Result<PathBuf> {
     let source = match source {
         plan::Rootfs::Debian { suite, packages } => {
             RootfsSource::Debian(rootfs::DebianSpec {
@@ -75,7 +81,8 @@ fn build_rootfs(plan: &Plan, source: &plan::Rootfs, cache: &Path, out: &Path, pr
     });
     let spec = RootfsSpec { source, copies: copies.collect(), epoch: plan.epoch };
     let stage = progress.stage("rootfs", "assembling the root file system");
-    let image = rootfs::build(&spec, cache, out, &mut |line| stage.note(line))?;
+    let packages = cache.join("debian");
+    let image = rootfs::build_interruptible(&spec, &packages, out, &mut |line| stage.note(line), interrupt)?;
     stage.finish(&human::bytes(image.size));
     Ok(image.path)
 }

@@ -4,10 +4,11 @@
 //! job's folder, which both sides see under the same name.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use smol_cli::Interrupt;
-use smol_host::emulated::{Controller, EmulatedHost, Event, SELF};
+use smol_host::emulated::{EmulatedHost, Event, SELF};
 
 use super::{Job, Message, local};
 
@@ -17,6 +18,8 @@ pub const INNER_COMMAND: &str = "boot-job";
 const JOB_FILE: &str = "job.json";
 /// Where the inner program sees the results folder and the images.
 const OUT: &str = "/job/out";
+/// After an interrupt the inner program has this long to come to its end by itself.
+const GRACE: Duration = Duration::from_secs(3);
 
 /// Boots the job in an emulated host. As [`local::run`] otherwise.
 ///
@@ -29,7 +32,7 @@ pub fn run(job: &Job, cache: &Path, interrupt: &Interrupt, mut report: impl FnMu
     let guest_mib = u32::try_from(job.memory >> 20).context("guest memory")?;
     host = host.memory(guest_mib).share(&job.out, OUT, false).job([SELF, INNER_COMMAND, "/job/out/job.json"]);
     let mut running = host.spawn().map_err(crate::commands::host_error)?;
-    let _watch = stop_on_interrupt(running.controller(), interrupt.clone());
+    running.controller().stop_on(interrupt.clone(), GRACE);
 
     let mut stdout = Vec::new();
     let mut stderr = Vec::new();
@@ -98,39 +101,4 @@ fn complete_lines(buffer: &mut Vec<u8>) -> Result<Vec<Message>> {
         .filter(|l| !l.is_empty())
         .map(|l| serde_json::from_slice(l).with_context(|| format!("message of the emulated host: {}", String::from_utf8_lossy(l))))
         .collect()
-}
-
-/// Passes the user's wish to stop on. The thread ends with the guard.
-fn stop_on_interrupt(controller: Controller, interrupt: Interrupt) -> StopGuard {
-    let done = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
-    let seen = done.clone();
-    let thread = std::thread::spawn(move || {
-        use std::sync::atomic::Ordering;
-        while !seen.load(Ordering::Relaxed) {
-            if matches!(interrupt.wait(Some(std::time::Duration::from_millis(100))), Ok(true)) {
-                controller.stop();
-                // The inner program has this long to come to its end by itself.
-                std::thread::sleep(std::time::Duration::from_secs(2));
-                if !seen.load(Ordering::Relaxed) {
-                    controller.kill();
-                }
-                return;
-            }
-        }
-    });
-    StopGuard { done, thread: Some(thread) }
-}
-
-struct StopGuard {
-    done: std::sync::Arc<std::sync::atomic::AtomicBool>,
-    thread: Option<std::thread::JoinHandle<()>>,
-}
-
-impl Drop for StopGuard {
-    fn drop(&mut self) {
-        self.done.store(true, std::sync::atomic::Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
 }

@@ -27,7 +27,6 @@ struct Seen {
     ready_line: Option<Regex>,
     handle: Option<StopHandle>,
     failure: Option<Failed>,
-    asked_for_snapshot: bool,
     console: Vec<String>,
     log: Vec<String>,
 }
@@ -39,7 +38,6 @@ impl Observer {
             ready_line,
             handle: None,
             failure: None,
-            asked_for_snapshot: false,
             console: Vec::new(),
             log: Vec::new(),
         })))
@@ -52,11 +50,6 @@ impl Observer {
     /// From here on the streams can stop the machine.
     pub(super) fn attach(&self, handle: StopHandle) {
         self.lock().handle = Some(handle);
-    }
-
-    /// Whether a stream has asked for the snapshot: a kernel without a snapshot point of its own.
-    pub(super) fn asked_for_snapshot(&self) -> bool {
-        self.lock().asked_for_snapshot
     }
 
     /// The failure that the guest reported, or one with `reason`; with the last lines either way.
@@ -85,10 +78,7 @@ impl Seen {
 
     fn event(&mut self, event: Event) {
         match &event {
-            Event::Snapshot => {
-                self.asked_for_snapshot = true;
-                self.stop(Stop::Snapshot);
-            }
+            Event::Snapshot => self.stop(Stop::Snapshot),
             Event::ServiceExited { status } => {
                 self.failure.get_or_insert(Failed {
                     details: vec![format!("the service ended with {status}")],
@@ -115,7 +105,6 @@ impl Seen {
     fn console_line(&mut self, line: &[u8]) {
         if self.ready_line.as_ref().is_some_and(|r| r.is_match(line)) {
             self.ready_line = None;
-            self.asked_for_snapshot = true;
             self.stop(Stop::Snapshot);
         }
         let text = smol_cli::human::printable(String::from_utf8_lossy(line).trim_end());
@@ -261,9 +250,9 @@ mod tests {
         let (observer, _rx) = observer(Some("^ready$"));
         let mut console = Console::new(&observer);
         console.write_all(b"starting\nrea").unwrap();
-        assert!(!observer.asked_for_snapshot());
+        assert!(observer.lock().ready_line.is_some(), "still waited for");
         console.write_all(b"dy").unwrap();
-        assert!(observer.asked_for_snapshot());
+        assert!(observer.lock().ready_line.is_none(), "found");
     }
 
     #[test]

@@ -129,7 +129,8 @@ impl Vcpu for KvmVcpu {
 
 impl KvmVcpu {
     fn save_msrs(&self, model: Model) -> Result<Vec<Msr>> {
-        let time = if model == Model::Generic { TIME_MSRS } else { &[] };
+        // A machine that was built in virtual time has never seen a TSC.
+        let time = if model == Model::SmolBuild { &[] } else { TIME_MSRS };
         let mut found = Vec::new();
         for &index in MSRS.iter().chain(time) {
             let mut msrs = convert::msrs(&[kvm_msr_entry { index, ..Default::default() }])?;
