@@ -1,0 +1,212 @@
+/* The service of the machines that tests build: one static program, the only file of its root file
+ * system. Each connection to port 7777 brings one line, and gets one answer.
+ *
+ *   service                 serves
+ *   service --never         does not listen, and does not end
+ *   service --exit N        complains and ends with exit code N
+ *   service ask WORDS...    sends a line to the running service, prints its answer
+ *
+ * SIGTERM ends it with code 0, after a line on stdout.
+ */
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { PORT = 7777, LINE = 1024, TICK_MS = 20 };
+
+static char remembered[LINE] = "nothing";
+/* How often the main loop looked at the clock, and how often that ran backwards. */
+static uint64_t ticks, backwards, last_tick;
+
+static uint64_t now(clockid_t clock)
+{
+    struct timespec t;
+    clock_gettime(clock, &t);
+    return t.tv_sec * 1000000000ull + t.tv_nsec;
+}
+
+static void stop(int signal)
+{
+    static const char text[] = "stopping\n";
+    (void)signal;
+    _exit(write(1, text, sizeof text - 1) < 0);
+}
+
+static int fail(const char *what)
+{
+    fprintf(stderr, "service: %s: %s\n", what, strerror(errno));
+    return 1;
+}
+
+static void tick(void)
+{
+    uint64_t t = now(CLOCK_MONOTONIC);
+    ticks++;
+    backwards += t < last_tick;
+    last_tick = t;
+}
+
+/* "read PATH" */
+static void send_file(FILE *to, const char *path)
+{
+    char block[4096];
+    size_t n;
+    FILE *from = fopen(path, "r");
+    if (!from) {
+        fprintf(to, "error: %s\n", strerror(errno));
+        return;
+    }
+    while ((n = fread(block, 1, sizeof block, from)) > 0)
+        fwrite(block, 1, n, to);
+    fclose(from);
+}
+
+/* "sleep MS": how long it was, by our own clock, ns. */
+static uint64_t sleep_for(unsigned long ms)
+{
+    struct timespec wanted = {ms / 1000, ms % 1000 * 1000000};
+    uint64_t begin = now(CLOCK_MONOTONIC);
+    nanosleep(&wanted, NULL);
+    return now(CLOCK_MONOTONIC) - begin;
+}
+
+static void send_random(FILE *to)
+{
+    unsigned char bytes[16];
+    if (getrandom(bytes, sizeof bytes, 0) != sizeof bytes)
+        fprintf(to, "error: ");
+    for (size_t i = 0; i < sizeof bytes; i++)
+        fprintf(to, "%02x", bytes[i]);
+    fputc('\n', to);
+}
+
+/* "bytes N": N bytes that a reader can check. */
+static void send_bytes(FILE *to, unsigned long count)
+{
+    for (unsigned long i = 0; i < count; i++)
+        fputc((int)(i * 31 + (i >> 8)) & 0xff, to);
+}
+
+static void answer(FILE *to, const char *command, const char *rest)
+{
+    if (!strcmp(command, "ping")) {
+        fputs("pong\n", to);
+    } else if (!strcmp(command, "remember")) {
+        snprintf(remembered, sizeof remembered, "%s", rest);
+        fputs("ok\n", to);
+    } else if (!strcmp(command, "recall")) {
+        fprintf(to, "%s\n", remembered);
+    } else if (!strcmp(command, "clock")) { /* wall clock, time since boot, ns */
+        fprintf(to, "%llu %llu\n", (unsigned long long)now(CLOCK_REALTIME), (unsigned long long)now(CLOCK_MONOTONIC));
+    } else if (!strcmp(command, "ticks")) {
+        fprintf(to, "%llu %llu\n", (unsigned long long)ticks, (unsigned long long)backwards);
+    } else if (!strcmp(command, "random")) {
+        send_random(to);
+    } else if (!strcmp(command, "sleep")) {
+        fprintf(to, "%llu\n", (unsigned long long)sleep_for(strtoul(rest, NULL, 10)));
+    } else if (!strcmp(command, "read")) {
+        send_file(to, rest);
+    } else if (!strcmp(command, "bytes")) {
+        send_bytes(to, strtoul(rest, NULL, 10));
+    } else if (!strcmp(command, "say")) {
+        printf("%s\n", rest);
+        fputs("ok\n", to);
+    } else if (!strcmp(command, "ignore-term")) {
+        signal(SIGTERM, SIG_IGN);
+        fputs("ok\n", to);
+    } else if (!strcmp(command, "exit")) {
+        fputs("ok\n", to);
+        fclose(to);
+        exit(atoi(rest));
+    } else {
+        fprintf(to, "error: no command %s\n", command);
+    }
+}
+
+static void serve_one(int connection)
+{
+    char line[LINE];
+    FILE *stream = fdopen(connection, "r+");
+    if (!stream) {
+        close(connection);
+        return;
+    }
+    if (fgets(line, sizeof line, stream)) {
+        line[strcspn(line, "\r\n")] = 0;
+        char *rest = strchr(line, ' ');
+        if (rest)
+            *rest++ = 0;
+        answer(stream, line, rest ? rest : "");
+    }
+    fclose(stream);
+}
+
+static struct sockaddr_in address(void)
+{
+    return (struct sockaddr_in){
+        .sin_family = AF_INET, .sin_port = htons(PORT), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+}
+
+static int serve(void)
+{
+    struct sockaddr_in where = address();
+    int on = 1, listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    signal(SIGTERM, stop);
+    signal(SIGPIPE, SIG_IGN);
+    setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+    if (bind(listener, (struct sockaddr *)&where, sizeof where) || listen(listener, 64))
+        return fail("cannot listen");
+    printf("serving\n");
+    for (;;) {
+        struct pollfd ready = {.fd = listener, .events = POLLIN};
+        int n = poll(&ready, 1, TICK_MS);
+        tick();
+        if (n > 0) {
+            int connection = accept(listener, NULL, NULL);
+            if (connection >= 0)
+                serve_one(connection);
+        }
+    }
+}
+
+static int ask(int count, char **words)
+{
+    struct sockaddr_in where = address();
+    char block[4096];
+    ssize_t n;
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (connect(fd, (struct sockaddr *)&where, sizeof where))
+        return fail("cannot connect");
+    for (int i = 0; i < count; i++)
+        dprintf(fd, "%s%s", words[i], i + 1 < count ? " " : "\n");
+    while ((n = read(fd, block, sizeof block)) > 0)
+        fwrite(block, 1, n, stdout);
+    return n < 0;
+}
+
+int main(int argc, char **argv)
+{
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    if (argc > 1 && !strcmp(argv[1], "--never")) {
+        printf("not going to listen\n");
+        for (;;)
+            pause();
+    }
+    if (argc > 2 && !strcmp(argv[1], "--exit")) {
+        fprintf(stderr, "service: there is no configuration\n");
+        return atoi(argv[2]);
+    }
+    if (argc > 2 && !strcmp(argv[1], "ask"))
+        return ask(argc - 2, argv + 2);
+    return serve();
+}
