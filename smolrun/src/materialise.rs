@@ -57,13 +57,16 @@ pub fn images(
             OwnedDir::claim(&temporary).with_context(|| cannot(&temporary))?
         }
     };
-    let result = unpack_into(bundle, &owned, &done, progress, interrupt);
-    match result {
+    match unpack_into(bundle, &owned, &done, progress, interrupt) {
         Ok(true) => owned.rename(&done).with_context(|| cannot(&done))?,
-        // Another start has been quicker, or it failed.
-        _ => owned.remove().with_context(|| cannot(&temporary))?,
+        // Another start has been quicker.
+        Ok(false) => owned.remove().with_context(|| cannot(&temporary))?,
+        Err(error) => {
+            // If that fails, a later start removes it.
+            let _ = owned.remove();
+            return Err(with_advice(error));
+        }
     }
-    result?;
     let _ = File::open(&root).and_then(|folder| folder.sync_all());
     Ok(done)
 }
@@ -113,13 +116,19 @@ fn unpack_into(
 
 fn failure(error: smol_bundle::Error, folder: &Path) -> anyhow::Error {
     let kind = if error.is_verification_failure() { ExitKind::Verification } else { ExitKind::Failed };
-    let full = matches!(error, smol_bundle::Error::NoSpace { .. });
-    let error = Err::<(), _>(error).with_context(|| cannot(folder)).kind(kind);
-    let error = match full {
-        true => error.hint("free space there, or set SMOL_CACHE_DIR to a folder with more of it"),
-        false => error,
-    };
-    error.expect_err("it is one")
+    Err::<(), _>(error).with_context(|| cannot(folder)).kind(kind).expect_err("it is one")
+}
+
+/// What to do about a full disk.
+fn with_advice(error: anyhow::Error) -> anyhow::Error {
+    let full = error.chain().filter_map(|e| e.downcast_ref::<std::io::Error>()).any(|e| {
+        matches!(e.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
+    });
+    if !full {
+        return error;
+    }
+    let advice = "free space there, or set SMOL_CACHE_DIR to a folder with more of it";
+    Err::<(), _>(error).hint(advice).expect_err("it is one")
 }
 
 fn create(path: &Path) -> anyhow::Result<File> {

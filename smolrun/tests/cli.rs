@@ -232,3 +232,27 @@ fn doctor_speaks_json() {
     serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap();
     assert!(matches!(output.status.code(), Some(0 | 5)));
 }
+
+/// The disk is a small tmpfs in a mount namespace of its own, where this user may have one.
+#[test]
+fn a_full_disk_is_told_and_left_as_it_was() {
+    let sample = Sample::new();
+    let cache = sample.dir.path().join("cache");
+    fs::create_dir(&cache).unwrap();
+    let script = "mount -t tmpfs -o size=16k,mode=700 tmpfs \"$SMOL_CACHE_DIR\" || exit 77; \
+                  \"$@\"; echo \"exit $?, left: $(ls \"$SMOL_CACHE_DIR/bundles\")\"";
+    let mut command = std::process::Command::new("unshare");
+    command.args(["--user", "--map-root-user", "--mount", "sh", "-c", script, "sh"]);
+    command.arg(env!("CARGO_BIN_EXE_smolrun")).arg(&sample.bundle).arg("--insecure-unsigned");
+    command.env("SMOL_CACHE_DIR", &cache).env("SMOL_RUNTIME_DIR", sample.dir.path().join("run"));
+    command.env("SMOL_CONFIG_DIR", sample.dir.path().join("config")).env("NO_COLOR", "1");
+    let output = match command.output() {
+        Ok(output) if output.status.success() => output,
+        other => return eprintln!("not tested here: no mount namespace for this user: {other:?}"),
+    };
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), "exit 1, left: \n", "{told}");
+    assert!(told.contains("error: cannot unpack the bundle into "), "{told}");
+    assert!(told.contains("No space left on device"), "{told}");
+    assert!(told.contains("hint: free space there, or set SMOL_CACHE_DIR"), "{told}");
+}
