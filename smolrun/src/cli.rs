@@ -16,9 +16,16 @@ use crate::ports::Publish;
 /// `smolrun BUNDLE` verifies the bundle, restores its machine and stays with it: the service's
 /// output comes out here, Ctrl-C stops it, and its exit code is smolrun's.
 #[derive(Debug, Parser)]
-#[command(name = "smolrun", version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
-#[command(after_help = "Exit codes: 0 ok, 1 failed, 2 usage, 4 verification failed, 5 host unsuitable, 70 a bug in smol; \
-                        a machine in the foreground passes its service's own exit code on.")]
+#[command(
+    name = "smolrun",
+    version,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true
+)]
+#[command(
+    after_help = "Exit codes: 0 ok, 1 failed, 2 usage, 4 verification failed, 5 host unsuitable, 70 a bug in smol; \
+                        a machine in the foreground passes its service's own exit code on."
+)]
 pub struct Cli {
     /// What to do; without a command, run a bundle.
     #[command(subcommand)]
@@ -37,7 +44,13 @@ pub struct RunArgs {
 
     /// Forward a TCP port of this host to one of the guest (127.0.0.1 unless an address is given;
     /// host port 0: any free one). May be repeated.
-    #[arg(short = 'p', long, value_name = "[IP:]HOST:GUEST", env = "SMOL_PUBLISH", value_delimiter = ',')]
+    #[arg(
+        short = 'p',
+        long,
+        value_name = "[IP:]HOST:GUEST",
+        env = "SMOL_PUBLISH",
+        value_delimiter = ','
+    )]
     pub publish: Vec<Publish>,
 
     /// Public key that must vouch for the bundle, instead of those in the trust folder (trust/*.pub
@@ -58,7 +71,12 @@ pub struct RunArgs {
     pub name: Option<String>,
 
     /// Where to run: this host's KVM, or a slow emulated host (QEMU); auto tries KVM first.
-    #[arg(long, value_name = "auto|kvm|emulated", env = "SMOL_ACCEL", default_value = "auto")]
+    #[arg(
+        long,
+        value_name = "auto|kvm|emulated",
+        env = "SMOL_ACCEL",
+        default_value = "auto"
+    )]
     pub accel: Accel,
 
     /// Boot the machine instead of restoring its snapshot.
@@ -74,7 +92,12 @@ pub struct RunArgs {
     pub verbose: bool,
 
     /// How to show progress.
-    #[arg(long, value_name = "auto|tty|plain|json", env = "SMOL_PROGRESS", default_value = "auto")]
+    #[arg(
+        long,
+        value_name = "auto|tty|plain|json",
+        env = "SMOL_PROGRESS",
+        default_value = "auto"
+    )]
     pub progress: smol_cli::Mode,
 }
 
@@ -135,7 +158,15 @@ mod tests {
 
     #[test]
     fn running_is_the_default_command() {
-        let cli = Cli::parse_from(["smolrun", "redis.smolmachine", "-p", "1:2", "-d", "--name", "r"]);
+        let cli = Cli::parse_from([
+            "smolrun",
+            "redis.smolmachine",
+            "-p",
+            "1:2",
+            "-d",
+            "--name",
+            "r",
+        ]);
         assert!(cli.command.is_none() && cli.run.detach);
         assert_eq!(cli.run.publish.len(), 1);
         let cli = Cli::parse_from(["smolrun", "ps"]);

@@ -31,7 +31,11 @@ const GLANCE: Duration = Duration::from_millis(100);
 ///
 /// # Errors
 /// The child's, with its exit code.
-pub fn start(spec: &RunSpec, terminal: &Terminal, interrupt: &Interrupt) -> anyhow::Result<ExitCode> {
+pub fn start(
+    spec: &RunSpec,
+    terminal: &Terminal,
+    interrupt: &Interrupt,
+) -> anyhow::Result<ExitCode> {
     let mut child = spawn().context("cannot start the process that is to run the machine")?;
     let input = child.stdin.take().context("the child has no stdin")?;
     serde_json::to_writer(input, spec).context("cannot hand the machine over")?;
@@ -65,7 +69,9 @@ pub fn start(spec: &RunSpec, terminal: &Terminal, interrupt: &Interrupt) -> anyh
                 return Err(Failure::new(ExitKind::Failed, message).into());
             }
             Ok(Err(_)) | Err(RecvTimeoutError::Disconnected) => {
-                let status = child.wait().context("cannot wait for the machine's process")?;
+                let status = child
+                    .wait()
+                    .context("cannot wait for the machine's process")?;
                 interrupt.check()?;
                 let message = format!("the machine's process died ({status})");
                 return Err(Failure::new(ExitKind::Failed, message).into());
@@ -84,7 +90,11 @@ pub fn start(spec: &RunSpec, terminal: &Terminal, interrupt: &Interrupt) -> anyh
 
 fn spawn() -> io::Result<Child> {
     let mut command = Command::new("/proc/self/exe");
-    command.arg("internal-detached").current_dir("/").stdin(Stdio::piped()).stdout(Stdio::piped());
+    command
+        .arg("internal-detached")
+        .current_dir("/")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped());
     // SAFETY: setsid is one system call, async-signal-safe, and touches no memory.
     unsafe { command.pre_exec(|| Ok(setsid().map(drop)?)) };
     command.spawn()
@@ -111,7 +121,10 @@ pub fn main() -> anyhow::Result<ExitCode> {
         Ok(end) => end.message(),
         Err(error) => Message::failed(error),
     };
-    parent.lines.send(&message).context("the smolrun that started this machine is gone")?;
+    parent
+        .lines
+        .send(&message)
+        .context("the smolrun that started this machine is gone")?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -66,7 +66,8 @@ impl Outer {
     pub fn spawn(spec: &RunSpec) -> anyhow::Result<Self> {
         let ports = available(&spec.ports)?;
         let guest = spec.config.memory.div_ceil(1 << 20);
-        let memory = u32::try_from(guest + OVERHEAD_MIB).context("the machine has too much memory")?;
+        let memory =
+            u32::try_from(guest + OVERHEAD_MIB).context("the machine has too much memory")?;
         let inner = serde_json::to_string(&inner_spec(spec, &ports))?;
         let mut host = EmulatedHost::new(paths::cache_dir()?)
             .share(&spec.images, IMAGES, true)
@@ -86,7 +87,12 @@ impl Outer {
             up: AtomicBool::new(false),
             forced: AtomicBool::new(false),
         };
-        Ok(Self { running, ports, shared: Arc::new(shared), spawned })
+        Ok(Self {
+            running,
+            ports,
+            shared: Arc::new(shared),
+            spawned,
+        })
     }
 
     /// Takes orders, from any thread.
@@ -117,8 +123,11 @@ impl Outer {
                 Ok(Event::Stderr(bytes)) => output.write(Stream::Stderr, &bytes),
                 Ok(Event::Channel(bytes)) => {
                     lines.push(&bytes);
-                    while let Some(line) = lines.next_line().context("the emulated host's smolrun")? {
-                        let message = serde_json::from_slice(&line).context("the emulated host's smolrun")?;
+                    while let Some(line) =
+                        lines.next_line().context("the emulated host's smolrun")?
+                    {
+                        let message =
+                            serde_json::from_slice(&line).context("the emulated host's smolrun")?;
                         self.take(message, spec, report, &mut metrics, &mut running, &mut end)?;
                     }
                 }
@@ -144,17 +153,24 @@ impl Outer {
             Message::Note(text) => report.note(&text),
             Message::Metrics(inner) => {
                 // The inside does not know when all this began.
-                let total_ms = inner.total_ms.map(|_| metrics.total_ms.unwrap_or(spec.start.elapsed_ms()));
+                let total_ms = inner
+                    .total_ms
+                    .map(|_| metrics.total_ms.unwrap_or(spec.start.elapsed_ms()));
                 metrics.merge(&Metrics { total_ms, ..inner });
                 report.metrics(metrics);
             }
             Message::Up(inner) => {
                 self.shared.up.store(true, Ordering::SeqCst);
-                let up = Up { ports: self.ports.clone(), ..inner };
+                let up = Up {
+                    ports: self.ports.clone(),
+                    ..inner
+                };
                 if let Some(running) = running.take() {
                     running(&up);
                 }
-                report.up(&up).context("the smolrun that started this machine is gone")?;
+                report
+                    .up(&up)
+                    .context("the smolrun that started this machine is gone")?;
             }
             Message::Ended(Some(code)) => *end = Some(Ok(End::Exited(code))),
             Message::Ended(None) => *end = Some(Ok(End::Killed)),
@@ -188,7 +204,11 @@ fn died(status: JobStatus) -> anyhow::Error {
         (Some(code), _) => format!("exit code {code}"),
         (_, signal) => format!("signal {}", signal.unwrap_or(0)),
     };
-    Failure::new(ExitKind::Failed, format!("the smolrun in the emulated host died ({how})")).into()
+    Failure::new(
+        ExitKind::Failed,
+        format!("the smolrun in the emulated host died ({how})"),
+    )
+    .into()
 }
 
 /// QEMU binds the ports itself, and its message for a port that is taken is none for people: so
@@ -228,12 +248,21 @@ pub fn host_failure(error: HostError) -> anyhow::Error {
 /// # Errors
 /// If there is no outside.
 pub fn inner(spec: &str) -> anyhow::Result<ExitCode> {
-    let outside = || Failure::new(ExitKind::Usage, "this command is smolrun's own, for the emulated host");
+    let outside = || {
+        Failure::new(
+            ExitKind::Usage,
+            "this command is smolrun's own, for the emulated host",
+        )
+    };
     let mut spec: RunSpec = serde_json::from_str(spec).map_err(|_| outside())?;
     // The outside's clock is another one.
     spec.start = Moment::now();
-    let channel = emulated::job_channel().ok_or_else(outside)?.context("cannot open the job's channel")?;
-    let orders = channel.try_clone().context("cannot duplicate the job's channel")?;
+    let channel = emulated::job_channel()
+        .ok_or_else(outside)?
+        .context("cannot open the job's channel")?;
+    let orders = channel
+        .try_clone()
+        .context("cannot duplicate the job's channel")?;
     let lines = Arc::new(Lines::new(channel));
     let supervisor = Supervisor::new();
     let give = supervisor.orders();
@@ -250,7 +279,9 @@ pub fn inner(spec: &str) -> anyhow::Result<ExitCode> {
         Ok(end) => end.message(),
         Err(error) => Message::failed(&error),
     };
-    lines.send(&message).context("cannot tell the outside how the machine ended")?;
+    lines
+        .send(&message)
+        .context("cannot tell the outside how the machine ended")?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -267,7 +298,11 @@ mod tests {
             digest: String::new(),
             config: crate::testing::config(),
             images: "/cache/x".into(),
-            has: Has { initramfs: true, rootfs: true, snapshot: true },
+            has: Has {
+                initramfs: true,
+                rootfs: true,
+                snapshot: true,
+            },
             ports: vec!["0:80".parse().unwrap(), "0:81".parse().unwrap()],
             cold: false,
             verbose: false,

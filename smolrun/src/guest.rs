@@ -29,7 +29,12 @@ pub struct Streams(Arc<Mutex<Vec<JoinHandle<()>>>>);
 
 impl Streams {
     /// Listens for the guest's control and log streams.
-    pub fn listen(vsock: &VsockHandle, cpus: u32, output: &Arc<Output>, events: &SyncSender<Happening>) -> Self {
+    pub fn listen(
+        vsock: &VsockHandle,
+        cpus: u32,
+        output: &Arc<Output>,
+        events: &SyncSender<Happening>,
+    ) -> Self {
         let streams = Self::default();
         let (threads, events) = (streams.clone(), events.clone());
         let control = move |stream| {
@@ -51,7 +56,12 @@ impl Streams {
         let mut threads = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         threads.retain(|thread| !thread.is_finished());
         if threads.len() < MAX_STREAMS {
-            threads.extend(std::thread::Builder::new().name(name.into()).spawn(work).ok());
+            threads.extend(
+                std::thread::Builder::new()
+                    .name(name.into())
+                    .spawn(work)
+                    .ok(),
+            );
         }
     }
 
@@ -169,7 +179,9 @@ mod tests {
     }
 
     fn send(guest: &mut UnixStream, event: &Event) {
-        guest.write_all(&protocol::encode_line(event).unwrap()).unwrap();
+        guest
+            .write_all(&protocol::encode_line(event).unwrap())
+            .unwrap();
     }
 
     #[test]
@@ -192,13 +204,20 @@ mod tests {
         let events: Vec<_> = happened.iter().collect();
         assert!(matches!(
             events[..],
-            [Happening::Guest(Event::Restored), Happening::Guest(Event::Resumed)]
+            [
+                Happening::Guest(Event::Restored),
+                Happening::Guest(Event::Resumed)
+            ]
         ));
     }
 
     #[test]
     fn a_garbled_control_stream_is_told_and_closed() {
-        for garbage in [&b"{\"nonsense\":1}\n"[..], b"\xff\n", &[b'x'; protocol::MAX_LINE + 1]] {
+        for garbage in [
+            &b"{\"nonsense\":1}\n"[..],
+            b"\xff\n",
+            &[b'x'; protocol::MAX_LINE + 1],
+        ] {
             let (mut guest, happened) = control();
             // It may be closed before everything is written.
             let _ = guest.write_all(garbage);
@@ -211,7 +230,10 @@ mod tests {
     #[test]
     fn a_warning_reaches_the_supervisor() {
         let (mut guest, happened) = control();
-        let warning = Event::Warning { stage: Stage::Serve, reason: "hm".into() };
+        let warning = Event::Warning {
+            stage: Stage::Serve,
+            reason: "hm".into(),
+        };
         send(&mut guest, &warning);
         assert!(matches!(happened.recv().unwrap(), Happening::Guest(event) if event == warning));
     }

@@ -29,7 +29,9 @@ pub fn random<const N: usize>() -> anyhow::Result<[u8; N]> {
 /// If there is no randomness: a clone without it would be the twin of another.
 pub fn params(cpus: u32) -> anyhow::Result<RestoreParams> {
     let entropy = Entropy::new(random::<MIN_ENTROPY>()?.to_vec()).context("too little entropy")?;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock is before 1970")?;
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .context("the clock is before 1970")?;
     Ok(RestoreParams {
         entropy,
         wall_clock_ns: u64::try_from(now.as_nanos()).context("the clock is after 2554")?,
@@ -49,7 +51,10 @@ mod tests {
         assert_ne!(a.entropy, b.entropy);
         assert_ne!(a.machine_id, b.machine_id);
         assert_eq!(a.entropy.as_bytes().len(), 64);
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos();
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap()
+            .as_nanos();
         assert!(now.abs_diff(u128::from(a.wall_clock_ns)) < 60_000_000_000);
         assert_eq!(a.online_cpus, 2);
     }

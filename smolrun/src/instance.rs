@@ -79,7 +79,9 @@ impl Record {
             digest: digest.to_owned(),
             pid,
             pid_started: start_time(pid).unwrap_or(0),
-            started: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs()),
+            started: SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |t| t.as_secs()),
             state: State::Starting,
             accel: accel.to_owned(),
             ports: Vec::new(),
@@ -95,7 +97,11 @@ impl Record {
 /// Field 22 of /proc/PID/stat, proc_pid_stat(5). The name in field 2 may hold anything.
 fn start_time(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat[stat.rfind(')')? + 1..].split_whitespace().nth(19)?.parse().ok()
+    stat[stat.rfind(')')? + 1..]
+        .split_whitespace()
+        .nth(19)?
+        .parse()
+        .ok()
 }
 
 /// The folder of all instances, created when absent.
@@ -104,8 +110,13 @@ fn start_time(pid: u32) -> Option<u64> {
 /// If it cannot be created or is not ours alone.
 pub fn root() -> anyhow::Result<PathBuf> {
     let root = smol_cli::paths::runtime_dir()?.join("instances");
-    let created = fs::DirBuilder::new().recursive(true).mode(0o700).create(&root);
-    created.with_context(|| format!("cannot create {}", root.display())).kind(ExitKind::Host)?;
+    let created = fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&root);
+    created
+        .with_context(|| format!("cannot create {}", root.display()))
+        .kind(ExitKind::Host)?;
     Ok(root)
 }
 
@@ -115,11 +126,16 @@ pub fn root() -> anyhow::Result<PathBuf> {
 /// In words.
 pub fn check_name(name: &str) -> Result<String, String> {
     let good = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
-    let begins = name.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
+    let begins = name
+        .bytes()
+        .next()
+        .is_some_and(|b| b.is_ascii_alphanumeric());
     if begins && name.len() <= MAX_NAME && name.bytes().all(good) {
         return Ok(name.to_owned());
     }
-    Err(format!("a name has 1 to {MAX_NAME} letters, digits, '.', '_' and '-' and begins with a letter or digit"))
+    Err(format!(
+        "a name has 1 to {MAX_NAME} letters, digits, '.', '_' and '-' and begins with a letter or digit"
+    ))
 }
 
 /// A name for an instance of this machine: the machine's and four hexadecimal digits.
@@ -156,7 +172,10 @@ impl Instance {
         }
         let dir = dir.ok_or_else(|| in_use(&record.name))?;
         dir.clear().with_context(what)?;
-        let instance = Self { dir: Some(dir), record: Mutex::new(record) };
+        let instance = Self {
+            dir: Some(dir),
+            record: Mutex::new(record),
+        };
         instance.save().with_context(what)?;
         Ok(instance)
     }
@@ -199,8 +218,9 @@ impl Instance {
     /// # Errors
     /// If the socket cannot be created.
     pub fn take_orders(&self, give: impl Fn(Order) + Send + 'static) -> anyhow::Result<()> {
-        let listener = UnixListener::bind(self.dir().short_path(SOCKET))
-            .with_context(|| format!("cannot create {}", self.dir().path().join(SOCKET).display()))?;
+        let listener = UnixListener::bind(self.dir().short_path(SOCKET)).with_context(|| {
+            format!("cannot create {}", self.dir().path().join(SOCKET).display())
+        })?;
         thread::spawn(move || {
             let mut open = Vec::new();
             for stream in listener.incoming() {
@@ -233,8 +253,13 @@ impl Drop for Instance {
 }
 
 fn in_use(name: &str) -> Failure {
-    Failure::new(ExitKind::Usage, format!("a machine named {name} is running already"))
-        .hint(format!("choose another --name, or stop that one: smolrun stop {name}"))
+    Failure::new(
+        ExitKind::Usage,
+        format!("a machine named {name} is running already"),
+    )
+    .hint(format!(
+        "choose another --name, or stop that one: smolrun stop {name}"
+    ))
 }
 
 /// Fails early if a living machine has this name; [`Instance::claim`] has the last word.
@@ -278,7 +303,12 @@ pub fn find(root: &Path, name: &str) -> anyhow::Result<Record> {
         true => "no machine is running".to_owned(),
         false => format!("running: {}", names.join(", ")),
     };
-    Err(Failure::new(ExitKind::Failed, format!("no machine named {name} is running")).hint(hint).into())
+    Err(Failure::new(
+        ExitKind::Failed,
+        format!("no machine named {name} is running"),
+    )
+    .hint(hint)
+    .into())
 }
 
 /// Opens the log of a running machine.
@@ -307,7 +337,9 @@ pub fn connect(root: &Path, name: &str) -> std::io::Result<UnixStream> {
 
 /// Whether the machine of this record still runs.
 pub fn runs(root: &Path, record: &Record) -> bool {
-    list(root).iter().any(|other| (&other.name, other.pid) == (&record.name, record.pid))
+    list(root)
+        .iter()
+        .any(|other| (&other.name, other.pid) == (&record.name, record.pid))
 }
 
 #[cfg(test)]
@@ -316,7 +348,13 @@ mod tests {
     use std::io::Read as _;
 
     fn record(name: &str) -> Record {
-        Record::new(name, "redis", Path::new("/b.smolmachine"), "sha256:00", "kvm")
+        Record::new(
+            name,
+            "redis",
+            Path::new("/b.smolmachine"),
+            "sha256:00",
+            "kvm",
+        )
     }
 
     #[test]
@@ -330,7 +368,17 @@ mod tests {
 
     #[test]
     fn names_that_would_leave_the_folder_are_refused() {
-        for name in ["", ".", "..", "a/b", "-x", ".x", "a b", "ä", &"x".repeat(65)] {
+        for name in [
+            "",
+            ".",
+            "..",
+            "a/b",
+            "-x",
+            ".x",
+            "a b",
+            "ä",
+            &"x".repeat(65),
+        ] {
             assert!(check_name(name).is_err(), "{name}");
         }
     }
@@ -344,7 +392,12 @@ mod tests {
             check_free(root.path(), "r").unwrap_err(),
         ] {
             assert_eq!(smol_cli::exit_kind(&error), ExitKind::Usage);
-            assert!(error.to_string().contains("a machine named r is running already"), "{error}");
+            assert!(
+                error
+                    .to_string()
+                    .contains("a machine named r is running already"),
+                "{error}"
+            );
         }
         drop(first);
         check_free(root.path(), "r").unwrap();
@@ -361,7 +414,10 @@ mod tests {
         alive.set_running(&["1:2".parse().unwrap()]);
         let records = list(root.path());
         assert_eq!(records.len(), 1);
-        assert_eq!((records[0].name.as_str(), records[0].state), ("alive", State::Running));
+        assert_eq!(
+            (records[0].name.as_str(), records[0].state),
+            ("alive", State::Running)
+        );
         assert_eq!(records[0].ports.len(), 1);
         assert!(records[0].process_lives() && runs(root.path(), &records[0]));
         assert!(!root.path().join("dead").exists());
@@ -375,7 +431,10 @@ mod tests {
         let instance = Instance::claim(root.path(), record("r")).unwrap();
         instance.create_log().unwrap();
         let mut text = String::new();
-        open_log(root.path(), "r").unwrap().read_to_string(&mut text).unwrap();
+        open_log(root.path(), "r")
+            .unwrap()
+            .read_to_string(&mut text)
+            .unwrap();
         assert_eq!(text, "");
     }
 
@@ -393,7 +452,10 @@ mod tests {
         let _one = Instance::claim(root.path(), record("one")).unwrap();
         let error = find(root.path(), "two").unwrap_err();
         let text = smol_cli::error::render(&error, false);
-        assert_eq!(text, "error: no machine named two is running\n  hint: running: one\n");
+        assert_eq!(
+            text,
+            "error: no machine named two is running\n  hint: running: one\n"
+        );
     }
 
     #[test]
@@ -403,7 +465,9 @@ mod tests {
         fs::create_dir(&root).unwrap();
         let instance = Instance::claim(&root, record("r")).unwrap();
         let (give, given) = std::sync::mpsc::channel();
-        instance.take_orders(move |order| give.send(order).unwrap()).unwrap();
+        instance
+            .take_orders(move |order| give.send(order).unwrap())
+            .unwrap();
         let mut stream = connect(&root, "r").unwrap();
         let order = Order::stop(Duration::from_secs(3));
         stream.write_all(order.line().as_bytes()).unwrap();

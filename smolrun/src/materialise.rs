@@ -92,13 +92,18 @@ fn unpack_into(
     }
     owned.clear().with_context(|| cannot(owned.path()))?;
     let name = bundle.config().name.as_str();
-    let stage = progress.stage("unpack", &format!("unpacking {name} (only at its first start)"));
+    let stage = progress.stage(
+        "unpack",
+        &format!("unpacking {name} (only at its first start)"),
+    );
     let mut size = 0;
     for kind in present(bundle) {
         let file = create(&owned.path().join(kind.name()))?;
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         bundle
-            .extract(kind, &file, threads, &mut |done, total| stage.set(done, total))
+            .extract(kind, &file, threads, &mut |done, total| {
+                stage.set(done, total)
+            })
             .map_err(|e| failure(e, owned.path()))?;
         file.sync_all().with_context(|| cannot(owned.path()))?;
         size += file.metadata().map_or(0, |m| m.blocks() * 512);
@@ -115,15 +120,23 @@ fn unpack_into(
 }
 
 fn failure(error: smol_bundle::Error, folder: &Path) -> anyhow::Error {
-    let kind = if error.is_verification_failure() { ExitKind::Verification } else { ExitKind::Failed };
-    Err::<(), _>(error).with_context(|| cannot(folder)).kind(kind).expect_err("it is one")
+    let kind = if error.is_verification_failure() {
+        ExitKind::Verification
+    } else {
+        ExitKind::Failed
+    };
+    Err::<(), _>(error)
+        .with_context(|| cannot(folder))
+        .kind(kind)
+        .expect_err("it is one")
 }
 
 /// What to do about a full disk.
 fn with_advice(error: anyhow::Error) -> anyhow::Error {
-    let full = error.chain().filter_map(|e| e.downcast_ref::<std::io::Error>()).any(|e| {
-        matches!(e.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
-    });
+    let full = error
+        .chain()
+        .filter_map(|e| e.downcast_ref::<std::io::Error>())
+        .any(|e| matches!(e.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded));
     if !full {
         return error;
     }
@@ -134,11 +147,15 @@ fn with_advice(error: anyhow::Error) -> anyhow::Error {
 fn create(path: &Path) -> anyhow::Result<File> {
     let mut options = OpenOptions::new();
     options.write(true).create_new(true).mode(0o400);
-    options.open(path).with_context(|| format!("cannot create {}", path.display()))
+    options
+        .open(path)
+        .with_context(|| format!("cannot create {}", path.display()))
 }
 
 fn present(bundle: &Bundle) -> impl Iterator<Item = ImageKind> {
-    ImageKind::ALL.into_iter().filter(|kind| bundle.image_size(*kind).is_some())
+    ImageKind::ALL
+        .into_iter()
+        .filter(|kind| bundle.image_size(*kind).is_some())
 }
 
 /// Whether the folder is there, ours alone, and every file in it has the size that the verified
@@ -151,7 +168,10 @@ fn is_complete(bundle: &Bundle, folder: &Path) -> anyhow::Result<bool> {
         return Ok(false);
     }
     let images = present(bundle).map(|kind| (kind.name(), bundle.image_size(kind)));
-    let state = bundle.layout().into_iter().find(|b| b.media_type == smol_bundle::oci::STATE);
+    let state = bundle
+        .layout()
+        .into_iter()
+        .find(|b| b.media_type == smol_bundle::oci::STATE);
     let state = state.map(|blob| (STATE, Some(blob.size)));
     Ok(images.chain(state).all(|(name, size)| {
         fs::symlink_metadata(folder.join(name)).is_ok_and(|meta| {
@@ -168,7 +188,9 @@ fn me() -> u32 {
 /// Creates a folder that is closed to others, or checks that it is.
 fn private(folder: &Path) -> anyhow::Result<()> {
     let created = DirBuilder::new().recursive(true).mode(0o700).create(folder);
-    created.with_context(|| format!("cannot create {}", folder.display())).kind(ExitKind::Host)?;
+    created
+        .with_context(|| format!("cannot create {}", folder.display()))
+        .kind(ExitKind::Host)?;
     is_private(folder).map(drop)
 }
 
@@ -214,13 +236,19 @@ mod tests {
 
     fn unpack(sample: &Sample, cache: &Path) -> anyhow::Result<PathBuf> {
         let interrupt = Interrupt::detached().unwrap();
-        images(&sample.open(), cache, &Progress::new(smol_cli::Mode::Plain), &interrupt)
+        images(
+            &sample.open(),
+            cache,
+            &Progress::new(smol_cli::Mode::Plain),
+            &interrupt,
+        )
     }
 
     fn names(folder: &Path) -> Vec<String> {
         let entries = fs::read_dir(folder).unwrap();
-        let mut names: Vec<_> =
-            entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        let mut names: Vec<_> = entries
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
         names.sort();
         names
     }
@@ -229,7 +257,10 @@ mod tests {
     fn the_images_are_unpacked_as_they_were_packed_and_closed_to_others() {
         let (sample, cache) = (Sample::new(), tempfile::tempdir().unwrap());
         let folder = unpack(&sample, cache.path()).unwrap();
-        assert_eq!(names(&folder), ["initramfs", "kernel", "memory", "rootfs", "state.json"]);
+        assert_eq!(
+            names(&folder),
+            ["initramfs", "kernel", "memory", "rootfs", "state.json"]
+        );
         for name in ["initramfs", "kernel", "memory", "rootfs"] {
             let packed = fs::read(sample.dir.path().join(name)).unwrap();
             assert!(fs::read(folder.join(name)).unwrap() == packed, "{name}");
@@ -255,7 +286,12 @@ mod tests {
         let (sample, cache) = (Sample::new(), tempfile::tempdir().unwrap());
         let memory = unpack(&sample, cache.path()).unwrap().join("memory");
         fs::set_permissions(&memory, fs::Permissions::from_mode(0o600)).unwrap();
-        OpenOptions::new().write(true).open(&memory).unwrap().set_len(4096).unwrap();
+        OpenOptions::new()
+            .write(true)
+            .open(&memory)
+            .unwrap()
+            .set_len(4096)
+            .unwrap();
         unpack(&sample, cache.path()).unwrap();
         assert_eq!(fs::metadata(&memory).unwrap().len(), MEMORY);
     }
@@ -266,7 +302,12 @@ mod tests {
         let folder = unpack(&sample, cache.path()).unwrap();
         fs::set_permissions(&folder, fs::Permissions::from_mode(0o777)).unwrap();
         let error = unpack(&sample, cache.path()).unwrap_err();
-        assert!(error.to_string().contains("is open to other users (mode 777)"), "{error}");
+        assert!(
+            error
+                .to_string()
+                .contains("is open to other users (mode 777)"),
+            "{error}"
+        );
         assert_eq!(smol_cli::exit_kind(&error), ExitKind::Host);
     }
 
@@ -279,7 +320,11 @@ mod tests {
         bytes[(blob.offset + blob.size / 2) as usize] ^= 1;
         fs::write(&sample.bundle, bytes).unwrap();
         let error = unpack(&sample, cache.path()).unwrap_err();
-        assert_eq!(smol_cli::exit_kind(&error), ExitKind::Verification, "{error:#}");
+        assert_eq!(
+            smol_cli::exit_kind(&error),
+            ExitKind::Verification,
+            "{error:#}"
+        );
         assert!(names(&cache.path().join("bundles")).is_empty());
     }
 
@@ -301,8 +346,9 @@ mod tests {
     fn concurrent_first_starts_end_up_with_one_folder() {
         let (sample, cache) = (Sample::new(), tempfile::tempdir().unwrap());
         std::thread::scope(|scope| {
-            let starts: Vec<_> =
-                (0..4).map(|_| scope.spawn(|| unpack(&sample, cache.path()).unwrap())).collect();
+            let starts: Vec<_> = (0..4)
+                .map(|_| scope.spawn(|| unpack(&sample, cache.path()).unwrap()))
+                .collect();
             let folders: Vec<_> = starts.into_iter().map(|s| s.join().unwrap()).collect();
             assert!(folders.windows(2).all(|w| w[0] == w[1]));
         });

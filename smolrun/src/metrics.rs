@@ -85,9 +85,14 @@ impl Metrics {
     /// # Errors
     /// Those of the file system.
     pub fn write(&self, path: &Path) -> std::io::Result<()> {
-        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let folder = path
+            .parent()
+            .filter(|p| !p.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
         let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o666);
-        let mut file = tempfile::Builder::new().permissions(permissions).tempfile_in(folder)?;
+        let mut file = tempfile::Builder::new()
+            .permissions(permissions)
+            .tempfile_in(folder)?;
         serde_json::to_writer_pretty(&mut file, self)?;
         file.write_all(b"\n")?;
         file.persist(path)?;
@@ -101,8 +106,16 @@ mod tests {
 
     #[test]
     fn what_another_process_measured_is_taken_over_and_the_rest_kept() {
-        let mut ours = Metrics { open_ms: Some(1.0), up_ms: Some(2.0), ..Metrics::default() };
-        ours.merge(&Metrics { up_ms: Some(3.0), restored: Some(true), ..Metrics::default() });
+        let mut ours = Metrics {
+            open_ms: Some(1.0),
+            up_ms: Some(2.0),
+            ..Metrics::default()
+        };
+        ours.merge(&Metrics {
+            up_ms: Some(3.0),
+            restored: Some(true),
+            ..Metrics::default()
+        });
         let wanted = Metrics {
             open_ms: Some(1.0),
             up_ms: Some(3.0),
@@ -116,7 +129,15 @@ mod tests {
     fn the_file_holds_only_what_was_measured() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("m.json");
-        Metrics { open_ms: Some(1.5), ..Metrics::default() }.write(&path).unwrap();
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), "{\n  \"open_ms\": 1.5\n}\n");
+        Metrics {
+            open_ms: Some(1.5),
+            ..Metrics::default()
+        }
+        .write(&path)
+        .unwrap();
+        assert_eq!(
+            std::fs::read_to_string(&path).unwrap(),
+            "{\n  \"open_ms\": 1.5\n}\n"
+        );
     }
 }

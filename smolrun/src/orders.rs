@@ -26,7 +26,9 @@ const MAX_LINE: u64 = 4096;
 impl Order {
     /// A stop with this grace time.
     pub fn stop(grace: Duration) -> Self {
-        Order::Stop { grace_ms: u64::try_from(grace.as_millis()).unwrap_or(u64::MAX) }
+        Order::Stop {
+            grace_ms: u64::try_from(grace.as_millis()).unwrap_or(u64::MAX),
+        }
     }
 
     /// As a line.
@@ -80,7 +82,14 @@ mod tests {
 
     #[test]
     fn what_is_no_order_is_refused() {
-        for line in ["", "{}", "{\"stop\":{}}", "{\"stop\":{\"grace_ms\":-1}}", "stop", "{\"go\":1}"] {
+        for line in [
+            "",
+            "{}",
+            "{\"stop\":{}}",
+            "{\"stop\":{\"grace_ms\":-1}}",
+            "stop",
+            "{\"go\":1}",
+        ] {
             assert!(read(line.as_bytes()).is_err(), "{line}");
         }
         assert!(read(vec![b' '; 10_000].as_slice()).is_err());

@@ -34,7 +34,10 @@ pub struct Output {
 impl Output {
     /// To our own stdout and stderr if `standard`, and to the log if there is one.
     pub fn new(standard: bool, log: Option<Log>) -> Self {
-        Self { log: log.map(Mutex::new), standard }
+        Self {
+            log: log.map(Mutex::new),
+            standard,
+        }
     }
 
     /// Passes output on. A reader that is slow slows the service; one that is gone does not end it.
@@ -71,8 +74,17 @@ impl Log {
     /// # Errors
     /// Those of the file system.
     pub fn create(path: &Path) -> io::Result<Self> {
-        let file = OpenOptions::new().create_new(true).append(true).mode(0o600).open(path)?;
-        Ok(Self { file, len: 0, hole: 0, keep: LOG_KEEP })
+        let file = OpenOptions::new()
+            .create_new(true)
+            .append(true)
+            .mode(0o600)
+            .open(path)?;
+        Ok(Self {
+            file,
+            len: 0,
+            hole: 0,
+            keep: LOG_KEEP,
+        })
     }
 
     /// The file, for output that does not come through here.
@@ -144,7 +156,8 @@ impl Lines {
         if self.whole.len() == TAIL_LINES {
             self.whole.pop_front();
         }
-        self.whole.push_back(String::from_utf8_lossy(&line).into_owned());
+        self.whole
+            .push_back(String::from_utf8_lossy(&line).into_owned());
     }
 }
 
@@ -189,7 +202,11 @@ mod tests {
         }
         let meta = std::fs::metadata(&path).unwrap();
         assert_eq!(meta.len(), log.len);
-        assert!(meta.blocks() * 512 <= 3 * log.keep, "{} blocks", meta.blocks());
+        assert!(
+            meta.blocks() * 512 <= 3 * log.keep,
+            "{} blocks",
+            meta.blocks()
+        );
         let text = std::fs::read(&path).unwrap();
         assert!(text.ends_with(format!("line {:<95}\n", 3999).as_bytes()));
         assert_eq!(text[0], 0);
@@ -205,7 +222,10 @@ mod tests {
         tail.push(&[b'x'; 1000]);
         let text = tail.explain("it died");
         let lines: Vec<_> = text.lines().collect();
-        assert_eq!(lines[..2], ["it died", "last lines of the guest's console:"]);
+        assert_eq!(
+            lines[..2],
+            ["it died", "last lines of the guest's console:"]
+        );
         assert_eq!(lines.len(), 2 + TAIL_LINES);
         assert!(lines[31].starts_with("  line 99xxx"));
         assert_eq!(lines[31].len(), 2 + TAIL_LINE);

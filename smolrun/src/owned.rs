@@ -38,7 +38,10 @@ impl OwnedDir {
     pub fn if_abandoned(path: &Path) -> Option<Self> {
         let file = open(path).ok()?;
         lock(&file, FlockOperation::NonBlockingLockExclusive).ok()?;
-        let dir = Self { path: path.to_owned(), file };
+        let dir = Self {
+            path: path.to_owned(),
+            file,
+        };
         dir.is_in_place().then_some(dir)
     }
 
@@ -56,7 +59,10 @@ impl OwnedDir {
                 Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(None),
                 other => other?,
             }
-            let dir = Self { path: path.to_owned(), file };
+            let dir = Self {
+                path: path.to_owned(),
+                file,
+            };
             // Between opening and locking, its last owner may have removed or renamed it.
             if dir.is_in_place() {
                 return Ok(Some(dir));

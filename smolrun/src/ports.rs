@@ -48,20 +48,26 @@ impl FromStr for Publish {
             Ok(port) if port >= least && text.bytes().all(|b| b.is_ascii_digit()) => Ok(port),
             _ => Err(format!("{text:?} is no {what} port: {least} to 65535")),
         };
-        let (rest, guest) = text.rsplit_once(':').ok_or(
-            "expected [ip:]host:guest, as in 8080:80, 0.0.0.0:8080:80 or [::1]:8080:80",
-        )?;
+        let (rest, guest) = text
+            .rsplit_once(':')
+            .ok_or("expected [ip:]host:guest, as in 8080:80, 0.0.0.0:8080:80 or [::1]:8080:80")?;
         let guest = port("guest", guest, 1)?;
         let (ip, host) = match rest.rsplit_once(':') {
             None => (IpAddr::V4(Ipv4Addr::LOCALHOST), rest),
             Some((ip, host)) => (parse_ip(ip)?, host),
         };
-        Ok(Self { host: SocketAddr::new(ip, port("host", host, 0)?), guest })
+        Ok(Self {
+            host: SocketAddr::new(ip, port("host", host, 0)?),
+            guest,
+        })
     }
 }
 
 fn parse_ip(text: &str) -> Result<IpAddr, String> {
-    let ip = match text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+    let ip = match text
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'))
+    {
         Some(inner) => inner.parse().map(IpAddr::V6).ok(),
         None => text.parse().map(IpAddr::V4).ok(),
     };
@@ -95,26 +101,43 @@ fn bind_one(publish: &Publish) -> anyhow::Result<Bound> {
     let (ip, port) = (host.ip(), host.port());
     let bound = TcpListener::bind(host).and_then(|listener| Ok((listener.local_addr()?, listener)));
     let error = match bound {
-        Ok((host, listener)) => return Ok(Bound { listener, publish: Publish { host, guest } }),
+        Ok((host, listener)) => {
+            return Ok(Bound {
+                listener,
+                publish: Publish { host, guest },
+            });
+        }
         Err(error) => error,
     };
-    let bracketed = if ip.is_ipv6() { format!("[{ip}]") } else { ip.to_string() };
+    let bracketed = if ip.is_ipv6() {
+        format!("[{ip}]")
+    } else {
+        ip.to_string()
+    };
     let (message, hint) = match error.kind() {
         ErrorKind::AddrInUse => (
             format!("port {port} on {ip} is already in use"),
-            Some(format!("choose another one: -p {bracketed}:PORT:{guest}, or 0 for any free one")),
+            Some(format!(
+                "choose another one: -p {bracketed}:PORT:{guest}, or 0 for any free one"
+            )),
         ),
         ErrorKind::PermissionDenied => (
             format!("no permission to use port {port} on {ip}"),
-            Some(format!("ports below 1024 are for root: -p {bracketed}:PORT:{guest}")),
+            Some(format!(
+                "ports below 1024 are for root: -p {bracketed}:PORT:{guest}"
+            )),
         ),
         ErrorKind::AddrNotAvailable => (
             format!("{ip} is not an address of this host"),
-            Some(format!("-p 0.0.0.0:{port}:{guest} listens on all IPv4 addresses")),
+            Some(format!(
+                "-p 0.0.0.0:{port}:{guest} listens on all IPv4 addresses"
+            )),
         ),
         _ => (format!("cannot listen on {host}"), None),
     };
-    let error = Err::<Bound, _>(error).context(message).kind(ExitKind::Failed);
+    let error = Err::<Bound, _>(error)
+        .context(message)
+        .kind(ExitKind::Failed);
     match hint {
         Some(hint) => error.hint(hint),
         None => error,
@@ -128,7 +151,12 @@ fn bind_one(publish: &Publish) -> anyhow::Result<Bound> {
 pub fn serve(bound: Vec<Bound>, vsock: &VsockHandle, report: &Arc<dyn Report>) -> io::Result<()> {
     let open = Arc::new(AtomicUsize::new(0));
     for Bound { listener, publish } in bound {
-        let door = Door { vsock: vsock.clone(), report: report.clone(), guest: publish.guest, told: Once::new() };
+        let door = Door {
+            vsock: vsock.clone(),
+            report: report.clone(),
+            guest: publish.guest,
+            told: Once::new(),
+        };
         let (door, open) = (Arc::new(door), open.clone());
         let thread = thread::Builder::new().name(format!("port {}", publish.host.port()));
         thread.spawn(move || accept(&listener, &door, &open))?;
@@ -157,7 +185,9 @@ fn accept(listener: &TcpListener, door: &Arc<Door>, open: &Arc<AtomicUsize>) {
         }
         let count = Count::one_more(open);
         let door = door.clone();
-        let thread = thread::Builder::new().name("forward".into()).stack_size(STACK);
+        let thread = thread::Builder::new()
+            .name("forward".into())
+            .stack_size(STACK);
         // Without a thread for it the connection is dropped, which tells the client.
         let _ = thread.spawn(move || {
             let _count = count;
@@ -214,9 +244,9 @@ impl Door {
         };
         match protocol::decode_line(&line).map_err(invalid)? {
             ForwardReply { ok: true, .. } => Ok((guest, lines.into_rest())),
-            ForwardReply { error, .. } => {
-                Err(io::Error::other(error.unwrap_or_else(|| "the guest refuses it".into())))
-            }
+            ForwardReply { error, .. } => Err(io::Error::other(
+                error.unwrap_or_else(|| "the guest refuses it".into()),
+            )),
         }
     }
 }
@@ -228,7 +258,9 @@ fn relay(client: TcpStream, guest: UnixStream, first: &[u8]) {
         return;
     }
     thread::scope(|scope| {
-        let up = thread::Builder::new().name("forward".into()).stack_size(STACK);
+        let up = thread::Builder::new()
+            .name("forward".into())
+            .stack_size(STACK);
         let upward = up.spawn_scoped(scope, || {
             if copy(&client, &guest).is_err() {
                 let _ = guest.shutdown(Shutdown::Both);
@@ -302,8 +334,16 @@ mod tests {
         let error = bind(&[Publish { host, guest: 80 }]).unwrap_err();
         let text = smol_cli::error::render(&error, false);
         let port = host.port();
-        assert!(text.starts_with(&format!("error: port {port} on 127.0.0.1 is already in use\n")), "{text}");
-        assert!(text.contains("hint: choose another one: -p 127.0.0.1:PORT:80"), "{text}");
+        assert!(
+            text.starts_with(&format!(
+                "error: port {port} on 127.0.0.1 is already in use\n"
+            )),
+            "{text}"
+        );
+        assert!(
+            text.contains("hint: choose another one: -p 127.0.0.1:PORT:80"),
+            "{text}"
+        );
         assert_eq!(smol_cli::exit_kind(&error), ExitKind::Failed);
     }
 
@@ -317,7 +357,12 @@ mod tests {
     #[test]
     fn an_address_of_another_host_is_told() {
         let error = bind(&["192.0.2.1:0:80".parse().unwrap()]).unwrap_err();
-        assert!(error.to_string().contains("192.0.2.1 is not an address of this host"), "{error}");
+        assert!(
+            error
+                .to_string()
+                .contains("192.0.2.1 is not an address of this host"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -53,15 +53,29 @@ pub enum Message {
 impl Message {
     /// The message that carries this error.
     pub fn failed(error: &anyhow::Error) -> Self {
-        Message::Failed(smol_cli::exit_kind(error).code(), smol_cli::error::render(error, false))
+        Message::Failed(
+            smol_cli::exit_kind(error).code(),
+            smol_cli::error::render(error, false),
+        )
     }
 }
 
 /// The error that [`Message::Failed`] carries.
 pub fn failure(code: u8, text: String) -> anyhow::Error {
     use ExitKind::*;
-    let kinds = [Usage, LockStale, Verification, Host, Internal, Interrupted, Terminated];
-    let kind = kinds.into_iter().find(|kind| kind.code() == code).unwrap_or(Failed);
+    let kinds = [
+        Usage,
+        LockStale,
+        Verification,
+        Host,
+        Internal,
+        Interrupted,
+        Terminated,
+    ];
+    let kind = kinds
+        .into_iter()
+        .find(|kind| kind.code() == code)
+        .unwrap_or(Failed);
     Failure::rendered(kind, text).into()
 }
 
@@ -180,18 +194,27 @@ mod tests {
         let up = Up {
             restored: true,
             took_ms: 21.04,
-            ports: vec!["16379:6379".parse().unwrap(), "0.0.0.0:80:8080".parse().unwrap()],
+            ports: vec![
+                "16379:6379".parse().unwrap(),
+                "0.0.0.0:80:8080".parse().unwrap(),
+            ],
         };
         let line = "redis: restored in 21.0 ms, 127.0.0.1:16379 -> 6379, 0.0.0.0:80 -> 8080";
         assert_eq!(up.line("redis"), line);
-        let cold = Up { restored: false, took_ms: 1500.0, ports: Vec::new() };
+        let cold = Up {
+            restored: false,
+            took_ms: 1500.0,
+            ports: Vec::new(),
+        };
         assert_eq!(cold.line("x"), "x: booted in 1.50 s");
     }
 
     #[test]
     fn an_error_keeps_its_exit_code_and_text_on_its_way_to_another_process() {
         let error: anyhow::Error = Failure::new(ExitKind::Verification, "no").hint("do").into();
-        let Message::Failed(code, text) = Message::failed(&error) else { panic!() };
+        let Message::Failed(code, text) = Message::failed(&error) else {
+            panic!()
+        };
         let back = failure(code, text);
         assert_eq!(smol_cli::exit_kind(&back), ExitKind::Verification);
         let text = smol_cli::error::render(&back, false);
@@ -200,8 +223,16 @@ mod tests {
 
     #[test]
     fn messages_survive_their_lines() {
-        let up = Up { restored: true, took_ms: 1.5, ports: vec!["1:2".parse().unwrap()] };
-        for message in [Message::Up(up), Message::Note("a\nb".into()), Message::Ended(None)] {
+        let up = Up {
+            restored: true,
+            took_ms: 1.5,
+            ports: vec!["1:2".parse().unwrap()],
+        };
+        for message in [
+            Message::Up(up),
+            Message::Note("a\nb".into()),
+            Message::Ended(None),
+        ] {
             let line = serde_json::to_vec(&message).unwrap();
             assert!(!line.contains(&b'\n'));
             assert_eq!(serde_json::from_slice::<Message>(&line).unwrap(), message);

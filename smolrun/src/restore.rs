@@ -77,13 +77,20 @@ fn restore(spec: &RunSpec, wires: &Wires) -> anyhow::Result<Result<Ready, String
     };
     let wants_vsock = state.devices.get(VSOCK_WINDOW).is_some_and(Option::is_some);
     let (hooks, vsock) = wires.hooks(spec, wants_vsock)?;
-    let config = RestoreConfig { memory: spec.image(ImageKind::Memory), rootfs: spec.rootfs() };
+    let config = RestoreConfig {
+        memory: spec.image(ImageKind::Memory),
+        rootfs: spec.rootfs(),
+    };
     match Machine::restore(&config, &state, hooks) {
-        Ok(machine) => Ok(Ok(Ready { machine, vsock, restored: true })),
+        Ok(machine) => Ok(Ok(Ready {
+            machine,
+            vsock,
+            restored: true,
+        })),
         // Its state is of another version or kind, or this hypervisor does not take it.
-        Err(error @ (Error::State(_) | Error::Hypervisor { .. })) => {
-            Ok(Err(format!("the snapshot cannot be restored here ({error})")))
-        }
+        Err(error @ (Error::State(_) | Error::Hypervisor { .. })) => Ok(Err(format!(
+            "the snapshot cannot be restored here ({error})"
+        ))),
         Err(error) => Err(host(error)).context("cannot restore the machine"),
     }
 }
@@ -100,8 +107,14 @@ fn boot(spec: &RunSpec, wires: &Wires) -> anyhow::Result<Ready> {
         clock: Clock::Host,
         seed: identity::random()?,
     };
-    let machine = Machine::boot(&config, hooks).map_err(host).context("cannot boot the machine")?;
-    Ok(Ready { machine, vsock, restored: false })
+    let machine = Machine::boot(&config, hooks)
+        .map_err(host)
+        .context("cannot boot the machine")?;
+    Ok(Ready {
+        machine,
+        vsock,
+        restored: false,
+    })
 }
 
 /// The bundle's command line, for a guest that is to serve and not to build. `maxcpus=1` is for
@@ -133,12 +146,21 @@ fn host(error: Error) -> anyhow::Error {
 impl Wires {
     fn hooks(&self, spec: &RunSpec, vsock: bool) -> anyhow::Result<(Hooks, Option<VsockHandle>)> {
         let vsock = match vsock {
-            true => Some(Vsock::live(GUEST_CID.into(), None).context("cannot set up the vsock device")?),
+            true => Some(
+                Vsock::live(GUEST_CID.into(), None).context("cannot set up the vsock device")?,
+            ),
             false => None,
         };
         let (device, handle) = vsock.unzip();
         let console = || self.console(spec);
-        Ok((Hooks { console: console(), serial: console(), vsock: device }, handle))
+        Ok((
+            Hooks {
+                console: console(),
+                serial: console(),
+                vsock: device,
+            },
+            handle,
+        ))
     }
 
     /// Without smol-guest, the consoles are all that a machine has to say.
@@ -162,29 +184,49 @@ impl Wires {
 /// If the hypervisor does not say what it has.
 fn check_contract(contract: &CpuContract) -> Result<Result<(), String>, Error> {
     if contract.arch != std::env::consts::ARCH {
-        return Ok(Err(format!("it is for {}, this host is {}", contract.arch, std::env::consts::ARCH)));
+        return Ok(Err(format!(
+            "it is for {}, this host is {}",
+            contract.arch,
+            std::env::consts::ARCH
+        )));
     }
     let supports = hv::supported_cpuid()?;
-    Ok(judge_contract(contract, &supports, clocksources().as_deref()))
+    Ok(judge_contract(
+        contract,
+        &supports,
+        clocksources().as_deref(),
+    ))
 }
 
-fn judge_contract(contract: &CpuContract, supports: &[CpuidEntry], clocksources: Option<&str>) -> Result<(), String> {
+fn judge_contract(
+    contract: &CpuContract,
+    supports: &[CpuidEntry],
+    clocksources: Option<&str>,
+) -> Result<(), String> {
     let leaf = |function, index| {
-        let found = supports.iter().find(|e| e.function == function && e.index.unwrap_or(0) == index);
+        let found = supports
+            .iter()
+            .find(|e| e.function == function && e.index.unwrap_or(0) == index);
         found.copied().unwrap_or_default()
     };
-    cpu::check_host(supports, contract.features.iter().map(String::as_str)).map_err(|e| e.to_string())?;
+    cpu::check_host(supports, contract.features.iter().map(String::as_str))
+        .map_err(|e| e.to_string())?;
     // CPUID 0x80000008 EAX[7:0]: physical address bits.
     let bits = leaf(0x8000_0008, 0).eax & 0xff;
     if bits != 0 && bits < contract.physical_address_bits {
         let wanted = contract.physical_address_bits;
-        return Err(format!("this host's CPU has {bits} bits of physical addresses, not {wanted}"));
+        return Err(format!(
+            "this host's CPU has {bits} bits of physical addresses, not {wanted}"
+        ));
     }
     // CPUID 0xd, sub-leaf 0, EDX:EAX: the XCR0 bits that can be set.
     let states = leaf(0xd, 0);
     let xcr0 = u64::from(states.edx) << 32 | u64::from(states.eax);
     if contract.xcr0 & !xcr0 != 0 {
-        return Err(format!("this host's CPU lacks XSAVE components {:#x}", contract.xcr0 & !xcr0));
+        return Err(format!(
+            "this host's CPU lacks XSAVE components {:#x}",
+            contract.xcr0 & !xcr0
+        ));
     }
     match contract.tsc.needs {
         TscNeeds::None => Ok(()),
@@ -216,14 +258,23 @@ mod tests {
             features: cpu::features().into_iter().map(str::to_owned).collect(),
             physical_address_bits: 40,
             xcr0: 0,
-            tsc: Tsc { needs: TscNeeds::Invariant, khz: None },
+            tsc: Tsc {
+                needs: TscNeeds::Invariant,
+                khz: None,
+            },
         }
     }
 
     #[test]
     fn the_pinned_cpu_keeps_its_own_contract() {
-        assert_eq!(judge_contract(&contract(), &Model::Generic.cpuid(0), Some("tsc hpet\n")), Ok(()));
-        assert_eq!(judge_contract(&contract(), &Model::Generic.cpuid(0), None), Ok(()));
+        assert_eq!(
+            judge_contract(&contract(), &Model::Generic.cpuid(0), Some("tsc hpet\n")),
+            Ok(())
+        );
+        assert_eq!(
+            judge_contract(&contract(), &Model::Generic.cpuid(0), None),
+            Ok(())
+        );
     }
 
     #[test]
@@ -231,9 +282,16 @@ mod tests {
         type Change = fn(&mut CpuContract);
         let cases: [(&str, Change); 4] = [
             ("lacks avx512f", |c| c.features.push("avx512f".into())),
-            ("40 bits of physical addresses, not 48", |c| c.physical_address_bits = 48),
+            ("40 bits of physical addresses, not 48", |c| {
+                c.physical_address_bits = 48
+            }),
             ("XSAVE components 0x4", |c| c.xcr0 = 4),
-            ("given frequency", |c| c.tsc = Tsc { needs: TscNeeds::Frequency, khz: Some(1) }),
+            ("given frequency", |c| {
+                c.tsc = Tsc {
+                    needs: TscNeeds::Frequency,
+                    khz: Some(1),
+                }
+            }),
         ];
         for (wanted, change) in cases {
             let mut contract = contract();
@@ -241,15 +299,25 @@ mod tests {
             let why = judge_contract(&contract, &Model::Generic.cpuid(0), None).unwrap_err();
             assert!(why.contains(wanted), "{why}");
         }
-        let unstable = judge_contract(&contract(), &Model::Generic.cpuid(0), Some("hpet acpi_pm\n"));
+        let unstable = judge_contract(
+            &contract(),
+            &Model::Generic.cpuid(0),
+            Some("hpet acpi_pm\n"),
+        );
         assert!(unstable.unwrap_err().contains("not stable"));
     }
 
     #[test]
     fn a_cold_boot_serves_and_starts_all_its_cpus() {
         let bundles = "console=hvc0 maxcpus=1 nokaslr";
-        assert_eq!(cold_cmdline(bundles, 1, true), "console=hvc0 maxcpus=1 nokaslr smol.mode=run");
-        assert_eq!(cold_cmdline(bundles, 2, true), "console=hvc0 nokaslr smol.mode=run");
+        assert_eq!(
+            cold_cmdline(bundles, 1, true),
+            "console=hvc0 maxcpus=1 nokaslr smol.mode=run"
+        );
+        assert_eq!(
+            cold_cmdline(bundles, 2, true),
+            "console=hvc0 nokaslr smol.mode=run"
+        );
         assert_eq!(cold_cmdline("a smol.mode=run", 1, true), "a smol.mode=run");
         assert_eq!(cold_cmdline("root=x", 1, false), "root=x");
     }

@@ -38,7 +38,9 @@ pub fn run(args: &RunArgs, start: Moment) -> anyhow::Result<ExitCode> {
     match host(&spec, Standard::Output, Arc::new(terminal), &interrupt)? {
         // Stopped by a signal of ours before its service could end: the exit code tells which.
         End::Killed if interrupt.is_set() => Ok(ExitCode::from(smol_cli::exit_kind(
-            &interrupt.check().map_or_else(Into::into, |()| anyhow::anyhow!("")),
+            &interrupt
+                .check()
+                .map_or_else(Into::into, |()| anyhow::anyhow!("")),
         ))),
         end => Ok(end.exit_code()),
     }
@@ -60,19 +62,30 @@ fn prepare(
         true => Keyring::of_folder(&paths::config_dir()?.join("trust"), note)?,
     };
     if keyring.judge(&bundle, args.insecure_unsigned)?.is_none() {
-        note(&format!("warning: nobody trusted vouches for {} (--insecure-unsigned)", path.display()));
+        note(&format!(
+            "warning: nobody trusted vouches for {} (--insecure-unsigned)",
+            path.display()
+        ));
     }
     let has = Has::of(&bundle);
     if !args.publish.is_empty() && !has.initramfs {
-        let message = format!("{} is just a kernel: it has no ports to forward", config.name);
-        return Err(Failure::new(ExitKind::Usage, message).hint("run it without -p").into());
+        let message = format!(
+            "{} is just a kernel: it has no ports to forward",
+            config.name
+        );
+        return Err(Failure::new(ExitKind::Usage, message)
+            .hint("run it without -p")
+            .into());
     }
     let name = match &args.name {
         Some(name) => name.clone(),
         None => instance::invent_name(&config.name)?,
     };
     instance::check_free(&instance::root()?, &name)?;
-    let mut metrics = Metrics { open_ms: Some(start.elapsed_ms()), ..Metrics::default() };
+    let mut metrics = Metrics {
+        open_ms: Some(start.elapsed_ms()),
+        ..Metrics::default()
+    };
 
     let moment = Moment::now();
     let images = materialise::images(&bundle, &paths::cache_dir()?, progress, interrupt)?;
@@ -86,7 +99,8 @@ fn prepare(
     }
     interrupt.check()?;
     let absolute = |path: &Path| {
-        std::path::absolute(path).with_context(|| format!("cannot make {} absolute", path.display()))
+        std::path::absolute(path)
+            .with_context(|| format!("cannot make {} absolute", path.display()))
     };
     Ok(RunSpec {
         name,
@@ -141,7 +155,13 @@ pub fn host(
     report: Arc<dyn Report>,
     interrupt: &Interrupt,
 ) -> anyhow::Result<End> {
-    let record = Record::new(&spec.name, &spec.config.name, &spec.bundle, &spec.digest, spec.accel());
+    let record = Record::new(
+        &spec.name,
+        &spec.config.name,
+        &spec.bundle,
+        &spec.digest,
+        spec.accel(),
+    );
     let instance = Instance::claim(&instance::root()?, record)?;
     let log = instance.create_log()?;
     if standard == Standard::Log {

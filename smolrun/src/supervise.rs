@@ -84,8 +84,16 @@ impl Supervisor {
         // A port that is taken is told before anything is started.
         let ports = ports::bind(&spec.ports)?;
         let begin = Moment::now();
-        let wires = Wires { output: output.clone(), tail: Tail::default(), first_output: Arc::default() };
-        let Ready { machine, vsock, restored } = restore::start(spec, &wires, &*report)?;
+        let wires = Wires {
+            output: output.clone(),
+            tail: Tail::default(),
+            first_output: Arc::default(),
+        };
+        let Ready {
+            machine,
+            vsock,
+            restored,
+        } = restore::start(spec, &wires, &*report)?;
         let metrics = Metrics {
             restored: Some(restored),
             machine_ms: Some(begin.elapsed_ms()),
@@ -122,7 +130,10 @@ impl Supervisor {
             watch.listen(&self.happened, LAST_WORDS);
         }
         drop(release);
-        thread.join().ok().context("the machine's thread has died")?;
+        thread
+            .join()
+            .ok()
+            .context("the machine's thread has died")?;
         while !streams.are_done() {
             watch.listen(&self.happened, Duration::from_millis(5));
         }
@@ -144,7 +155,10 @@ fn run_on_thread(
         let _ = events.send(Happening::Stopped(stopped));
         let _ = released.recv();
     });
-    Ok((thread.context("cannot start the machine's thread")?, release))
+    Ok((
+        thread.context("cannot start the machine's thread")?,
+        release,
+    ))
 }
 
 /// The state of the loop.
@@ -176,7 +190,9 @@ impl<F: FnOnce(&Up)> Watch<'_, F> {
     /// Takes what happens until the machine stops.
     fn follow(&mut self, happened: &Receiver<Happening>) -> smol_machine::Result<Stop> {
         loop {
-            let left = self.deadline.map(|d| d.saturating_duration_since(Instant::now()));
+            let left = self
+                .deadline
+                .map(|d| d.saturating_duration_since(Instant::now()));
             let happening = match left {
                 Some(left) => happened.recv_timeout(left),
                 None => happened.recv().map_err(|_| RecvTimeoutError::Disconnected),
@@ -192,7 +208,9 @@ impl<F: FnOnce(&Up)> Watch<'_, F> {
     /// Takes what still comes in the given time, up to the guest's last word.
     fn listen(&mut self, happened: &Receiver<Happening>, time: Duration) {
         let until = Instant::now() + time;
-        while let Ok(happening) = happened.recv_timeout(until.saturating_duration_since(Instant::now())) {
+        while let Ok(happening) =
+            happened.recv_timeout(until.saturating_duration_since(Instant::now()))
+        {
             self.take(happening);
             if self.exited.is_some() || self.failed.is_some() {
                 return;
@@ -210,7 +228,8 @@ impl<F: FnOnce(&Up)> Watch<'_, F> {
             Happening::Guest(event) => self.take_event(event),
             Happening::Order(Order::Stop { grace_ms }) => self.shut_down(grace_ms),
             Happening::Refused(why) => {
-                self.report.note(&format!("the guest does not stop its service: {why}"));
+                self.report
+                    .note(&format!("the guest does not stop its service: {why}"));
                 self.force();
             }
             Happening::Broken(why) => self.fail(why),
@@ -222,20 +241,29 @@ impl<F: FnOnce(&Up)> Watch<'_, F> {
         match event {
             Event::Resumed | Event::Ready { .. } => self.up(),
             Event::ServiceExited { status } => self.exited = Some(status),
-            Event::Failed { stage, reason, probe, last_saw, service_status } => {
+            Event::Failed {
+                stage,
+                reason,
+                probe,
+                last_saw,
+                service_status,
+            } => {
                 let mut text = format!("the guest failed at stage {stage}: {reason}");
                 for (what, value) in [
                     ("probe", probe.map(|probe| probe.to_string())),
                     ("last saw", last_saw),
                     ("service", service_status.map(|status| status.to_string())),
                 ] {
-                    text += &value.map(|value| format!("\n{what}: {value}")).unwrap_or_default();
+                    text += &value
+                        .map(|value| format!("\n{what}: {value}"))
+                        .unwrap_or_default();
                 }
                 // The guest is about to reset itself.
                 self.failed.get_or_insert(text);
             }
             Event::Warning { stage, reason } => {
-                self.report.note(&format!("the guest warns ({stage}): {reason}"));
+                self.report
+                    .note(&format!("the guest warns ({stage}): {reason}"));
             }
             Event::Booted | Event::Restored => {
                 // A cold boot's own time limits hold from here on.
@@ -256,12 +284,18 @@ impl<F: FnOnce(&Up)> Watch<'_, F> {
 
     /// The service runs: opens its ports and says so.
     fn up(&mut self) {
-        let Some(ports) = self.ports.take() else { return };
+        let Some(ports) = self.ports.take() else {
+            return;
+        };
         if !self.stopping {
             self.deadline = None;
         }
         let took_ms = self.begin.elapsed_ms();
-        let up = Up { restored: self.restored, took_ms, ports: ports.iter().map(|p| p.publish).collect() };
+        let up = Up {
+            restored: self.restored,
+            took_ms,
+            ports: ports.iter().map(|p| p.publish).collect(),
+        };
         if let Some(vsock) = &self.vsock
             && let Err(e) = ports::serve(ports, vsock, &self.report)
         {
@@ -279,7 +313,10 @@ impl<F: FnOnce(&Up)> Watch<'_, F> {
     }
 
     fn measure(&mut self) {
-        let first = self.first_output.get().map(|moment| moment.ms_since(self.begin));
+        let first = self
+            .first_output
+            .get()
+            .map(|moment| moment.ms_since(self.begin));
         self.metrics.first_output_ms = first;
         self.report.metrics(&self.metrics);
     }
@@ -314,18 +351,24 @@ impl<F: FnOnce(&Up)> Watch<'_, F> {
 
     fn lose_patience(&mut self) {
         if self.stopping {
-            self.report.note("the guest does not end: stopping it by force");
+            self.report
+                .note("the guest does not end: stopping it by force");
             return self.force();
         }
         let limit = SIGN_OF_LIFE.as_secs();
-        let what = if self.restored { "the restored guest did not run on" } else { "the guest gave no sign of life" };
+        let what = if self.restored {
+            "the restored guest did not run on"
+        } else {
+            "the guest gave no sign of life"
+        };
         self.fail(format!("{what} within {limit} s"));
     }
 
     /// What all that comes to.
     fn finish(mut self, stopped: smol_machine::Result<Stop>) -> anyhow::Result<End> {
         self.measure();
-        let failure = |text: String| Err(Failure::new(ExitKind::Failed, self.tail.explain(text)).into());
+        let failure =
+            |text: String| Err(Failure::new(ExitKind::Failed, self.tail.explain(text)).into());
         if let Some(text) = &self.failed {
             return failure(text.clone());
         }
@@ -338,8 +381,12 @@ impl<F: FnOnce(&Up)> Watch<'_, F> {
             Ok(Stop::Reset) if self.stopping => Ok(End::Killed),
             Ok(Stop::Reset) => failure("the guest reset itself without saying why".into()),
             Ok(Stop::Crashed(what)) => failure(format!("the guest crashed: {what}")),
-            Ok(Stop::Snapshot) => failure("the guest stopped for a snapshot, which nobody asked for".into()),
-            Ok(Stop::Stuck) => failure("the guest stopped for ever: it has nothing to wait for".into()),
+            Ok(Stop::Snapshot) => {
+                failure("the guest stopped for a snapshot, which nobody asked for".into())
+            }
+            Ok(Stop::Stuck) => {
+                failure("the guest stopped for ever: it has nothing to wait for".into())
+            }
             Err(error) => failure(format!("the machine cannot be run: {error}")),
         }
     }

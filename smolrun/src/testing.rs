@@ -45,7 +45,10 @@ pub fn config() -> Config {
             features: vec!["sse2".into()],
             physical_address_bits: 40,
             xcr0: 0,
-            tsc: Tsc { needs: TscNeeds::None, khz: None },
+            tsc: Tsc {
+                needs: TscNeeds::None,
+                khz: None,
+            },
         },
     }
 }
@@ -63,7 +66,10 @@ fn write(dir: &Path, out: &Path) {
         kernel: file("kernel", vec![1; 10_000]),
         initramfs: Some(file("initramfs", vec![2; 5_000])),
         rootfs: Some(file("rootfs", vec![3; 8192])),
-        snapshot: Some(SnapshotSpec { state: b"{}".to_vec(), memory: file("memory", memory) }),
+        snapshot: Some(SnapshotSpec {
+            state: b"{}".to_vec(),
+            memory: file("memory", memory),
+        }),
         smolfile: None,
         lock: None,
     };

@@ -24,7 +24,10 @@ impl Keyring {
     /// For a file that is no public key.
     pub fn named(files: &[PathBuf]) -> anyhow::Result<Self> {
         let load = |file: &PathBuf| PublicKey::load(file).kind(ExitKind::Usage);
-        Ok(Self { keys: files.iter().map(load).collect::<Result<_, _>>()?, folder: None })
+        Ok(Self {
+            keys: files.iter().map(load).collect::<Result<_, _>>()?,
+            folder: None,
+        })
     }
 
     /// The keys of a trust folder, which need not exist. A file in it that is no key is told to
@@ -52,7 +55,10 @@ impl Keyring {
                 Err(e) => note(&format!("passing over a file in the trust folder: {e}")),
             }
         }
-        Ok(Self { keys, folder: Some(folder.to_owned()) })
+        Ok(Self {
+            keys,
+            folder: Some(folder.to_owned()),
+        })
     }
 
     /// Accepts the bundle if one of the keys vouches for it, and says which. With `insecure`, a
@@ -70,7 +76,10 @@ impl Keyring {
             Err(error) => error,
         };
         let path = bundle.path().display();
-        let refusal = Failure::new(ExitKind::Verification, format!("{path} is refused: {error}"));
+        let refusal = Failure::new(
+            ExitKind::Verification,
+            format!("{path} is refused: {error}"),
+        );
         Err(match &error {
             SignatureError::Unsigned => refusal.hint(
                 "--insecure-unsigned runs it all the same: for bundles that you have built yourself",
@@ -105,11 +114,17 @@ mod tests {
 
     fn code(outcome: anyhow::Result<Option<KeyId>>) -> (u8, String) {
         let error = outcome.unwrap_err();
-        (smol_cli::exit_kind(&error).code(), smol_cli::error::render(&error, false))
+        (
+            smol_cli::exit_kind(&error).code(),
+            smol_cli::error::render(&error, false),
+        )
     }
 
     fn ring(keys: &[&PrivateKey]) -> Keyring {
-        Keyring { keys: keys.iter().map(|k| k.public()).collect(), folder: None }
+        Keyring {
+            keys: keys.iter().map(|k| k.public()).collect(),
+            folder: None,
+        }
     }
 
     #[test]
@@ -119,17 +134,26 @@ mod tests {
         let key = PrivateKey::generate().unwrap();
         let (code, text) = code(ring(&[&key]).judge(&bundle, false));
         assert_eq!(code, 4);
-        assert!(text.contains("not signed") && text.contains("--insecure-unsigned"), "{text}");
+        assert!(
+            text.contains("not signed") && text.contains("--insecure-unsigned"),
+            "{text}"
+        );
         assert_eq!(ring(&[&key]).judge(&bundle, true).unwrap(), None);
     }
 
     #[test]
     fn only_a_known_key_is_trusted() {
         let sample = Sample::new();
-        let (ours, other) = (PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap());
+        let (ours, other) = (
+            PrivateKey::generate().unwrap(),
+            PrivateKey::generate().unwrap(),
+        );
         smol_bundle::sign(&sample.bundle, &ours, &sample.bundle).unwrap();
         let bundle = sample.open();
-        assert_eq!(ring(&[&other, &ours]).judge(&bundle, false).unwrap(), Some(ours.public().id()));
+        assert_eq!(
+            ring(&[&other, &ours]).judge(&bundle, false).unwrap(),
+            Some(ours.public().id())
+        );
         let (code, text) = code(ring(&[&other]).judge(&bundle, false));
         assert_eq!(code, 4);
         assert!(text.contains(&ours.public().id().to_string()), "{text}");
@@ -157,7 +181,10 @@ mod tests {
         testing::sign(&sample);
         let (code, text) = code(ring.judge(&sample.open(), false));
         assert_eq!(code, 4);
-        assert!(text.contains("/nonexistent/trust as a *.pub file (0 there now)"), "{text}");
+        assert!(
+            text.contains("/nonexistent/trust as a *.pub file (0 there now)"),
+            "{text}"
+        );
     }
 
     #[test]

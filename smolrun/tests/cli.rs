@@ -28,12 +28,20 @@ fn run(sample: &Sample, args: &[&str]) -> (i32, String) {
 fn outcome(command: &mut Command) -> (i32, String) {
     let output = command.output().unwrap();
     assert!(output.stdout.is_empty(), "{output:?}");
-    (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+    (
+        output.status.code().unwrap(),
+        String::from_utf8(output.stderr).unwrap(),
+    )
 }
 
 /// Nothing was unpacked and no instance is left.
 fn assert_untouched(sample: &Sample) {
-    let left = |folder: &str| fs::read_dir(sample.dir.path().join(folder)).into_iter().flatten().count();
+    let left = |folder: &str| {
+        fs::read_dir(sample.dir.path().join(folder))
+            .into_iter()
+            .flatten()
+            .count()
+    };
     assert_eq!((left("cache/bundles"), left("run/instances")), (0, 0));
 }
 
@@ -41,7 +49,17 @@ fn assert_untouched(sample: &Sample) {
 fn help_names_every_command_and_keeps_internals_to_itself() {
     let output = smolrun(&Sample::new()).arg("--help").output().unwrap();
     let help = String::from_utf8(output.stdout).unwrap();
-    for word in ["BUNDLE", "--publish", "--key", "--insecure-unsigned", "--accel", "ps", "logs", "stop", "doctor"] {
+    for word in [
+        "BUNDLE",
+        "--publish",
+        "--key",
+        "--insecure-unsigned",
+        "--accel",
+        "ps",
+        "logs",
+        "stop",
+        "doctor",
+    ] {
         assert!(help.contains(word), "{word}: {help}");
     }
     assert!(!help.contains("internal"), "{help}");
@@ -69,8 +87,17 @@ fn a_bundle_signed_by_an_unknown_key_is_refused() {
     let key = testing::sign(&sample);
     let (code, told) = run(&sample, &[]);
     assert_eq!(code, 4);
-    assert!(told.contains(&format!("not by a trusted key (signed by {})", key.public().id())), "{told}");
-    assert!(told.contains("config/trust as a *.pub file (0 there now)"), "{told}");
+    assert!(
+        told.contains(&format!(
+            "not by a trusted key (signed by {})",
+            key.public().id()
+        )),
+        "{told}"
+    );
+    assert!(
+        told.contains("config/trust as a *.pub file (0 there now)"),
+        "{told}"
+    );
     assert_untouched(&sample);
 }
 
@@ -82,10 +109,17 @@ fn a_named_key_counts_instead_of_the_trust_folder() {
     fs::create_dir_all(&trust).unwrap();
     key.public().save(&trust.join("me.pub")).unwrap();
     let other = sample.dir.path().join("other.pub");
-    PrivateKey::generate().unwrap().public().save(&other).unwrap();
+    PrivateKey::generate()
+        .unwrap()
+        .public()
+        .save(&other)
+        .unwrap();
     let (code, told) = run(&sample, &["--key", other.to_str().unwrap()]);
     assert_eq!(code, 4);
-    assert!(told.contains("--key names the public keys that count"), "{told}");
+    assert!(
+        told.contains("--key names the public keys that count"),
+        "{told}"
+    );
     assert_untouched(&sample);
 }
 
@@ -94,7 +128,10 @@ fn an_altered_signature_is_found_even_if_unsigned_bundles_are_welcome() {
     let sample = Sample::new();
     let key = testing::sign(&sample);
     let layout = sample.open().layout();
-    let blob = layout.iter().find(|b| b.media_type.contains("signature.v1+json")).unwrap();
+    let blob = layout
+        .iter()
+        .find(|b| b.media_type.contains("signature.v1+json"))
+        .unwrap();
     let mut bytes = fs::read(&sample.bundle).unwrap();
     let begin = blob.offset as usize;
     let text = String::from_utf8(bytes[begin..][..blob.size as usize].to_vec()).unwrap();
@@ -103,7 +140,10 @@ fn an_altered_signature_is_found_even_if_unsigned_bundles_are_welcome() {
     fs::write(&sample.bundle, bytes).unwrap();
     let public = sample.dir.path().join("me.pub");
     key.public().save(&public).unwrap();
-    let (code, told) = run(&sample, &["--insecure-unsigned", "--key", public.to_str().unwrap()]);
+    let (code, told) = run(
+        &sample,
+        &["--insecure-unsigned", "--key", public.to_str().unwrap()],
+    );
     assert_eq!(code, 4, "{told}");
     assert_untouched(&sample);
 }
@@ -136,7 +176,10 @@ fn a_missing_file_is_a_usage_error_that_speaks_of_registries() {
     let sample = Sample::new();
     let (code, told) = outcome(smolrun(&sample).arg("registry.example/redis:1"));
     assert_eq!(code, 2);
-    assert!(told.contains("error: cannot open registry.example/redis:1"), "{told}");
+    assert!(
+        told.contains("error: cannot open registry.example/redis:1"),
+        "{told}"
+    );
     assert!(told.contains("hint: name a .smolmachine file"), "{told}");
 }
 
@@ -154,7 +197,12 @@ fn a_malformed_port_is_a_usage_error() {
 #[test]
 fn volumes_environment_and_references_are_not_accepted_in_silence() {
     let sample = Sample::new();
-    for args in [&["-v", "/a:/b"][..], &["-e", "A=B"], &["--volume", "/a:/b"], &["--env", "A=B"]] {
+    for args in [
+        &["-v", "/a:/b"][..],
+        &["-e", "A=B"],
+        &["--volume", "/a:/b"],
+        &["--env", "A=B"],
+    ] {
         assert_eq!(run(&sample, args).0, 2, "{args:?}");
     }
 }
@@ -166,14 +214,26 @@ fn a_port_that_is_in_use_is_told_before_anything_starts() {
     let port = taken.local_addr().unwrap().port();
     let publish = format!("{port}:80");
     for more in [&[][..], &["-d"]] {
-        let args = [&["--insecure-unsigned", "--accel", "kvm", "-p", &publish], more].concat();
+        let args = [
+            &["--insecure-unsigned", "--accel", "kvm", "-p", &publish],
+            more,
+        ]
+        .concat();
         let (code, told) = run(&sample, &args);
         if code == 5 {
             return eprintln!("not tested here: {told}"); // no KVM at all
         }
         assert_eq!(code, 1, "{told}");
-        assert!(told.contains(&format!("error: port {port} on 127.0.0.1 is already in use")), "{told}");
-        assert!(told.contains("hint: choose another one: -p 127.0.0.1:PORT:80"), "{told}");
+        assert!(
+            told.contains(&format!(
+                "error: port {port} on 127.0.0.1 is already in use"
+            )),
+            "{told}"
+        );
+        assert!(
+            told.contains("hint: choose another one: -p 127.0.0.1:PORT:80"),
+            "{told}"
+        );
     }
 }
 
@@ -191,7 +251,10 @@ fn commands_about_a_machine_that_does_not_run_say_so() {
     for args in [&["stop", "x"][..], &["logs", "x"], &["logs", "-f", "x"]] {
         let (code, told) = outcome(smolrun(&sample).args(args));
         assert_eq!(code, 1);
-        assert_eq!(told, "error: no machine named x is running\n  hint: no machine is running\n");
+        assert_eq!(
+            told,
+            "error: no machine named x is running\n  hint: no machine is running\n"
+        );
     }
 }
 
@@ -199,8 +262,15 @@ fn commands_about_a_machine_that_does_not_run_say_so() {
 fn ps_of_nothing_is_a_heading_or_an_empty_array() {
     let sample = Sample::new();
     // A twin of an option is no option: it does not stand in the way of a command.
-    let output = smolrun(&sample).env("SMOL_ACCEL", "kvm").arg("ps").output().unwrap();
-    assert_eq!(output.stdout, b"NAME  MACHINE  STATE  ACCEL  PID  UP  PORTS\n");
+    let output = smolrun(&sample)
+        .env("SMOL_ACCEL", "kvm")
+        .arg("ps")
+        .output()
+        .unwrap();
+    assert_eq!(
+        output.stdout,
+        b"NAME  MACHINE  STATE  ACCEL  PID  UP  PORTS\n"
+    );
     let output = smolrun(&sample).args(["ps", "--json"]).output().unwrap();
     assert_eq!(output.stdout, b"[]\n");
 }
@@ -209,7 +279,10 @@ fn ps_of_nothing_is_a_heading_or_an_empty_array() {
 fn options_have_twins_in_the_environment() {
     let sample = Sample::new();
     let mut command = smolrun(&sample);
-    command.env("SMOL_INSECURE_UNSIGNED", "1").env("SMOL_PUBLISH", "80:80,81:none").arg(&sample.bundle);
+    command
+        .env("SMOL_INSECURE_UNSIGNED", "1")
+        .env("SMOL_PUBLISH", "80:80,81:none")
+        .arg(&sample.bundle);
     let (code, told) = outcome(&mut command);
     assert_eq!(code, 2);
     assert!(told.contains("\"none\" is no guest port"), "{told}");
@@ -228,7 +301,10 @@ fn the_internal_commands_do_nothing_by_hand() {
 #[test]
 fn doctor_speaks_json() {
     let sample = Sample::new();
-    let output = smolrun(&sample).args(["doctor", "--json"]).output().unwrap();
+    let output = smolrun(&sample)
+        .args(["doctor", "--json"])
+        .output()
+        .unwrap();
     serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap();
     assert!(matches!(output.status.code(), Some(0 | 5)));
 }
@@ -242,17 +318,42 @@ fn a_full_disk_is_told_and_left_as_it_was() {
     let script = "mount -t tmpfs -o size=16k,mode=700 tmpfs \"$SMOL_CACHE_DIR\" || exit 77; \
                   \"$@\"; echo \"exit $?, left: $(ls \"$SMOL_CACHE_DIR/bundles\")\"";
     let mut command = std::process::Command::new("unshare");
-    command.args(["--user", "--map-root-user", "--mount", "sh", "-c", script, "sh"]);
-    command.arg(env!("CARGO_BIN_EXE_smolrun")).arg(&sample.bundle).arg("--insecure-unsigned");
-    command.env("SMOL_CACHE_DIR", &cache).env("SMOL_RUNTIME_DIR", sample.dir.path().join("run"));
-    command.env("SMOL_CONFIG_DIR", sample.dir.path().join("config")).env("NO_COLOR", "1");
+    command.args([
+        "--user",
+        "--map-root-user",
+        "--mount",
+        "sh",
+        "-c",
+        script,
+        "sh",
+    ]);
+    command
+        .arg(env!("CARGO_BIN_EXE_smolrun"))
+        .arg(&sample.bundle)
+        .arg("--insecure-unsigned");
+    command
+        .env("SMOL_CACHE_DIR", &cache)
+        .env("SMOL_RUNTIME_DIR", sample.dir.path().join("run"));
+    command
+        .env("SMOL_CONFIG_DIR", sample.dir.path().join("config"))
+        .env("NO_COLOR", "1");
     let output = match command.output() {
         Ok(output) if output.status.success() => output,
         other => return eprintln!("not tested here: no mount namespace for this user: {other:?}"),
     };
     let told = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(String::from_utf8(output.stdout).unwrap(), "exit 1, left: \n", "{told}");
-    assert!(told.contains("error: cannot unpack the bundle into "), "{told}");
+    assert_eq!(
+        String::from_utf8(output.stdout).unwrap(),
+        "exit 1, left: \n",
+        "{told}"
+    );
+    assert!(
+        told.contains("error: cannot unpack the bundle into "),
+        "{told}"
+    );
     assert!(told.contains("No space left on device"), "{told}");
-    assert!(told.contains("hint: free space there, or set SMOL_CACHE_DIR"), "{told}");
+    assert!(
+        told.contains("hint: free space there, or set SMOL_CACHE_DIR"),
+        "{told}"
+    );
 }

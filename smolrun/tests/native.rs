@@ -8,9 +8,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use smol_bundle::{
-    BundleSpec, ClockMode, Config, CpuContract, SnapshotSpec, Tsc, TscNeeds,
-};
+use smol_bundle::{BundleSpec, ClockMode, Config, CpuContract, SnapshotSpec, Tsc, TscNeeds};
 use smol_machine::config::{Clock, MachineConfig};
 use smol_machine::machine::{Hooks, Machine, Stop, StopHandle};
 use tempfile::TempDir;
@@ -25,9 +23,8 @@ fn kernel(texts: &[&str], reset: bool) -> Vec<u8> {
     for byte in texts.iter().flat_map(|text| text.bytes()) {
         code.extend([0xb0, byte, 0xee]); // mov al, byte; out dx, al
     }
-    match reset {
-        true => code.extend([0xb0, 0xfe, 0xe6, 0x64]), // mov al, 0xfe; out 0x64, al
-        false => {}
+    if reset {
+        code.extend([0xb0, 0xfe, 0xe6, 0x64]); // mov al, 0xfe; out 0x64, al
     }
     code.extend([0xfa, 0xf4, 0xeb, 0xfc]); // cli; hlt; jmp to cli
     // Elf note of 4 bytes: the 32-bit entry point (XEN_ELFNOTE_PHYS32_ENTRY).
@@ -47,13 +44,25 @@ fn elf(code: &[u8], note: &[u8]) -> Vec<u8> {
     let mut image = vec![0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     image.extend([2u16, 62].iter().flat_map(|n| n.to_le_bytes())); // ET_EXEC, EM_X86_64
     image.extend(1u32.to_le_bytes());
-    image.extend([u64::from(ENTRY), 64, 0].iter().flat_map(|n| n.to_le_bytes()));
+    image.extend(
+        [u64::from(ENTRY), 64, 0]
+            .iter()
+            .flat_map(|n| n.to_le_bytes()),
+    );
     image.extend(0u32.to_le_bytes());
-    image.extend([64u16, 56, 2, 64, 0, 0].iter().flat_map(|n| n.to_le_bytes()));
+    image.extend(
+        [64u16, 56, 2, 64, 0, 0]
+            .iter()
+            .flat_map(|n| n.to_le_bytes()),
+    );
     let mut segment = |kind: u32, flags: u32, at: u64, address: u64, len: u64| {
         image.extend(kind.to_le_bytes());
         image.extend(flags.to_le_bytes());
-        image.extend([at, address, address, len, len, 4].iter().flat_map(|n| n.to_le_bytes()));
+        image.extend(
+            [at, address, address, len, len, 4]
+                .iter()
+                .flat_map(|n| n.to_le_bytes()),
+        );
     };
     segment(1, 5, code_at, u64::from(ENTRY), code.len() as u64);
     segment(4, 4, HEADERS, 0, note.len() as u64);
@@ -96,13 +105,27 @@ fn freeze(kernel: &Path, dir: &Path) -> SnapshotSpec {
         seed: [0; 32],
     };
     let handle = Arc::<Mutex<Option<StopHandle>>>::default();
-    let console = || Box::new(Console { seen: Vec::new(), handle: handle.clone() });
-    let hooks = Hooks { console: console(), serial: console(), vsock: None };
+    let console = || {
+        Box::new(Console {
+            seen: Vec::new(),
+            handle: handle.clone(),
+        })
+    };
+    let hooks = Hooks {
+        console: console(),
+        serial: console(),
+        vsock: None,
+    };
     let mut machine = Machine::boot(&config, hooks).unwrap();
     *handle.lock().unwrap() = Some(machine.stop_handle());
     assert_eq!(machine.run().unwrap(), Stop::Snapshot);
     let memory = dir.join("memory");
-    let image = File::options().write(true).create(true).truncate(true).open(&memory).unwrap();
+    let image = File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(&memory)
+        .unwrap();
     let state = machine.capture().unwrap().to_json();
     smol_machine::memory::write_image(machine.ram(), &image).unwrap();
     SnapshotSpec { state, memory }
@@ -140,7 +163,10 @@ impl Scene {
                 features: vec!["sse2".into()],
                 physical_address_bits: 36,
                 xcr0: 0,
-                tsc: Tsc { needs: TscNeeds::None, khz: None },
+                tsc: Tsc {
+                    needs: TscNeeds::None,
+                    khz: None,
+                },
             },
         };
         change(&mut config);
@@ -167,13 +193,17 @@ impl Scene {
 
     fn run(&self) -> Command {
         let mut command = self.smolrun();
-        command.arg(&self.bundle).args(["--insecure-unsigned", "--accel", "kvm"]);
+        command
+            .arg(&self.bundle)
+            .args(["--insecure-unsigned", "--accel", "kvm"]);
         command
     }
 
     /// The names of the instances that have left something.
     fn instances(&self) -> usize {
-        fs::read_dir(self.dir.path().join("run/instances")).unwrap().count()
+        fs::read_dir(self.dir.path().join("run/instances"))
+            .unwrap()
+            .count()
     }
 }
 
@@ -215,41 +245,68 @@ fn await_end(child: &mut Child) -> std::process::ExitStatus {
 
 #[test]
 fn a_kernel_is_booted_and_prints_to_stdout() {
-    let Some(scene) = Scene::new(&kernel(&["booted\n", "done\n"], true), false, |_| {}) else { return };
+    let Some(scene) = Scene::new(&kernel(&["booted\n", "done\n"], true), false, |_| {}) else {
+        return;
+    };
     let output = scene.run().output().unwrap();
     assert_eq!(succeed(&output), "booted\ndone\n");
     let told = text(&output.stderr);
-    assert!(told.contains("the bundle holds no snapshot: booting cold"), "{told}");
+    assert!(
+        told.contains("the bundle holds no snapshot: booting cold"),
+        "{told}"
+    );
     assert!(told.contains("native: booted in "), "{told}");
     assert_eq!(scene.instances(), 0);
 }
 
 #[test]
 fn a_snapshot_goes_on_where_it_was_taken_and_as_often_as_wanted() {
-    let Some(scene) = Scene::new(&kernel(&["booted\n", "restored\n"], true), true, |_| {}) else { return };
+    let Some(scene) = Scene::new(&kernel(&["booted\n", "restored\n"], true), true, |_| {}) else {
+        return;
+    };
     for _ in 0..3 {
         let output = scene.run().output().unwrap();
         assert_eq!(succeed(&output), "restored\n");
-        assert!(text(&output.stderr).contains("native: restored in "), "{output:?}");
+        assert!(
+            text(&output.stderr).contains("native: restored in "),
+            "{output:?}"
+        );
     }
-    assert_eq!(succeed(&scene.run().arg("--cold").output().unwrap()), "booted\nrestored\n");
+    assert_eq!(
+        succeed(&scene.run().arg("--cold").output().unwrap()),
+        "booted\nrestored\n"
+    );
 }
 
 #[test]
 fn a_snapshot_that_needs_another_cpu_is_booted_cold_with_the_reason() {
     let needs = |config: &mut Config| config.cpu.features = vec!["avx9000".into()];
-    let Some(scene) = Scene::new(&kernel(&["booted\n", "restored\n"], true), true, needs) else { return };
+    let Some(scene) = Scene::new(&kernel(&["booted\n", "restored\n"], true), true, needs) else {
+        return;
+    };
     let output = scene.run().output().unwrap();
     assert_eq!(succeed(&output), "booted\nrestored\n");
     let told = text(&output.stderr);
-    assert!(told.contains("the snapshot needs another host: this host's CPU lacks avx9000: booting cold"), "{told}");
+    assert!(
+        told.contains(
+            "the snapshot needs another host: this host's CPU lacks avx9000: booting cold"
+        ),
+        "{told}"
+    );
 }
 
 #[test]
 fn a_signal_stops_it_and_leaves_nothing() {
-    let Some(scene) = Scene::new(&kernel(&["booted\n"], false), false, |_| {}) else { return };
+    let Some(scene) = Scene::new(&kernel(&["booted\n"], false), false, |_| {}) else {
+        return;
+    };
     for number in [libc::SIGINT, libc::SIGTERM] {
-        let mut child = scene.run().stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut child = scene
+            .run()
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
         let _rest = await_line(&mut child, "booted");
         signal(&child, number);
         assert_eq!(await_end(&mut child).code(), Some(0));
@@ -259,65 +316,142 @@ fn a_signal_stops_it_and_leaves_nothing() {
 
 #[test]
 fn a_killed_smolrun_leaves_a_name_that_can_be_used_again() {
-    let Some(scene) = Scene::new(&kernel(&["booted\n"], false), false, |_| {}) else { return };
-    let mut child = scene.run().args(["--name", "n"]).stdout(Stdio::piped()).spawn().unwrap();
+    let Some(scene) = Scene::new(&kernel(&["booted\n"], false), false, |_| {}) else {
+        return;
+    };
+    let mut child = scene
+        .run()
+        .args(["--name", "n"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
     let _rest = await_line(&mut child, "booted");
     let taken = scene.run().args(["--name", "n"]).output().unwrap();
     assert_eq!(taken.status.code(), Some(2));
-    assert!(text(&taken.stderr).contains("a machine named n is running already"), "{taken:?}");
+    assert!(
+        text(&taken.stderr).contains("a machine named n is running already"),
+        "{taken:?}"
+    );
     signal(&child, libc::SIGKILL);
     await_end(&mut child);
-    assert_eq!(succeed(&scene.smolrun().args(["ps", "--json"]).output().unwrap()).trim(), "[]");
+    assert_eq!(
+        succeed(&scene.smolrun().args(["ps", "--json"]).output().unwrap()).trim(),
+        "[]"
+    );
     assert_eq!(scene.instances(), 0);
 }
 
 #[test]
 fn a_detached_machine_is_listed_has_a_log_and_is_stopped() {
-    let Some(scene) = Scene::new(&kernel(&["booted\n"], false), false, |_| {}) else { return };
+    let Some(scene) = Scene::new(&kernel(&["booted\n"], false), false, |_| {}) else {
+        return;
+    };
     let metrics = scene.dir.path().join("metrics.json");
-    let output = scene.run().args(["-d", "--name", "d", "--metrics-file"]).arg(&metrics).output().unwrap();
+    let output = scene
+        .run()
+        .args(["-d", "--name", "d", "--metrics-file"])
+        .arg(&metrics)
+        .output()
+        .unwrap();
     assert_eq!(succeed(&output), "d\n");
-    assert!(text(&output.stderr).contains("native: booted in "), "{output:?}");
+    assert!(
+        text(&output.stderr).contains("native: booted in "),
+        "{output:?}"
+    );
     let listed = succeed(&scene.smolrun().arg("ps").output().unwrap());
-    assert!(listed.lines().nth(1).unwrap().starts_with("d     native   running  kvm"), "{listed}");
+    assert!(
+        listed
+            .lines()
+            .nth(1)
+            .unwrap()
+            .starts_with("d     native   running  kvm"),
+        "{listed}"
+    );
 
-    let mut follower =
-        scene.smolrun().args(["logs", "-f", "d"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut follower = scene
+        .smolrun()
+        .args(["logs", "-f", "d"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
     let mut rest = await_line(&mut follower, "booted");
-    assert_eq!(succeed(&scene.smolrun().args(["logs", "d"]).output().unwrap()), "booted\n");
+    assert_eq!(
+        succeed(&scene.smolrun().args(["logs", "d"]).output().unwrap()),
+        "booted\n"
+    );
 
-    assert_eq!(succeed(&scene.smolrun().args(["stop", "d"]).output().unwrap()), "d\n");
+    assert_eq!(
+        succeed(&scene.smolrun().args(["stop", "d"]).output().unwrap()),
+        "d\n"
+    );
     assert_eq!(await_end(&mut follower).code(), Some(0));
     rest.read_to_string(&mut String::new()).unwrap();
     assert_eq!(scene.instances(), 0);
     let metrics: serde_json::Value = serde_json::from_slice(&fs::read(metrics).unwrap()).unwrap();
-    for key in ["open_ms", "materialise_ms", "machine_ms", "first_output_ms", "up_ms", "total_ms"] {
-        assert!(metrics[key].as_f64().is_some_and(|ms| ms > 0.0), "{key}: {metrics}");
+    for key in [
+        "open_ms",
+        "materialise_ms",
+        "machine_ms",
+        "first_output_ms",
+        "up_ms",
+        "total_ms",
+    ] {
+        assert!(
+            metrics[key].as_f64().is_some_and(|ms| ms > 0.0),
+            "{key}: {metrics}"
+        );
     }
     let gone = scene.smolrun().args(["stop", "d"]).output().unwrap();
     assert_eq!(gone.status.code(), Some(1));
-    assert!(text(&gone.stderr).contains("no machine named d is running"), "{gone:?}");
+    assert!(
+        text(&gone.stderr).contains("no machine named d is running"),
+        "{gone:?}"
+    );
 }
 
 #[test]
 fn a_detached_machine_that_cannot_run_is_reported_by_the_one_who_started_it() {
-    let Some(scene) = Scene::new(b"no kernel", false, |_| {}) else { return };
+    let Some(scene) = Scene::new(b"no kernel", false, |_| {}) else {
+        return;
+    };
     let output = scene.run().arg("-d").output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(text(&output.stdout), "");
-    assert!(text(&output.stderr).contains("cannot boot the machine"), "{output:?}");
+    assert!(
+        text(&output.stderr).contains("cannot boot the machine"),
+        "{output:?}"
+    );
     assert_eq!(scene.instances(), 0);
 }
 
 #[test]
 fn machines_of_one_bundle_run_side_by_side() {
-    let Some(scene) = Scene::new(&kernel(&["booted\n", "restored\n"], false), true, |_| {}) else { return };
+    let Some(scene) = Scene::new(&kernel(&["booted\n", "restored\n"], false), true, |_| {}) else {
+        return;
+    };
     let mut children: Vec<Child> = (0..3)
-        .map(|_| scene.run().stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap())
+        .map(|_| {
+            scene
+                .run()
+                .stdout(Stdio::piped())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap()
+        })
         .collect();
-    let _rests: Vec<_> = children.iter_mut().map(|child| await_line(child, "restored")).collect();
+    let _rests: Vec<_> = children
+        .iter_mut()
+        .map(|child| await_line(child, "restored"))
+        .collect();
     let listed = succeed(&scene.smolrun().args(["ps", "--json"]).output().unwrap());
-    assert_eq!(serde_json::from_str::<serde_json::Value>(&listed).unwrap().as_array().unwrap().len(), 3);
+    assert_eq!(
+        serde_json::from_str::<serde_json::Value>(&listed)
+            .unwrap()
+            .as_array()
+            .unwrap()
+            .len(),
+        3
+    );
     for child in &mut children {
         signal(child, libc::SIGTERM);
         await_end(child);

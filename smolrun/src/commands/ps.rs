@@ -16,14 +16,18 @@ pub fn ps(json: bool) -> anyhow::Result<ExitCode> {
     if json {
         return super::print(&(serde_json::to_string_pretty(&records)? + "\n"));
     }
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs());
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |t| t.as_secs());
     super::print(&table(&records, now))
 }
 
 /// Columns as wide as they must be.
 fn table(records: &[Record], now: u64) -> String {
     let head = ["NAME", "MACHINE", "STATE", "ACCEL", "PID", "UP", "PORTS"].map(String::from);
-    let rows: Vec<_> = std::iter::once(head).chain(records.iter().map(|r| row(r, now))).collect();
+    let rows: Vec<_> = std::iter::once(head)
+        .chain(records.iter().map(|r| row(r, now)))
+        .collect();
     let mut widths = [0; 7];
     for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
@@ -32,7 +36,11 @@ fn table(records: &[Record], now: u64) -> String {
     }
     let mut text = String::new();
     for row in rows {
-        let cells: Vec<_> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        let cells: Vec<_> = row
+            .iter()
+            .zip(widths)
+            .map(|(cell, width)| format!("{cell:width$}"))
+            .collect();
         text += cells.join("  ").trim_end();
         text.push('\n');
     }
@@ -40,7 +48,11 @@ fn table(records: &[Record], now: u64) -> String {
 }
 
 fn row(record: &Record, now: u64) -> [String; 7] {
-    let ports: Vec<_> = record.ports.iter().map(|p| format!("{}->{}", p.host, p.guest)).collect();
+    let ports: Vec<_> = record
+        .ports
+        .iter()
+        .map(|p| format!("{}->{}", p.host, p.guest))
+        .collect();
     let state = match record.state {
         State::Starting => "starting",
         State::Running => "running",
@@ -72,6 +84,9 @@ mod tests {
             "NAME  MACHINE  STATE    ACCEL  PID  UP          PORTS\n\
              r     redis    running  kvm    42   1 min 32 s  127.0.0.1:16379->6379\n"
         );
-        assert_eq!(table(&[], 0), "NAME  MACHINE  STATE  ACCEL  PID  UP  PORTS\n");
+        assert_eq!(
+            table(&[], 0),
+            "NAME  MACHINE  STATE  ACCEL  PID  UP  PORTS\n"
+        );
     }
 }

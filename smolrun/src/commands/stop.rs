@@ -51,8 +51,16 @@ fn ask(root: &Path, name: &str, grace: Duration) -> io::Result<()> {
 
 /// Ends the machine's process, if it is still the one of the record.
 fn kill(record: &Record) -> anyhow::Result<()> {
-    let what = || format!("cannot end process {}, which runs {}", record.pid, record.name);
-    let pid = i32::try_from(record.pid).ok().and_then(Pid::from_raw).with_context(what)?;
+    let what = || {
+        format!(
+            "cannot end process {}, which runs {}",
+            record.pid, record.name
+        )
+    };
+    let pid = i32::try_from(record.pid)
+        .ok()
+        .and_then(Pid::from_raw)
+        .with_context(what)?;
     let process = match pidfd_open(pid, PidfdFlags::empty()) {
         Err(rustix::io::Errno::SRCH) => return Ok(()),
         other => other.with_context(what)?,
