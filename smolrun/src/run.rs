@@ -35,15 +35,12 @@ pub fn run(args: &RunArgs, start: Moment) -> anyhow::Result<ExitCode> {
     if args.detach {
         return detached::start(&spec, &terminal, &interrupt);
     }
-    match host(&spec, Standard::Output, Arc::new(terminal), &interrupt)? {
-        // Stopped by a signal of ours before its service could end: the exit code tells which.
-        End::Killed if interrupt.is_set() => Ok(ExitCode::from(smol_cli::exit_kind(
-            &interrupt
-                .check()
-                .map_or_else(Into::into, |()| anyhow::anyhow!("")),
-        ))),
-        end => Ok(end.exit_code()),
+    let end = host(&spec, Standard::Output, Arc::new(terminal), &interrupt)?;
+    if end == End::Killed {
+        // By a signal of ours, before the service could end: the exit code tells which.
+        interrupt.check()?;
     }
+    Ok(end.exit_code())
 }
 
 /// Opens, verifies and unpacks the bundle, and decides where it runs.

@@ -27,8 +27,9 @@ use crate::report::{End, Report, Up};
 use crate::restore::{self, Ready, Wires};
 use crate::spec::RunSpec;
 
-/// How long a guest may take to its first sign of life, and a restored one to run on.
-const SIGN_OF_LIFE: Duration = Duration::from_secs(120);
+/// How long a guest may take to its first sign of life, and a restored one to run on. Milliseconds
+/// are usual; a machine with much memory takes minutes to boot in an emulated host.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(300);
 /// How long past the grace time a guest may take to end.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long the last words of a guest that has reset itself may be under way.
