@@ -1,7 +1,8 @@
-//! Builds the guest's PID 1, which this program carries in itself: one small static binary, the
-//! same bytes from the same source wherever the checkout lies.
+//! Prepares what this program carries in itself: the kernel recipes, and the guest's PID 1, one
+//! small static binary, the same bytes from the same source wherever the checkout lies.
 
 use std::env;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -15,6 +16,8 @@ fn main() {
     for input in ["crates/smol-guest/src", "crates/smol-guest/Cargo.toml", "Cargo.lock", "Cargo.toml"] {
         println!("cargo:rerun-if-changed={}", workspace.join(input).display());
     }
+
+    embed_kernels(&workspace.join("kernels"), &out.join("kernels.rs"));
 
     let folder = out.join("guest");
     let status = Command::new(env::var_os("CARGO").expect("set by cargo"))
@@ -43,7 +46,37 @@ fn flags(workspace: &Path) -> Vec<String> {
         format!("--remap-path-prefix={}=/smol", workspace.display()),
     ];
     // Dependencies by their own names: the folders above them are named after where they came from.
-    let indexes = std::fs::read_dir(home.join("registry/src")).into_iter().flatten().flatten();
+    let indexes = fs::read_dir(home.join("registry/src")).into_iter().flatten().flatten();
     flags.extend(indexes.map(|index| format!("--remap-path-prefix={}=/deps", index.path().display())));
     flags
+}
+
+/// Writes the table of kernel recipes: every folder of `kernels` with its configuration, metadata
+/// and patches, sorted. What else is there is for people.
+fn embed_kernels(kernels: &Path, table: &Path) {
+    println!("cargo:rerun-if-changed={}", kernels.display());
+    let mut text = String::from("static EMBEDDED: &[(&str, &[RecipeFile])] = &[\n");
+    for recipe in list(kernels).into_iter().filter(|path| path.is_dir()) {
+        let mut files: Vec<PathBuf> = ["kernel.config", "kernel.toml"].map(|name| recipe.join(name)).into();
+        files.retain(|file| file.exists());
+        files.extend(list(&recipe.join("patches")).into_iter().filter(|file| file.extension().is_some_and(|e| e == "patch")));
+        text += &format!("    ({:?}, &[\n", name(&recipe, kernels));
+        for file in files {
+            text += &format!("        ({:?}, include_bytes!({:?})),\n", name(&file, &recipe), file);
+        }
+        text += "    ]),\n";
+    }
+    fs::write(table, text + "];\n").expect("OUT_DIR can be written");
+}
+
+/// The contents of a folder by name; nothing if there is none.
+fn list(folder: &Path) -> Vec<PathBuf> {
+    let mut paths: Vec<PathBuf> = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+    paths.sort();
+    paths
+}
+
+/// The path of a file relative to a folder.
+fn name(file: &Path, folder: &Path) -> String {
+    file.strip_prefix(folder).expect("in the folder").to_str().expect("UTF-8").to_owned()
 }

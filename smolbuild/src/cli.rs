@@ -127,7 +127,7 @@ pub struct Kernel {
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
     /// Build from this source tarball instead of the Debian package
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", env = "SMOL_KERNEL_SOURCE")]
     pub source: Option<PathBuf>,
     /// Build even if the cache has it
     #[arg(long)]

@@ -1,264 +1,258 @@
-//! Getting the sources that a build needs from where they are published.
+//! Getting source packages from the distribution: the only stage that goes to the network for
+//! inputs of its own accord (root file systems get their packages through mmdebstrap).
 //!
-//! This is the only stage that goes to the network for inputs. What it brings is checked against
-//! the lock before anything uses it, and kept in the cache by its digest.
+//! A package is pinned by version and digest. It is kept in a downloads folder under its full name,
+//! which appears by a rename once the digest was checked.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, bail};
-use serde::Deserialize;
+use anyhow::{Context, Result, anyhow};
 use sha2::{Digest, Sha256};
-use smol_cli::{ErrorExt, ExitKind, Failure};
+use smol_cli::{ErrorExt, ExitKind, Failure, Interrupt};
+use smol_host::apt;
 
-/// A source tarball inside a Debian package, locked by digest.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DebianSource {
-    /// Binary package that carries the tarball.
+use crate::subprocess;
+
+/// Lines of a failing program that an error shows.
+const LAST_LINES: usize = 10;
+
+/// A package, exactly.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pin {
+    /// Name: `linux-source-6.1`.
     pub package: String,
-    /// Its version.
+    /// Version as Debian writes it: `6.1.192-2`.
     pub version: String,
-    /// SHA-256 of the .deb, hex.
-    pub deb_sha256: String,
-    /// Path of the tarball in the package.
-    pub tar: String,
-    /// SHA-256 of the tarball, hex.
-    pub tar_sha256: String,
-}
-
-/// A source tarball on this host.
-#[derive(Clone, Debug)]
-pub struct Source {
-    /// Where it is.
-    pub path: PathBuf,
-    /// Its SHA-256, hex.
+    /// SHA-256 of the package file, in hexadecimal.
     pub sha256: String,
 }
 
-/// Gets the tarball that `lock` names: from the cache, else by apt-get.
-///
-/// If the archive no longer has the locked version its candidate is taken instead, with a warning
-/// through `note`; the digest of the result then differs from the lock's.
+/// The package file of `pin` in the folder `downloads`, fetched by apt if it is not there yet; or,
+/// when the archive no longer offers that version, the one it offers instead. What it is, is the
+/// second result; `say` is told when something is downloaded.
 ///
 /// # Errors
-/// Where there is no apt-get, no network, no such package, or the bytes are not the locked ones.
-pub fn debian_source(lock: &DebianSource, cache: &Path, note: &mut dyn FnMut(&str)) -> Result<Source> {
-    let store = cache.join("sources");
-    let cached = stored(&store, &lock.tar_sha256);
-    // A cache may have been damaged since: look again.
-    if cached.exists() && sha256_file(&cached)? == lock.tar_sha256 {
-        return Ok(Source { path: cached, sha256: lock.tar_sha256.clone() });
+/// No apt here, or a package that it does not know (exit kind Host); a failing download; a digest
+/// that differs (Verification).
+pub fn package(
+    pin: &Pin,
+    downloads: &Path,
+    say: &mut dyn FnMut(&str),
+    interrupt: &Interrupt,
+) -> Result<(PathBuf, Pin)> {
+    if let Some(file) = present(pin, downloads)? {
+        return Ok((file, pin.clone()));
     }
-    fs::create_dir_all(&store).with_context(|| format!("cannot create the folder {}", store.display()))?;
-    // Beside its destination, so that the tarball is only renamed.
-    let work = tempfile::Builder::new()
-        .prefix(".download-")
-        .tempdir_in(&store)
-        .with_context(|| format!("cannot create a folder in {}", store.display()))?;
-    note(&format!("downloading {} {}", lock.package, lock.version));
-    let (deb, locked) = download(lock, work.path(), note)?;
-    if locked {
-        let found = sha256_file(&deb)?;
-        check(&found, &lock.deb_sha256, || format!("the package {} {}", lock.package, lock.version))?;
+    let chosen = choose(pin, &offers(&pin.package)?)?;
+    if let Some(file) = present(&chosen, downloads)? {
+        return Ok((file, chosen));
     }
-    let (tarball, sha256) = unpack_member(&deb, &lock.tar, work.path())?;
-    if locked {
-        check(&sha256, &lock.tar_sha256, || format!("{} in the package {}", lock.tar, lock.package))?;
-    }
-    let path = stored(&store, &sha256);
-    fs::rename(&tarball, &path).with_context(|| format!("cannot move the source to {}", path.display()))?;
-    Ok(Source { path, sha256 })
+    say(&format!("fetching {} {}", chosen.package, chosen.version));
+    Ok((download(&chosen, downloads, interrupt)?, chosen))
 }
 
-/// The tarball `path` as a source.
+/// Unpacks the package file `deb` into the folder `into`, without installing it.
+///
+/// # Errors
+/// If dpkg-deb is missing or fails.
+pub fn unpack(deb: &Path, into: &Path, interrupt: &Interrupt) -> Result<()> {
+    let mut command = subprocess::command("dpkg-deb");
+    command.arg("-x").arg(deb).arg(into);
+    finish(command, interrupt).with_context(|| format!("cannot unpack {}", deb.display()))
+}
+
+/// SHA-256 of a file, in hexadecimal.
 ///
 /// # Errors
 /// If it cannot be read.
-pub fn source_file(path: &Path) -> Result<Source> {
-    Ok(Source { path: path.to_owned(), sha256: sha256_file(path)? })
+pub fn sha256(path: &Path) -> Result<String> {
+    let fail = || format!("cannot read {}", path.display());
+    let mut file = File::open(path).with_context(fail)?;
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(read) => hasher.update(&buffer[..read]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error).with_context(fail),
+        }
+    }
+    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-fn stored(store: &Path, sha256: &str) -> PathBuf {
-    store.join(format!("sha256-{sha256}.tar.xz"))
+fn place(pin: &Pin, downloads: &Path) -> PathBuf {
+    downloads.join(format!("{}_{}.deb", pin.package, pin.version))
 }
 
-fn check(found: &str, locked: &str, what: impl FnOnce() -> String) -> Result<()> {
-    if found == locked {
+/// The file of an earlier download, if it is still what it was.
+fn present(pin: &Pin, downloads: &Path) -> Result<Option<PathBuf>> {
+    let file = place(pin, downloads);
+    Ok((file.exists() && sha256(&file)? == pin.sha256).then_some(file))
+}
+
+/// The versions of a package that apt's lists offer, its candidate first.
+fn offers(package: &str) -> Result<Vec<Pin>> {
+    for tool in ["apt-get", "apt-cache", "dpkg-deb"] {
+        if apt::find_program(tool).is_none() {
+            let what = format!("the Debian package {package} is needed, and {tool} is not here");
+            return Err(Failure::new(ExitKind::Host, what).into());
+        }
+    }
+    let show = Command::new("apt-cache").args(["show", package]).env("LC_ALL", "C").stdin(Stdio::null()).output();
+    let show = show.context("cannot run apt-cache")?;
+    let offers = parse_offers(package, &String::from_utf8_lossy(&show.stdout));
+    if offers.is_empty() {
+        let what = format!("apt does not know the package {package}");
+        return Err(Failure::new(ExitKind::Host, what).hint(update()).into());
+    }
+    Ok(offers)
+}
+
+/// Reads what `apt-cache show` prints: stanzas of `Field: value` lines.
+fn parse_offers(package: &str, records: &str) -> Vec<Pin> {
+    let field = |stanza: &str, name: &str| {
+        let value = |line: &str| Some(line.strip_prefix(name)?.trim().to_owned());
+        stanza.lines().find_map(value)
+    };
+    let offer = |stanza: &str| {
+        let (version, sha256) = (field(stanza, "Version:")?, field(stanza, "SHA256:")?);
+        Some(Pin { package: package.to_owned(), version, sha256: sha256.to_lowercase() })
+    };
+    records.split("\n\n").filter_map(offer).collect()
+}
+
+/// The pinned one of the offers, or else the candidate.
+fn choose(pin: &Pin, offers: &[Pin]) -> Result<Pin> {
+    let Some(same) = offers.iter().find(|offer| offer.version == pin.version) else {
+        return offers.first().cloned().with_context(|| format!("no version of {} is on offer", pin.package));
+    };
+    if same.sha256 != pin.sha256 {
+        let Pin { package, version, .. } = pin;
+        let what = format!(
+            "the archive's {package} {version} has the SHA-256 {}, which is not the pinned {}",
+            same.sha256, pin.sha256
+        );
+        return Err(Failure::new(ExitKind::Verification, what).into());
+    }
+    Ok(same.clone())
+}
+
+fn download(pin: &Pin, downloads: &Path, interrupt: &Interrupt) -> Result<PathBuf> {
+    let cannot = || format!("cannot write in {}", downloads.display());
+    fs::create_dir_all(downloads).with_context(cannot)?;
+    sweep(downloads);
+    let folder = tempfile::Builder::new().prefix("new-").tempdir_in(downloads).with_context(cannot)?;
+    let lock = File::create(folder.path().join("lock")).with_context(cannot)?;
+    lock.try_lock().with_context(cannot)?;
+    let mut command = subprocess::command("apt-get");
+    // apt drops to its own user when run by root, who may not enter our folder; we only download.
+    command.args(["-qq", "-o", "APT::Sandbox::User=root", "download"]);
+    command.arg(format!("{}={}", pin.package, pin.version)).current_dir(folder.path());
+    finish(command, interrupt)
+        .with_context(|| format!("cannot download the Debian package {} {}", pin.package, pin.version))
+        .hint(format!("is the network up? are the package lists old? {}", update()))?;
+    let files = fs::read_dir(folder.path()).with_context(cannot)?;
+    let mut files = files.flatten().map(|entry| entry.path());
+    let deb = files.find(|path| path.extension().is_some_and(|extension| extension == "deb"));
+    let deb = deb.with_context(|| format!("apt-get downloaded nothing for {} {}", pin.package, pin.version))?;
+    let found = sha256(&deb)?;
+    if found != pin.sha256 {
+        let what = format!("{} {} came with the SHA-256 {found} instead of {}", pin.package, pin.version, pin.sha256);
+        return Err(Failure::new(ExitKind::Verification, what).into());
+    }
+    let place = place(pin, downloads);
+    File::open(&deb).and_then(|file| file.sync_all()).with_context(cannot)?;
+    fs::rename(&deb, &place).with_context(cannot)?;
+    Ok(place)
+}
+
+/// Removes the folders of downloads that were killed: nobody holds their locks.
+fn sweep(downloads: &Path) {
+    for entry in fs::read_dir(downloads).into_iter().flatten().flatten() {
+        let Ok(lock) = File::open(entry.path().join("lock")) else { continue };
+        if lock.try_lock().is_ok() {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+/// Runs a command of which only a failure is of interest.
+fn finish(mut command: Command, interrupt: &Interrupt) -> Result<()> {
+    command.env("LC_ALL", "C");
+    let mut said = Vec::new();
+    let status = subprocess::run(command, interrupt, &mut |line| said.push(line.to_owned()))?;
+    if status.success() {
         return Ok(());
     }
-    Err(Failure::new(
-        ExitKind::Verification,
-        format!("{} is not the locked one: its SHA-256 is {found}, the lock says {locked}", what()),
-    )
-    .into())
+    let last = said.split_off(said.len().saturating_sub(LAST_LINES)).join("\n");
+    Err(if last.is_empty() { anyhow!("{status}") } else { anyhow!("{last}") })
 }
 
-/// Downloads the package into the folder `dir`; true when it is the locked version.
-fn download(lock: &DebianSource, dir: &Path, note: &mut dyn FnMut(&str)) -> Result<(PathBuf, bool)> {
-    if smol_host::apt::find_program("apt-get").is_none() {
-        return Err(Failure::new(ExitKind::Host, format!("apt-get, which gets the source package {}, is not here", lock.package))
-            .hint("on a host without apt, give a kernel source tarball: smolbuild kernel --source FILE")
-            .into());
-    }
-    let exact = apt_download(&format!("{}={}", lock.package, lock.version), dir)?;
-    let Err(reason) = exact else {
-        return Ok((only_deb(dir)?, true));
-    };
-    match apt_download(&lock.package, dir)? {
-        Ok(()) => {
-            let deb = only_deb(dir)?;
-            let name = deb.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            note(&format!(
-                "warning: {} {} is no longer in the archive; taking {name} instead, which is not the locked source",
-                lock.package, lock.version
-            ));
-            Ok((deb, false))
-        }
-        Err(_) => Err(anyhow::Error::msg(reason))
-            .with_context(|| format!("cannot download the package {} {}", lock.package, lock.version))
-            .hint("apt-get update, if the package lists are old; is the network up?"),
-    }
-}
-
-/// The inner result is apt-get's verdict, with its messages.
-fn apt_download(package: &str, dir: &Path) -> Result<std::result::Result<(), String>> {
-    let output = Command::new("apt-get")
-        .args(["-q", "download", package])
-        .current_dir(dir)
-        .env("LC_ALL", "C")
-        .stdin(Stdio::null())
-        .output()
-        .context("cannot run apt-get")?;
-    if output.status.success() {
-        return Ok(Ok(()));
-    }
-    Ok(Err(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
-}
-
-fn only_deb(dir: &Path) -> Result<PathBuf> {
-    for entry in fs::read_dir(dir)? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|e| e == "deb") {
-            return Ok(path);
-        }
-    }
-    bail!("apt-get download left no package in {}", dir.display())
-}
-
-/// Copies one file out of a .deb, with its SHA-256.
-fn unpack_member(deb: &Path, member: &str, dir: &Path) -> Result<(PathBuf, String)> {
-    let mut dpkg = Command::new("dpkg-deb")
-        .arg("--fsys-tarfile")
-        .arg(deb)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .context("cannot run dpkg-deb")?;
-    let pipe = dpkg.stdout.take().expect("stdout is piped");
-    let result = copy_member(pipe, member, &dir.join("member"));
-    // Stopping in the middle of the archive ends dpkg-deb by SIGPIPE: its exit code says nothing.
-    let _ = dpkg.wait();
-    result.with_context(|| format!("cannot unpack {}", deb.display()))
-}
-
-fn copy_member(archive: impl Read, member: &str, to: &Path) -> Result<(PathBuf, String)> {
-    for entry in tar::Archive::new(archive).entries()? {
-        let mut entry = entry?;
-        let path = entry.path()?.into_owned();
-        if path.strip_prefix(".").unwrap_or(&path) != Path::new(member) {
-            continue;
-        }
-        let mut file = File::create_new(to)?;
-        let mut hasher = Sha256::new();
-        copy_hashing(&mut entry, &mut file, &mut hasher)?;
-        file.sync_all()?;
-        return Ok((to.to_owned(), hex(&hasher.finalize())));
-    }
-    bail!("it holds no {member}")
-}
-
-fn sha256_file(path: &Path) -> Result<String> {
-    let read = || {
-        let mut hasher = Sha256::new();
-        copy_hashing(&mut File::open(path)?, &mut io::sink(), &mut hasher)?;
-        io::Result::Ok(hex(&hasher.finalize()))
-    };
-    read().with_context(|| format!("cannot read {}", path.display()))
-}
-
-fn copy_hashing(from: &mut dyn Read, to: &mut dyn Write, hasher: &mut Sha256) -> io::Result<()> {
-    let mut buffer = vec![0; 1 << 16];
-    loop {
-        match from.read(&mut buffer)? {
-            0 => return Ok(()),
-            n => {
-                hasher.update(&buffer[..n]);
-                to.write_all(&buffer[..n])?;
-            }
-        }
-    }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
+fn update() -> &'static str {
+    if rustix::process::geteuid().is_root() { "apt-get update" } else { "sudo apt-get update" }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn archive(path: &str, bytes: &[u8]) -> Vec<u8> {
-        let mut builder = tar::Builder::new(Vec::new());
-        let mut header = tar::Header::new_ustar();
-        header.set_size(bytes.len() as u64);
-        builder.append_data(&mut header, path, bytes).unwrap();
-        builder.into_inner().unwrap()
+    fn pin(version: &str, sha256: &str) -> Pin {
+        Pin { package: "linux-source-6.1".into(), version: version.into(), sha256: sha256.into() }
+    }
+
+    const RECORDS: &str = "Package: linux-source-6.1\nSource: linux\nVersion: 6.1.192-2\nSHA256: AE95\nDescription: source\n \
+                           Version: not this\n\nPackage: linux-source-6.1\nVersion: 6.1.176-1\nSHA256: 9305\n\n";
+    /// SHA-256 of "abc" (FIPS 180-2, appendix B.1).
+    const ABC: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+
+    #[test]
+    fn the_offers_of_apt_are_read_in_order() {
+        assert_eq!(parse_offers("linux-source-6.1", RECORDS), [pin("6.1.192-2", "ae95"), pin("6.1.176-1", "9305")]);
+        assert_eq!(parse_offers("linux-source-6.1", ""), []);
     }
 
     #[test]
-    fn a_member_is_found_with_and_without_a_leading_dot() {
-        let dir = tempfile::tempdir().unwrap();
-        for (n, path) in ["./usr/src/a.tar.xz", "usr/src/a.tar.xz"].into_iter().enumerate() {
-            let to = dir.path().join(n.to_string());
-            let (file, sha256) = copy_member(&archive(path, b"abc")[..], "usr/src/a.tar.xz", &to).unwrap();
-            assert_eq!(fs::read(file).unwrap(), b"abc");
-            assert_eq!(sha256, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
-        }
+    fn the_pinned_version_is_chosen_as_long_as_it_is_offered_and_then_the_candidate() {
+        let offers = parse_offers("linux-source-6.1", RECORDS);
+        assert_eq!(choose(&pin("6.1.176-1", "9305"), &offers).unwrap().version, "6.1.176-1");
+        assert_eq!(choose(&pin("6.1.1-1", "01"), &offers).unwrap().version, "6.1.192-2");
     }
 
     #[test]
-    fn a_package_without_the_member_is_refused_and_leaves_no_file() {
-        let dir = tempfile::tempdir().unwrap();
-        let to = dir.path().join("member");
-        let error = copy_member(&archive("usr/src/b", b"abc")[..], "usr/src/a", &to).unwrap_err();
-        assert_eq!(error.to_string(), "it holds no usr/src/a");
-        assert!(!to.exists());
-    }
-
-    #[test]
-    fn a_wrong_digest_is_a_verification_failure() {
-        let error = check("aa", "bb", || "the package p 1".into()).unwrap_err();
+    fn a_pinned_version_with_another_digest_is_refused() {
+        let error = choose(&pin("6.1.176-1", "beef"), &parse_offers("linux-source-6.1", RECORDS)).unwrap_err();
         assert_eq!(smol_cli::exit_kind(&error), ExitKind::Verification);
-        assert!(error.to_string().contains("its SHA-256 is aa, the lock says bb"), "{error}");
+        assert!(error.to_string().contains("beef"), "{error}");
     }
 
     #[test]
-    fn a_cached_source_needs_no_network() {
-        let cache = tempfile::tempdir().unwrap();
-        let lock = DebianSource {
-            package: "no-such-package".into(),
-            version: "1".into(),
-            deb_sha256: "00".into(),
-            tar: "a".into(),
-            tar_sha256: "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad".into(),
+    fn a_package_that_was_downloaded_before_needs_no_apt_unless_its_bytes_changed() {
+        let downloads = tempfile::tempdir().unwrap();
+        let abc = Pin { package: "no-such-package-anywhere".into(), ..pin("1", ABC) };
+        let mut ask = || package(&abc, downloads.path(), &mut |_| panic!("nothing to fetch"), &Interrupt::detached().unwrap());
+        assert!(ask().is_err());
+        fs::write(place(&abc, downloads.path()), "abc").unwrap();
+        assert_eq!(ask().unwrap(), (place(&abc, downloads.path()), abc.clone()));
+        fs::write(place(&abc, downloads.path()), "abd").unwrap();
+        assert!(ask().is_err());
+    }
+
+    #[test]
+    fn the_folder_of_a_killed_download_goes_and_that_of_a_living_one_stays() {
+        let downloads = tempfile::tempdir().unwrap();
+        let lock = |name: &str| {
+            fs::create_dir(downloads.path().join(name)).unwrap();
+            File::create(downloads.path().join(name).join("lock")).unwrap()
         };
-        let path = stored(&cache.path().join("sources"), &lock.tar_sha256);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(&path, b"abc").unwrap();
-        let source = debian_source(&lock, cache.path(), &mut |_| panic!("nothing to say")).unwrap();
-        assert_eq!((source.path, source.sha256), (path, lock.tar_sha256));
+        let living = lock("new-living");
+        living.try_lock().unwrap();
+        drop(lock("new-dead"));
+        sweep(downloads.path());
+        assert!(downloads.path().join("new-living").exists());
+        assert!(!downloads.path().join("new-dead").exists());
     }
 }

@@ -21,4 +21,5 @@ pub mod fetch;
 pub mod pack;
 pub mod plan;
 pub mod smolfile;
+pub mod subprocess;
 pub mod work;

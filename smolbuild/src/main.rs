@@ -24,7 +24,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Sign(args) => commands::keys::sign(&args),
         Command::Verify(args) => commands::verify::run(&args),
         Command::Inspect(args) => commands::inspect::run(&args),
-        Command::Kernel(args) => commands::kernel::run(&args),
+        Command::Kernel(args) => commands::kernel::run(&args, &interrupt),
         Command::Doctor(args) => commands::doctor::run(&args),
         Command::BootJob { file } => smolbuild::boot::emulated::inner(&file, &interrupt),
     }

@@ -66,7 +66,7 @@ pub fn checks(tool: Tool) -> Vec<Check> {
     };
     let mut checks = ways.checks();
     if tool == Tool::Build {
-        checks.push(kernel_tools(&|program| apt::find_program(program).is_some(), &has_libelf));
+        checks.push(kernel_build());
         checks.push(debian_tool(apt::find_program("mmdebstrap").is_some()));
     }
     checks.push(match &cache {
@@ -192,7 +192,13 @@ const KERNEL_PROGRAMS: &[(&str, &str)] = &[
     ("bc", "bc"),
     ("xz", "xz-utils"),
     ("patch", "patch"),
+    ("tar", "tar"),
 ];
+
+/// Whether everything is here that builds a kernel.
+pub fn kernel_build() -> Check {
+    kernel_tools(&|program| apt::find_program(program).is_some(), &has_libelf)
+}
 
 fn kernel_tools(has_program: &dyn Fn(&str) -> bool, has_libelf: &dyn Fn() -> bool) -> Check {
     let mut missing: Vec<(&str, &str)> =

@@ -40,7 +40,7 @@ pub fn assemble(
 ) -> Result<Images> {
     let kernel = match &plan.kernel.source {
         KernelSource::Path(path) => plan.host_path(path),
-        KernelSource::Recipe(name) => kernel::stage(name, cache, progress)?,
+        KernelSource::Recipe(name) => kernel::stage(name, cache, progress, interrupt)?,
     };
     interrupt.check()?;
     let mut images = Images { kernel, initramfs: None, rootfs: None };

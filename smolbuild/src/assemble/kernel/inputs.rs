@@ -3,7 +3,7 @@
 use std::process::{Command, Stdio};
 
 use anyhow::Result;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use smol_cli::{ExitKind, Failure};
 use smol_host::doctor;
 
@@ -12,13 +12,14 @@ use super::recipe::Recipe;
 /// Raised when the stage's own doing changes the kernel that comes out.
 const STAGE_VERSION: u32 = 1;
 
-/// What make is told besides the target; everything but the number of jobs.
-pub const MAKE_ARGUMENTS: &[&str] = &["LOCALVERSION="];
+/// What make is told besides the target and the number of jobs. `LOCALVERSION=` keeps it from
+/// looking for a git repository around us.
+pub const MAKE_ARGUMENTS: &[&str] = &["ARCH=x86_64", "LOCALVERSION="];
 /// What is taken out of the kernel: the symbols are in kallsyms, the comment names the compiler.
 pub const STRIP_ARGUMENTS: &[&str] = &["--strip-all", "--remove-section=.comment"];
 
 /// The compiler and the linker, by what they say of themselves.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Toolchain {
     /// First line of `gcc --version`.
     pub gcc: String,
@@ -94,7 +95,6 @@ mod tests {
         let mut digests = vec![unchanged];
         let toml = KERNEL_TOML.replace("2026", "2027");
         digests.push(of(&recipe(&toml, &["0001-a.patch", "0002-b.patch"]).unwrap()));
-        // A byte that moves from a file's end to the next one's name is a change, too.
         for (at, file) in [(0, ("kernel.config", &b"CONFIG_64BIT=n\n"[..])), (2, ("patches/0001-a.patch", b"--- other\n"))] {
             let mut files = base.files.to_vec();
             files[at] = file;
@@ -103,6 +103,7 @@ mod tests {
         digests.push(digest(&base, "bc", &toolchain));
         digests.push(digest(&base, "bb", &Toolchain { gcc: "gcc 13".into(), ..toolchain.clone() }));
         digests.push(digest(&base, "bb", &Toolchain { ld: "ld 2.41".into(), ..toolchain.clone() }));
+        // A byte that moves from one input to the next is a change, too.
         digests.push(digest(&base, "bbg", &Toolchain { gcc: "cc 12".into(), ..toolchain.clone() }));
         let distinct: std::collections::HashSet<_> = digests.iter().collect();
         assert_eq!(distinct.len(), digests.len());

@@ -1,246 +1,327 @@
-//! The tools of a kernel build: are they here, which are they, and running them.
+//! From a source tarball to a vmlinux: unpack, patch, configure, make, strip.
+//!
+//! The build is in-tree, so that no name of a folder is in any argument of the compiler, and its
+//! environment is made afresh: the bytes depend on the inputs alone (Linux,
+//! Documentation/kbuild/reproducible-builds.rst).
 
 use std::collections::VecDeque;
-use std::ffi::OsStr;
-use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::path::Path;
-use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
-use std::sync::mpsc;
-use std::time::Duration;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread::available_parallelism;
 
-use anyhow::{Context, Result};
-use rustix::process::{Pid, Signal, kill_process_group};
-use smol_cli::{ErrorExt, ExitKind, Failure, Interrupt};
-use smol_host::apt;
+use anyhow::{Context, Result, anyhow, ensure};
+use smol_cli::progress::Stage;
+use smol_cli::{ExitKind, Failure, Interrupt};
 
-/// Programs of the build with the Debian packages that bring them.
-const TOOLS: &[(&str, &str)] = &[
-    ("gcc", "gcc"),
-    ("ld", "binutils"),
-    ("make", "make"),
-    ("flex", "flex"),
-    ("bison", "bison"),
-    ("bc", "bc"),
-    ("patch", "patch"),
-    ("tar", "tar"),
-    ("xz", "xz-utils"),
-    ("strip", "binutils"),
-];
+use super::inputs::{MAKE_ARGUMENTS, STRIP_ARGUMENTS};
+use super::recipe::Recipe;
+use crate::subprocess;
 
-/// Headers of the build's own helper objtool, and their package.
-const HEADERS: &[(&str, &str)] = &[("libelf.h", "libelf-dev"), ("stdlib.h", "libc6-dev")];
+/// Variables of the caller that the tools need; all others could change what they do.
+const INHERITED: &[&str] = &["PATH", "TMPDIR"];
+/// Lines of output that an error shows.
+const LAST_LINES: usize = 30;
 
-/// Lines of make's output that an error shows.
-const TAIL_LINES: usize = 30;
-
-/// What make prints for a step that makes an object.
-const STEPS: &[&str] = &["CC", "AS", "AR", "LD", "HOSTCC", "HOSTLD"];
-
-/// Checks that all tools are here.
-///
-/// # Errors
-/// With all that is missing and the command that installs it.
-pub fn check_tools() -> Result<()> {
-    let programs = TOOLS.iter().filter(|(program, _)| apt::find_program(program).is_none());
-    let mut missing: Vec<_> = programs.copied().collect();
-    if !missing.iter().any(|(program, _)| *program == "gcc") {
-        missing.extend(HEADERS.iter().filter(|(header, _)| !has_header(header)));
-    }
-    if missing.is_empty() {
-        return Ok(());
-    }
-    let names: Vec<_> = missing.iter().map(|(name, _)| *name).collect();
-    let mut packages: Vec<_> = missing.iter().map(|(_, package)| *package).collect();
-    packages.sort_unstable();
-    packages.dedup();
-    Err(Failure::new(ExitKind::Host, format!("building a kernel needs {}, which is not here", names.join(", ")))
-        .hint(apt::install_command(&packages))
-        .into())
-}
-
-fn has_header(header: &str) -> bool {
-    let child = Command::new("gcc")
-        .args(["-E", "-x", "c", "-include", header, "/dev/null", "-o", "/dev/null"])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status();
-    child.is_ok_and(|status| status.success())
-}
-
-/// The versions of compiler, assembler and linker: they decide the bytes of the kernel.
-///
-/// # Errors
-/// If they cannot be asked.
-pub fn tool_versions() -> Result<String> {
-    // `gcc -v` speaks on stderr; its last line names the version, others this host's folders.
-    let gcc = Command::new("gcc").arg("-v").env("LC_ALL", "C").output().context("cannot run gcc")?;
-    let gcc = String::from_utf8_lossy(&gcc.stderr).lines().last().unwrap_or_default().to_owned();
-    let first_line = |program: &str| -> Result<String> {
-        let output = Command::new(program).arg("--version").env("LC_ALL", "C").output();
-        let output = output.with_context(|| format!("cannot run {program}"))?;
-        Ok(String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().to_owned())
-    };
-    Ok(format!("{gcc}\n{}\n{}\n", first_line("as")?, first_line("ld")?))
-}
-
-/// A program of the build in the folder `dir`, in an environment that is the same everywhere.
-pub fn command(program: impl AsRef<OsStr>, dir: &Path) -> Command {
-    let mut command = Command::new(program);
-    command.current_dir(dir).env_clear().env("LC_ALL", "C").env("TZ", "UTC").stdin(Stdio::null());
-    for name in ["PATH", "TMPDIR"] {
-        if let Some(value) = std::env::var_os(name) {
-            command.env(name, value);
-        }
-    }
-    command
-}
-
-/// Where the commands of a build write what they say, and who can stop them.
-pub struct Session<'a> {
-    /// File that takes all output.
+/// Where a build goes on, and who is to hear of it.
+#[derive(Clone, Copy)]
+pub struct Site<'a> {
+    /// An empty folder.
+    pub folder: &'a Path,
+    /// File to write everything into that the tools say.
     pub log: &'a Path,
-    /// Ends the command that is running.
+    /// The stage that it is a part of.
+    pub stage: &'a Stage,
+    /// The user's wish to stop.
     pub interrupt: &'a Interrupt,
 }
 
-impl Session<'_> {
-    /// Runs `command` to its end; `step` hears of each object that was made.
-    ///
-    /// # Errors
-    /// If it cannot be run or fails: with its last lines, and where all of them are. If it was interrupted.
-    pub fn run(&self, command: &mut Command, what: &str, step: &mut dyn FnMut()) -> Result<()> {
-        self.interrupt.check()?;
-        let mut log = File::options()
-            .create(true)
-            .append(true)
-            .open(self.log)
-            .with_context(|| format!("cannot write {}", self.log.display()))?;
-        let (output, ours) = std::io::pipe().context("cannot make a pipe")?;
-        let both = ours.try_clone().context("cannot make a pipe")?;
-        // In a group of its own, so that what make has started ends with it.
-        let child = command.process_group(0).stdout(ours).stderr(both).spawn();
-        let mut child = child.with_context(|| format!("cannot run {what}"))?;
-        // The command keeps its copies of the pipe's end: without them the child's are the last.
-        command.stdout(Stdio::null()).stderr(Stdio::null());
-        let group = Pid::from_child(&child);
-        let (done, finished) = mpsc::channel();
-        let (tail, status) = std::thread::scope(|scope| {
-            scope.spawn(move || kill_when_interrupted(self.interrupt, group, &finished));
-            let tail = follow(output, &mut log, step);
-            if tail.is_err() {
-                let _ = kill_process_group(group, Signal::TERM);
-            }
-            let status = child.wait();
-            drop::<mpsc::Sender<()>>(done);
-            (tail, status)
+/// Builds the kernel; gives the stripped vmlinux in the site's folder, on disk for good.
+///
+/// # Errors
+/// If a step fails: with the last lines of what its program said.
+pub fn build(recipe: &Recipe, tarball: &Path, site: Site) -> Result<PathBuf> {
+    require_plain(site.folder)?;
+    let log = File::create(site.log).with_context(|| format!("cannot write {}", site.log.display()))?;
+    let mut build = Build { recipe, tree: site.folder.join("linux"), site, log, last: VecDeque::new() };
+    build.unpack(tarball)?;
+    build.patch()?;
+    build.configure()?;
+    build.make()?;
+    build.strip()
+}
+
+/// Linux's Makefile refuses folders whose names it would take for more than one.
+fn require_plain(folder: &Path) -> Result<(), Failure> {
+    if folder.to_str().is_some_and(|path| !path.contains([':', ' ', '\t', '\n'])) {
+        return Ok(());
+    }
+    let what = format!("a kernel cannot be built in {}: make takes no folder with a space or a colon", folder.display());
+    Err(Failure::new(ExitKind::Host, what).hint("set XDG_CACHE_HOME to a folder with a plainer name"))
+}
+
+/// A build under way.
+struct Build<'a> {
+    recipe: &'a Recipe,
+    /// The source tree.
+    tree: PathBuf,
+    site: Site<'a>,
+    log: File,
+    /// The last lines of the program that runs.
+    last: VecDeque<String>,
+}
+
+impl Build<'_> {
+    fn unpack(&mut self, tarball: &Path) -> Result<()> {
+        let wanted = &self.recipe.metadata.version;
+        self.site.stage.note(&format!("unpacking Linux {wanted}"));
+        fs::create_dir(&self.tree).with_context(|| format!("cannot create {}", self.tree.display()))?;
+        let mut tar = self.command("tar");
+        // The one folder at the top has another name in every tarball. Owners are of no use here.
+        tar.args(["--extract", "--strip-components=1", "--no-same-owner", "--file"]).arg(tarball);
+        self.run(tar).with_context(|| format!("cannot unpack {}", tarball.display()))?;
+        let makefile = fs::read_to_string(self.tree.join("Makefile"));
+        let makefile = makefile.with_context(|| format!("{} is not a source of Linux: its Makefile", tarball.display()))?;
+        let found = source_version(&makefile);
+        if found != *wanted {
+            self.site.stage.note(&format!("this is Linux {found}; the recipe was made for {wanted}"));
+        }
+        Ok(())
+    }
+
+    fn patch(&mut self) -> Result<()> {
+        for (name, diff) in &self.recipe.patches {
+            let file = self.write(name, diff)?;
+            let mut patch = self.command("patch");
+            patch.args(["-p1", "--fuzz=0", "--batch", "--forward", "--no-backup-if-mismatch", "-i"]).arg(&file);
+            self.run(patch).with_context(|| format!("the patch {name} does not apply"))?;
+        }
+        Ok(())
+    }
+
+    /// Everything off, then the fragment on top. What Kconfig drops for a dependency is an error.
+    fn configure(&mut self) -> Result<()> {
+        let fragment = self.write("fragment", self.recipe.fragment.as_bytes())?;
+        let mut make = self.make_command();
+        make.env("KCONFIG_ALLCONFIG", &fragment).arg("allnoconfig");
+        self.run(make).context("cannot configure the kernel")?;
+        let config = fs::read_to_string(self.tree.join(".config")).context("make allnoconfig left no .config")?;
+        let lost = lost_lines(self.recipe.fragment, &config);
+        ensure!(
+            lost.is_empty(),
+            "the kernel's Kconfig does not take (unknown here, or a dependency is off):\n{}",
+            lost.join("\n")
+        );
+        Ok(())
+    }
+
+    fn make(&mut self) -> Result<()> {
+        let jobs = available_parallelism().map_or(1, usize::from);
+        self.site.stage.note(&format!("compiling, {jobs} at a time"));
+        let mut make = self.make_command();
+        make.arg(format!("-j{jobs}")).arg("vmlinux");
+        let (stage, total) = (self.site.stage, self.recipe.metadata.steps);
+        let mut done = 0;
+        let counted = self.run_watched(make, &mut |line| {
+            done += u64::from(is_step(line));
+            // The total is an estimate.
+            stage.set(done.min(total), total);
         });
-        self.interrupt.check()?;
-        let tail = tail.with_context(|| format!("cannot keep the output of {what} in {}", self.log.display()))?;
-        let status = status.with_context(|| format!("cannot wait for {what}"))?;
-        if status.success() {
-            return Ok(());
+        counted.context("cannot compile the kernel")
+    }
+
+    fn strip(&mut self) -> Result<PathBuf> {
+        let stripped = self.site.folder.join("vmlinux");
+        let mut strip = self.command("strip");
+        strip.args(STRIP_ARGUMENTS).arg("-o").arg(&stripped).arg("vmlinux");
+        self.run(strip).context("cannot strip the kernel")?;
+        let synced = File::open(&stripped).and_then(|file| file.sync_all());
+        synced.with_context(|| format!("cannot store {}", stripped.display()))?;
+        Ok(stripped)
+    }
+
+    /// A file beside the source tree.
+    fn write(&self, name: &str, bytes: &[u8]) -> Result<PathBuf> {
+        let path = self.site.folder.join(name);
+        fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(path)
+    }
+
+    fn make_command(&self) -> Command {
+        let mut make = self.command("make");
+        make.args(MAKE_ARGUMENTS);
+        make
+    }
+
+    /// A command in the source tree.
+    fn command(&self, program: &str) -> Command {
+        let mut command = subprocess::command(program);
+        command.current_dir(&self.tree).env_clear().envs(environment(&self.recipe.metadata.timestamp));
+        command
+    }
+
+    fn run(&mut self, command: Command) -> Result<()> {
+        self.run_watched(command, &mut |_| {})
+    }
+
+    fn run_watched(&mut self, command: Command, watch: &mut dyn FnMut(&str)) -> Result<()> {
+        self.last.clear();
+        let mut logged = Ok(());
+        let interrupt = self.site.interrupt;
+        let status = subprocess::run(command, interrupt, &mut |line| {
+            watch(line);
+            let written = self.note(line);
+            if logged.is_ok() {
+                logged = written;
+            }
+        })?;
+        if !status.success() {
+            let last = Vec::from(std::mem::take(&mut self.last)).join("\n");
+            return Err(if last.is_empty() { anyhow!("{status}") } else { anyhow!("{last}") });
         }
-        Err(anyhow::Error::msg(tail))
-            .with_context(|| format!("{what} failed ({status}); its last lines:"))
-            .hint(format!("the whole log is {}", self.log.display()))
+        logged.with_context(|| format!("cannot write {}", self.site.log.display()))
+    }
+
+    fn note(&mut self, line: &str) -> io::Result<()> {
+        if self.last.len() == LAST_LINES {
+            self.last.pop_front();
+        }
+        self.last.push_back(line.to_owned());
+        self.log.write_all(format!("{line}\n").as_bytes())
     }
 }
 
-fn kill_when_interrupted(interrupt: &Interrupt, group: Pid, finished: &mpsc::Receiver<()>) {
-    while let Err(mpsc::RecvTimeoutError::Timeout) = finished.recv_timeout(Duration::from_millis(100)) {
-        if interrupt.is_set() {
-            // It may have ended in this moment.
-            let _ = kill_process_group(group, Signal::TERM);
-            return;
-        }
-    }
+/// The whole environment of the tools.
+fn environment(timestamp: &str) -> Vec<(String, String)> {
+    let fixed = [
+        ("KBUILD_BUILD_TIMESTAMP", timestamp),
+        ("KBUILD_BUILD_USER", "smol"),
+        ("KBUILD_BUILD_HOST", "smol"),
+        ("KBUILD_BUILD_VERSION", "1"),
+        ("LC_ALL", "C"),
+        ("TZ", "UTC"),
+    ];
+    let fixed = fixed.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let inherited = INHERITED.iter().filter_map(|name| Some((name.to_string(), std::env::var(name).ok()?)));
+    fixed.into_iter().chain(inherited).collect()
 }
 
-/// Copies lines to `log` until the output ends; gives the last ones.
-fn follow(output: impl Read, log: &mut File, step: &mut dyn FnMut()) -> std::io::Result<String> {
-    let mut tail = VecDeque::new();
-    for line in BufReader::new(output).split(b'\n') {
-        let line = line?;
-        log.write_all(&[&line[..], b"\n"].concat())?;
-        let line = String::from_utf8_lossy(&line).into_owned();
-        if is_step(&line) {
-            step();
-        }
-        tail.push_back(line);
-        if tail.len() > TAIL_LINES {
-            tail.pop_front();
-        }
-    }
-    Ok(Vec::from(tail).join("\n"))
+/// The lines of a fragment that a configuration does not honour. For the line that something is
+/// not set it is enough that it is not there.
+fn lost_lines<'a>(fragment: &'a str, config: &str) -> Vec<&'a str> {
+    let set = |name: &str| config.lines().any(|line| line.split_once('=').is_some_and(|(set, _)| set == name));
+    let kept = |line: &str| match line.strip_prefix("# ").and_then(|rest| rest.strip_suffix(" is not set")) {
+        Some(name) => !set(name),
+        None => config.lines().any(|other| other == line),
+    };
+    let says = |line: &&str| line.starts_with("CONFIG_") || line.starts_with("# CONFIG_");
+    fragment.lines().map(str::trim_end).filter(says).filter(|line| !kept(line)).collect()
 }
 
-/// Whether a line of make says that it makes an object: two blanks, the step, the file.
+/// The version that a Makefile of Linux states at its top.
+fn source_version(makefile: &str) -> String {
+    let value = |name: &str| {
+        let value = |line: &str| Some(line.strip_prefix(name)?.trim_start().strip_prefix('=')?.trim().to_owned());
+        makefile.lines().take(20).find_map(value).unwrap_or_default()
+    };
+    format!("{}.{}.{}{}", value("VERSION"), value("PATCHLEVEL"), value("SUBLEVEL"), value("EXTRAVERSION"))
+}
+
+/// Whether make says with this line that a command is started: `  CC      init/main.o`.
 fn is_step(line: &str) -> bool {
-    let Some(rest) = line.strip_prefix("  ") else { return false };
-    rest.split_once(' ').is_some_and(|(step, _)| STEPS.contains(&step))
+    let word = line.strip_prefix("  ").and_then(|rest| rest.split(' ').next()).unwrap_or_default();
+    word.len() > 1 && word.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit())
 }
 
 #[cfg(test)]
 mod tests {
+    use smol_cli::{Mode, Progress};
+
+    use super::super::recipe::tests::{KERNEL_TOML, recipe};
     use super::*;
 
     #[test]
-    fn steps_are_told_from_other_output() {
-        assert!(is_step("  CC      init/main.o"));
-        assert!(is_step("  LD      vmlinux"));
-        assert!(!is_step("  SYNC    include/config/auto.conf"));
-        assert!(!is_step("  CCC     x.o"));
-        assert!(!is_step("make[1]: Leaving directory '/x'"));
-        assert!(!is_step(""));
+    fn lines_that_a_configuration_dropped_or_turned_on_are_named() {
+        let fragment = "# A comment.\nCONFIG_64BIT=y\nCONFIG_NR_CPUS=8\nCONFIG_SMOL_GUEST=y\n\n# CONFIG_MICROCODE is not set\n# CONFIG_X86 is not set\n";
+        let config = "CONFIG_64BIT=y\nCONFIG_NR_CPUS=64\n# CONFIG_SMOL_GUEST is not set\nCONFIG_MICROCODE_LATE=y\nCONFIG_X86=y\n";
+        let lost = ["CONFIG_NR_CPUS=8", "CONFIG_SMOL_GUEST=y", "# CONFIG_X86 is not set"];
+        assert_eq!(lost_lines(fragment, config), lost);
+        assert!(lost_lines(fragment, fragment).is_empty());
     }
 
     #[test]
-    fn a_failing_command_shows_its_last_lines_and_the_log() {
-        let dir = tempfile::tempdir().unwrap();
-        let log = dir.path().join("log");
-        let mut steps = 0;
-        let script = "for i in $(seq 40); do echo \"  CC      $i.o\"; done; echo wrong >&2; exit 3";
-        let interrupt = Interrupt::detached().unwrap();
-        let session = Session { log: &log, interrupt: &interrupt };
-        let error = session.run(command("sh", dir.path()).args(["-c", script]), "the script", &mut || steps += 1).unwrap_err();
-        let text = smol_cli::error::render(&error, false);
-        assert!(text.contains("the script failed (exit status: 3)") && text.contains("wrong"), "{text}");
-        assert!(text.contains("CC      40.o") && !text.contains("CC      5.o"), "{text}");
-        assert!(text.contains(&log.display().to_string()), "{text}");
-        assert_eq!(steps, 40);
-        assert_eq!(std::fs::read_to_string(&log).unwrap().lines().count(), 41);
+    fn commands_that_make_starts_count_as_steps_and_other_lines_do_not() {
+        for line in ["  CC      init/main.o", "  AR      built-in.a", "  LD      vmlinux", "  VDSO2C  vdso.c"] {
+            assert!(is_step(line), "{line}");
+        }
+        for line in ["", "  ", "make[1]: Entering", "init/main.c: In function", "   CC  x", "  error: x", "CC x", "  I am"] {
+            assert!(!is_step(line), "{line}");
+        }
     }
 
     #[test]
-    fn an_interrupt_ends_the_command_and_what_it_started() {
-        let dir = tempfile::tempdir().unwrap();
-        let interrupt = Interrupt::detached().unwrap();
-        let session = Session { log: &dir.path().join("log"), interrupt: &interrupt };
-        let begin = std::time::Instant::now();
-        // The pipe stays open until the inner sleep has ended too.
-        let mut script = command("sh", dir.path());
-        script.args(["-c", "echo '  CC      a.o'; sleep 60 & wait"]);
-        let error = session.run(&mut script, "the script", &mut || interrupt.trigger()).unwrap_err();
-        assert_eq!(smol_cli::exit_kind(&error), ExitKind::Terminated);
-        assert!(begin.elapsed() < Duration::from_secs(30));
+    fn the_version_of_a_source_is_read_from_its_makefile() {
+        let text = "# SPDX-License-Identifier: GPL-2.0\nVERSION = 6\nPATCHLEVEL = 1\nSUBLEVEL = 192\nEXTRAVERSION =\nNAME = Curry Ramen\n";
+        assert_eq!(source_version(text), "6.1.192");
+        assert_eq!(source_version(&text.replace("EXTRAVERSION =", "EXTRAVERSION = -rc1")), "6.1.192-rc1");
+    }
+
+    #[test]
+    fn a_folder_that_make_would_misread_is_refused() {
+        assert!(require_plain(Path::new("/home/a/.cache/smol")).is_ok());
+        for folder in ["/home/my cache", "/a:b"] {
+            let error = require_plain(Path::new(folder)).unwrap_err().into();
+            assert_eq!(smol_cli::exit_kind(&error), ExitKind::Host);
+        }
     }
 
     #[test]
     fn the_environment_of_the_caller_does_not_reach_the_build() {
-        let dir = tempfile::tempdir().unwrap();
-        let output = command("env", dir.path()).output().unwrap();
-        let text = String::from_utf8(output.stdout).unwrap();
-        let mut names: Vec<_> = text.lines().filter_map(|l| l.split_once('=')).map(|(name, _)| name).collect();
-        names.retain(|n| !["PATH", "TMPDIR"].contains(n));
-        assert_eq!(names, ["LC_ALL", "TZ"]);
+        let names: Vec<_> = environment("2026-01-01").into_iter().map(|(name, _)| name).collect();
+        assert!(names.contains(&"PATH".to_owned()));
+        assert!(!names.iter().any(|name| name.starts_with("CARGO") || name == "HOME"), "{names:?}");
+    }
+
+    /// Builds from a tarball with this Makefile, this patch and this fragment; gives the error, and the log.
+    fn failing(makefile: &str, patch: &'static str, fragment: &'static str) -> (String, String) {
+        let folder = tempfile::tempdir().unwrap();
+        let tarball = folder.path().join("linux.tar");
+        let mut archive = tar::Builder::new(File::create(&tarball).unwrap());
+        let mut header = tar::Header::new_ustar();
+        header.set_size(makefile.len() as u64);
+        header.set_mode(0o644);
+        archive.append_data(&mut header, "linux-6.1.2/Makefile", makefile.as_bytes()).unwrap();
+        archive.into_inner().unwrap().sync_all().unwrap();
+        let mut recipe = recipe(KERNEL_TOML, &["0001-a.patch", "0002-b.patch"]).unwrap();
+        recipe.patches = vec![("0001-a.patch".into(), patch.as_bytes())];
+        recipe.fragment = fragment;
+        let stage = Progress::new(Mode::Plain).stage("kernel", "");
+        let (log, interrupt) = (folder.path().join("log"), Interrupt::detached().unwrap());
+        let site = Site { folder: folder.path(), log: &log, stage: &stage, interrupt: &interrupt };
+        let error = build(&recipe, &tarball, site).unwrap_err();
+        (format!("{error:#}"), fs::read_to_string(log).unwrap())
+    }
+
+    const MAKEFILE: &str = "VERSION = 6\nallnoconfig:\n\t@cp $(KCONFIG_ALLCONFIG) .config\nvmlinux:\n\t@for i in $$(seq 100); do echo \"  CC      $$i.o\"; done; false\n";
+    const PATCH: &str = "--- a/Makefile\n+++ b/Makefile\n@@ -1 +1 @@\n-VERSION = 6\n+VERSION = 7\n";
+
+    #[test]
+    fn a_patch_that_does_not_apply_is_named() {
+        let (error, _) = failing(&MAKEFILE.replace('6', "5"), PATCH, "");
+        assert!(error.contains("the patch 0001-a.patch does not apply") && error.contains("FAILED"), "{error}");
     }
 
     #[test]
-    fn headers_are_found_by_the_compiler() {
-        assert!(has_header("stdlib.h"));
-        assert!(!has_header("no-such-header.h"));
+    fn a_lost_line_of_the_fragment_stops_the_build_before_it_compiles() {
+        let (error, log) = failing(&MAKEFILE.replace("@cp $(KCONFIG_ALLCONFIG) ", "@touch "), PATCH, "CONFIG_64BIT=y\n");
+        assert!(error.contains("CONFIG_64BIT=y") && !log.contains("CC"), "{error}\n{log}");
+    }
+
+    #[test]
+    fn a_failing_compilation_shows_its_last_lines_and_the_log_has_all() {
+        let (error, log) = failing(MAKEFILE, PATCH, "CONFIG_64BIT=y\n");
+        assert!(error.contains("cannot compile the kernel") && error.contains("100.o"), "{error}");
+        assert!(!error.contains(" 50.o") && log.contains(" 50.o") && log.contains("patching file Makefile"), "{log}");
     }
 }
