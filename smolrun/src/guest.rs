@@ -199,14 +199,15 @@ mod tests {
         };
         let params: RestoreParams = protocol::decode_line(&line).unwrap();
         assert_eq!(params.online_cpus, 3);
-        send(&mut guest, &Event::Resumed);
+        let sample = "5a".repeat(16);
+        send(&mut guest, &Event::Resumed { sample });
         drop(guest);
         let events: Vec<_> = happened.iter().collect();
         assert!(matches!(
             events[..],
             [
                 Happening::Guest(Event::Restored),
-                Happening::Guest(Event::Resumed)
+                Happening::Guest(Event::Resumed { .. })
             ]
         ));
     }

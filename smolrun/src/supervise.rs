@@ -240,7 +240,10 @@ impl<F: FnOnce(&Up)> Watch<'_, F> {
 
     fn take_event(&mut self, event: Event) {
         match event {
-            Event::Resumed | Event::Ready { .. } => self.up(),
+            Event::Resumed { .. } | Event::Ready { .. } => {
+                self.tell_verbose(&event);
+                self.up();
+            }
             Event::ServiceExited { status } => self.exited = Some(status),
             Event::Failed {
                 stage,

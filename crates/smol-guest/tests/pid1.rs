@@ -281,7 +281,12 @@ impl Guest {
             .write_all(&encode_line(&params).unwrap())
             .unwrap();
         self.log = accept(&self.logs);
-        self.expect(&Event::Resumed);
+        let event = self.next();
+        let Some(Event::Resumed { sample }) = event else {
+            panic!("{event:?} {}", self.console());
+        };
+        assert_eq!(sample.len(), 32);
+        assert_ne!(sample, "0".repeat(32));
     }
 
     fn request(&self, request: &Request) -> Reply {

@@ -40,6 +40,14 @@ pub(super) fn apply(params: &RestoreParams, platform: &Platform) -> Result<(), S
     write_machine_id(&params.machine_id.to_string())
 }
 
+/// 16 bytes of the kernel's random number generator as hex digits, to be told to the host.
+pub(super) fn random_sample() -> String {
+    let mut bytes = [0; 16];
+    // So few bytes come at once or not at all, and then the zeros tell that something is wrong.
+    let _ = rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty());
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// A cold boot makes its own machine id. What the kernel was seeded with at its start may be
 /// the same for every boot of an image, so the host's random device is asked first.
 pub(super) fn make_machine_id() -> Result<(), String> {

@@ -170,7 +170,8 @@ fn live(
         snapshot::take(&config.snapshot, platform, sup, world)?;
         let cpus = snapshot::resume(platform, sup, world)?;
         listen(platform, sup);
-        sup.control.send(&Event::Resumed);
+        let sample = identity::random_sample();
+        sup.control.send(&Event::Resumed { sample });
         for reason in cpus::bring_online(cpus) {
             sup.control.send(&Event::Warning {
                 stage: Stage::Restore,

@@ -371,7 +371,11 @@ pub enum Event {
     /// The guest was restored and waits for one line of [`RestoreParams`].
     Restored,
     /// The new identity is in place and the service runs on.
-    Resumed,
+    Resumed {
+        /// 16 bytes of the reseeded random number generator as hex digits: no two restored
+        /// machines tell the same.
+        sample: String,
+    },
     /// The service ended. The guest resets itself after this.
     ServiceExited {
         /// How it ended.

@@ -32,7 +32,12 @@ fn events_keep_their_form_on_the_wire() {
         (Event::Quiesced, r#""quiesced""#),
         (Event::Snapshot, r#""snapshot""#),
         (Event::Restored, r#""restored""#),
-        (Event::Resumed, r#""resumed""#),
+        (
+            Event::Resumed {
+                sample: "00ff".into(),
+            },
+            r#"{"resumed":{"sample":"00ff"}}"#,
+        ),
         (
             Event::ServiceExited {
                 status: ExitStatus::Signaled(15),
