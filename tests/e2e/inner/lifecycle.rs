@@ -1,0 +1,115 @@
+//! From `smolrun` to the machine's end, whatever ends it.
+
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::inner::Host;
+use crate::suite::Suite;
+use crate::support::{self, Running, ask, eventually, exchange, free_port, run};
+
+/// How long a machine may take to be restored, or to end, on a busy machine.
+const SOON: Duration = Duration::from_secs(90);
+
+pub fn tests(suite: &mut Suite, host: &Host) {
+    suite.test("a machine in the background is listed, has a log, is stopped and leaves nothing", || background(host));
+    suite.test("the service's exit code is that of smolrun in the foreground", || exit_code(host));
+    suite.test("ctrl-c asks the service to stop", || ctrl_c(host));
+    suite.test("a service that ignores SIGTERM is stopped within the time", || stubborn(host));
+    suite.test("a killed smolrun leaves no process and frees its port and its name", || killed(host));
+    suite.test("a port that is in use is told and nothing is started", || port_in_use(host));
+    suite.test("connections side by side bring every byte", || many_bytes(host));
+}
+
+/// Runs a machine in the foreground until its service runs, and gives its port.
+fn foreground(host: &Host, name: &str) -> (Running, u16) {
+    let port = free_port();
+    let mut command = host.tools.run(&host.service(), name);
+    let mut running = Running::start(command.args(["-p", &format!("{port}:7777")]));
+    running.await_stderr("service: restored in ", SOON);
+    (running, port)
+}
+
+fn background(host: &Host) {
+    let machine = host.tools.start(&host.service(), "life", &[7777]);
+    let (port, record) = (machine.port(7777), machine.record());
+    assert_eq!((&record["machine"], &record["state"], &record["accel"]), (&"service".into(), &"running".into(), &"kvm".into()));
+    ask(port, "say here I am");
+    eventually("the line in the log", Duration::from_secs(10), || machine.log().contains("here I am\n").then_some(()));
+    assert_eq!(machine.stop(10).succeed(), "life\n");
+    assert!(TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err(), "its port is still open");
+    assert_eq!(host.tools.ps(), Vec::<serde_json::Value>::new());
+    assert_eq!(host.tools.instances(), Vec::<String>::new());
+}
+
+fn exit_code(host: &Host) {
+    let (running, port) = foreground(host, "seven");
+    ask(port, "say a last word");
+    ask(port, "exit 7");
+    let outcome = running.finish(SOON);
+    assert_eq!(outcome.code, Some(7), "{outcome:?}");
+    assert_eq!(outcome.stdout, "a last word\n");
+    assert_eq!(host.tools.instances(), Vec::<String>::new());
+}
+
+fn ctrl_c(host: &Host) {
+    let (running, port) = foreground(host, "interrupted");
+    assert_eq!(ask(port, "ping"), "pong");
+    running.signal(Signal::INT);
+    let outcome = running.finish(SOON);
+    assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(0), "stopping\n"), "{}", outcome.stderr);
+    assert_eq!(host.tools.instances(), Vec::<String>::new());
+}
+
+fn stubborn(host: &Host) {
+    let machine = host.tools.start(&host.service(), "stubborn", &[7777]);
+    ask(machine.port(7777), "ignore-term");
+    let begin = Instant::now();
+    machine.stop(2).succeed();
+    let took = begin.elapsed().as_secs_f64();
+    assert!((2.0..12.0).contains(&took), "stopped after {took} s");
+    assert_eq!(host.tools.ps(), Vec::<serde_json::Value>::new());
+}
+
+fn killed(host: &Host) {
+    let machine = host.tools.start(&host.service(), "victim", &[7777]);
+    let (pid, port) = (machine.pid(), machine.port(7777));
+    let below = support::descendants(pid);
+    kill_process(Pid::from_raw(pid as i32).unwrap(), Signal::KILL).unwrap();
+    support::await_gone(&below, SOON);
+    eventually("the end of every smolrun", SOON, || {
+        support::processes().iter().all(|(process, _)| process.name != "smolrun").then_some(())
+    });
+    eventually("the port", SOON, || TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok());
+    assert_eq!(host.tools.ps(), Vec::<serde_json::Value>::new());
+    assert_eq!(host.tools.instances(), Vec::<String>::new());
+    let again = host.tools.start(&host.service(), "victim", &[7777]);
+    assert_eq!(ask(again.port(7777), "recall"), "the past");
+}
+
+fn port_in_use(host: &Host) {
+    let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = taken.local_addr().unwrap().port();
+    for more in [&[][..], &["-d"]] {
+        let mut command = host.tools.run(&host.service(), "late");
+        let told = run(command.args(["-p", &format!("{port}:7777")]).args(more)).fail(1);
+        assert!(told.contains(&format!("port {port} on 127.0.0.1 is already in use")), "{told}");
+    }
+    assert_eq!(host.tools.instances(), Vec::<String>::new());
+}
+
+fn many_bytes(host: &Host) {
+    const COUNT: usize = 1 << 20;
+    let machine = host.tools.start(&host.service(), "bytes", &[7777]);
+    let port = machine.port(7777);
+    let wanted: Vec<u8> = (0..COUNT).map(|i| (i * 31 + (i >> 8)) as u8).collect();
+    let readers: Vec<_> = (0..4)
+        .map(|_| thread::spawn(move || exchange(port, format!("bytes {COUNT}\n").as_bytes())))
+        .collect();
+    for reader in readers {
+        let got = reader.join().expect("the exchange goes well");
+        assert!(got == wanted, "{} bytes came, not those that were sent", got.len());
+    }
+}

@@ -1,0 +1,110 @@
+//! Two machines of one bundle, side by side: the same past, and futures of their own.
+
+use crate::inner::Host;
+use crate::suite::Suite;
+use crate::support::{ask, exchange, http_get, page, redis, unix_time, value};
+use crate::tools::Machine;
+
+/// How far a restored machine's clock may be from the host's, s.
+const DATE_ERROR: f64 = 5.0;
+
+pub fn tests(suite: &mut Suite, host: &Host) {
+    suite.test("two restored hello machines share their past and nothing else", || hello(host));
+    suite.test("two restored redis machines hold the key from before the snapshot, and write apart", || redis_pair(host));
+    suite.test("two restored python machines have a warm cache and random bytes of their own", || python(host));
+    suite.test("two restored services differ in randomness, boot id, machine id and host name", || service(host));
+    suite.test("a restored machine brings its second cpu online", || second_cpu(host));
+    suite.test("a cold boot of the same bundle serves without the past", || cold(host));
+}
+
+/// Runs `check` with two machines of a bundle, and the ports that lead to port `guest` of them.
+fn pair(host: &Host, bundle: &str, guest: u16, check: impl FnOnce([u16; 2])) {
+    let path = host.bundle(bundle);
+    let machines: [Machine; 2] = ["one", "two"].map(|name| host.tools.start(&path, name, &[guest]));
+    check(machines.each_ref().map(|machine| machine.port(guest)));
+}
+
+#[track_caller]
+fn assert_date(seconds: f64) {
+    let now = unix_time();
+    assert!((seconds - now).abs() < DATE_ERROR, "the machine's clock says {seconds}, ours {now}");
+}
+
+#[track_caller]
+fn assert_differ(what: &str, [one, two]: [&str; 2]) {
+    assert!(!one.is_empty());
+    assert_ne!(one, two, "{what} of two restored machines");
+}
+
+fn hello(host: &Host) {
+    pair(host, "hello", 8080, |ports| {
+        let [one, two] = ports.map(|port| page(port, "/frozen.txt"));
+        assert!(one.starts_with("frozen on boot "), "{one}");
+        assert_eq!(one, two);
+        let now = ports.map(|port| page(port, "/cgi-bin/now"));
+        for key in ["random", "machine-id"] {
+            assert_differ(key, now.each_ref().map(|text| value(text, key)));
+        }
+        for text in &now {
+            assert_date(value(text, "time").parse().unwrap());
+        }
+    });
+}
+
+fn redis_pair(host: &Host) {
+    pair(host, "redis", 6379, |ports| {
+        for port in ports {
+            assert_eq!(redis(port, "GET greeting"), "$29\r\nhello from before the snapshot\r\n");
+            let time = redis(port, "TIME");
+            assert_date(time.lines().nth(2).expect("seconds").parse().unwrap());
+        }
+        assert_eq!(redis(ports[0], "SET mine 1"), "+OK\r\n");
+        assert_eq!(redis(ports[1], "GET mine"), "$-1\r\n");
+    });
+}
+
+fn python(host: &Host) {
+    pair(host, "python", 8000, |ports| {
+        for port in ports {
+            assert_eq!(page(port, "/primes"), "2262 primes\n");
+        }
+        let now = ports.map(|port| page(port, "/now"));
+        for key in ["random", "uuid"] {
+            assert_differ(key, now.each_ref().map(|text| value(text, key)));
+        }
+        for text in &now {
+            assert_date(value(text, "time").parse().unwrap());
+        }
+    });
+}
+
+fn service(host: &Host) {
+    pair(host, "service", 7777, |ports| {
+        for port in ports {
+            assert_eq!(ask(port, "recall"), "the past");
+            let clock = ask(port, "clock");
+            let nanoseconds: f64 = clock.split(' ').next().unwrap().parse().unwrap();
+            assert_date(nanoseconds / 1e9);
+        }
+        for question in ["random", "read /etc/machine-id", "read /proc/sys/kernel/random/uuid"] {
+            let answers = ports.map(|port| ask(port, question));
+            assert_differ(question, answers.each_ref().map(String::as_str));
+        }
+    });
+}
+
+fn second_cpu(host: &Host) {
+    let machine = host.tools.start(&host.service(), "smp", &[7777]);
+    assert_eq!(ask(machine.port(7777), "read /sys/devices/system/cpu/online"), "0-1");
+}
+
+fn cold(host: &Host) {
+    let machine = host.tools.start_with(&host.bundle("hello"), "cold", &[8080], &["--cold"]);
+    let port = machine.port(8080);
+    assert!(page(port, "/").contains("hello"));
+    assert_eq!(http_get(port, "/frozen.txt").0, 404, "no warm command runs at a cold boot");
+    assert_date(value(&page(port, "/cgi-bin/now"), "time").parse().unwrap());
+    let machine = host.tools.start_with(&host.service(), "cold-service", &[7777], &["--cold"]);
+    assert_eq!(ask(machine.port(7777), "recall"), "nothing");
+    assert_eq!(exchange(machine.port(7777), b"ping\n"), b"pong\n");
+}

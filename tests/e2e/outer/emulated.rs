@@ -1,0 +1,50 @@
+//! `smolrun` where there is no KVM: the machine runs in an emulated host of its own.
+
+use std::net::{Ipv4Addr, TcpStream};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::Host;
+use crate::suite::Suite;
+use crate::support::{self, Running, ask, await_gone, descendants, eventually, free_port};
+
+/// An emulated host, and a guest in it, on a busy machine.
+const LIMIT: Duration = Duration::from_secs(300);
+
+pub fn tests(suite: &mut Suite, host: &Host) {
+    suite.test("in an emulated host a machine serves, and its exit code comes out", || foreground(host));
+    suite.test("in an emulated host a machine in the background leaves nothing when it is killed", || killed(host));
+}
+
+fn foreground(host: &Host) {
+    let port = free_port();
+    let mut command = host.tools.run(&host.bundle("service"), "emulated");
+    let mut running = Running::start(command.args(["--accel", "emulated", "-p", &format!("{port}:7777")]));
+    running.await_stderr("service: restored in ", LIMIT);
+    assert_eq!(ask(port, "recall"), "the past");
+    ask(port, "say so");
+    let below = descendants(running.pid());
+    assert!(below.iter().any(|process| process.name.starts_with("qemu")), "{below:?}");
+    ask(port, "exit 5");
+    let outcome = running.finish(LIMIT);
+    assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(5), "so\n"), "{}", outcome.stderr);
+    await_gone(&below, Duration::from_secs(10));
+    assert_eq!(host.tools.instances(), Vec::<String>::new());
+}
+
+fn killed(host: &Host) {
+    let machine = host.tools.start_with(&host.bundle("service"), "doomed", &[7777], &["--accel", "emulated"]);
+    let (pid, port) = (machine.pid(), machine.port(7777));
+    assert_eq!(machine.record()["accel"], "emulated");
+    assert_eq!(ask(port, "ping"), "pong");
+    let below = descendants(pid);
+    assert!(below.iter().any(|process| process.name.starts_with("qemu")), "{below:?}");
+    kill_process(Pid::from_raw(pid as i32).unwrap(), Signal::KILL).unwrap();
+    await_gone(&below, Duration::from_secs(10));
+    eventually("the port", Duration::from_secs(10), || {
+        TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err().then_some(())
+    });
+    assert_eq!(host.tools.ps(), Vec::<serde_json::Value>::new());
+    assert_eq!(support::names(&host.tools.home.join("run/instances")), Vec::<String>::new());
+}

@@ -1,0 +1,121 @@
+//! The outer half: on this host, as a user without hardware virtualization.
+
+mod builds;
+mod bundles;
+mod emulated;
+mod interrupts;
+mod native;
+mod prepare;
+mod tampering;
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use smol_host::emulated::{EmulatedHost, Event, SELF};
+
+use crate::inner;
+use crate::suite::Suite;
+use crate::tools::Tools;
+
+/// Memory of the emulated host for its tmpfs and guests, MiB.
+const MEMORY: u32 = 3072;
+
+/// This host as the tests see it.
+pub struct Host {
+    /// The programs.
+    pub tools: Tools,
+    /// The checkout.
+    pub workspace: PathBuf,
+    /// Bundles, and the keys beside them.
+    pub bundles: PathBuf,
+    /// Smolfiles of our own machines, with what they name.
+    pub machines: PathBuf,
+    /// The native guest's folder.
+    pub native: PathBuf,
+    /// For each test's own files.
+    pub scratch: PathBuf,
+}
+
+impl Host {
+    /// A new empty folder for a test's own files.
+    pub fn folder(&self, name: &str) -> PathBuf {
+        let folder = self.scratch.join(name);
+        let _ = std::fs::remove_dir_all(&folder);
+        std::fs::create_dir_all(&folder).expect("the build folder can be written");
+        folder
+    }
+
+    /// A bundle that a test before has built.
+    #[track_caller]
+    pub fn bundle(&self, name: &str) -> PathBuf {
+        let path = self.bundles.join(name).with_extension("smolmachine");
+        assert!(path.exists(), "the bundle {name} was not built");
+        path
+    }
+
+    /// The cache that the programs use.
+    pub fn cache(&self) -> PathBuf {
+        self.tools.home.join("cache")
+    }
+}
+
+/// Runs all tests whose names hold the words.
+pub fn main(words: &[String]) -> ExitCode {
+    let host = prepare::host();
+    let mut suite = Suite::new(words);
+    builds::tests(&mut suite, &host);
+    native::tests(&mut suite, &host);
+    bundles::tests(&mut suite, &host);
+    tampering::tests(&mut suite, &host);
+    emulated::tests(&mut suite, &host);
+    interrupts::tests(&mut suite, &host);
+    run_inner(&mut suite, &host, words);
+    suite.finish()
+}
+
+/// Boots one emulated host and runs the inner half there.
+fn run_inner(suite: &mut Suite, host: &Host, words: &[String]) {
+    let job = [SELF, inner::ARGUMENT].into_iter().map(str::to_owned).chain(words.iter().cloned());
+    let emulated = EmulatedHost::new(host.cache())
+        .memory(MEMORY)
+        .share(&host.tools.programs, inner::PROGRAMS, true)
+        .share(&host.bundles, inner::BUNDLES, true)
+        .share(&host.machines, inner::MACHINES, true)
+        .job(job);
+    let mut ended = None;
+    // Not a test, and no failure of a filter: it runs whatever the words are.
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let mut running = emulated.spawn().unwrap_or_else(|e| panic!("{e}"));
+        let mut lines = Vec::new();
+        while ended.is_none() {
+            match running.next_event().unwrap_or_else(|e| panic!("{e}")) {
+                Event::Stdout(bytes) => {
+                    lines.extend(bytes);
+                    take_lines(&mut lines, suite);
+                }
+                Event::Stderr(bytes) => drop(std::io::stderr().write_all(&bytes)),
+                Event::Started | Event::Channel(_) => {}
+                Event::Exited(status) => ended = Some(status),
+            }
+        }
+    }));
+    let well = outcome.is_ok() && ended.is_some_and(|status| status.code == Some(0));
+    if !well {
+        suite.fail(&format!("the inner half runs to its end ({ended:?})"));
+    }
+}
+
+fn take_lines(bytes: &mut Vec<u8>, suite: &mut Suite) {
+    while let Some(end) = bytes.iter().position(|byte| *byte == b'\n') {
+        let line = String::from_utf8_lossy(&bytes[..end]).into_owned();
+        bytes.drain(..=end);
+        println!("{line}");
+        suite.count(&line);
+    }
+}
+
+/// The path as an argument.
+pub fn text(path: &Path) -> &str {
+    path.to_str().expect("the tests' own paths are UTF-8")
+}

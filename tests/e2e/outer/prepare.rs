@@ -1,0 +1,137 @@
+//! Programs, guests, keys and Smolfiles, before the first test.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::{Host, text};
+use crate::support::run;
+use crate::tools::Tools;
+
+/// Set to 1, the bundles of the last run are used again: for work on the tests themselves.
+const KEEP: &str = "SMOL_E2E_KEEP";
+
+/// Whether the bundles of the last run are used again.
+pub fn keeps_bundles() -> bool {
+    std::env::var_os(KEEP).is_some_and(|value| value == "1")
+}
+
+/// Everything that the tests stand on.
+pub fn host() -> Host {
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("a member of the workspace").to_owned();
+    let root = Path::new(env!("CARGO_TARGET_TMPDIR")).join("e2e");
+    if !keeps_bundles() {
+        let _ = fs::remove_dir_all(&root);
+    }
+    let host = Host {
+        tools: Tools {
+            programs: root.join("programs"),
+            home: root.join("home"),
+            key: root.join("bundles/key.pub"),
+            accel: "auto",
+        },
+        bundles: root.join("bundles"),
+        machines: root.join("machines"),
+        native: root.join("guests/native"),
+        scratch: root.join("scratch"),
+        workspace,
+    };
+    for folder in [&host.tools.programs, &host.bundles, &host.machines, &host.scratch, &host.cache()] {
+        fs::create_dir_all(folder).expect("the build folder can be written");
+    }
+    programs(&host);
+    caches(&host);
+    guests(&host, &root.join("guests"));
+    keys(&host);
+    machines(&host, &root.join("guests/service"));
+    host
+}
+
+/// Copies of the programs, so that no build exchanges them while they run.
+fn programs(host: &Host) {
+    let smolbuild = Path::new(env!("CARGO_BIN_EXE_smolbuild"));
+    let folder = smolbuild.parent().expect("a file in a folder");
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(&host.workspace).args(["build", "--quiet", "--package", "smolrun"]);
+    if folder.ends_with("release") {
+        cargo.arg("--release");
+    }
+    run(&mut cargo).succeed();
+    for name in ["smolbuild", "smolrun"] {
+        let to = host.tools.programs.join(name);
+        let _ = fs::remove_file(&to);
+        fs::copy(folder.join(name), to).unwrap_or_else(|e| panic!("{name} in {}: {e}", folder.display()));
+    }
+}
+
+/// Kernels and packages come from the user's own cache: they are large, and keyed by what decides
+/// their bytes. All else of the cache is the tests' own.
+fn caches(host: &Host) {
+    let users = smol_cli::paths::cache_dir().expect("there is a cache folder");
+    for name in ["kernels", "sources", "debian", "emulated-host"] {
+        let (from, to) = (users.join(name), host.cache().join(name));
+        fs::create_dir_all(&from).expect("the cache can be written");
+        if !to.exists() {
+            symlink(&from, &to).expect("the build folder can be written");
+        }
+    }
+}
+
+fn guests(host: &Host, out: &Path) {
+    let mut make = Command::new("make");
+    make.args(["--silent", "-C", text(&host.workspace.join("tests/guests"))]);
+    run(make.arg(format!("OUT={}", out.display()))).succeed();
+}
+
+fn keys(host: &Host) {
+    for name in ["key", "other"] {
+        let key = host.bundles.join(name).with_extension("key");
+        if !key.exists() {
+            run(host.tools.smolbuild().args(["keygen", "-o"]).arg(key)).succeed();
+        }
+    }
+}
+
+/// A name, and what the Smolfile holds beyond the first lines.
+const MACHINES: &[(&str, &str)] = &[
+    (
+        "service",
+        r#"
+            cpus = 2
+            ports = [7777]
+            [service]
+            cmd = ["/service"]
+            [ready]
+            tcp = 7777
+            [[warm]]
+            cmd = ["/service", "ask", "remember the past"]
+        "#,
+    ),
+    ("never", "[service]\ncmd = [\"/service\", \"--never\"]\n[ready]\ntcp = 7777\ntimeout = \"3s\"\n"),
+    ("crash", "[service]\ncmd = [\"/service\", \"--exit\", \"3\"]\n[ready]\ntcp = 7777\n"),
+    ("warm", "[service]\ncmd = [\"/service\"]\n[ready]\ntcp = 7777\n[[warm]]\ncmd = [\"/service\", \"--exit\", \"9\"]\n"),
+    ("absent", "[service]\ncmd = [\"/no/such/program\"]\n[ready]\ntcp = 7777\n"),
+];
+
+/// Smolfiles side by side in one folder, with the root file system that they share: one program.
+fn machines(host: &Host, service: &Path) {
+    let root = host.machines.join("root");
+    fs::create_dir_all(&root).expect("the build folder can be written");
+    fs::copy(service, root.join("service")).expect("make has built it");
+    for (name, rest) in MACHINES {
+        let lines: Vec<&str> = rest.lines().map(str::trim).collect();
+        let (top, tables) = lines.split_at(lines.iter().position(|line| line.starts_with('[')).expect("a table"));
+        let text = format!(
+            "name = \"{name}\"\nmemory = \"128MiB\"\n{}\n[kernel]\npath = \"vmlinux\"\n[rootfs]\ndir = \"root\"\n{}\n",
+            top.join("\n"),
+            tables.join("\n"),
+        );
+        fs::write(smolfile(host, name), text).expect("the build folder can be written");
+    }
+}
+
+/// Path of one of our own Smolfiles.
+pub fn smolfile(host: &Host, name: &str) -> PathBuf {
+    host.machines.join(name).with_extension("toml")
+}

@@ -1,0 +1,330 @@
+//! Starting programs, and waiting, without ever waiting for ever.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+/// Longer than anything here takes on a slow machine.
+pub const LONG: Duration = Duration::from_secs(600);
+/// How often something that is awaited is looked at.
+const GLANCE: Duration = Duration::from_millis(20);
+
+/// Waits until `ready` gives something; panics with `what` when it takes longer than `limit`.
+pub fn eventually<T>(what: &str, limit: Duration, mut ready: impl FnMut() -> Option<T>) -> T {
+    let until = Instant::now() + limit;
+    loop {
+        if let Some(found) = ready() {
+            return found;
+        }
+        assert!(Instant::now() < until, "{what}: not within {} s", limit.as_secs());
+        thread::sleep(GLANCE);
+    }
+}
+
+// ---- Programs ----------------------------------------------------------------------------------
+
+/// How a program ended.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Exit code; `None` if a signal ended it.
+    pub code: Option<i32>,
+    /// What it printed.
+    pub stdout: String,
+    /// What it complained of.
+    pub stderr: String,
+}
+
+impl Outcome {
+    /// Its stdout, if it ended well.
+    #[track_caller]
+    pub fn succeed(self) -> String {
+        assert_eq!(self.code, Some(0), "stdout: {}\nstderr: {}", self.stdout, self.stderr);
+        self.stdout
+    }
+
+    /// Its stderr, if it ended with this code, printed nothing, and panicked nowhere.
+    #[track_caller]
+    pub fn fail(self, code: i32) -> String {
+        assert_eq!(self.code, Some(code), "stdout: {}\nstderr: {}", self.stdout, self.stderr);
+        assert_eq!(self.stdout, "", "a failure has no result to print; stderr: {}", self.stderr);
+        assert!(!self.stderr.contains("panicked"), "{}", self.stderr);
+        self.stderr
+    }
+}
+
+/// Runs a program to its end.
+#[track_caller]
+pub fn run(command: &mut Command) -> Outcome {
+    Running::start(command).finish(LONG)
+}
+
+/// A program that runs; killed on drop.
+pub struct Running {
+    child: Child,
+    stdout: Stream,
+    stderr: Stream,
+}
+
+struct Stream {
+    text: Arc<Mutex<String>>,
+    reader: Option<JoinHandle<()>>,
+}
+
+impl Stream {
+    fn new(from: impl Read + Send + 'static) -> Self {
+        let text = Arc::new(Mutex::new(String::new()));
+        let to = text.clone();
+        let reader = thread::spawn(move || {
+            let mut from = BufReader::new(from);
+            let mut line = Vec::new();
+            while let Ok(1..) = from.read_until(b'\n', &mut line) {
+                to.lock().unwrap().push_str(&String::from_utf8_lossy(&line));
+                line.clear();
+            }
+        });
+        Self { text, reader: Some(reader) }
+    }
+
+    fn text(&self) -> String {
+        self.text.lock().unwrap().clone()
+    }
+
+    /// All of it. A descendant that still holds the pipe is not waited for.
+    fn end(&mut self) -> String {
+        let until = Instant::now() + Duration::from_secs(5);
+        let reader = self.reader.take().expect("ended once");
+        while !reader.is_finished() && Instant::now() < until {
+            thread::sleep(GLANCE);
+        }
+        self.text()
+    }
+}
+
+impl Running {
+    /// Starts it, its output kept.
+    #[track_caller]
+    pub fn start(command: &mut Command) -> Self {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap_or_else(|e| panic!("cannot start {command:?}: {e}"));
+        let stdout = Stream::new(child.stdout.take().expect("piped"));
+        let stderr = Stream::new(child.stderr.take().expect("piped"));
+        Self { child, stdout, stderr }
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits until its stderr holds this text; gives what there is by then.
+    #[track_caller]
+    pub fn await_stderr(&mut self, wanted: &str, limit: Duration) -> String {
+        let what = format!("{wanted:?} on stderr");
+        let mut ended = None;
+        let found = eventually(&what, limit, || {
+            let text = self.stderr.text();
+            if text.contains(wanted) {
+                return Some(Ok(text));
+            }
+            // One look more after its end, for what was still in the pipe.
+            if ended.is_some() {
+                return Some(Err(text));
+            }
+            ended = self.child.try_wait().expect("our own child");
+            if ended.is_some() {
+                thread::sleep(Duration::from_millis(200));
+            }
+            None
+        });
+        found.unwrap_or_else(|text| panic!("it ended ({ended:?}) without {wanted:?} on stderr: {text}"))
+    }
+
+    /// What it has printed so far.
+    pub fn stdout(&self) -> String {
+        self.stdout.text()
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.pid() as i32).expect("a process id");
+        kill_process(pid, signal).expect("it is our own child and not reaped yet");
+    }
+
+    /// Waits for its end.
+    #[track_caller]
+    pub fn finish(mut self, limit: Duration) -> Outcome {
+        let status: ExitStatus = {
+            let until = Instant::now() + limit;
+            loop {
+                if let Some(status) = self.child.try_wait().expect("our own child") {
+                    break status;
+                }
+                if Instant::now() > until {
+                    let (out, err) = (self.stdout.text(), self.stderr.text());
+                    panic!("it does not end within {} s\nstdout: {out}\nstderr: {err}", limit.as_secs());
+                }
+                thread::sleep(Duration::from_millis(5));
+            }
+        };
+        Outcome { code: status.code(), stdout: self.stdout.end(), stderr: self.stderr.end() }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+// ---- Processes ---------------------------------------------------------------------------------
+
+/// A process, told from a later one with the same number by its start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Process {
+    pid: u32,
+    started: String,
+    /// Its name (comm).
+    pub name: String,
+}
+
+impl Process {
+    fn read(pid: u32) -> Option<(Self, u32)> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let (begin, end) = (stat.find('(')?, stat.rfind(')')?);
+        let fields: Vec<&str> = stat[end + 1..].split_whitespace().collect();
+        // proc_pid_stat(5), counted from field 3, the state: a zombie is no process any more.
+        if matches!(fields.first(), Some(&"Z") | Some(&"X")) {
+            return None;
+        }
+        let process = Self { pid, started: fields.get(19)?.to_string(), name: stat[begin + 1..end].to_owned() };
+        Some((process, fields.get(1)?.parse().ok()?))
+    }
+
+    /// Whether it still runs.
+    pub fn lives(&self) -> bool {
+        Self::read(self.pid).is_some_and(|(process, _)| process.started == self.started)
+    }
+}
+
+/// Every process, with the number of its parent.
+pub fn processes() -> Vec<(Process, u32)> {
+    let entries = fs::read_dir("/proc").expect("there is /proc").flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter_map(Process::read).collect()
+}
+
+/// The processes below `root`, at any depth.
+pub fn descendants(root: u32) -> Vec<Process> {
+    let all = processes();
+    let mut parents = vec![root];
+    let mut found = Vec::new();
+    while let Some(parent) = parents.pop() {
+        for (process, _) in all.iter().filter(|(_, of)| *of == parent) {
+            parents.push(process.pid);
+            found.push(process.clone());
+        }
+    }
+    found
+}
+
+/// Waits until none of these runs.
+#[track_caller]
+pub fn await_gone(these: &[Process], limit: Duration) {
+    eventually(&format!("the end of {these:?}"), limit, || {
+        these.iter().all(|process| !process.lives()).then_some(())
+    });
+}
+
+// ---- Network -----------------------------------------------------------------------------------
+
+/// A TCP port that nobody has.
+pub fn free_port() -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port can be had");
+    listener.local_addr().expect("it is bound").port()
+}
+
+/// Sends `request` to a port of this host and reads the answer to its end.
+pub fn try_exchange(port: u16, request: &[u8]) -> std::io::Result<Vec<u8>> {
+    let limit = Some(Duration::from_secs(60));
+    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+    stream.set_read_timeout(limit)?;
+    stream.set_write_timeout(limit)?;
+    stream.write_all(request)?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    Ok(answer)
+}
+
+/// As [`try_exchange`], of which nothing may fail.
+#[track_caller]
+pub fn exchange(port: u16, request: &[u8]) -> Vec<u8> {
+    let answer = try_exchange(port, request);
+    answer.unwrap_or_else(|e| panic!("port {port}, {:?}: {e}", String::from_utf8_lossy(request)))
+}
+
+/// Status and body of a GET request.
+#[track_caller]
+pub fn http_get(port: u16, path: &str) -> (u16, String) {
+    let answer = exchange(port, format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n").as_bytes());
+    let answer = String::from_utf8_lossy(&answer).into_owned();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer of HTTP: {answer:?}"));
+    let status = head.split(' ').nth(1).and_then(|s| s.parse().ok());
+    (status.unwrap_or_else(|| panic!("no status: {head:?}")), body.to_owned())
+}
+
+/// The body of a page that is there.
+#[track_caller]
+pub fn page(port: u16, path: &str) -> String {
+    let (status, body) = http_get(port, path);
+    assert_eq!(status, 200, "{path}: {body}");
+    body
+}
+
+/// One command to redis; its answer as the protocol has it (RESP), then the connection is closed.
+#[track_caller]
+pub fn redis(port: u16, command: &str) -> String {
+    let answer = exchange(port, format!("{command}\r\nQUIT\r\n").as_bytes());
+    let answer = String::from_utf8_lossy(&answer).into_owned();
+    answer.strip_suffix("+OK\r\n").unwrap_or_else(|| panic!("{command}: {answer:?}")).to_owned()
+}
+
+/// One line to our own test service, and its answer.
+#[track_caller]
+pub fn ask(port: u16, line: &str) -> String {
+    let answer = exchange(port, format!("{line}\n").as_bytes());
+    let answer = String::from_utf8_lossy(&answer).into_owned();
+    assert!(!answer.starts_with("error") && !answer.is_empty(), "{line}: {answer:?}");
+    answer.trim_end().to_owned()
+}
+
+// ---- Small things ------------------------------------------------------------------------------
+
+/// Seconds since the Unix epoch.
+pub fn unix_time() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs_f64()
+}
+
+/// The value behind `key` in lines of "key value".
+#[track_caller]
+pub fn value<'a>(text: &'a str, key: &str) -> &'a str {
+    let mut lines = text.lines().filter_map(|line| line.split_once(' '));
+    lines.find(|(k, _)| *k == key).unwrap_or_else(|| panic!("no {key} in {text:?}")).1.trim()
+}
+
+/// Names in a folder; none if it is not there.
+pub fn names(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut names: Vec<_> = entries.map(|e| e.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}

@@ -1,0 +1,128 @@
+//! The two programs, and the machines that they run.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::support::{self, Outcome};
+
+/// The programs under test, with folders of their own.
+pub struct Tools {
+    /// Folder of the programs.
+    pub programs: PathBuf,
+    /// Their cache, config and runtime folders go in here.
+    pub home: PathBuf,
+    /// Public key of the bundles.
+    pub key: PathBuf,
+    /// `--accel` of everything.
+    pub accel: &'static str,
+}
+
+impl Tools {
+    fn program(&self, name: &str) -> Command {
+        let mut command = Command::new(self.programs.join(name));
+        for (variable, folder) in [("CACHE", "cache"), ("RUNTIME", "run"), ("CONFIG", "config")] {
+            command.env(format!("SMOL_{variable}_DIR"), self.home.join(folder));
+        }
+        command.env("NO_COLOR", "1").env("SMOL_PROGRESS", "plain").env("SMOL_ACCEL", self.accel);
+        command
+    }
+
+    /// `smolbuild`.
+    pub fn smolbuild(&self) -> Command {
+        self.program("smolbuild")
+    }
+
+    /// `smolrun`.
+    pub fn smolrun(&self) -> Command {
+        self.program("smolrun")
+    }
+
+    /// `smolrun BUNDLE --key KEY --name NAME`.
+    pub fn run(&self, bundle: &Path, name: &str) -> Command {
+        let mut command = self.smolrun();
+        command.arg(bundle).arg("--key").arg(&self.key).args(["--name", name]);
+        command
+    }
+
+    /// Starts a machine in the background, with these ports of the guest forwarded.
+    #[track_caller]
+    pub fn start(&self, bundle: &Path, name: &str, ports: &[u16]) -> Machine<'_> {
+        self.start_with(bundle, name, ports, &[])
+    }
+
+    /// As [`Tools::start`], with options.
+    #[track_caller]
+    pub fn start_with(&self, bundle: &Path, name: &str, ports: &[u16], options: &[&str]) -> Machine<'_> {
+        let mut command = self.run(bundle, name);
+        command.arg("-d").args(options);
+        for port in ports {
+            command.args(["-p", &format!("0:{port}")]);
+        }
+        assert_eq!(support::run(&mut command).succeed().trim(), name);
+        Machine { tools: self, name: name.to_owned() }
+    }
+
+    /// What `smolrun ps --json` lists.
+    #[track_caller]
+    pub fn ps(&self) -> Vec<Value> {
+        let text = support::run(self.smolrun().args(["ps", "--json"])).succeed();
+        serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"))
+    }
+
+    /// Names of what is left in the runtime folder of instances.
+    pub fn instances(&self) -> Vec<String> {
+        support::names(&self.home.join("run/instances"))
+    }
+}
+
+/// A machine in the background; ended on drop.
+pub struct Machine<'a> {
+    tools: &'a Tools,
+    /// Its name.
+    pub name: String,
+}
+
+impl Machine<'_> {
+    /// What `ps` says of it.
+    #[track_caller]
+    pub fn record(&self) -> Value {
+        let records = self.tools.ps();
+        let ours = records.iter().find(|record| record["name"] == self.name.as_str());
+        ours.unwrap_or_else(|| panic!("{} is not in {records:?}", self.name)).clone()
+    }
+
+    /// The process that runs it.
+    #[track_caller]
+    pub fn pid(&self) -> u32 {
+        self.record()["pid"].as_u64().expect("a number") as u32
+    }
+
+    /// The port of this host that leads to this one of the guest.
+    #[track_caller]
+    pub fn port(&self, guest: u16) -> u16 {
+        let record = self.record();
+        let ports = record["ports"].as_array().expect("a list");
+        let ours = ports.iter().find(|port| port["guest"] == guest).expect("it was forwarded");
+        let host = ours["host"].as_str().expect("an address");
+        host.rsplit(':').next().and_then(|port| port.parse().ok()).unwrap_or_else(|| panic!("{host}"))
+    }
+
+    /// What its service has written.
+    #[track_caller]
+    pub fn log(&self) -> String {
+        support::run(self.tools.smolrun().args(["logs", &self.name])).succeed()
+    }
+
+    /// `smolrun stop`, with this time between SIGTERM and SIGKILL.
+    pub fn stop(&self, seconds: u32) -> Outcome {
+        support::run(self.tools.smolrun().args(["stop", &self.name, "--time", &seconds.to_string()]))
+    }
+}
+
+impl Drop for Machine<'_> {
+    fn drop(&mut self) {
+        let _ = self.tools.smolrun().args(["stop", &self.name, "--time", "0"]).output();
+    }
+}
