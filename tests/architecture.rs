@@ -1,0 +1,581 @@
+//! The invariants of ARCHITECTURE.md that can be read off the sources, and the facts that the
+//! documents repeat: a change that breaks one must change the document too.
+//!
+//! Only the standard library: these tests must build where nothing else does.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Which of our crates each crate may depend on, directly. What is not here depends on none.
+const OUR_CRATES: &[(&str, &[&str])] = &[
+    ("smol-bundle", &[]),
+    ("smol-cli", &[]),
+    ("smol-guest", &[]),
+    ("smol-machine", &[]),
+    ("smol-host", &["smol-cli", "smol-machine"]),
+    (
+        "smolbuild",
+        &[
+            "smol-bundle",
+            "smol-cli",
+            "smol-guest",
+            "smol-host",
+            "smol-machine",
+        ],
+    ),
+    (
+        "smolrun",
+        &[
+            "smol-bundle",
+            "smol-cli",
+            "smol-guest",
+            "smol-host",
+            "smol-machine",
+        ],
+    ),
+];
+
+/// Crates that talk to hypervisors or are parts of machines: not for smol-bundle.
+const HYPERVISOR_CRATES: &[&str] = &[
+    "applevisor",
+    "kvm-bindings",
+    "kvm-ioctls",
+    "linux-loader",
+    "virtio-bindings",
+    "virtio-queue",
+    "virtio-vsock",
+    "vm-memory",
+    "vmm-sys-util",
+];
+
+/// Crates that speak network protocols: no program of ours opens a connection to a server.
+const NETWORK_CRATES: &[&str] = &[
+    "curl",
+    "h2",
+    "hyper",
+    "native-tls",
+    "oci-client",
+    "openssl",
+    "reqwest",
+    "rustls",
+    "tokio",
+    "ureq",
+];
+
+/// The rooms in which `unsafe` may stand: system calls, shared memory, hypervisors. Nowhere else,
+/// and so not in what reads bundles, virtqueues, archives, Smolfiles or protocols.
+const UNSAFE_ROOMS: &[&str] = &[
+    "crates/smol-guest/src/init/",
+    "crates/smol-guest/src/main.rs",
+    "crates/smol-host/src/emulated/",
+    "crates/smol-machine/src/hv/",
+    "crates/smol-machine/src/machine.rs",
+    "crates/smol-machine/src/memory.rs",
+    "crates/smol-machine/src/probe.rs",
+    "smolbuild/src/assemble/rootfs/debian/bootstrap.rs",
+    "smolrun/src/detached.rs",
+];
+
+/// The rooms that may ask for which operating system or processor they are compiled.
+const PLATFORM_ROOMS: &[&str] = &[
+    "crates/smol-machine/src/hv/",
+    "crates/smol-machine/src/boot/",
+    "crates/smol-guest/src/lib.rs",
+];
+
+/// The rooms that may name KVM's own types.
+const KVM_ROOMS: &[&str] = &[
+    "crates/smol-machine/src/hv/kvm/",
+    // Turns its error numbers into ours.
+    "crates/smol-machine/src/error.rs",
+    // Asks KVM what it can do before there is a machine.
+    "crates/smol-machine/src/probe.rs",
+];
+
+/// Most lines of a source file, and of a test, which is a list.
+const MOST_LINES: usize = 700;
+const MOST_TEST_LINES: usize = 900;
+
+// ---- Dependencies --------------------------------------------------------------------------------
+
+#[test]
+fn each_crate_depends_on_those_of_ours_that_it_may_know() {
+    for (name, allowed) in OUR_CRATES {
+        let ours: BTreeSet<String> = direct_dependencies(name)
+            .into_iter()
+            .filter(|d| d.starts_with("smol"))
+            .collect();
+        let allowed: BTreeSet<String> = allowed.iter().map(|d| (*d).to_owned()).collect();
+        assert_eq!(ours, allowed, "dependencies of {name}");
+    }
+}
+
+#[test]
+fn every_crate_of_the_workspace_is_judged_here() {
+    let manifest = read("Cargo.toml");
+    let members = manifest
+        .split("members = [")
+        .nth(1)
+        .and_then(|rest| rest.split(']').next())
+        .expect("a list of members");
+    let members: BTreeSet<&str> = members
+        .split('"')
+        .skip(1)
+        .step_by(2)
+        .map(|path| path.rsplit('/').next().expect("never empty"))
+        .collect();
+    let judged: BTreeSet<&str> = OUR_CRATES
+        .iter()
+        .map(|(name, _)| *name)
+        .chain(["xtask"])
+        .collect();
+    assert_eq!(members, judged);
+}
+
+#[test]
+fn the_runner_does_not_contain_the_builder() {
+    let all = all_dependencies("smolrun");
+    assert!(!all.contains("smolbuild"), "smolrun depends on smolbuild");
+    assert!(all.contains("smol-bundle"), "the lock file was misread");
+}
+
+#[test]
+fn the_bundle_format_knows_no_hypervisor() {
+    let all = all_dependencies("smol-bundle");
+    assert!(all.contains("zstd"), "the lock file was misread");
+    for foreign in HYPERVISOR_CRATES {
+        assert!(!all.contains(*foreign), "smol-bundle depends on {foreign}");
+    }
+}
+
+#[test]
+fn the_machine_knows_no_smolfile_and_no_bundle() {
+    let all = all_dependencies("smol-machine");
+    assert!(all.contains("kvm-ioctls"), "the lock file was misread");
+    for foreign in ["ed25519-dalek", "tar", "toml", "zstd"] {
+        assert!(!all.contains(foreign), "smol-machine depends on {foreign}");
+    }
+}
+
+#[test]
+fn nothing_that_speaks_a_network_protocol_is_linked() {
+    let lock = lock_file();
+    assert!(lock.contains_key("clap"), "the lock file was misread");
+    for foreign in NETWORK_CRATES {
+        assert!(!lock.contains_key(*foreign), "{foreign} is in Cargo.lock");
+    }
+}
+
+// ---- Sources -------------------------------------------------------------------------------------
+
+#[test]
+fn unsafe_code_stays_in_its_rooms_and_each_of_them_has_some() {
+    let mut empty: BTreeSet<&str> = UNSAFE_ROOMS.iter().copied().collect();
+    for (path, line, text) in code_lines() {
+        if is_test(&path) || !words(&text).any(|word| word == "unsafe") {
+            continue;
+        }
+        let room = UNSAFE_ROOMS.iter().find(|room| path.starts_with(**room));
+        assert!(
+            room.is_some(),
+            "{path}:{line}: unsafe outside of its rooms: {text}"
+        );
+        room.inspect(|room| drop(empty.remove(**room)));
+    }
+    assert!(empty.is_empty(), "rooms without unsafe: {empty:?}");
+}
+
+#[test]
+fn the_platform_is_asked_for_only_in_its_rooms() {
+    for (path, line, text) in code_lines() {
+        let asks = text.contains("cfg")
+            && words(&text).any(|word| word == "target_os" || word == "target_arch");
+        let allowed = PLATFORM_ROOMS.iter().any(|room| path.starts_with(room));
+        assert!(!asks || allowed, "{path}:{line}: {text}");
+    }
+}
+
+#[test]
+fn types_of_kvm_stay_in_its_back_end_and_out_of_the_wire_types() {
+    for (path, line, text) in code_lines() {
+        let names = words(&text).any(|word| word == "kvm_bindings" || word == "kvm_ioctls");
+        let allowed = KVM_ROOMS.iter().any(|room| path.starts_with(room));
+        assert!(!names || allowed, "{path}:{line}: {text}");
+    }
+}
+
+#[test]
+fn wire_types_are_made_of_our_own_types() {
+    for (path, line, text) in code_lines() {
+        let of_state = path.starts_with("crates/smol-machine/src/state/")
+            || path == "crates/smol-machine/src/devices/virtio/state.rs";
+        let Some(import) = text.trim_start().strip_prefix("use ").filter(|_| of_state) else {
+            continue;
+        };
+        let known = ["serde::", "std::", "crate::", "super::"];
+        assert!(
+            known.iter().any(|root| import.starts_with(root)),
+            "{path}:{line}: {text}"
+        );
+    }
+}
+
+#[test]
+fn the_builder_opens_no_socket_of_its_own() {
+    for (path, line, text) in code_lines() {
+        let opens = words(&text)
+            .any(|word| word == "TcpStream" || word == "UdpSocket" || word == "ToSocketAddrs");
+        assert!(
+            !opens || !path.starts_with("smolbuild/src/"),
+            "{path}:{line}: {text}"
+        );
+    }
+}
+
+#[test]
+fn no_file_is_longer_than_a_reader_can_bear() {
+    for path in rust_files() {
+        let most = if is_test(&path) {
+            MOST_TEST_LINES
+        } else {
+            MOST_LINES
+        };
+        let lines = read(&path).lines().count();
+        assert!(
+            lines <= most,
+            "{path} has {lines} lines, the most is {most}"
+        );
+    }
+}
+
+// ---- Documents -----------------------------------------------------------------------------------
+
+#[test]
+fn links_between_documents_lead_somewhere() {
+    let documents = files(".md");
+    assert!(
+        documents.iter().any(|path| path == "README.md"),
+        "no documents found"
+    );
+    for path in documents {
+        let folder = root()
+            .join(&path)
+            .parent()
+            .expect("a file has a folder")
+            .to_owned();
+        for target in links(&read(&path)) {
+            let file = target.split('#').next().unwrap_or_default();
+            assert!(
+                file.is_empty() || folder.join(file).exists(),
+                "{path}: the link to {target} leads nowhere"
+            );
+        }
+    }
+}
+
+#[test]
+fn every_option_is_in_the_manual() {
+    let manual = read("docs/cli.md");
+    let mut seen = 0;
+    for cli in ["smolbuild/src/cli.rs", "smolrun/src/cli.rs"] {
+        for option in long_options(&read(cli)) {
+            seen += 1;
+            assert!(
+                manual.contains(&format!("--{option}")),
+                "docs/cli.md does not tell of --{option} of {cli}"
+            );
+        }
+    }
+    assert!(
+        seen > 20,
+        "only {seen} options were found: the command lines were misread"
+    );
+}
+
+#[test]
+fn every_environment_variable_is_in_the_manual_and_every_one_there_exists() {
+    let manual = variables(&read("docs/cli.md"));
+    let mut sources = BTreeSet::new();
+    for path in rust_files()
+        .into_iter()
+        .filter(|path| !is_test(path) && path.contains("/src/"))
+    {
+        sources.extend(variables(&read(&path)));
+    }
+    // Set by the build script for the compiler.
+    sources.remove("SMOL_GUEST_BINARY");
+    assert_eq!(manual, sources);
+}
+
+#[test]
+fn every_exit_code_is_in_the_manual() {
+    let manual = read("docs/cli.md");
+    let source = read("crates/smol-cli/src/error.rs");
+    let kinds = source
+        .split("pub enum ExitKind {")
+        .nth(1)
+        .and_then(|rest| rest.split("\n}").next())
+        .expect("ExitKind");
+    let codes: Vec<&str> = kinds
+        .lines()
+        .filter_map(|line| {
+            line.trim()
+                .strip_suffix(',')?
+                .split_once(" = ")
+                .map(|(_, code)| code)
+        })
+        .collect();
+    assert!(codes.len() >= 8, "{codes:?}");
+    let table: Vec<&str> = manual
+        .lines()
+        .filter(|line| line.starts_with("| "))
+        .collect();
+    for code in codes {
+        let told = table.iter().any(|row| {
+            let first = row.split('|').nth(1).unwrap_or_default();
+            first.split(',').any(|cell| cell.trim() == code)
+        });
+        assert!(told, "exit code {code} is not in the table of docs/cli.md");
+    }
+}
+
+#[test]
+fn every_room_of_a_crate_is_on_the_map_at_its_front_door() {
+    let crates = [
+        "crates/smol-bundle",
+        "crates/smol-cli",
+        "crates/smol-host",
+        "crates/smol-machine",
+        "smolbuild",
+    ];
+    for folder in crates {
+        let text = read(&format!("{folder}/src/lib.rs"));
+        let (map, code) = split_front(&text);
+        for line in code.lines().filter(|line| !line.contains("hostile")) {
+            let Some(room) = line
+                .trim_start_matches("pub ")
+                .strip_prefix("mod ")
+                .and_then(|m| m.strip_suffix(';'))
+            else {
+                continue;
+            };
+            // Errors and the command line speak for themselves.
+            let known = ["error", "cli", "subprocess", "work", "human"].contains(&room);
+            assert!(
+                known || words(map).any(|word| word == room),
+                "{folder}: {room} is not on the map"
+            );
+        }
+    }
+}
+
+// ---- Reading the tree ----------------------------------------------------------------------------
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("a member of the workspace")
+        .to_owned()
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(root().join(path)).unwrap_or_else(|e| panic!("{path}: {e}"))
+}
+
+/// Files of ours by the end of their names, relative to the root and sorted.
+fn files(ending: &str) -> Vec<String> {
+    const NOT_OURS: &[&str] = &["target", ".git"];
+    let (mut found, mut folders) = (Vec::new(), vec![root()]);
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display())) {
+            let path = entry.expect("a readable folder").path();
+            let name = path
+                .file_name()
+                .expect("an entry has a name")
+                .to_string_lossy()
+                .into_owned();
+            if path.is_dir() && !NOT_OURS.contains(&name.as_str()) {
+                folders.push(path);
+            } else if name.ends_with(ending) {
+                let relative = path.strip_prefix(root()).expect("below the root");
+                found.push(relative.to_str().expect("UTF-8").to_owned());
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+fn rust_files() -> Vec<String> {
+    let files = files(".rs");
+    assert!(files.len() > 100, "only {} source files found", files.len());
+    files
+}
+
+/// Whether it only runs in tests, examples or benchmarks.
+fn is_test(path: &str) -> bool {
+    let folders: Vec<&str> = path.split('/').collect();
+    folders
+        .iter()
+        .any(|folder| ["tests", "examples", "benches"].contains(folder))
+        || path.ends_with("/tests.rs")
+        || path.ends_with("/testing.rs")
+}
+
+/// Lines of code with path and number: no comments, no texts.
+fn code_lines() -> Vec<(String, usize, String)> {
+    let mut lines = Vec::new();
+    for path in rust_files()
+        .into_iter()
+        .filter(|path| path != "tests/architecture.rs")
+    {
+        for (number, line) in (1..).zip(read(&path).lines()) {
+            lines.push((path.clone(), number, code_of(line)));
+        }
+    }
+    lines
+}
+
+/// A line without its comment and without what is between quotes. Texts over several lines stay:
+/// none of the words that are looked for is common in prose.
+fn code_of(line: &str) -> String {
+    let (mut code, mut quoted, mut escaped) = (String::new(), false, false);
+    let mut characters = line.chars().peekable();
+    while let Some(c) = characters.next() {
+        match c {
+            _ if escaped => escaped = false,
+            '\\' if quoted => escaped = true,
+            '"' => quoted = !quoted,
+            '/' if !quoted && characters.peek() == Some(&'/') => return code,
+            _ if !quoted => code.push(c),
+            _ => {}
+        }
+    }
+    code
+}
+
+fn words(text: &str) -> impl Iterator<Item = &str> {
+    text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+        .filter(|word| !word.is_empty())
+}
+
+/// The comment at the top of a file, and the rest.
+fn split_front(text: &str) -> (&str, &str) {
+    let end = text
+        .lines()
+        .take_while(|line| line.starts_with("//!"))
+        .map(|line| line.len() + 1)
+        .sum();
+    text.split_at(end)
+}
+
+/// Names of the manifest's dependencies of all kinds.
+fn direct_dependencies(name: &str) -> BTreeSet<String> {
+    let folder = if name.starts_with("smol-") {
+        format!("crates/{name}")
+    } else {
+        name.to_owned()
+    };
+    let mut inside = false;
+    let mut names = BTreeSet::new();
+    for line in read(&format!("{folder}/Cargo.toml")).lines() {
+        if let Some(section) = line.strip_prefix('[') {
+            inside = section.trim_end_matches(']').ends_with("dependencies");
+        } else if let (true, Some((key, _))) = (inside, line.split_once('=')) {
+            names.insert(key.trim().trim_end_matches(".workspace").to_owned());
+        }
+    }
+    assert!(!names.is_empty(), "{folder}/Cargo.toml was misread");
+    names
+}
+
+/// Cargo.lock: packages by name, with the names of what they depend on. Versions of one package
+/// are taken together.
+fn lock_file() -> BTreeMap<String, BTreeSet<String>> {
+    let mut packages: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    let mut current = String::new();
+    for line in read("Cargo.lock").lines() {
+        if let Some(name) = line.strip_prefix("name = ") {
+            current = name.trim_matches('"').to_owned();
+            packages.entry(current.clone()).or_default();
+        } else if let Some(dependency) = line.strip_prefix(" \"") {
+            let name = dependency.split(['"', ' ']).next().expect("never empty");
+            packages
+                .entry(current.clone())
+                .or_default()
+                .insert(name.to_owned());
+        }
+    }
+    packages
+}
+
+/// Everything that a package is linked or tested with.
+fn all_dependencies(name: &str) -> BTreeSet<String> {
+    let lock = lock_file();
+    let (mut all, mut open) = (BTreeSet::new(), vec![name.to_owned()]);
+    while let Some(name) = open.pop() {
+        let dependencies = lock
+            .get(&name)
+            .unwrap_or_else(|| panic!("{name} is not in Cargo.lock"));
+        open.extend(
+            dependencies
+                .iter()
+                .filter(|d| all.insert((*d).clone()))
+                .cloned(),
+        );
+    }
+    all
+}
+
+/// Targets of the Markdown links in a text, but for those to other hosts.
+fn links(text: &str) -> Vec<String> {
+    let mut inside_code = false;
+    let mut targets = Vec::new();
+    for line in text.lines() {
+        inside_code ^= line.trim_start().starts_with("```");
+        if inside_code {
+            continue;
+        }
+        let ends = line
+            .split("](")
+            .skip(1)
+            .filter_map(|rest| rest.split(')').next());
+        targets.extend(
+            ends.filter(|target| !target.contains("://"))
+                .map(str::to_owned),
+        );
+    }
+    targets
+}
+
+/// Names of the long options of a command line in clap's derive form: fields under an attribute
+/// with the word `long`.
+fn long_options(source: &str) -> Vec<String> {
+    let source = source.split("#[cfg(test)]").next().unwrap_or_default();
+    let mut options = Vec::new();
+    for attribute in source.split("#[arg(").skip(1) {
+        let Some((arguments, rest)) = attribute.split_once(")]") else {
+            continue;
+        };
+        let code: String = arguments.lines().map(code_of).collect();
+        let field = rest.trim_start().trim_start_matches("pub ");
+        let name: String = field
+            .chars()
+            .take_while(|c| c.is_ascii_alphanumeric() || *c == '_')
+            .collect();
+        if words(&code).any(|word| word == "long") {
+            options.push(name.replace('_', "-"));
+        }
+    }
+    options
+}
+
+/// Names of our environment variables in a text.
+fn variables(text: &str) -> BTreeSet<String> {
+    let names = words(text).filter(|word| {
+        word.strip_prefix("SMOL_")
+            .is_some_and(|rest| !rest.is_empty())
+    });
+    names.map(str::to_owned).collect()
+}
