@@ -103,7 +103,7 @@ pub struct Verify {
     #[arg(long, value_name = "PUB", required_unless_present = "insecure_unsigned")]
     pub key: Vec<PathBuf>,
     /// Check integrity alone, whoever made it
-    #[arg(long)]
+    #[arg(long, conflicts_with = "key")]
     pub insecure_unsigned: bool,
 }
 

@@ -359,7 +359,7 @@ mod tests {
         cpus = 2
         ports = [8080]
         [kernel]
-        cmdline = "mitigations=off"
+        cmdline = "loglevel=4"
         [rootfs]
         debian = { suite = "bookworm", packages = ["redis", "curl"] }
         [[copy]]
@@ -450,7 +450,7 @@ mod tests {
     fn a_cold_boot_differs_from_the_build_by_one_word() {
         let kernel = plan(SERVICE).kernel;
         assert!(kernel.build_cmdline.starts_with("console=hvc0 "));
-        assert!(kernel.build_cmdline.ends_with(" mitigations=off"));
+        assert!(kernel.build_cmdline.ends_with(" loglevel=4"));
         assert_eq!(
             kernel.run_cmdline.replace(" smol.mode=run", ""),
             kernel.build_cmdline
@@ -477,7 +477,7 @@ mod tests {
             ("cpus = 2", "memory = \"512MiB\""),
             ("cpus = 2", "version = \"2\""),
             ("[8080]", "[8081]"),
-            ("mitigations=off", "mitigations=auto"),
+            ("loglevel=4", "mitigations=auto"),
             ("[kernel]", "[kernel]\nrecipe = \"other\""),
             ("bookworm", "trixie"),
             ("\"redis\", ", ""),

@@ -67,7 +67,7 @@ pub enum Message {
 
 /// Facts about a frozen machine.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Frozen {
     /// Whether its time was virtual, so that a second build can be expected to give the same bits.
     pub virtual_time: bool,

@@ -1,5 +1,6 @@
 //! `smolbuild [SMOLFILE|DIR]`: the pipeline, top to bottom.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -23,18 +24,18 @@ use crate::work::WorkDir;
 /// Wall-clock limit of a boot, seconds. Waiting costs no time on virtual time, so only a guest
 /// that works all the while comes near it.
 const BOOT_LIMIT: u64 = 20 * 60;
-/// File name of a Smolfile.
-const SMOLFILE: &str = "Smolfile";
 
 /// Builds the machine and writes its bundle.
 pub fn run(args: &Build, interrupt: &Interrupt) -> Result<()> {
     let progress = Progress::new(args.progress);
-    let file = if args.path.is_dir() { args.path.join(SMOLFILE) } else { args.path.clone() };
-    let loaded = smolfile::load(&file)?;
+    let loaded = smolfile::load(&args.path)?;
     let key = args.sign.as_deref().map(keys::load_private).transpose()?;
     let epoch = std::env::var("SOURCE_DATE_EPOCH").ok().map(|t| plan::parse_epoch(&t)).transpose()?;
     let mut plan = Plan::resolve(&loaded.smolfile, &loaded.base_dir, &Flags { epoch })?;
     let out = args.output.clone().unwrap_or_else(|| format!("{}.smolmachine", plan.name).into());
+    for file in [Some(&out), args.metadata_file.as_ref()].into_iter().flatten() {
+        check_writable(file)?;
+    }
     let selected = smol_host::select(args.accel).map_err(host_error)?;
     if let Some(why) = &selected.why {
         progress.note(why);
@@ -47,11 +48,25 @@ pub fn run(args: &Build, interrupt: &Interrupt) -> Result<()> {
     let frozen_in = work.subdir("frozen")?;
     let job = job(&plan, &images, &frozen_in);
     let frozen = boot(&job, &selected, &shared_cache, &progress, args.verbose, interrupt)?;
-    let text = std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
-    let spec = pack::spec(&plan, &images, &frozen, &frozen_in, text)?;
+    let spec = pack::spec(&plan, &images, &frozen, &frozen_in, loaded.source.into_bytes())?;
     interrupt.check()?;
     let written = pack(&spec, &out, &work, key.as_ref(), &progress)?;
     report(&plan, &out, &written, &frozen, key.is_some(), args, &progress)
+}
+
+/// Finds out before the work, not after it, whether there is a place for its result.
+fn check_writable(file: &Path) -> Result<()> {
+    let what = || format!("cannot write {}", file.display());
+    if file.is_dir() {
+        return Err(Failure::new(ExitKind::Usage, format!("{}: it is a folder", what()))
+            .hint("name the file to write")
+            .into());
+    }
+    tempfile::tempfile_in(folder_of(file)).with_context(what).map(drop)
+}
+
+fn folder_of(file: &Path) -> &Path {
+    file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 fn job(plan: &Plan, images: &Images, out: &Path) -> Job {
@@ -114,11 +129,14 @@ impl BootStages {
         Self { progress: progress.clone(), current, outcome: None, verbose }
     }
 
-    fn next(&mut self, done: &str, name: &str, message: &str) {
-        if let Some(stage) = self.current.take() {
-            stage.finish(done);
-        }
+    fn start(&mut self, name: &str, message: &str) {
         self.current = Some(self.progress.stage(name, message));
+    }
+
+    fn finish(&mut self, result: &str) {
+        if let Some(stage) = self.current.take() {
+            stage.finish(result);
+        }
     }
 
     fn message(&mut self, message: Message) {
@@ -128,9 +146,7 @@ impl BootStages {
             Message::Console(line) if self.verbose => self.progress.note(&format!("console | {line}")),
             Message::Log(_) | Message::Console(_) => {}
             Message::Frozen(frozen) => {
-                if let Some(stage) = self.current.take() {
-                    stage.finish(&format!("{} of memory in use", human::bytes(frozen.nonzero_pages * 4096)));
-                }
+                self.finish(&format!("{} of memory in use", human::bytes(frozen.nonzero_pages * 4096)));
                 self.outcome = Some(Ok(frozen));
             }
             Message::Failed(failed) => self.outcome = Some(Err(failed)),
@@ -139,14 +155,14 @@ impl BootStages {
 
     fn event(&mut self, event: &Event) {
         match event {
-            Event::Booted => self.next("up", "service", "starting the service"),
-            Event::Ready { attempts } => self.next(&format!("ready at attempt {attempts}"), "quiesce", "freezing the service"),
-            Event::WarmStarted { index } => {
-                let (done, what) = if *index == 0 { ("ready", "running the first warm command") } else { ("done", "running the next warm command") };
-                self.next(done, "warm", what);
+            Event::Booted => {
+                self.finish("up");
+                self.start("service", "starting the service");
             }
-            Event::WarmFinished { status, .. } => self.next(&status.to_string(), "quiesce", "freezing the service"),
-            Event::Quiesced => self.next("quiet", "snapshot", "capturing the machine"),
+            Event::Ready { attempts } => self.finish(&format!("ready at attempt {attempts}")),
+            Event::WarmStarted { index } => self.start("warm", &format!("running warm command {}", index + 1)),
+            Event::WarmFinished { status, .. } => self.finish(&status.to_string()),
+            Event::Quiesced => self.start("snapshot", "capturing the machine"),
             Event::Warning { reason, .. } => self.progress.note(&format!("warning: {reason}")),
             _ => {}
         }
@@ -203,8 +219,9 @@ fn report(
             "signed": signed, "plan": blake3::Hash::from_bytes(plan.digest()).to_hex().to_string(),
             "frozen": frozen, "stages": laps,
         });
-        let text = serde_json::to_vec_pretty(&facts)?;
-        std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        let mut file = tempfile::NamedTempFile::new_in(folder_of(path))?;
+        file.write_all(&serde_json::to_vec_pretty(&facts)?)?;
+        file.persist(path).with_context(|| format!("cannot write {}", path.display()))?;
     }
     let ports: String = plan.ports().iter().map(|p| format!(" -p {}:{p}", if *p < 10000 { 10000 + *p } else { *p })).collect();
     let trust = if signed { " --key PUBLIC.pub" } else { " --insecure-unsigned" };

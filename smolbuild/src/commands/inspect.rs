@@ -5,12 +5,12 @@ use serde_json::{Value, json};
 use smol_bundle::{Bundle, Config, ImageStats};
 use smol_cli::human;
 
-use super::bundle_error;
+use super::{bundle_error, open_bundle};
 use crate::cli::Inspect;
 
 /// Prints facts about a bundle. Its structure is checked on the way, its signature is not.
 pub fn run(args: &Inspect) -> Result<()> {
-    let bundle = Bundle::open(&args.bundle).map_err(bundle_error)?;
+    let bundle = open_bundle(&args.bundle)?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&as_json(&bundle)?)?);
     } else {

@@ -12,6 +12,10 @@ use crate::cli::{Keygen, Sign};
 /// Writes a fresh key pair. Keys are never overwritten: whoever loses one loses its trust.
 pub fn keygen(args: &Keygen) -> Result<()> {
     let public_path = public_path(&args.output);
+    if public_path == args.output {
+        let message = format!("{} is the name that the public key would get", args.output.display());
+        return Err(Failure::new(ExitKind::Usage, message).hint("name the private key otherwise: me.key").into());
+    }
     for path in [&args.output, &public_path] {
         if path.exists() {
             let message = format!("{} exists already", path.display());

@@ -1,22 +1,24 @@
 //! `smolbuild verify`: every byte of a bundle, then who answers for it.
 
-use anyhow::Result;
-use smol_bundle::Bundle;
+use anyhow::{Context, Result};
 use smol_cli::{ErrorExt, ExitKind};
 
-use super::{bundle_error, keys};
+use super::{bundle_error, keys, open_bundle};
 use crate::cli::Verify;
 
 /// Exits with 4, and why, for any changed bit and for a signature that is missing or wrong.
 pub fn run(args: &Verify) -> Result<()> {
     let trusted = args.key.iter().map(|p| keys::load_public(p)).collect::<Result<Vec<_>>>()?;
-    let bundle = Bundle::open(&args.bundle).map_err(bundle_error)?;
+    let bundle = open_bundle(&args.bundle)?;
     bundle.verify_all(&mut |_, _| {}).map_err(bundle_error)?;
     if args.insecure_unsigned {
         println!("{} is intact; its signature was not checked", bundle.digest());
         return Ok(());
     }
-    let signer = bundle.verify_signature(&trusted).kind(ExitKind::Verification)?;
+    let signer = bundle
+        .verify_signature(&trusted)
+        .with_context(|| format!("{} is intact, but nobody trusted answers for it", args.bundle.display()))
+        .kind(ExitKind::Verification)?;
     println!("{} is intact and signed by {signer}", bundle.digest());
     Ok(())
 }

@@ -14,6 +14,8 @@ use super::{Diagnostic, KernelSource, MAX_SIZE, Rootfs, Smolfile, Workload, pars
 pub struct Loaded {
     /// What it says.
     pub smolfile: Smolfile,
+    /// Its text, as it was read.
+    pub source: String,
     /// Its folder, to which its paths are relative.
     pub base_dir: PathBuf,
 }
@@ -46,7 +48,11 @@ pub fn load(path: &Path) -> anyhow::Result<Loaded> {
     if !missing.is_empty() {
         return Err(failure(missing).into());
     }
-    Ok(Loaded { smolfile, base_dir })
+    Ok(Loaded {
+        smolfile,
+        source,
+        base_dir,
+    })
 }
 
 fn read(path: &Path) -> anyhow::Result<String> {

@@ -73,7 +73,9 @@ pub fn obtain(request: &Request, cache: &Path, progress: &Progress, interrupt: &
         stage.finish("cached");
         return Ok(vmlinux);
     }
-    let (vmlinux, built) = job.build(request, &cache.join("downloads"))?;
+    let result = job.build(request, &cache.join("downloads"));
+    interrupt.check()?; // the user knows why it ended, and not where we were
+    let (vmlinux, built) = result?;
     let size = fs::metadata(&vmlinux).map(|meta| meta.len()).unwrap_or_default();
     stage.finish(&if built { human::bytes(size) } else { "cached".to_owned() });
     Ok(vmlinux)
