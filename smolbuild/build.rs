@@ -10,10 +10,21 @@ const GUEST: &str = "smol-guest";
 
 fn main() {
     let manifest = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("set by cargo"));
-    let workspace = manifest.parent().expect("a member of the workspace").to_owned();
+    let workspace = manifest
+        .parent()
+        .expect("a member of the workspace")
+        .to_owned();
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("set by cargo"));
-    let target = format!("{}-unknown-linux-gnu", env::var("CARGO_CFG_TARGET_ARCH").expect("set by cargo"));
-    for input in ["crates/smol-guest/src", "crates/smol-guest/Cargo.toml", "Cargo.lock", "Cargo.toml"] {
+    let target = format!(
+        "{}-unknown-linux-gnu",
+        env::var("CARGO_CFG_TARGET_ARCH").expect("set by cargo")
+    );
+    for input in [
+        "crates/smol-guest/src",
+        "crates/smol-guest/Cargo.toml",
+        "Cargo.lock",
+        "Cargo.toml",
+    ] {
         println!("cargo:rerun-if-changed={}", workspace.join(input).display());
     }
 
@@ -21,7 +32,19 @@ fn main() {
 
     let folder = out.join("guest");
     let status = Command::new(env::var_os("CARGO").expect("set by cargo"))
-        .args(["build", "--quiet", "--locked", "--package", GUEST, "--bin", GUEST, "--profile", "guest", "--target", &target])
+        .args([
+            "build",
+            "--quiet",
+            "--locked",
+            "--package",
+            GUEST,
+            "--bin",
+            GUEST,
+            "--profile",
+            "guest",
+            "--target",
+            &target,
+        ])
         .arg("--target-dir")
         .arg(&folder)
         .current_dir(&workspace)
@@ -39,15 +62,22 @@ fn main() {
 /// Static, and without a trace of where it was built.
 fn flags(workspace: &Path) -> Vec<String> {
     let home = env::var_os("CARGO_HOME").map(PathBuf::from);
-    let home = home.or_else(|| env::home_dir().map(|h| h.join(".cargo"))).unwrap_or_default();
+    let home = home
+        .or_else(|| env::home_dir().map(|h| h.join(".cargo")))
+        .unwrap_or_default();
     let mut flags = vec![
         "-Ctarget-feature=+crt-static".into(),
         "-Crelocation-model=static".into(),
         format!("--remap-path-prefix={}=/smol", workspace.display()),
     ];
     // Dependencies by their own names: the folders above them are named after where they came from.
-    let indexes = fs::read_dir(home.join("registry/src")).into_iter().flatten().flatten();
-    flags.extend(indexes.map(|index| format!("--remap-path-prefix={}=/deps", index.path().display())));
+    let indexes = fs::read_dir(home.join("registry/src"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    flags.extend(
+        indexes.map(|index| format!("--remap-path-prefix={}=/deps", index.path().display())),
+    );
     flags
 }
 
@@ -57,12 +87,22 @@ fn embed_kernels(kernels: &Path, table: &Path) {
     println!("cargo:rerun-if-changed={}", kernels.display());
     let mut text = String::from("static EMBEDDED: &[(&str, &[RecipeFile])] = &[\n");
     for recipe in list(kernels).into_iter().filter(|path| path.is_dir()) {
-        let mut files: Vec<PathBuf> = ["kernel.config", "kernel.toml"].map(|name| recipe.join(name)).into();
+        let mut files: Vec<PathBuf> = ["kernel.config", "kernel.toml"]
+            .map(|name| recipe.join(name))
+            .into();
         files.retain(|file| file.exists());
-        files.extend(list(&recipe.join("patches")).into_iter().filter(|file| file.extension().is_some_and(|e| e == "patch")));
+        files.extend(
+            list(&recipe.join("patches"))
+                .into_iter()
+                .filter(|file| file.extension().is_some_and(|e| e == "patch")),
+        );
         text += &format!("    ({:?}, &[\n", name(&recipe, kernels));
         for file in files {
-            text += &format!("        ({:?}, include_bytes!({:?})),\n", name(&file, &recipe), file);
+            text += &format!(
+                "        ({:?}, include_bytes!({:?})),\n",
+                name(&file, &recipe),
+                file
+            );
         }
         text += "    ]),\n";
     }
@@ -71,12 +111,21 @@ fn embed_kernels(kernels: &Path, table: &Path) {
 
 /// The contents of a folder by name; nothing if there is none.
 fn list(folder: &Path) -> Vec<PathBuf> {
-    let mut paths: Vec<PathBuf> = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+    let mut paths: Vec<PathBuf> = fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+        .collect();
     paths.sort();
     paths
 }
 
 /// The path of a file relative to a folder.
 fn name(file: &Path, folder: &Path) -> String {
-    file.strip_prefix(folder).expect("in the folder").to_str().expect("UTF-8").to_owned()
+    file.strip_prefix(folder)
+        .expect("in the folder")
+        .to_str()
+        .expect("UTF-8")
+        .to_owned()
 }

@@ -9,7 +9,12 @@ use smol_host::Accel;
 /// Turns a Smolfile into a running Linux machine, frozen at the moment it became ready, packed
 /// and signed in one .smolmachine file.
 #[derive(Debug, Parser)]
-#[command(name = "smolbuild", version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+#[command(
+    name = "smolbuild",
+    version,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true
+)]
 pub struct Cli {
     /// What to do; building is the default.
     #[command(subcommand)]
@@ -57,7 +62,12 @@ pub struct Build {
     #[arg(long, value_name = "KEY", env = "SMOL_SIGN_KEY")]
     pub sign: Option<PathBuf>,
     /// How to run the machine
-    #[arg(long, value_name = "auto|kvm|emulated", default_value = "auto", env = "SMOL_ACCEL")]
+    #[arg(
+        long,
+        value_name = "auto|kvm|emulated",
+        default_value = "auto",
+        env = "SMOL_ACCEL"
+    )]
     pub accel: Accel,
     /// Build kernel and rootfs afresh instead of taking them from the cache
     #[arg(long)]
@@ -69,7 +79,12 @@ pub struct Build {
     #[arg(short, long)]
     pub verbose: bool,
     /// How progress is shown
-    #[arg(long, value_name = "auto|tty|plain|json", default_value = "auto", env = "SMOL_PROGRESS")]
+    #[arg(
+        long,
+        value_name = "auto|tty|plain|json",
+        default_value = "auto",
+        env = "SMOL_PROGRESS"
+    )]
     pub progress: Mode,
 }
 
@@ -100,7 +115,11 @@ pub struct Verify {
     /// Bundle to check
     pub bundle: PathBuf,
     /// Public key that must have signed it; may be repeated, one suffices
-    #[arg(long, value_name = "PUB", required_unless_present = "insecure_unsigned")]
+    #[arg(
+        long,
+        value_name = "PUB",
+        required_unless_present = "insecure_unsigned"
+    )]
     pub key: Vec<PathBuf>,
     /// Check integrity alone, whoever made it
     #[arg(long, conflicts_with = "key")]
@@ -133,7 +152,12 @@ pub struct Kernel {
     #[arg(long)]
     pub no_cache: bool,
     /// How progress is shown
-    #[arg(long, value_name = "auto|tty|plain|json", default_value = "auto", env = "SMOL_PROGRESS")]
+    #[arg(
+        long,
+        value_name = "auto|tty|plain|json",
+        default_value = "auto",
+        env = "SMOL_PROGRESS"
+    )]
     pub progress: Mode,
 }
 
@@ -157,7 +181,8 @@ mod tests {
 
     #[test]
     fn building_needs_no_subcommand() {
-        let cli = Cli::try_parse_from(["smolbuild", "recipes/redis", "-o", "r.smolmachine"]).unwrap();
+        let cli =
+            Cli::try_parse_from(["smolbuild", "recipes/redis", "-o", "r.smolmachine"]).unwrap();
         assert!(cli.command.is_none());
         assert_eq!(cli.build.path, PathBuf::from("recipes/redis"));
         let cli = Cli::try_parse_from(["smolbuild", "verify", "x", "--insecure-unsigned"]).unwrap();

@@ -81,7 +81,11 @@ pub fn sha256(path: &Path) -> Result<String> {
             Err(error) => return Err(error).with_context(fail),
         }
     }
-    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hasher
+        .finalize()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect())
 }
 
 fn place(pin: &Pin, downloads: &Path) -> PathBuf {
@@ -102,7 +106,11 @@ fn offers(package: &str) -> Result<Vec<Pin>> {
             return Err(Failure::new(ExitKind::Host, what).into());
         }
     }
-    let show = Command::new("apt-cache").args(["show", package]).env("LC_ALL", "C").stdin(Stdio::null()).output();
+    let show = Command::new("apt-cache")
+        .args(["show", package])
+        .env("LC_ALL", "C")
+        .stdin(Stdio::null())
+        .output();
     let show = show.context("cannot run apt-cache")?;
     let offers = parse_offers(package, &String::from_utf8_lossy(&show.stdout));
     if offers.is_empty() {
@@ -120,7 +128,11 @@ fn parse_offers(package: &str, records: &str) -> Vec<Pin> {
     };
     let offer = |stanza: &str| {
         let (version, sha256) = (field(stanza, "Version:")?, field(stanza, "SHA256:")?);
-        Some(Pin { package: package.to_owned(), version, sha256: sha256.to_lowercase() })
+        Some(Pin {
+            package: package.to_owned(),
+            version,
+            sha256: sha256.to_lowercase(),
+        })
     };
     records.split("\n\n").filter_map(offer).collect()
 }
@@ -128,10 +140,15 @@ fn parse_offers(package: &str, records: &str) -> Vec<Pin> {
 /// The pinned one of the offers, or else the candidate.
 fn choose(pin: &Pin, offers: &[Pin]) -> Result<Pin> {
     let Some(same) = offers.iter().find(|offer| offer.version == pin.version) else {
-        return offers.first().cloned().with_context(|| format!("no version of {} is on offer", pin.package));
+        return offers
+            .first()
+            .cloned()
+            .with_context(|| format!("no version of {} is on offer", pin.package));
     };
     if same.sha256 != pin.sha256 {
-        let Pin { package, version, .. } = pin;
+        let Pin {
+            package, version, ..
+        } = pin;
         let what = format!(
             "the archive's {package} {version} has the SHA-256 {}, which is not the pinned {}",
             same.sha256, pin.sha256
@@ -145,27 +162,50 @@ fn download(pin: &Pin, downloads: &Path, interrupt: &Interrupt) -> Result<PathBu
     let cannot = || format!("cannot write in {}", downloads.display());
     fs::create_dir_all(downloads).with_context(cannot)?;
     sweep(downloads);
-    let folder = tempfile::Builder::new().prefix("new-").tempdir_in(downloads).with_context(cannot)?;
+    let folder = tempfile::Builder::new()
+        .prefix("new-")
+        .tempdir_in(downloads)
+        .with_context(cannot)?;
     let lock = File::create(folder.path().join("lock")).with_context(cannot)?;
     lock.try_lock().with_context(cannot)?;
     let mut command = subprocess::command("apt-get");
     // apt drops to its own user when run by root, who may not enter our folder; we only download.
     command.args(["-qq", "-o", "APT::Sandbox::User=root", "download"]);
-    command.arg(format!("{}={}", pin.package, pin.version)).current_dir(folder.path());
+    command
+        .arg(format!("{}={}", pin.package, pin.version))
+        .current_dir(folder.path());
     finish(command, interrupt)
-        .with_context(|| format!("cannot download the Debian package {} {}", pin.package, pin.version))
-        .hint(format!("is the network up? are the package lists old? {}", update()))?;
+        .with_context(|| {
+            format!(
+                "cannot download the Debian package {} {}",
+                pin.package, pin.version
+            )
+        })
+        .hint(format!(
+            "is the network up? are the package lists old? {}",
+            update()
+        ))?;
     let files = fs::read_dir(folder.path()).with_context(cannot)?;
     let mut files = files.flatten().map(|entry| entry.path());
     let deb = files.find(|path| path.extension().is_some_and(|extension| extension == "deb"));
-    let deb = deb.with_context(|| format!("apt-get downloaded nothing for {} {}", pin.package, pin.version))?;
+    let deb = deb.with_context(|| {
+        format!(
+            "apt-get downloaded nothing for {} {}",
+            pin.package, pin.version
+        )
+    })?;
     let found = sha256(&deb)?;
     if found != pin.sha256 {
-        let what = format!("{} {} came with the SHA-256 {found} instead of {}", pin.package, pin.version, pin.sha256);
+        let what = format!(
+            "{} {} came with the SHA-256 {found} instead of {}",
+            pin.package, pin.version, pin.sha256
+        );
         return Err(Failure::new(ExitKind::Verification, what).into());
     }
     let place = place(pin, downloads);
-    File::open(&deb).and_then(|file| file.sync_all()).with_context(cannot)?;
+    File::open(&deb)
+        .and_then(|file| file.sync_all())
+        .with_context(cannot)?;
     fs::rename(&deb, &place).with_context(cannot)?;
     Ok(place)
 }
@@ -173,7 +213,9 @@ fn download(pin: &Pin, downloads: &Path, interrupt: &Interrupt) -> Result<PathBu
 /// Removes the folders of downloads that were killed: nobody holds their locks.
 fn sweep(downloads: &Path) {
     for entry in fs::read_dir(downloads).into_iter().flatten().flatten() {
-        let Ok(lock) = File::open(entry.path().join("lock")) else { continue };
+        let Ok(lock) = File::open(entry.path().join("lock")) else {
+            continue;
+        };
         if lock.try_lock().is_ok() {
             let _ = fs::remove_dir_all(entry.path());
         }
@@ -188,12 +230,22 @@ fn finish(mut command: Command, interrupt: &Interrupt) -> Result<()> {
     if status.success() {
         return Ok(());
     }
-    let last = said.split_off(said.len().saturating_sub(LAST_LINES)).join("\n");
-    Err(if last.is_empty() { anyhow!("{status}") } else { anyhow!("{last}") })
+    let last = said
+        .split_off(said.len().saturating_sub(LAST_LINES))
+        .join("\n");
+    Err(if last.is_empty() {
+        anyhow!("{status}")
+    } else {
+        anyhow!("{last}")
+    })
 }
 
 fn update() -> &'static str {
-    if rustix::process::geteuid().is_root() { "apt-get update" } else { "sudo apt-get update" }
+    if rustix::process::geteuid().is_root() {
+        "apt-get update"
+    } else {
+        "sudo apt-get update"
+    }
 }
 
 #[cfg(test)]
@@ -201,7 +253,11 @@ mod tests {
     use super::*;
 
     fn pin(version: &str, sha256: &str) -> Pin {
-        Pin { package: "linux-source-6.1".into(), version: version.into(), sha256: sha256.into() }
+        Pin {
+            package: "linux-source-6.1".into(),
+            version: version.into(),
+            sha256: sha256.into(),
+        }
     }
 
     const RECORDS: &str = "Package: linux-source-6.1\nSource: linux\nVersion: 6.1.192-2\nSHA256: AE95\nDescription: source\n \
@@ -211,20 +267,33 @@ mod tests {
 
     #[test]
     fn the_offers_of_apt_are_read_in_order() {
-        assert_eq!(parse_offers("linux-source-6.1", RECORDS), [pin("6.1.192-2", "ae95"), pin("6.1.176-1", "9305")]);
+        assert_eq!(
+            parse_offers("linux-source-6.1", RECORDS),
+            [pin("6.1.192-2", "ae95"), pin("6.1.176-1", "9305")]
+        );
         assert_eq!(parse_offers("linux-source-6.1", ""), []);
     }
 
     #[test]
     fn the_pinned_version_is_chosen_as_long_as_it_is_offered_and_then_the_candidate() {
         let offers = parse_offers("linux-source-6.1", RECORDS);
-        assert_eq!(choose(&pin("6.1.176-1", "9305"), &offers).unwrap().version, "6.1.176-1");
-        assert_eq!(choose(&pin("6.1.1-1", "01"), &offers).unwrap().version, "6.1.192-2");
+        assert_eq!(
+            choose(&pin("6.1.176-1", "9305"), &offers).unwrap().version,
+            "6.1.176-1"
+        );
+        assert_eq!(
+            choose(&pin("6.1.1-1", "01"), &offers).unwrap().version,
+            "6.1.192-2"
+        );
     }
 
     #[test]
     fn a_pinned_version_with_another_digest_is_refused() {
-        let error = choose(&pin("6.1.176-1", "beef"), &parse_offers("linux-source-6.1", RECORDS)).unwrap_err();
+        let error = choose(
+            &pin("6.1.176-1", "beef"),
+            &parse_offers("linux-source-6.1", RECORDS),
+        )
+        .unwrap_err();
         assert_eq!(smol_cli::exit_kind(&error), ExitKind::Verification);
         assert!(error.to_string().contains("beef"), "{error}");
     }
@@ -232,8 +301,18 @@ mod tests {
     #[test]
     fn a_package_that_was_downloaded_before_needs_no_apt_unless_its_bytes_changed() {
         let downloads = tempfile::tempdir().unwrap();
-        let abc = Pin { package: "no-such-package-anywhere".into(), ..pin("1", ABC) };
-        let mut ask = || package(&abc, downloads.path(), &mut |_| panic!("nothing to fetch"), &Interrupt::detached().unwrap());
+        let abc = Pin {
+            package: "no-such-package-anywhere".into(),
+            ..pin("1", ABC)
+        };
+        let mut ask = || {
+            package(
+                &abc,
+                downloads.path(),
+                &mut |_| panic!("nothing to fetch"),
+                &Interrupt::detached().unwrap(),
+            )
+        };
         assert!(ask().is_err());
         fs::write(place(&abc, downloads.path()), "abc").unwrap();
         assert_eq!(ask().unwrap(), (place(&abc, downloads.path()), abc.clone()));

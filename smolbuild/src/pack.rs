@@ -16,15 +16,25 @@ use crate::plan::Plan;
 ///
 /// # Errors
 /// If the captured state cannot be read.
-pub fn spec(plan: &Plan, images: &Images, frozen: &Frozen, frozen_in: &Path, smolfile: Vec<u8>) -> Result<BundleSpec> {
+pub fn spec(
+    plan: &Plan,
+    images: &Images,
+    frozen: &Frozen,
+    frozen_in: &Path,
+    smolfile: Vec<u8>,
+) -> Result<BundleSpec> {
     let state_path = frozen_in.join(STATE_FILE);
-    let state = std::fs::read(&state_path).with_context(|| format!("cannot read {}", state_path.display()))?;
+    let state = std::fs::read(&state_path)
+        .with_context(|| format!("cannot read {}", state_path.display()))?;
     Ok(BundleSpec {
         config: config(plan, frozen),
         kernel: images.kernel.clone(),
         initramfs: images.initramfs.clone(),
         rootfs: images.rootfs.clone(),
-        snapshot: Some(SnapshotSpec { state, memory: frozen_in.join(MEMORY_FILE) }),
+        snapshot: Some(SnapshotSpec {
+            state,
+            memory: frozen_in.join(MEMORY_FILE),
+        }),
         smolfile: Some(smolfile),
         lock: None,
     })
@@ -34,7 +44,11 @@ pub fn spec(plan: &Plan, images: &Images, frozen: &Frozen, frozen_in: &Path, smo
 ///
 /// # Errors
 /// As [`smol_bundle::write`].
-pub fn write(spec: &BundleSpec, out: &Path, progress: &mut dyn FnMut(u64, u64)) -> smol_bundle::Result<Written> {
+pub fn write(
+    spec: &BundleSpec,
+    out: &Path,
+    progress: &mut dyn FnMut(u64, u64),
+) -> smol_bundle::Result<Written> {
     smol_bundle::write(spec, out, progress)
 }
 
@@ -47,7 +61,11 @@ fn config(plan: &Plan, frozen: &Frozen) -> Config {
         memory: plan.memory,
         cmdline: plan.kernel.run_cmdline.clone(),
         ports: plan.ports().to_vec(),
-        clock: if frozen.virtual_time { ClockMode::Virtual } else { ClockMode::Host },
+        clock: if frozen.virtual_time {
+            ClockMode::Virtual
+        } else {
+            ClockMode::Host
+        },
         reproducible: Some(claim(frozen)),
         cpu: contract(frozen),
     }
@@ -60,11 +78,18 @@ fn claim(frozen: &Frozen) -> Reproducible {
     } else {
         "the kernel runs on the host's clock"
     };
-    Reproducible { claimed: false, reason: Some(reason.to_owned()) }
+    Reproducible {
+        claimed: false,
+        reason: Some(reason.to_owned()),
+    }
 }
 
 fn contract(frozen: &Frozen) -> CpuContract {
-    let needs = if frozen.virtual_time { TscNeeds::Invariant } else { TscNeeds::None };
+    let needs = if frozen.virtual_time {
+        TscNeeds::Invariant
+    } else {
+        TscNeeds::None
+    };
     CpuContract {
         arch: std::env::consts::ARCH.to_owned(),
         features: cpu::features().into_iter().map(str::to_owned).collect(),

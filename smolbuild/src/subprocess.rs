@@ -29,7 +29,11 @@ exit $status"#;
 /// A command, for [`run`], to which arguments, environment and folder can be added.
 pub fn command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new("/bin/sh");
-    command.args(["-c", GUARD, "sh"]).arg(program).stdin(Stdio::piped()).process_group(0);
+    command
+        .args(["-c", GUARD, "sh"])
+        .arg(program)
+        .stdin(Stdio::piped())
+        .process_group(0);
     command
 }
 
@@ -38,9 +42,15 @@ pub fn command(program: impl AsRef<OsStr>) -> Command {
 ///
 /// # Errors
 /// If it cannot be started, or when the user wants us to stop. How it ended is the result.
-pub fn run(mut command: Command, interrupt: &Interrupt, line: &mut dyn FnMut(&str)) -> Result<ExitStatus> {
+pub fn run(
+    mut command: Command,
+    interrupt: &Interrupt,
+    line: &mut dyn FnMut(&str),
+) -> Result<ExitStatus> {
     let (mut output, writer) = io::pipe().context("cannot create a pipe")?;
-    command.stdout(writer.try_clone().context("cannot duplicate a pipe")?).stderr(writer);
+    command
+        .stdout(writer.try_clone().context("cannot duplicate a pipe")?)
+        .stderr(writer);
     let mut group = Group::new(command.spawn().context("cannot start /bin/sh")?);
     drop(command); // it holds the writing ends, and the output would never end
     let mut rest = Vec::new();
@@ -58,7 +68,10 @@ pub fn run(mut command: Command, interrupt: &Interrupt, line: &mut dyn FnMut(&st
 
 /// Waits for more output; `false` at its end.
 fn read(output: &mut PipeReader, bytes: &mut Vec<u8>, interrupt: &Interrupt) -> Result<bool> {
-    let mut fds = [PollFd::new(output, PollFlags::IN), PollFd::new(interrupt, PollFlags::IN)];
+    let mut fds = [
+        PollFd::new(output, PollFlags::IN),
+        PollFd::new(interrupt, PollFlags::IN),
+    ];
     match poll(&mut fds, None) {
         Ok(_) | Err(Errno::INTR) => interrupt.check()?,
         Err(error) => return Err(error).context("cannot wait for a program"),
@@ -67,7 +80,8 @@ fn read(output: &mut PipeReader, bytes: &mut Vec<u8>, interrupt: &Interrupt) -> 
         return Ok(true);
     }
     let mut buffer = [0; 16 << 10];
-    let read = rustix::io::read(&*output, &mut buffer).context("cannot read what a program says")?;
+    let read =
+        rustix::io::read(&*output, &mut buffer).context("cannot read what a program says")?;
     bytes.extend(&buffer[..read]);
     Ok(read > 0)
 }
@@ -81,7 +95,10 @@ struct Group {
 
 impl Group {
     fn new(mut shell: Child) -> Group {
-        Group { _pipe: shell.stdin.take(), shell }
+        Group {
+            _pipe: shell.stdin.take(),
+            shell,
+        }
     }
 }
 
@@ -117,7 +134,8 @@ mod tests {
 
     /// A zombie has ended; whether it is reaped is not up to us.
     fn runs(pid: Pid) -> bool {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()))
+            .unwrap_or_default();
         test_kill_process(pid).is_ok() && !stat.contains(") Z ")
     }
 
@@ -133,7 +151,12 @@ mod tests {
     fn lines_of_both_streams_and_the_status_come_through() {
         let mut lines = Vec::new();
         let script = "echo one; echo two >&2; cat; printf 'no newline'; exit 7";
-        let status = run(shell(script), &Interrupt::detached().unwrap(), &mut |line| lines.push(line.to_owned())).unwrap();
+        let status = run(
+            shell(script),
+            &Interrupt::detached().unwrap(),
+            &mut |line| lines.push(line.to_owned()),
+        )
+        .unwrap();
         assert_eq!(lines, ["one", "two", "no newline"]);
         assert_eq!(status.code(), Some(7));
     }
@@ -142,20 +165,34 @@ mod tests {
     fn an_interrupt_ends_the_program_and_what_it_started() {
         let interrupt = Interrupt::detached().unwrap();
         let mut grandchild = None;
-        let result = run(shell("sleep 600 & echo $!; wait"), &interrupt, &mut |line| {
-            grandchild = Some(pid(line));
-            interrupt.trigger();
-        });
-        assert_eq!(smol_cli::exit_kind(&result.unwrap_err()), smol_cli::ExitKind::Terminated);
+        let result = run(
+            shell("sleep 600 & echo $!; wait"),
+            &interrupt,
+            &mut |line| {
+                grandchild = Some(pid(line));
+                interrupt.trigger();
+            },
+        );
+        assert_eq!(
+            smol_cli::exit_kind(&result.unwrap_err()),
+            smol_cli::ExitKind::Terminated
+        );
         assert!(ends(grandchild.unwrap()));
     }
 
     #[test]
     fn nothing_is_left_when_we_are_killed() {
         // The shell stands for us: its end closes the pipe as ours would.
-        let mut us = shell("sleep 600 & echo $!; wait").stdout(Stdio::piped()).spawn().unwrap();
+        let mut us = shell("sleep 600 & echo $!; wait")
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
         let mut text = String::new();
-        io::BufRead::read_line(&mut io::BufReader::new(us.stdout.take().unwrap()), &mut text).unwrap();
+        io::BufRead::read_line(
+            &mut io::BufReader::new(us.stdout.take().unwrap()),
+            &mut text,
+        )
+        .unwrap();
         let grandchild = pid(&text);
         assert!(runs(grandchild));
         drop(us.stdin.take());

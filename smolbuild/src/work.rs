@@ -24,15 +24,18 @@ impl WorkDir {
     /// If the cache cannot be written.
     pub fn create(cache: &Path) -> Result<Self> {
         let parent = cache.join("work");
-        fs::create_dir_all(&parent).with_context(|| format!("cannot create {}", parent.display()))?;
+        fs::create_dir_all(&parent)
+            .with_context(|| format!("cannot create {}", parent.display()))?;
         sweep(&parent);
         let path = tempfile::Builder::new()
             .prefix("build-")
             .tempdir_in(&parent)
             .with_context(|| format!("cannot create a folder in {}", parent.display()))?
             .keep();
-        let lock = File::create(path.join(LOCK)).with_context(|| format!("cannot write {}", path.display()))?;
-        flock(&lock, FlockOperation::NonBlockingLockExclusive).context("cannot lock the build's folder")?;
+        let lock = File::create(path.join(LOCK))
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        flock(&lock, FlockOperation::NonBlockingLockExclusive)
+            .context("cannot lock the build's folder")?;
         Ok(Self { path, _lock: lock })
     }
 
@@ -62,7 +65,9 @@ impl Drop for WorkDir {
 /// made at this moment, or was left in that moment: it is empty and harmless.
 fn sweep(parent: &Path) {
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
-        let Ok(lock) = File::open(entry.path().join(LOCK)) else { continue };
+        let Ok(lock) = File::open(entry.path().join(LOCK)) else {
+            continue;
+        };
         if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() {
             let _ = fs::remove_dir_all(entry.path());
         }

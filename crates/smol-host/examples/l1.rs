@@ -33,12 +33,17 @@ fn run(host: &EmulatedHost, verbose: bool) -> Result<i32, smol_host::HostError> 
     let mut running = host.spawn()?;
     loop {
         match running.next_event()? {
-            Event::Started if verbose => eprintln!("l1: up after {:.2} s", start.elapsed().as_secs_f64()),
+            Event::Started if verbose => {
+                eprintln!("l1: up after {:.2} s", start.elapsed().as_secs_f64())
+            }
             Event::Stdout(bytes) => std::io::stdout().write_all(&bytes).unwrap_or_default(),
             Event::Stderr(bytes) => std::io::stderr().write_all(&bytes).unwrap_or_default(),
             Event::Exited(status) => {
                 if verbose {
-                    eprintln!("l1: ended after {:.2} s: {status:?}", start.elapsed().as_secs_f64());
+                    eprintln!(
+                        "l1: ended after {:.2} s: {status:?}",
+                        start.elapsed().as_secs_f64()
+                    );
                     eprintln!("{}", running.console_tail());
                 }
                 return Ok(status.shell_code());
@@ -49,8 +54,12 @@ fn run(host: &EmulatedHost, verbose: bool) -> Result<i32, smol_host::HostError> 
 }
 
 fn parse(mut arguments: impl Iterator<Item = String>) -> Result<(EmulatedHost, bool), String> {
-    let home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
-    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).unwrap_or(home.join(".cache"));
+    let home = std::env::var_os("HOME")
+        .map(PathBuf::from)
+        .unwrap_or_default();
+    let cache = std::env::var_os("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .unwrap_or(home.join(".cache"));
     let mut host = EmulatedHost::new(cache.join("smol"));
     let mut verbose = false;
     while let Some(argument) = arguments.next() {
@@ -78,7 +87,12 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<(EmulatedHost, b
                 host.forward(Ipv4Addr::LOCALHOST, port(outer)?, port(inner)?)
             }
             flag if flag.starts_with('-') => return Err(format!("unknown option {flag}")),
-            _ => return Ok((host.job(std::iter::once(argument).chain(arguments)), verbose)),
+            _ => {
+                return Ok((
+                    host.job(std::iter::once(argument).chain(arguments)),
+                    verbose,
+                ));
+            }
         };
     }
     Err("no command".into())

@@ -21,6 +21,10 @@ pub fn install_command(packages: &[&str]) -> String {
     if find_program("apt-get").is_none() {
         return format!("install these packages (Debian's names): {list}");
     }
-    let sudo = if rustix::process::geteuid().is_root() { "" } else { "sudo " };
+    let sudo = if rustix::process::geteuid().is_root() {
+        ""
+    } else {
+        "sudo "
+    };
     format!("{sudo}apt-get install {list}")
 }

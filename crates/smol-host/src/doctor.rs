@@ -48,9 +48,19 @@ pub struct Check {
 }
 
 impl Check {
-    fn new(name: &'static str, status: Status, detail: impl Into<String>, mend: Option<String>) -> Check {
+    fn new(
+        name: &'static str,
+        status: Status,
+        detail: impl Into<String>,
+        mend: Option<String>,
+    ) -> Check {
         let mend = mend.filter(|_| status != Status::Ok);
-        Check { name, status, detail: detail.into(), mend }
+        Check {
+            name,
+            status,
+            detail: detail.into(),
+            mend,
+        }
     }
 }
 
@@ -87,15 +97,28 @@ pub fn able(checks: &[Check]) -> bool {
 
 /// The checks for people: a line each, and below it the command that mends it.
 pub fn render(checks: &[Check]) -> String {
-    let width = checks.iter().map(|check| check.name.len()).max().unwrap_or(0);
+    let width = checks
+        .iter()
+        .map(|check| check.name.len())
+        .max()
+        .unwrap_or(0);
     let mut text = String::new();
-    for Check { name, status, detail, mend } in checks {
+    for Check {
+        name,
+        status,
+        detail,
+        mend,
+    } in checks
+    {
         let status = match status {
             Status::Ok => "ok",
             Status::Warn => "warning",
             Status::Missing => "missing",
         };
-        text += &format!("{status:<8} {name:<width$}  {}\n", smol_cli::human::printable(detail));
+        text += &format!(
+            "{status:<8} {name:<width$}  {}\n",
+            smol_cli::human::printable(detail)
+        );
         if let Some(mend) = mend {
             text += &format!("{:8} {:width$}  mend it: {mend}\n", "", "");
         }
@@ -128,12 +151,27 @@ impl Ways {
     fn checks(self) -> Vec<Check> {
         let kvm_works = self.kvm.is_ok() && self.missing_features.is_empty();
         let emulated_works = self.qemu.is_ok() && self.kernel.is_ok();
-        let lacking = |other_way| if other_way { Status::Warn } else { Status::Missing };
-        let instead = if emulated_works { "; the emulated host will be used, which is slow" } else { "" };
+        let lacking = |other_way| {
+            if other_way {
+                Status::Warn
+            } else {
+                Status::Missing
+            }
+        };
+        let instead = if emulated_works {
+            "; the emulated host will be used, which is slow"
+        } else {
+            ""
+        };
 
         let kvm = match &self.kvm {
             Ok(()) => Check::new("kvm", Status::Ok, "runs an ordinary kernel", None),
-            Err(e) => Check::new("kvm", lacking(emulated_works), format!("{e}{instead}"), kvm_mend(e)),
+            Err(e) => Check::new(
+                "kvm",
+                lacking(emulated_works),
+                format!("{e}{instead}"),
+                kvm_mend(e),
+            ),
         };
         let cpu = match self.missing_features.as_slice() {
             [] => Check::new("cpu", Status::Ok, "has all of x86-64-v2", None),
@@ -145,22 +183,39 @@ impl Ways {
         let part = |name, found: Result<String, HostError>| match found {
             Ok(detail) => Check::new(name, Status::Ok, detail, None),
             Err(e) => {
-                let detail = if kvm_works { format!("{} (not needed while KVM works)", e.message) } else { e.message };
+                let detail = if kvm_works {
+                    format!("{} (not needed while KVM works)", e.message)
+                } else {
+                    e.message
+                };
                 Check::new(name, lacking(kvm_works), detail, e.mend)
             }
         };
-        vec![kvm, cpu, part("qemu", self.qemu), part("emulated-kernel", self.kernel)]
+        vec![
+            kvm,
+            cpu,
+            part("qemu", self.qemu),
+            part("emulated-kernel", self.kernel),
+        ]
     }
 }
 
 /// The features of x86-64-v2 (System V ABI, "micro-architecture levels"), as /proc/cpuinfo names them.
-const X86_64_V2: &[&str] =
-    &["lm", "nx", "pni", "ssse3", "sse4_1", "sse4_2", "popcnt", "cx16", "lahf_lm"];
+const X86_64_V2: &[&str] = &[
+    "lm", "nx", "pni", "ssse3", "sse4_1", "sse4_2", "popcnt", "cx16", "lahf_lm",
+];
 
 fn missing_cpu_features(cpuinfo: &str) -> Vec<&'static str> {
-    let flags = cpuinfo.lines().find(|line| line.starts_with("flags")).unwrap_or("");
+    let flags = cpuinfo
+        .lines()
+        .find(|line| line.starts_with("flags"))
+        .unwrap_or("");
     let has = |feature: &str| flags.split_whitespace().any(|flag| flag == feature);
-    X86_64_V2.iter().filter(|feature| !has(feature)).copied().collect()
+    X86_64_V2
+        .iter()
+        .filter(|feature| !has(feature))
+        .copied()
+        .collect()
 }
 
 fn qemu_version() -> Result<String, HostError> {
@@ -170,13 +225,18 @@ fn qemu_version() -> Result<String, HostError> {
         .output()
         .map_err(HostError::io(format!("cannot run {}", path.display())))?;
     let text = String::from_utf8_lossy(&output.stdout);
-    Ok(format!("{}: {}", path.display(), text.lines().next().unwrap_or("of unknown version")))
+    Ok(format!(
+        "{}: {}",
+        path.display(),
+        text.lines().next().unwrap_or("of unknown version")
+    ))
 }
 
 fn emulated_kernel(cache: Option<&Path>) -> Result<String, HostError> {
     match cache.and_then(Kernel::cached) {
         Some(kernel) => Ok(format!("{}, cached", kernel.origin())),
-        None => Kernel::obtainable().map(|origin| format!("{origin}, will be downloaded when needed (about 70 MB)")),
+        None => Kernel::obtainable()
+            .map(|origin| format!("{origin}, will be downloaded when needed (about 70 MB)")),
     }
 }
 
@@ -201,17 +261,30 @@ pub fn kernel_build() -> Check {
 }
 
 fn kernel_tools(has_program: &dyn Fn(&str) -> bool, has_libelf: &dyn Fn() -> bool) -> Check {
-    let mut missing: Vec<(&str, &str)> =
-        KERNEL_PROGRAMS.iter().filter(|(program, _)| !has_program(program)).copied().collect();
+    let mut missing: Vec<(&str, &str)> = KERNEL_PROGRAMS
+        .iter()
+        .filter(|(program, _)| !has_program(program))
+        .copied()
+        .collect();
     if !has_libelf() {
         missing.push(("libelf.h", "libelf-dev"));
     }
     if missing.is_empty() {
-        return Check::new("kernel-tools", Status::Ok, "all that builds a kernel is here", None);
+        return Check::new(
+            "kernel-tools",
+            Status::Ok,
+            "all that builds a kernel is here",
+            None,
+        );
     }
     let (names, packages): (Vec<_>, Vec<_>) = missing.into_iter().unzip();
     let detail = format!("a kernel cannot be built without {}", names.join(", "));
-    Check::new("kernel-tools", Status::Missing, detail, Some(apt::install_command(&packages)))
+    Check::new(
+        "kernel-tools",
+        Status::Missing,
+        detail,
+        Some(apt::install_command(&packages)),
+    )
 }
 
 /// Distributions other than Debian put it in the same place.
@@ -224,7 +297,12 @@ fn debian_tool(present: bool) -> Check {
         return Check::new("mmdebstrap", Status::Ok, "is here", None);
     }
     let detail = "is not here: Smolfiles with `[rootfs] debian` cannot be built";
-    Check::new("mmdebstrap", Status::Warn, detail, Some(apt::install_command(&["mmdebstrap"])))
+    Check::new(
+        "mmdebstrap",
+        Status::Warn,
+        detail,
+        Some(apt::install_command(&["mmdebstrap"])),
+    )
 }
 
 // ---- Space -------------------------------------------------------------------------------------
@@ -245,33 +323,65 @@ fn disk(tool: Tool, dir: &Path, free: Option<u64>) -> Check {
     };
     let place = dir.display();
     let Some(free) = free else {
-        return Check::new("cache", Status::Warn, format!("cannot tell the free space of {place}"), None);
+        return Check::new(
+            "cache",
+            Status::Warn,
+            format!("cannot tell the free space of {place}"),
+            None,
+        );
     };
     let status = match free {
         _ if free >= enough => Status::Ok,
         _ if free >= least => Status::Warn,
         _ => Status::Missing,
     };
-    let wanted = if status == Status::Ok { String::new() } else { format!(", {} wanted", smol_cli::human::bytes(enough)) };
+    let wanted = if status == Status::Ok {
+        String::new()
+    } else {
+        format!(", {} wanted", smol_cli::human::bytes(enough))
+    };
     let detail = format!("{} free in {place}{wanted}", smol_cli::human::bytes(free));
-    Check::new("cache", status, detail, Some("free some space, or name another folder in SMOL_CACHE_DIR".into()))
+    Check::new(
+        "cache",
+        status,
+        detail,
+        Some("free some space, or name another folder in SMOL_CACHE_DIR".into()),
+    )
 }
 
 fn memory(meminfo: &str) -> Check {
     const ENOUGH: u64 = 1536 * MIB;
     const LEAST: u64 = 192 * MIB;
     let available = meminfo.lines().find_map(|line| {
-        let value = line.strip_prefix("MemAvailable:")?.trim().strip_suffix("kB")?;
+        let value = line
+            .strip_prefix("MemAvailable:")?
+            .trim()
+            .strip_suffix("kB")?;
         value.trim().parse::<u64>().ok()?.checked_mul(1024)
     });
     let Some(available) = available else {
-        return Check::new("memory", Status::Warn, "/proc/meminfo does not tell the available memory", None);
+        return Check::new(
+            "memory",
+            Status::Warn,
+            "/proc/meminfo does not tell the available memory",
+            None,
+        );
     };
     let size = smol_cli::human::bytes(available);
     match available {
         ENOUGH.. => Check::new("memory", Status::Ok, format!("{size} available"), None),
-        LEAST.. => Check::new("memory", Status::Warn, format!("only {size} available: small machines only"), None),
-        _ => Check::new("memory", Status::Missing, format!("only {size} available"), None),
+        LEAST.. => Check::new(
+            "memory",
+            Status::Warn,
+            format!("only {size} available: small machines only"),
+            None,
+        ),
+        _ => Check::new(
+            "memory",
+            Status::Missing,
+            format!("only {size} available"),
+            None,
+        ),
     }
 }
 
@@ -290,11 +400,17 @@ mod tests {
     use super::*;
 
     fn software_kvm() -> Result<(), ProbeError> {
-        Err(ProbeError::Failed { what: "int3".into(), detail: "gave up".into() })
+        Err(ProbeError::Failed {
+            what: "int3".into(),
+            detail: "gave up".into(),
+        })
     }
 
     fn statuses(ways: Ways) -> Vec<(&'static str, Status)> {
-        ways.checks().into_iter().map(|check| (check.name, check.status)).collect()
+        ways.checks()
+            .into_iter()
+            .map(|check| (check.name, check.status))
+            .collect()
     }
 
     #[test]
@@ -308,7 +424,11 @@ mod tests {
         let checks = ways.checks();
         assert!(able(&checks));
         assert_eq!(checks[0].status, Status::Warn);
-        assert!(checks[0].detail.contains("int3") && checks[0].detail.contains("emulated"), "{}", checks[0].detail);
+        assert!(
+            checks[0].detail.contains("int3") && checks[0].detail.contains("emulated"),
+            "{}",
+            checks[0].detail
+        );
     }
 
     #[test]
@@ -333,23 +453,36 @@ mod tests {
             qemu: Err(emulated::qemu_missing()),
             kernel: Err(HostError::new("no kernel")),
         };
-        let expected =
-            [("kvm", Status::Ok), ("cpu", Status::Ok), ("qemu", Status::Warn), ("emulated-kernel", Status::Warn)];
+        let expected = [
+            ("kvm", Status::Ok),
+            ("cpu", Status::Ok),
+            ("qemu", Status::Warn),
+            ("emulated-kernel", Status::Warn),
+        ];
         assert_eq!(statuses(ways), expected);
     }
 
     #[test]
     fn a_cpu_below_the_guests_needs_the_emulated_host() {
-        let ways = |qemu| Ways { kvm: Ok(()), missing_features: vec!["popcnt"], qemu, kernel: Ok("linux".into()) };
+        let ways = |qemu| Ways {
+            kvm: Ok(()),
+            missing_features: vec!["popcnt"],
+            qemu,
+            kernel: Ok("linux".into()),
+        };
         assert!(able(&ways(Ok("qemu".into())).checks()));
         assert!(!able(&ways(Err(emulated::qemu_missing())).checks()));
     }
 
     #[test]
     fn missing_cpu_features_are_named_as_the_system_names_them() {
-        let all = "processor : 0\nflags\t\t: lm nx pni ssse3 sse4_1 sse4_2 popcnt cx16 lahf_lm avx\n";
+        let all =
+            "processor : 0\nflags\t\t: lm nx pni ssse3 sse4_1 sse4_2 popcnt cx16 lahf_lm avx\n";
         assert!(missing_cpu_features(all).is_empty());
-        assert_eq!(missing_cpu_features(&all.replace("popcnt ", "")), ["popcnt"]);
+        assert_eq!(
+            missing_cpu_features(&all.replace("popcnt ", "")),
+            ["popcnt"]
+        );
         assert_eq!(missing_cpu_features("").len(), X86_64_V2.len());
     }
 
@@ -357,7 +490,11 @@ mod tests {
     fn all_missing_build_tools_come_in_one_command() {
         let check = kernel_tools(&|program| program != "bc" && program != "xz", &|| false);
         assert_eq!(check.status, Status::Missing);
-        assert!(check.detail.ends_with("without bc, xz, libelf.h"), "{}", check.detail);
+        assert!(
+            check.detail.ends_with("without bc, xz, libelf.h"),
+            "{}",
+            check.detail
+        );
         assert!(check.mend.unwrap().ends_with("bc xz-utils libelf-dev"));
         assert_eq!(kernel_tools(&|_| true, &|| true).status, Status::Ok);
     }
@@ -373,7 +510,10 @@ mod tests {
 
     #[test]
     fn available_memory_is_read_in_kilobytes() {
-        assert_eq!(memory("MemTotal: 9 kB\nMemAvailable:    4194304 kB\n").detail, "4.0 GiB available");
+        assert_eq!(
+            memory("MemTotal: 9 kB\nMemAvailable:    4194304 kB\n").detail,
+            "4.0 GiB available"
+        );
         assert_eq!(memory("MemAvailable: 1000 kB\n").status, Status::Missing);
         assert_eq!(memory("garbage").status, Status::Warn);
     }
@@ -384,7 +524,8 @@ mod tests {
             Check::new("kvm", Status::Ok, "fine", Some("never shown".into())),
             Check::new("memory", Status::Missing, "none", Some("buy some".into())),
         ];
-        let expected = "ok       kvm     fine\nmissing  memory  none\n                 mend it: buy some\n";
+        let expected =
+            "ok       kvm     fine\nmissing  memory  none\n                 mend it: buy some\n";
         assert_eq!(render(&checks), expected);
     }
 

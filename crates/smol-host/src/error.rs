@@ -14,7 +14,10 @@ pub struct HostError {
 impl HostError {
     /// An error nothing particular can be done about.
     pub fn new(message: impl Into<String>) -> Self {
-        HostError { message: message.into(), mend: None }
+        HostError {
+            message: message.into(),
+            mend: None,
+        }
     }
 
     /// Adds the command that mends it.

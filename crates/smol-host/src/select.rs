@@ -23,7 +23,11 @@ pub enum Accel {
 }
 
 impl Accel {
-    const NAMES: [(&str, Accel); 3] = [("auto", Accel::Auto), ("kvm", Accel::Kvm), ("emulated", Accel::Emulated)];
+    const NAMES: [(&str, Accel); 3] = [
+        ("auto", Accel::Auto),
+        ("kvm", Accel::Kvm),
+        ("emulated", Accel::Emulated),
+    ];
 }
 
 impl FromStr for Accel {
@@ -31,7 +35,9 @@ impl FromStr for Accel {
 
     fn from_str(text: &str) -> std::result::Result<Self, String> {
         let found = Accel::NAMES.iter().find(|(name, _)| *name == text);
-        found.map(|(_, accel)| *accel).ok_or_else(|| "it is one of auto, kvm, emulated".into())
+        found
+            .map(|(_, accel)| *accel)
+            .ok_or_else(|| "it is one of auto, kvm, emulated".into())
     }
 }
 
@@ -90,27 +96,38 @@ fn decide(requested: Accel, host: &Host) -> Result<Selected> {
         _ if host.inside => Ok(plain(Backend::Kvm)),
         Accel::Kvm => match (host.open)() {
             Ok(()) => Ok(plain(Backend::Kvm)),
-            Err(e) => Err(HostError { message: e.to_string(), mend: kvm_mend(&e) }),
+            Err(e) => Err(HostError {
+                message: e.to_string(),
+                mend: kvm_mend(&e),
+            }),
         },
         Accel::Emulated if (host.qemu)() => Ok(plain(Backend::Emulated)),
         Accel::Emulated => Err(emulated::qemu_missing()),
         Accel::Auto => match (host.probe)() {
             Ok(()) => Ok(plain(Backend::Kvm)),
-            Err(e) if (host.qemu)() => Ok(Selected { accel: Backend::Emulated, why: Some(fallback_reason(&e)) }),
+            Err(e) if (host.qemu)() => Ok(Selected {
+                accel: Backend::Emulated,
+                why: Some(fallback_reason(&e)),
+            }),
             Err(e) => Err(nothing_works(&e)),
         },
     }
 }
 
 fn fallback_reason(e: &ProbeError) -> String {
-    let mend = kvm_mend(e).map(|command| format!(" (for KVM: {command})")).unwrap_or_default();
+    let mend = kvm_mend(e)
+        .map(|command| format!(" (for KVM: {command})"))
+        .unwrap_or_default();
     format!("{e}: using the emulated host, which is slow{mend}")
 }
 
 /// Mending KVM is better than the emulated host, where it can be mended.
 fn nothing_works(e: &ProbeError) -> HostError {
     let emulated = emulated::qemu_missing();
-    HostError { message: format!("{e}, and {}", emulated.message), mend: kvm_mend(e).or(emulated.mend) }
+    HostError {
+        message: format!("{e}, and {}", emulated.message),
+        mend: kvm_mend(e).or(emulated.mend),
+    }
 }
 
 /// The command that makes KVM usable, if one does.
@@ -140,10 +157,14 @@ fn module_command(cpuinfo: &str) -> Option<String> {
 fn permission_command(device: &Path) -> String {
     use std::os::unix::fs::MetadataExt;
     const GROUP_READ_WRITE: u32 = 0o060;
-    let meta = std::fs::metadata(device).ok().filter(|meta| meta.mode() & GROUP_READ_WRITE == GROUP_READ_WRITE);
+    let meta = std::fs::metadata(device)
+        .ok()
+        .filter(|meta| meta.mode() & GROUP_READ_WRITE == GROUP_READ_WRITE);
     let groups = std::fs::read_to_string("/etc/group").unwrap_or_default();
     match meta.and_then(|meta| group_name(&groups, meta.gid())) {
-        Some(group) if group != "root" => format!("sudo usermod -aG {group} $USER && newgrp {group}"),
+        Some(group) if group != "root" => {
+            format!("sudo usermod -aG {group} $USER && newgrp {group}")
+        }
         _ => format!("sudo setfacl -m u:$USER:rw {}", device.display()),
     }
 }
@@ -162,19 +183,38 @@ mod tests {
     use super::*;
 
     fn bad() -> std::result::Result<(), ProbeError> {
-        Err(ProbeError::Failed { what: "int3".into(), detail: "the emulator gave up".into() })
+        Err(ProbeError::Failed {
+            what: "int3".into(),
+            detail: "the emulator gave up".into(),
+        })
     }
 
-    fn decide_on(requested: Accel, probe_passes: bool, qemu: bool, inside: bool) -> Result<Selected> {
+    fn decide_on(
+        requested: Accel,
+        probe_passes: bool,
+        qemu: bool,
+        inside: bool,
+    ) -> Result<Selected> {
         let good = || Ok(());
-        let host = Host { inside, open: &good, probe: if probe_passes { &good } else { &bad }, qemu: &|| qemu };
+        let host = Host {
+            inside,
+            open: &good,
+            probe: if probe_passes { &good } else { &bad },
+            qemu: &|| qemu,
+        };
         decide(requested, &host)
     }
 
     #[test]
     fn auto_takes_kvm_when_the_probe_passes() {
         let selected = decide_on(Accel::Auto, true, true, false).unwrap();
-        assert_eq!(selected, Selected { accel: Backend::Kvm, why: None });
+        assert_eq!(
+            selected,
+            Selected {
+                accel: Backend::Kvm,
+                why: None
+            }
+        );
     }
 
     #[test]
@@ -188,18 +228,29 @@ mod tests {
     #[test]
     fn auto_with_neither_names_both_and_the_command() {
         let error = decide_on(Accel::Auto, false, false, false).unwrap_err();
-        assert!(error.message.contains("int3") && error.message.contains(QEMU), "{error}");
+        assert!(
+            error.message.contains("int3") && error.message.contains(QEMU),
+            "{error}"
+        );
         assert!(error.mend.unwrap().contains("qemu-system-x86"));
     }
 
     #[test]
     fn kvm_is_forced_even_if_the_probe_would_fail() {
-        assert_eq!(decide_on(Accel::Kvm, false, true, false).unwrap().accel, Backend::Kvm);
+        assert_eq!(
+            decide_on(Accel::Kvm, false, true, false).unwrap().accel,
+            Backend::Kvm
+        );
     }
 
     #[test]
     fn forced_kvm_without_the_device_is_an_error_not_a_fallback() {
-        let host = Host { inside: false, open: &|| Err(ProbeError::NoDevice), probe: &bad, qemu: &|| true };
+        let host = Host {
+            inside: false,
+            open: &|| Err(ProbeError::NoDevice),
+            probe: &bad,
+            qemu: &|| true,
+        };
         let error = decide(Accel::Kvm, &host).unwrap_err();
         assert!(error.message.contains("/dev/kvm"), "{error}");
     }
@@ -207,14 +258,23 @@ mod tests {
     #[test]
     fn nothing_nests_inside_an_emulated_host() {
         for requested in [Accel::Auto, Accel::Kvm, Accel::Emulated] {
-            assert_eq!(decide_on(requested, false, true, true).unwrap().accel, Backend::Kvm);
+            assert_eq!(
+                decide_on(requested, false, true, true).unwrap().accel,
+                Backend::Kvm
+            );
         }
     }
 
     #[test]
     fn the_module_to_load_goes_by_the_cpu() {
-        assert_eq!(module_command("flags\t: fpu vmx sse").as_deref(), Some("sudo modprobe kvm_intel"));
-        assert_eq!(module_command("flags\t: fpu svm").as_deref(), Some("sudo modprobe kvm_amd"));
+        assert_eq!(
+            module_command("flags\t: fpu vmx sse").as_deref(),
+            Some("sudo modprobe kvm_intel")
+        );
+        assert_eq!(
+            module_command("flags\t: fpu svm").as_deref(),
+            Some("sudo modprobe kvm_amd")
+        );
         assert_eq!(module_command("flags\t: fpu svm_lock vmxx"), None);
     }
 

@@ -36,14 +36,35 @@ fn main() {
         return;
     }
     let tests: [Test; 8] = [
-        ("a job reads and writes shared folders and its exit code comes back", files_and_exit_code),
+        (
+            "a job reads and writes shared folders and its exit code comes back",
+            files_and_exit_code,
+        ),
         ("the probe of KVM passes inside", probe_passes),
-        ("a forwarded port reaches the job and its channel carries bytes both ways", port_and_channel),
-        ("output that is taken late is not lost when the job ends", late_reader),
-        ("an interrupt reaches the job as SIGTERM", interrupt_is_sigterm),
-        ("a job that ignores SIGTERM is ended after the grace", stubborn_job),
-        ("a job that cannot be run is an error that names it", job_not_found),
-        ("a port that is taken is an error with QEMU's words", port_taken),
+        (
+            "a forwarded port reaches the job and its channel carries bytes both ways",
+            port_and_channel,
+        ),
+        (
+            "output that is taken late is not lost when the job ends",
+            late_reader,
+        ),
+        (
+            "an interrupt reaches the job as SIGTERM",
+            interrupt_is_sigterm,
+        ),
+        (
+            "a job that ignores SIGTERM is ended after the grace",
+            stubborn_job,
+        ),
+        (
+            "a job that cannot be run is an error that names it",
+            job_not_found,
+        ),
+        (
+            "a port that is taken is an error with QEMU's words",
+            port_taken,
+        ),
     ];
     for (name, test) in tests {
         let start = Instant::now();
@@ -66,12 +87,23 @@ fn tests_cache() -> std::path::PathBuf {
 fn run_job(name: &str, arguments: &[String]) -> i32 {
     match (name, arguments) {
         ("files", [input, output]) => {
-            let text = fs::read_to_string(Path::new(input).join("in")).expect("the shared file can be read");
+            let text = fs::read_to_string(Path::new(input).join("in"))
+                .expect("the shared file can be read");
             let read_only = fs::write(Path::new(input).join("x"), "").is_err();
             let big = vec![b'z'; 3 << 20];
             fs::write(Path::new(output).join("big"), big).expect("a result can be written");
-            println!("{} {read_only} {}", text.trim(), std::env::var("GREETING").unwrap_or_default());
-            println!("{}", SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs());
+            println!(
+                "{} {read_only} {}",
+                text.trim(),
+                std::env::var("GREETING").unwrap_or_default()
+            );
+            println!(
+                "{}",
+                SystemTime::now()
+                    .duration_since(SystemTime::UNIX_EPOCH)
+                    .unwrap()
+                    .as_secs()
+            );
             eprintln!("to stderr");
             7
         }
@@ -84,7 +116,9 @@ fn run_job(name: &str, arguments: &[String]) -> i32 {
         },
         ("serve", []) => {
             let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 80)).unwrap();
-            let mut channel = emulated::job_channel().expect("there is a channel").unwrap();
+            let mut channel = emulated::job_channel()
+                .expect("there is a channel")
+                .unwrap();
             channel.write_all(b"listening").unwrap();
             let mut word = [0; 4];
             channel.read_exact(&mut word).unwrap();
@@ -142,11 +176,26 @@ fn files_and_exit_code(cache: &Path) {
     let (first, clock) = out.trim().split_once('\n').expect("two lines");
     assert_eq!(first, "hello true from, outside");
     assert_eq!(err, "to stderr\n");
-    assert_eq!(status, JobStatus { code: Some(7), signal: None });
-    assert_eq!(fs::read(output.path().join("big")).unwrap(), vec![b'z'; 3 << 20]);
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+    assert_eq!(
+        status,
+        JobStatus {
+            code: Some(7),
+            signal: None
+        }
+    );
+    assert_eq!(
+        fs::read(output.path().join("big")).unwrap(),
+        vec![b'z'; 3 << 20]
+    );
+    let now = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap()
+        .as_secs();
     let clock: u64 = clock.parse().unwrap();
-    assert!(now.abs_diff(clock) < 10, "the clock inside is {clock}, ours is {now}");
+    assert!(
+        now.abs_diff(clock) < 10,
+        "the clock inside is {clock}, ours is {now}"
+    );
 }
 
 fn probe_passes(cache: &Path) {
@@ -155,8 +204,15 @@ fn probe_passes(cache: &Path) {
 }
 
 fn port_and_channel(cache: &Path) {
-    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
-    let mut running = host(cache, &["serve"]).forward(Ipv4Addr::LOCALHOST, port, 80).spawn().unwrap();
+    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let mut running = host(cache, &["serve"])
+        .forward(Ipv4Addr::LOCALHOST, port, 80)
+        .spawn()
+        .unwrap();
     let control = running.controller();
     let client = loop {
         match running.next_event().unwrap() {
@@ -165,7 +221,10 @@ fn port_and_channel(cache: &Path) {
                 control.send(b"word").unwrap();
                 break std::thread::spawn(move || {
                     let mut text = String::new();
-                    TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap().read_to_string(&mut text).unwrap();
+                    TcpStream::connect((Ipv4Addr::LOCALHOST, port))
+                        .unwrap()
+                        .read_to_string(&mut text)
+                        .unwrap();
                     text
                 });
             }
@@ -192,7 +251,9 @@ fn late_reader(cache: &Path) {
 fn interrupt_job(cache: &Path, job: &str) -> Result<JobStatus, HostError> {
     let mut running = host(cache, &[job]).spawn()?;
     let interrupt = Interrupt::detached().unwrap();
-    running.controller().stop_on(interrupt.clone(), Duration::from_secs(3));
+    running
+        .controller()
+        .stop_on(interrupt.clone(), Duration::from_secs(3));
     loop {
         match running.next_event()? {
             Event::Stdout(_) => interrupt.trigger(),
@@ -204,16 +265,30 @@ fn interrupt_job(cache: &Path, job: &str) -> Result<JobStatus, HostError> {
 
 fn interrupt_is_sigterm(cache: &Path) {
     let status = interrupt_job(cache, "sleep").unwrap();
-    assert_eq!(status, JobStatus { code: None, signal: Some(15) });
+    assert_eq!(
+        status,
+        JobStatus {
+            code: None,
+            signal: Some(15)
+        }
+    );
 }
 
 fn stubborn_job(cache: &Path) {
     let error = interrupt_job(cache, "stubborn").unwrap_err();
-    assert!(error.message.contains("ended before its job did"), "{error}");
+    assert!(
+        error.message.contains("ended before its job did"),
+        "{error}"
+    );
 }
 
 fn job_not_found(cache: &Path) {
-    let error = EmulatedHost::new(cache).job(["/no/such/program"]).spawn().unwrap().wait().unwrap_err();
+    let error = EmulatedHost::new(cache)
+        .job(["/no/such/program"])
+        .spawn()
+        .unwrap()
+        .wait()
+        .unwrap_err();
     assert!(error.message.contains("/no/such/program"), "{error}");
 }
 

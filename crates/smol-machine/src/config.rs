@@ -44,10 +44,16 @@ impl MachineConfig {
     pub fn validate(&self) -> crate::Result<()> {
         let bad = |m: String| Err(crate::Error::Config(m));
         if self.vcpus == 0 || self.vcpus > MAX_VCPUS {
-            return bad(format!("{} vCPUs asked for; a machine has 1 to {MAX_VCPUS}", self.vcpus));
+            return bad(format!(
+                "{} vCPUs asked for; a machine has 1 to {MAX_VCPUS}",
+                self.vcpus
+            ));
         }
         if self.memory == 0 || !self.memory.is_multiple_of(1 << 20) {
-            return bad(format!("memory of {} bytes is not a multiple of 1 MiB", self.memory));
+            return bad(format!(
+                "memory of {} bytes is not a multiple of 1 MiB",
+                self.memory
+            ));
         }
         if self.memory < crate::layout::MIN_RAM || self.memory > crate::layout::MAX_RAM {
             return bad(format!(
@@ -58,7 +64,11 @@ impl MachineConfig {
             ));
         }
         if self.cmdline.len() >= crate::layout::CMDLINE_MAX {
-            return bad(format!("the kernel command line has {} bytes, over {}", self.cmdline.len(), crate::layout::CMDLINE_MAX - 1));
+            return bad(format!(
+                "the kernel command line has {} bytes, over {}",
+                self.cmdline.len(),
+                crate::layout::CMDLINE_MAX - 1
+            ));
         }
         Ok(())
     }

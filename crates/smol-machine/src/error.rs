@@ -55,6 +55,9 @@ pub enum Error {
 impl Error {
     /// Wraps the failure of hypervisor call `call`.
     pub(crate) fn hv(call: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Error {
-        move |e| Error::Hypervisor { call, source: io::Error::from_raw_os_error(e.errno()) }
+        move |e| Error::Hypervisor {
+            call,
+            source: io::Error::from_raw_os_error(e.errno()),
+        }
     }
 }

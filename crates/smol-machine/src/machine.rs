@@ -95,11 +95,23 @@ impl Machine {
             (false, _) => Model::Generic,
         };
         let ram = memory::anonymous(config.memory)?;
-        let pmem = config.rootfs.as_deref().map(|p| PmemImage::map(p, layout::pmem_gpa(config.memory))).transpose()?;
+        let pmem = config
+            .rootfs
+            .as_deref()
+            .map(|p| PmemImage::map(p, layout::pmem_gpa(config.memory)))
+            .transpose()?;
         let building = matches!(config.clock, Clock::Virtual { .. });
-        let rng = if building { Rng::seeded(&config.seed) } else { Rng::host() };
+        let rng = if building {
+            Rng::seeded(&config.seed)
+        } else {
+            Rng::host()
+        };
         let devices = device_set(hooks.console, pmem.as_ref(), hooks.vsock, rng);
-        let cmdline = format!("{} {}", config.cmdline, devices::cmdline(devices.occupied()));
+        let cmdline = format!(
+            "{} {}",
+            config.cmdline,
+            devices::cmdline(devices.occupied())
+        );
         let entry = boot::load(config, smol, cmdline.trim(), &ram)?;
 
         let (vm, vcpus) = assemble(&ram, pmem.as_ref(), model, config.vcpus)?;
@@ -108,8 +120,24 @@ impl Machine {
             Some(epoch) => Paravirt::building(epoch),
             None => Paravirt::live(None, vcpus[0].tsc_khz()),
         });
-        let board = Board::new(&vm, &ram, Serial::new(hooks.serial), devices, paravirt, virtual_epoch.is_some());
-        Ok(Self { vcpus, board: Arc::new(board), vm, ram, control: Arc::default(), model, pmem, possible_vcpus: config.vcpus })
+        let board = Board::new(
+            &vm,
+            &ram,
+            Serial::new(hooks.serial),
+            devices,
+            paravirt,
+            virtual_epoch.is_some(),
+        );
+        Ok(Self {
+            vcpus,
+            board: Arc::new(board),
+            vm,
+            ram,
+            control: Arc::default(),
+            model,
+            pmem,
+            possible_vcpus: config.vcpus,
+        })
     }
 
     /// Brings a captured machine back, on the host's clock. RAM is copy-on-write over its image.
@@ -119,10 +147,17 @@ impl Machine {
     pub fn restore(config: &RestoreConfig, state: &MachineState, hooks: Hooks) -> Result<Self> {
         check(state)?;
         let ram = memory::copy_on_write(state.memory, &config.memory)?;
-        let pmem = config.rootfs.as_deref().map(|p| PmemImage::map(p, layout::pmem_gpa(state.memory))).transpose()?;
+        let pmem = config
+            .rootfs
+            .as_deref()
+            .map(|p| PmemImage::map(p, layout::pmem_gpa(state.memory)))
+            .transpose()?;
         let pmem_size = pmem.as_ref().map_or(0, |p| p.len);
         if pmem_size != state.pmem {
-            return Err(Error::bad_state(format!("its rootfs image has {} bytes, the one given {pmem_size}", state.pmem)));
+            return Err(Error::bad_state(format!(
+                "its rootfs image has {} bytes, the one given {pmem_size}",
+                state.pmem
+            )));
         }
         let devices = device_set(hooks.console, pmem.as_ref(), hooks.vsock, Rng::host());
         let (vm, vcpus) = assemble(&ram, pmem.as_ref(), state.cpu_model, state.possible_vcpus)?;
@@ -133,12 +168,31 @@ impl Machine {
         if let Some(timers) = &state.timers {
             vm.restore_timers(timers)?;
         }
-        let paravirt = state.paravirt.clone().map(|p| Paravirt::live(Some(p), vcpus[0].tsc_khz()));
-        let board = Board::new(&vm, &ram, Serial::new(hooks.serial), devices, paravirt, false);
+        let paravirt = state
+            .paravirt
+            .clone()
+            .map(|p| Paravirt::live(Some(p), vcpus[0].tsc_khz()));
+        let board = Board::new(
+            &vm,
+            &ram,
+            Serial::new(hooks.serial),
+            devices,
+            paravirt,
+            false,
+        );
         board.restore(&state.devices)?;
         board.resume();
         let (model, possible_vcpus) = (state.cpu_model, state.possible_vcpus);
-        Ok(Self { vcpus, board: Arc::new(board), vm, ram, control: Arc::default(), model, pmem, possible_vcpus })
+        Ok(Self {
+            vcpus,
+            board: Arc::new(board),
+            vm,
+            ram,
+            control: Arc::default(),
+            model,
+            pmem,
+            possible_vcpus,
+        })
     }
 
     /// A handle that stops the machine from elsewhere.
@@ -189,7 +243,11 @@ impl Machine {
     pub fn capture(&mut self) -> Result<MachineState> {
         let vcpu = &mut self.vcpus[0];
         vcpu.finish_exit()?;
-        let timers = if self.model == Model::Generic { Some(self.vm.save_timers()?) } else { None };
+        let timers = if self.model == Model::Generic {
+            Some(self.vm.save_timers()?)
+        } else {
+            None
+        };
         Ok(MachineState {
             version: state::VERSION,
             arch: std::env::consts::ARCH.to_owned(),
@@ -215,7 +273,9 @@ fn check(state: &MachineState) -> Result<()> {
     if state.vcpus.len() != 1 {
         return bad("it does not have exactly one vCPU online");
     }
-    if !(layout::MIN_RAM..=layout::MAX_RAM).contains(&state.memory) || !state.memory.is_multiple_of(1 << 20) {
+    if !(layout::MIN_RAM..=layout::MAX_RAM).contains(&state.memory)
+        || !state.memory.is_multiple_of(1 << 20)
+    {
         return bad("its RAM size is out of range");
     }
     if (state.cpu_model == Model::Generic) == state.paravirt.is_some() {
@@ -224,7 +284,12 @@ fn check(state: &MachineState) -> Result<()> {
     Ok(())
 }
 
-fn device_set(console: Box<dyn Write + Send>, pmem: Option<&PmemImage>, vsock: Option<Vsock>, rng: Rng) -> DeviceSet {
+fn device_set(
+    console: Box<dyn Write + Send>,
+    pmem: Option<&PmemImage>,
+    vsock: Option<Vsock>,
+    rng: Rng,
+) -> DeviceSet {
     DeviceSet {
         console: Some(Console::new(console)),
         pmem: pmem.map(|p| Pmem::new(p.gpa, p.len)),
@@ -235,12 +300,25 @@ fn device_set(console: Box<dyn Write + Send>, pmem: Option<&PmemImage>, vsock: O
 
 /// Hypervisor objects of a machine. Memslots come before the interrupt controllers (they are
 /// thirty times cheaper then), and all vCPUs at once, so that their TSCs agree.
-fn assemble(ram: &Ram, pmem: Option<&PmemImage>, model: Model, vcpus: u8) -> Result<(Arc<HostVm>, Vec<HostVcpu>)> {
+fn assemble(
+    ram: &Ram,
+    pmem: Option<&PmemImage>,
+    model: Model,
+    vcpus: u8,
+) -> Result<(Arc<HostVm>, Vec<HostVcpu>)> {
     let vm = HostVm::new()?;
     let mut slot = 0;
     for region in ram.iter() {
         // SAFETY: the machine keeps `ram`, and with it this mapping, as long as the VM.
-        unsafe { vm.map(slot, region.start_addr().0, region.get_mmap().as_ptr(), region.len(), false)? };
+        unsafe {
+            vm.map(
+                slot,
+                region.start_addr().0,
+                region.get_mmap().as_ptr(),
+                region.len(),
+                false,
+            )?
+        };
         slot += 1;
     }
     if let Some(pmem) = pmem {
@@ -248,7 +326,9 @@ fn assemble(ram: &Ram, pmem: Option<&PmemImage>, model: Model, vcpus: u8) -> Res
         unsafe { vm.map(slot, pmem.gpa, pmem.host, pmem.len, true)? };
     }
     vm.create_irqchip(model == Model::Generic)?;
-    let vcpus = (0..vcpus).map(|id| vm.create_vcpu(id, model)).collect::<Result<Vec<_>>>()?;
+    let vcpus = (0..vcpus)
+        .map(|id| vm.create_vcpu(id, model))
+        .collect::<Result<Vec<_>>>()?;
     for vcpu in &vcpus[1..] {
         vcpu.await_startup()?;
     }
@@ -267,7 +347,11 @@ unsafe impl Send for PmemImage {}
 
 impl PmemImage {
     fn map(path: &Path, gpa: u64) -> Result<Self> {
-        let err = |source| Error::File { what: "rootfs image", path: path.to_owned(), source };
+        let err = |source| Error::File {
+            what: "rootfs image",
+            path: path.to_owned(),
+            source,
+        };
         let file = File::open(path).map_err(err)?;
         let len = file.metadata().map_err(err)?.len();
         if len == 0 || len > layout::MAX_PMEM || !len.is_multiple_of(layout::PMEM_ALIGN) {
@@ -279,12 +363,23 @@ impl PmemImage {
         }
         // SAFETY: a fresh mapping of a whole file, at an address of the kernel's choice.
         let host = unsafe {
-            libc::mmap(std::ptr::null_mut(), len as usize, libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd(), 0)
+            libc::mmap(
+                std::ptr::null_mut(),
+                len as usize,
+                libc::PROT_READ,
+                libc::MAP_SHARED,
+                file.as_raw_fd(),
+                0,
+            )
         };
         if host == libc::MAP_FAILED {
             return Err(err(std::io::Error::last_os_error()));
         }
-        Ok(Self { gpa, host: host.cast(), len })
+        Ok(Self {
+            gpa,
+            host: host.cast(),
+            len,
+        })
     }
 }
 
@@ -350,7 +445,10 @@ impl Control {
     fn kick_until_stopped(&self) {
         let mut inner = self.lock();
         while inner.outcome.is_none() {
-            inner = self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner);
+            inner = self
+                .changed
+                .wait(inner)
+                .unwrap_or_else(PoisonError::into_inner);
         }
         while self.running.load(Ordering::SeqCst) > 0 {
             for thread in &inner.threads {
@@ -358,7 +456,11 @@ impl Control {
                 unsafe { libc::pthread_kill(*thread, kick_signal()) };
             }
             let retry = Duration::from_millis(2);
-            inner = self.changed.wait_timeout(inner, retry).unwrap_or_else(PoisonError::into_inner).0;
+            inner = self
+                .changed
+                .wait_timeout(inner, retry)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
         }
     }
 
@@ -372,7 +474,9 @@ impl Control {
         }
         let mut inner = self.lock();
         // SAFETY: both ids are of live threads.
-        inner.threads.retain(|t| unsafe { libc::pthread_equal(*t, me) } == 0);
+        inner
+            .threads
+            .retain(|t| unsafe { libc::pthread_equal(*t, me) } == 0);
         self.running.fetch_sub(1, Ordering::SeqCst);
         drop(inner);
         self.changed.notify_all();
@@ -422,6 +526,10 @@ fn kick_signal() -> libc::c_int {
 /// The kick only has to interrupt KVM_RUN, so its handler does nothing.
 fn install_kick_handler() -> Result<()> {
     extern "C" fn nothing(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
-    vmm_sys_util::signal::register_signal_handler(kick_signal(), nothing)
-        .map_err(|e| Error::Hypervisor { call: "sigaction", source: std::io::Error::from_raw_os_error(e.errno()) })
+    vmm_sys_util::signal::register_signal_handler(kick_signal(), nothing).map_err(|e| {
+        Error::Hypervisor {
+            call: "sigaction",
+            source: std::io::Error::from_raw_os_error(e.errno()),
+        }
+    })
 }

@@ -6,7 +6,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
+use vm_memory::{
+    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+    GuestRegionMmap,
+};
 
 use crate::{Error, Result, layout};
 
@@ -24,29 +27,45 @@ pub fn anonymous(memory: u64) -> Result<Ram> {
 /// RAM whose pages are those of the memory image at `path` until they are written:
 /// copy-on-write, so any number of machines share one image.
 pub fn copy_on_write(memory: u64, path: &Path) -> Result<Ram> {
-    let err = |source| Error::File { what: "memory image", path: path.to_owned(), source };
+    let err = |source| Error::File {
+        what: "memory image",
+        path: path.to_owned(),
+        source,
+    };
     let file = File::open(path).map_err(err)?;
     let size = file.metadata().map_err(err)?.len();
     if size != memory {
-        return Err(Error::State(format!("the memory image has {size} bytes, the machine {memory}")));
+        return Err(Error::State(format!(
+            "the memory image has {size} bytes, the machine {memory}"
+        )));
     }
     build(memory, Some(Arc::new(file)))
 }
 
 fn build(memory: u64, image: Option<Arc<File>>) -> Result<Ram> {
-    let fail = |e: &dyn std::fmt::Display| Error::Memory(format!("cannot map {} MiB: {e}", memory >> 20));
+    let fail =
+        |e: &dyn std::fmt::Display| Error::Memory(format!("cannot map {} MiB: {e}", memory >> 20));
     let mut offset = 0;
     let mut regions = Vec::new();
     for (gpa, len) in layout::ram(memory) {
         let size = usize::try_from(len).map_err(|e| fail(&e))?;
         let mut flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE;
-        let mut builder = MmapRegionBuilder::new(size).with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE);
+        let mut builder =
+            MmapRegionBuilder::new(size).with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE);
         match &image {
-            Some(file) => builder = builder.with_file_offset(FileOffset::from_arc(file.clone(), offset)),
+            Some(file) => {
+                builder = builder.with_file_offset(FileOffset::from_arc(file.clone(), offset))
+            }
             None => flags |= libc::MAP_ANONYMOUS,
         }
-        let mapping = builder.with_mmap_flags(flags).build().map_err(|e| fail(&e))?;
-        regions.push(GuestRegionMmap::new(mapping, GuestAddress(gpa)).ok_or_else(|| fail(&"address overflow"))?);
+        let mapping = builder
+            .with_mmap_flags(flags)
+            .build()
+            .map_err(|e| fail(&e))?;
+        regions.push(
+            GuestRegionMmap::new(mapping, GuestAddress(gpa))
+                .ok_or_else(|| fail(&"address overflow"))?,
+        );
         offset += len;
     }
     Ram::from_regions(regions).map_err(|e| fail(&e))
@@ -71,7 +90,8 @@ pub fn write_image(ram: &Ram, out: &File) -> std::io::Result<ImageStats> {
         let len = region.len() as usize;
         // SAFETY: the region maps `len` readable bytes for as long as `ram` lives, and no vCPU or
         // device thread writes to them: the caller has stopped the machine.
-        let bytes = unsafe { std::slice::from_raw_parts(region.get_mmap().as_ptr().cast_const(), len) };
+        let bytes =
+            unsafe { std::slice::from_raw_parts(region.get_mmap().as_ptr().cast_const(), len) };
         stats.pages += (len / PAGE) as u64;
         stats.nonzero += write_nonzero(bytes, out, offset)?;
         offset += len as u64;
@@ -84,7 +104,11 @@ pub fn write_image(ram: &Ram, out: &File) -> std::io::Result<ImageStats> {
 fn write_nonzero(bytes: &[u8], out: &File, base: u64) -> std::io::Result<u64> {
     const LONGEST_RUN: usize = 256;
     // Compared as a whole: a loop over bytes takes seconds in an emulated host.
-    let pages = bytes.as_chunks::<PAGE>().0.iter().map(|page| *page != [0; PAGE]);
+    let pages = bytes
+        .as_chunks::<PAGE>()
+        .0
+        .iter()
+        .map(|page| *page != [0; PAGE]);
     let (mut run, mut written) = (0usize..0usize, 0u64);
     for (i, nonzero) in pages.chain([false]).enumerate() {
         if nonzero && run.len() < LONGEST_RUN && run.end == i {
@@ -92,7 +116,10 @@ fn write_nonzero(bytes: &[u8], out: &File, base: u64) -> std::io::Result<u64> {
             continue;
         }
         if !run.is_empty() {
-            out.write_all_at(&bytes[run.start * PAGE..run.end * PAGE], base + (run.start * PAGE) as u64)?;
+            out.write_all_at(
+                &bytes[run.start * PAGE..run.end * PAGE],
+                base + (run.start * PAGE) as u64,
+            )?;
             written += run.len() as u64;
         }
         run = i..i + usize::from(nonzero);
@@ -121,11 +148,17 @@ mod tests {
 
         let twin = copy_on_write(16 << 20, &path).unwrap();
         for gpa in [0u64, 5 << 20, (5 << 20) + 4096, (16 << 20) - 8] {
-            assert_eq!(twin.read_obj::<u64>(GuestAddress(gpa)).unwrap(), gpa ^ 0xdead_beef);
+            assert_eq!(
+                twin.read_obj::<u64>(GuestAddress(gpa)).unwrap(),
+                gpa ^ 0xdead_beef
+            );
         }
         twin.write_obj(1u64, GuestAddress(5 << 20)).unwrap();
         let third = copy_on_write(16 << 20, &path).unwrap();
-        assert_eq!(third.read_obj::<u64>(GuestAddress(5 << 20)).unwrap(), (5 << 20) ^ 0xdead_beef);
+        assert_eq!(
+            third.read_obj::<u64>(GuestAddress(5 << 20)).unwrap(),
+            (5 << 20) ^ 0xdead_beef
+        );
     }
 
     #[test]

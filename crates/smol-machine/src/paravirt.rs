@@ -75,14 +75,36 @@ pub struct Paravirt {
 impl Paravirt {
     /// The interface of a machine under construction, whose wall clock starts at `epoch`.
     pub fn building(epoch: u64) -> Self {
-        let state = ParavirtState { now: 0, deadline: DISARMED, deadline_low: 0, epoch };
-        Self { state, live: false, tsc_khz: 0, clock_latch: 0, wall_latch: (0, 0) }
+        let state = ParavirtState {
+            now: 0,
+            deadline: DISARMED,
+            deadline_low: 0,
+            epoch,
+        };
+        Self {
+            state,
+            live: false,
+            tsc_khz: 0,
+            clock_latch: 0,
+            wall_latch: (0, 0),
+        }
     }
 
     /// The interface of a machine on the host's clock; `state` where it was restored.
     pub fn live(state: Option<ParavirtState>, tsc_khz: u32) -> Self {
-        let state = state.unwrap_or(ParavirtState { now: 0, deadline: DISARMED, deadline_low: 0, epoch: 0 });
-        Self { state, live: true, tsc_khz, clock_latch: 0, wall_latch: (0, 0) }
+        let state = state.unwrap_or(ParavirtState {
+            now: 0,
+            deadline: DISARMED,
+            deadline_low: 0,
+            epoch: 0,
+        });
+        Self {
+            state,
+            live: true,
+            tsc_khz,
+            clock_latch: 0,
+            wall_latch: (0, 0),
+        }
     }
 
     /// What a snapshot keeps.
@@ -138,10 +160,15 @@ impl Paravirt {
 
     fn wall(&self) -> (u64, u32) {
         if self.live {
-            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+            let now = std::time::SystemTime::now()
+                .duration_since(std::time::UNIX_EPOCH)
+                .unwrap_or_default();
             (now.as_secs(), now.subsec_nanos())
         } else {
-            let (secs, nanos) = (self.state.now / 1_000_000_000, self.state.now % 1_000_000_000);
+            let (secs, nanos) = (
+                self.state.now / 1_000_000_000,
+                self.state.now % 1_000_000_000,
+            );
             (self.state.epoch.saturating_add(secs), nanos as u32)
         }
     }
@@ -151,7 +178,9 @@ impl Paravirt {
         match port.wrapping_sub(PORT_BASE) {
             SNAPSHOT if value == ABI => return (Request::Snapshot, false),
             DEADLINE_LO => self.state.deadline_low = value,
-            DEADLINE_HI => self.state.deadline = u64::from(value) << 32 | u64::from(self.state.deadline_low),
+            DEADLINE_HI => {
+                self.state.deadline = u64::from(value) << 32 | u64::from(self.state.deadline_low)
+            }
             WORK if !self.live => {
                 self.state.now = self.state.now.saturating_add(u64::from(value) * WORK_NS);
             }
@@ -217,7 +246,10 @@ mod tests {
         assert_eq!(p.read(at(CLOCK_LO)), Some(5_000_000_000u64 as u32));
         p.write(at(WORK), u32::MAX);
         assert_eq!(p.read(at(CLOCK_HI)), Some(1));
-        assert_eq!(p.read(at(WALL_SEC_LO)), Some((5_000_000_000 + u64::from(u32::MAX) * 1000).div_euclid(1_000_000_000) as u32));
+        assert_eq!(
+            p.read(at(WALL_SEC_LO)),
+            Some((5_000_000_000 + u64::from(u32::MAX) * 1000).div_euclid(1_000_000_000) as u32)
+        );
     }
 
     #[test]
@@ -236,7 +268,11 @@ mod tests {
         assert_eq!(p.read(at(TSC_KHZ)), Some(2_000_000));
         assert!(p.read(at(WALL_SEC_LO)).unwrap() > 1_700_000_000);
         assert!((0..4).any(|_| p.read(at(SEED)) != p.read(at(SEED))));
-        assert_eq!(p.write(at(IDLE), 1), (Request::None, false), "live machines halt instead");
+        assert_eq!(
+            p.write(at(IDLE), 1),
+            (Request::None, false),
+            "live machines halt instead"
+        );
     }
 
     #[test]

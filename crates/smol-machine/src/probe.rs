@@ -18,7 +18,9 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use kvm_bindings::{KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, kvm_segment, kvm_userspace_memory_region};
+use kvm_bindings::{
+    KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, kvm_segment, kvm_userspace_memory_region,
+};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
@@ -68,14 +70,24 @@ pub enum ProbeError {
 /// All of [`ProbeError`], `Failed` only for unexpected errors of opening.
 pub fn open(path: &Path) -> Result<Kvm, ProbeError> {
     use std::io::ErrorKind;
-    let file = File::options().read(true).write(true).open(path).map_err(|e| match (e.kind(), e.raw_os_error()) {
-        (ErrorKind::NotFound, _) | (_, Some(libc::ENXIO | libc::ENODEV)) => ProbeError::NoDevice,
-        (ErrorKind::PermissionDenied, _) => ProbeError::Permission { path: path.to_owned() },
-        _ => failed(format!("opening {}", path.display()), e),
-    })?;
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .open(path)
+        .map_err(|e| match (e.kind(), e.raw_os_error()) {
+            (ErrorKind::NotFound, _) | (_, Some(libc::ENXIO | libc::ENODEV)) => {
+                ProbeError::NoDevice
+            }
+            (ErrorKind::PermissionDenied, _) => ProbeError::Permission {
+                path: path.to_owned(),
+            },
+            _ => failed(format!("opening {}", path.display()), e),
+        })?;
     // SAFETY: the descriptor is open, ours, and given away here. That it is KVM's is found out by
     // the version request below, which any other device refuses.
-    let kvm = unsafe { <Kvm as std::os::fd::FromRawFd>::from_raw_fd(std::os::fd::IntoRawFd::into_raw_fd(file)) };
+    let kvm = unsafe {
+        <Kvm as std::os::fd::FromRawFd>::from_raw_fd(std::os::fd::IntoRawFd::into_raw_fd(file))
+    };
     match kvm.get_api_version() {
         found if found == KVM_API_VERSION as i32 => Ok(kvm),
         found => Err(ProbeError::ApiVersion { found }),
@@ -96,7 +108,10 @@ pub fn probe() -> Result<(), ProbeError> {
 }
 
 fn failed(what: impl Into<String>, detail: impl std::fmt::Display) -> ProbeError {
-    ProbeError::Failed { what: what.into(), detail: detail.to_string() }
+    ProbeError::Failed {
+        what: what.into(),
+        detail: detail.to_string(),
+    }
 }
 
 // ---- The guest -------------------------------------------------------------------------------
@@ -217,7 +232,7 @@ global_asm!(
     "   iretq",
     "smol_probe_page_fault:",
     "   mov r9, cr2",
-    "   add rsp, 8",      // the error code
+    "   add rsp, 8",     // the error code
     "   mov [rsp], r10", // where to go on
     "   iretq",
     "smol_probe_end:",
@@ -238,7 +253,11 @@ fn guest_code() -> (&'static [u8], u64, u64) {
     let length = offset(&raw const smol_probe_end) as usize;
     // SAFETY: the assembler laid `length` bytes of read-only data between these two labels.
     let code = unsafe { std::slice::from_raw_parts(start, length) };
-    (code, offset(&raw const smol_probe_breakpoint), offset(&raw const smol_probe_page_fault))
+    (
+        code,
+        offset(&raw const smol_probe_breakpoint),
+        offset(&raw const smol_probe_page_fault),
+    )
 }
 
 /// Writes code and tables (formats: Intel SDM volume 3, chapters 3 to 6).
@@ -255,9 +274,15 @@ fn load_guest(memory: &GuestMemoryMmap) -> Result<(), vm_memory::GuestMemoryErro
 
     let (code, breakpoint, page_fault) = guest_code();
     memory.write_slice(code, GuestAddress(CODE))?;
-    for (vector, offset) in [(VECTOR_BREAKPOINT, breakpoint), (VECTOR_PAGE_FAULT, page_fault)] {
+    for (vector, offset) in [
+        (VECTOR_BREAKPOINT, breakpoint),
+        (VECTOR_PAGE_FAULT, page_fault),
+    ] {
         let handler = CODE + offset; // below 64 KiB: the higher parts of the offset are 0
-        put(IDT + vector * 16, handler | u64::from(CODE_SELECTOR) << 16 | 0x8e00 << 32)?; // interrupt gate, DPL 0
+        put(
+            IDT + vector * 16,
+            handler | u64::from(CODE_SELECTOR) << 16 | 0x8e00 << 32,
+        )?; // interrupt gate, DPL 0
     }
     for (at, table, size) in [(DATA, GDT, 24u16), (DATA + 16, IDT, 16 * 16)] {
         memory.write_obj(size - 1, GuestAddress(at))?;
@@ -269,9 +294,12 @@ fn load_guest(memory: &GuestMemoryMmap) -> Result<(), vm_memory::GuestMemoryErro
 // ---- The host --------------------------------------------------------------------------------
 
 fn create_vcpu(kvm: &Kvm, memory: &GuestMemoryMmap) -> Result<VcpuFd, ProbeError> {
-    let vm = kvm.create_vm().map_err(|e| failed("creating a machine", e))?;
-    let host_address =
-        memory.get_host_address(GuestAddress(0)).map_err(|e| failed("allocating memory", e))? as u64;
+    let vm = kvm
+        .create_vm()
+        .map_err(|e| failed("creating a machine", e))?;
+    let host_address = memory
+        .get_host_address(GuestAddress(0))
+        .map_err(|e| failed("allocating memory", e))? as u64;
     let region = kvm_userspace_memory_region {
         slot: 0,
         flags: 0,
@@ -281,10 +309,16 @@ fn create_vcpu(kvm: &Kvm, memory: &GuestMemoryMmap) -> Result<VcpuFd, ProbeError
     };
     // SAFETY: the region is mapped memory of this size; it moves with the vCPU to the thread that
     // runs it and is unmapped only when that thread has ended.
-    unsafe { vm.set_user_memory_region(region) }.map_err(|e| failed("giving the machine memory", e))?;
-    let vcpu = vm.create_vcpu(0).map_err(|e| failed("creating a vCPU", e))?;
-    let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(|e| failed("asking for the CPU's features", e))?;
-    vcpu.set_cpuid2(&cpuid).map_err(|e| failed("setting the CPU's features", e))?;
+    unsafe { vm.set_user_memory_region(region) }
+        .map_err(|e| failed("giving the machine memory", e))?;
+    let vcpu = vm
+        .create_vcpu(0)
+        .map_err(|e| failed("creating a vCPU", e))?;
+    let cpuid = kvm
+        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+        .map_err(|e| failed("asking for the CPU's features", e))?;
+    vcpu.set_cpuid2(&cpuid)
+        .map_err(|e| failed("setting the CPU's features", e))?;
     enter_long_mode(&vcpu).map_err(|e| failed("setting the vCPU's registers", e))?;
     Ok(vcpu)
 }
@@ -295,9 +329,25 @@ fn enter_long_mode(vcpu: &VcpuFd) -> Result<(), kvm_ioctls::Error> {
     const EFER_LME_LMA: u64 = 0x500;
     const RFLAGS_RESERVED: u64 = 2;
     let mut sregs = vcpu.get_sregs()?;
-    let flat = kvm_segment { limit: u32::MAX, present: 1, s: 1, g: 1, ..Default::default() };
-    sregs.cs = kvm_segment { selector: CODE_SELECTOR, type_: 0xb, l: 1, ..flat };
-    let data = kvm_segment { selector: DATA_SELECTOR, type_: 0x3, db: 1, ..flat };
+    let flat = kvm_segment {
+        limit: u32::MAX,
+        present: 1,
+        s: 1,
+        g: 1,
+        ..Default::default()
+    };
+    sregs.cs = kvm_segment {
+        selector: CODE_SELECTOR,
+        type_: 0xb,
+        l: 1,
+        ..flat
+    };
+    let data = kvm_segment {
+        selector: DATA_SELECTOR,
+        type_: 0x3,
+        db: 1,
+        ..flat
+    };
     (sregs.ds, sregs.es, sregs.ss) = (data, data, data);
     sregs.cr0 = CR0_PE_MP_ET_NE_WP_PG;
     sregs.cr3 = PML4;
@@ -346,7 +396,10 @@ fn run(vcpu: &mut VcpuFd, expired: &AtomicBool) -> Result<(), ProbeError> {
     let mut what = "starting a vCPU".to_owned();
     for _ in 0..EXIT_LIMIT {
         if expired.load(Ordering::SeqCst) {
-            return Err(failed(what, format!("not done within {} s", TIME_LIMIT.as_secs())));
+            return Err(failed(
+                what,
+                format!("not done within {} s", TIME_LIMIT.as_secs()),
+            ));
         }
         match vcpu.run() {
             Ok(VcpuExit::IoOut(PORT, &[SUCCESS])) => return Ok(()),
@@ -355,7 +408,9 @@ fn run(vcpu: &mut VcpuFd, expired: &AtomicBool) -> Result<(), ProbeError> {
                 what = STEPS[usize::from(step)].to_owned();
             }
             Ok(VcpuExit::Shutdown) => return Err(failed(what, "triple fault")),
-            Ok(VcpuExit::InternalError) => return Err(failed(what, "KVM's instruction emulator gave up")),
+            Ok(VcpuExit::InternalError) => {
+                return Err(failed(what, "KVM's instruction emulator gave up"));
+            }
             Ok(exit) => return Err(failed(what, format!("unexpected exit {exit:?}"))),
             Err(e) if e.errno() == libc::EINTR => {}
             Err(e) => return Err(failed(what, e)),
@@ -381,12 +436,18 @@ mod tests {
 
     #[test]
     fn a_host_without_the_device_has_no_kvm() {
-        assert!(matches!(open(Path::new("/nonexistent/kvm")), Err(ProbeError::NoDevice)));
+        assert!(matches!(
+            open(Path::new("/nonexistent/kvm")),
+            Err(ProbeError::NoDevice)
+        ));
     }
 
     #[test]
     fn a_device_that_is_not_kvm_fails_by_its_version() {
-        assert!(matches!(open(Path::new("/dev/null")), Err(ProbeError::ApiVersion { found: -1 })));
+        assert!(matches!(
+            open(Path::new("/dev/null")),
+            Err(ProbeError::ApiVersion { found: -1 })
+        ));
     }
 
     #[test]

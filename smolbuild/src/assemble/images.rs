@@ -43,9 +43,20 @@ pub fn assemble(
         KernelSource::Recipe(name) => kernel::stage(name, cache, progress, interrupt)?,
     };
     interrupt.check()?;
-    let mut images = Images { kernel, initramfs: None, rootfs: None };
+    let mut images = Images {
+        kernel,
+        initramfs: None,
+        rootfs: None,
+    };
     if let (Some(guest), Some(source)) = (&plan.guest, &plan.rootfs) {
-        images.rootfs = Some(build_rootfs(plan, source, cache, &work.join("rootfs"), progress, interrupt)?);
+        images.rootfs = Some(build_rootfs(
+            plan,
+            source,
+            cache,
+            &work.join("rootfs"),
+            progress,
+            interrupt,
+        )?);
         images.initramfs = Some(build_initramfs(guest, &work.join("initramfs"))?);
     }
     enter_digests(plan, &images)?;
@@ -61,15 +72,13 @@ fn build_rootfs(
     interrupt: &Interrupt,
 ) -> Result<PathBuf> {
     let source = match source {
-        plan::Rootfs::Debian { suite, packages } => {
-            RootfsSource::Debian(rootfs::DebianSpec {
-                suite: suite.clone(),
-                packages: packages.clone(),
-                sources: None,
-                snapshot: String::new(),
-                refresh: false,
-            })
-        }
+        plan::Rootfs::Debian { suite, packages } => RootfsSource::Debian(rootfs::DebianSpec {
+            suite: suite.clone(),
+            packages: packages.clone(),
+            sources: None,
+            snapshot: String::new(),
+            refresh: false,
+        }),
         plan::Rootfs::Tar(path) => RootfsSource::Tar(plan.host_path(path)),
         plan::Rootfs::Dir(path) => RootfsSource::Dir(plan.host_path(path)),
     };
@@ -79,10 +88,20 @@ fn build_rootfs(
         mode: c.mode,
         owner: c.owner.clone(),
     });
-    let spec = RootfsSpec { source, copies: copies.collect(), epoch: plan.epoch };
+    let spec = RootfsSpec {
+        source,
+        copies: copies.collect(),
+        epoch: plan.epoch,
+    };
     let stage = progress.stage("rootfs", "assembling the root file system");
     let packages = cache.join("debian");
-    let image = rootfs::build_interruptible(&spec, &packages, out, &mut |line| stage.note(line), interrupt)?;
+    let image = rootfs::build_interruptible(
+        &spec,
+        &packages,
+        out,
+        &mut |line| stage.note(line),
+        interrupt,
+    )?;
     stage.finish(&human::bytes(image.size));
     Ok(image.path)
 }
@@ -92,16 +111,28 @@ fn build_initramfs(guest: &GuestConfig, out: &Path) -> Result<PathBuf> {
     let tree = initramfs::smol_initramfs(GUEST_BINARY, &config, None)?;
     let fail = || format!("cannot write {}", out.display());
     let mut file = BufWriter::new(File::create(out).with_context(fail)?);
-    initramfs::write(&tree, &mut file).and_then(|_| Ok(file.flush()?)).with_context(fail)?;
+    initramfs::write(&tree, &mut file)
+        .and_then(|_| Ok(file.flush()?))
+        .with_context(fail)?;
     Ok(out.to_owned())
 }
 
 fn enter_digests(plan: &mut Plan, images: &Images) -> Result<()> {
-    let present = [("kernel", Some(&images.kernel)), ("initramfs", images.initramfs.as_ref()), ("rootfs", images.rootfs.as_ref())];
-    for (name, path) in present.into_iter().filter_map(|(name, path)| Some((name, path?))) {
+    let present = [
+        ("kernel", Some(&images.kernel)),
+        ("initramfs", images.initramfs.as_ref()),
+        ("rootfs", images.rootfs.as_ref()),
+    ];
+    for (name, path) in present
+        .into_iter()
+        .filter_map(|(name, path)| Some((name, path?)))
+    {
         let mut hasher = blake3::Hasher::new();
-        hasher.update_mmap_rayon(path).with_context(|| format!("cannot read the {name} {}", path.display()))?;
-        plan.inputs.insert(name.to_owned(), hasher.finalize().to_hex().to_string());
+        hasher
+            .update_mmap_rayon(path)
+            .with_context(|| format!("cannot read the {name} {}", path.display()))?;
+        plan.inputs
+            .insert(name.to_owned(), hasher.finalize().to_hex().to_string());
     }
     Ok(())
 }

@@ -25,12 +25,21 @@ const GRACE: Duration = Duration::from_secs(3);
 ///
 /// # Errors
 /// When there is no emulated host to be had, with the command that mends it.
-pub fn run(job: &Job, cache: &Path, interrupt: &Interrupt, mut report: impl FnMut(Message)) -> Result<()> {
+pub fn run(
+    job: &Job,
+    cache: &Path,
+    interrupt: &Interrupt,
+    mut report: impl FnMut(Message),
+) -> Result<()> {
     let (inner, mut host) = translate(job, EmulatedHost::new(cache))?;
     let text = serde_json::to_vec(&inner)?;
     std::fs::write(job.out.join(JOB_FILE), text).context("cannot write the job description")?;
     let guest_mib = u32::try_from(job.memory >> 20).context("guest memory")?;
-    host = host.memory(guest_mib).share(&job.out, OUT, false).job([SELF, INNER_COMMAND, "/job/out/job.json"]);
+    host = host.memory(guest_mib).share(&job.out, OUT, false).job([
+        SELF,
+        INNER_COMMAND,
+        "/job/out/job.json",
+    ]);
     let mut running = host.spawn().map_err(crate::commands::host_error)?;
     running.controller().stop_on(interrupt.clone(), GRACE);
 
@@ -52,7 +61,11 @@ pub fn run(job: &Job, cache: &Path, interrupt: &Interrupt, mut report: impl FnMu
     let _ = std::fs::remove_file(job.out.join(JOB_FILE));
     if status.shell_code() != 0 {
         let words = String::from_utf8_lossy(&stderr);
-        bail!("the build inside the emulated host failed (exit {}): {}", status.shell_code(), words.trim());
+        bail!(
+            "the build inside the emulated host failed (exit {}): {}",
+            status.shell_code(),
+            words.trim()
+        );
     }
     Ok(())
 }
@@ -74,7 +87,9 @@ pub fn inner(file: &Path, interrupt: &Interrupt) -> Result<()> {
 fn translate(job: &Job, mut host: EmulatedHost) -> Result<(Job, EmulatedHost)> {
     let mut count = 0;
     let mut share = |path: &PathBuf| -> Result<PathBuf> {
-        let path = path.canonicalize().with_context(|| format!("cannot find {}", path.display()))?;
+        let path = path
+            .canonicalize()
+            .with_context(|| format!("cannot find {}", path.display()))?;
         let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
             bail!("{} is no file", path.display());
         };
@@ -94,11 +109,20 @@ fn translate(job: &Job, mut host: EmulatedHost) -> Result<(Job, EmulatedHost)> {
 }
 
 fn complete_lines(buffer: &mut Vec<u8>) -> Result<Vec<Message>> {
-    let Some(end) = buffer.iter().rposition(|b| *b == b'\n') else { return Ok(Vec::new()) };
+    let Some(end) = buffer.iter().rposition(|b| *b == b'\n') else {
+        return Ok(Vec::new());
+    };
     let lines: Vec<u8> = buffer.drain(..=end).collect();
     lines
         .split(|b| *b == b'\n')
         .filter(|l| !l.is_empty())
-        .map(|l| serde_json::from_slice(l).with_context(|| format!("message of the emulated host: {}", String::from_utf8_lossy(l))))
+        .map(|l| {
+            serde_json::from_slice(l).with_context(|| {
+                format!(
+                    "message of the emulated host: {}",
+                    String::from_utf8_lossy(l)
+                )
+            })
+        })
         .collect()
 }

@@ -20,20 +20,36 @@ use super::{Failed, Frozen, Job, MEMORY_FILE, Message, STATE_FILE};
 ///
 /// # Errors
 /// For a machine that cannot be started at all: unreadable images, a host that refuses.
-pub fn run(job: &Job, interrupt: &Interrupt, report: impl FnMut(Message) + Send + 'static) -> Result<()> {
-    let ready_line = job.ready_line.as_deref().map(regex::bytes::Regex::new).transpose()?;
+pub fn run(
+    job: &Job,
+    interrupt: &Interrupt,
+    report: impl FnMut(Message) + Send + 'static,
+) -> Result<()> {
+    let ready_line = job
+        .ready_line
+        .as_deref()
+        .map(regex::bytes::Regex::new)
+        .transpose()?;
     let observer = Observer::new(Box::new(report), ready_line);
     let hooks = Hooks {
         console: Console::new(&observer),
         serial: Console::new(&observer),
-        vsock: Some(Vsock::for_build(smol_guest::protocol::GUEST_CID.into(), GuestStreams::new(&observer))),
+        vsock: Some(Vsock::for_build(
+            smol_guest::protocol::GUEST_CID.into(),
+            GuestStreams::new(&observer),
+        )),
     };
     let start = Instant::now();
     let mut machine = Machine::boot(&config(job)?, hooks)?;
     observer.attach(machine.stop_handle());
 
     let (done, finished) = mpsc::channel::<()>();
-    let guard = spawn_guard(machine.stop_handle(), interrupt.clone(), Duration::from_secs(job.limit), finished);
+    let guard = spawn_guard(
+        machine.stop_handle(),
+        interrupt.clone(),
+        Duration::from_secs(job.limit),
+        finished,
+    );
     let stop = machine.run();
     drop(done);
     guard.join().expect("the guard does not panic");
@@ -43,7 +59,12 @@ pub fn run(job: &Job, interrupt: &Interrupt, report: impl FnMut(Message) + Send 
             let boot_ms = start.elapsed().as_millis() as u64;
             Message::Frozen(freeze(job, &mut machine, boot_ms)?)
         }
-        stop => Message::Failed(explain(&observer, &stop, interrupt, start.elapsed() >= Duration::from_secs(job.limit))),
+        stop => Message::Failed(explain(
+            &observer,
+            &stop,
+            interrupt,
+            start.elapsed() >= Duration::from_secs(job.limit),
+        )),
     };
     observer.report(message);
     Ok(())
@@ -58,7 +79,9 @@ fn config(job: &Job) -> Result<MachineConfig> {
         cmdline: job.cmdline.clone(),
         rootfs: job.rootfs.clone(),
         clock: Clock::Virtual { epoch: job.epoch },
-        seed: *blake3::Hash::from_hex(&job.seed).context("the seed of the job")?.as_bytes(),
+        seed: *blake3::Hash::from_hex(&job.seed)
+            .context("the seed of the job")?
+            .as_bytes(),
     })
 }
 
@@ -102,12 +125,22 @@ fn freeze(job: &Job, machine: &mut Machine, boot_ms: u64) -> Result<Frozen> {
 
 fn explain(observer: &Observer, stop: &Stop, interrupt: &Interrupt, time_is_up: bool) -> Failed {
     if interrupt.is_set() {
-        return Failed { interrupted: true, ..Failed::new("the build was interrupted") };
+        return Failed {
+            interrupted: true,
+            ..Failed::new("the build was interrupted")
+        };
     }
     observer.failure(&match stop {
-        Stop::Requested if time_is_up => "the machine was not ready within the limit of wall-clock time".to_owned(),
-        Stop::Reset => "the guest reset itself before it was ready: a kernel panic, or its init ended".to_owned(),
-        Stop::Stuck => "the guest idles with no timer armed: nothing will ever happen in it".to_owned(),
+        Stop::Requested if time_is_up => {
+            "the machine was not ready within the limit of wall-clock time".to_owned()
+        }
+        Stop::Reset => {
+            "the guest reset itself before it was ready: a kernel panic, or its init ended"
+                .to_owned()
+        }
+        Stop::Stuck => {
+            "the guest idles with no timer armed: nothing will ever happen in it".to_owned()
+        }
         Stop::Crashed(what) => format!("the virtual CPU cannot go on: {what}"),
         Stop::Snapshot | Stop::Requested => "the machine stopped before it was frozen".to_owned(),
     })

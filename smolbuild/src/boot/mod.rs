@@ -104,13 +104,22 @@ pub struct Failed {
 impl Failed {
     /// A failure without more to tell.
     pub fn new(reason: impl Into<String>) -> Self {
-        Self { reason: reason.into(), details: Vec::new(), log: Vec::new(), console: Vec::new(), interrupted: false }
+        Self {
+            reason: reason.into(),
+            details: Vec::new(),
+            log: Vec::new(),
+            console: Vec::new(),
+            interrupted: false,
+        }
     }
 
     /// The text under the error line.
     pub fn explanation(&self) -> String {
         let mut text = self.details.join("\n");
-        for (title, lines) in [("last lines of the service", &self.log), ("last lines of the console", &self.console)] {
+        for (title, lines) in [
+            ("last lines of the service", &self.log),
+            ("last lines of the console", &self.console),
+        ] {
             if lines.is_empty() {
                 continue;
             }

@@ -56,7 +56,11 @@ impl Observer {
     pub(super) fn failure(&self, reason: &str) -> Failed {
         let mut seen = self.lock();
         let failure = seen.failure.take().unwrap_or_else(|| Failed::new(reason));
-        Failed { console: std::mem::take(&mut seen.console), log: std::mem::take(&mut seen.log), ..failure }
+        Failed {
+            console: std::mem::take(&mut seen.console),
+            log: std::mem::take(&mut seen.log),
+            ..failure
+        }
     }
 
     /// Whether the guest has reported that it cannot go on.
@@ -85,12 +89,25 @@ impl Seen {
                     ..Failed::new("the service ended before the machine was frozen")
                 });
             }
-            Event::Failed { stage, reason, probe, last_saw, service_status } => {
+            Event::Failed {
+                stage,
+                reason,
+                probe,
+                last_saw,
+                service_status,
+            } => {
                 let mut details = vec![format!("stage: {stage}")];
                 details.extend(probe.as_ref().map(|p| format!("probe: {p}")));
-                details.extend(last_saw.as_ref().map(|s| format!("it last saw: {}", s.trim_end())));
+                details.extend(
+                    last_saw
+                        .as_ref()
+                        .map(|s| format!("it last saw: {}", s.trim_end())),
+                );
                 details.extend(service_status.map(|s| format!("the service ended with {s}")));
-                self.failure = Some(Failed { details, ..Failed::new(reason.clone()) });
+                self.failure = Some(Failed {
+                    details,
+                    ..Failed::new(reason.clone())
+                });
             }
             _ => {}
         }
@@ -113,7 +130,9 @@ impl Seen {
     }
 
     fn protocol_error(&mut self, what: &str, error: impl std::fmt::Display) {
-        self.failure.get_or_insert(Failed::new(format!("the guest's {what} stream is unreadable: {error}")));
+        self.failure.get_or_insert(Failed::new(format!(
+            "the guest's {what} stream is unreadable: {error}"
+        )));
         self.stop(Stop::Requested);
     }
 }
@@ -144,7 +163,10 @@ pub(super) struct Console {
 
 impl Console {
     pub(super) fn new(observer: &Observer) -> Box<Self> {
-        Box::new(Self { observer: observer.clone(), lines: Lines::default() })
+        Box::new(Self {
+            observer: observer.clone(),
+            lines: Lines::default(),
+        })
     }
 }
 
@@ -154,7 +176,11 @@ impl Write for Console {
         self.lines.push(bytes, |line| seen.console_line(line));
         // A bare guest may say that it is ready without ending the line.
         let unfinished = &self.lines.0;
-        if seen.ready_line.as_ref().is_some_and(|r| !unfinished.is_empty() && r.is_match(unfinished)) {
+        if seen
+            .ready_line
+            .as_ref()
+            .is_some_and(|r| !unfinished.is_empty() && r.is_match(unfinished))
+        {
             let line = std::mem::take(&mut self.lines.0);
             seen.console_line(&line);
         }
@@ -242,7 +268,10 @@ mod tests {
     fn observer(ready: Option<&str>) -> (Observer, mpsc::Receiver<Message>) {
         let (tx, rx) = mpsc::channel();
         let ready = ready.map(|r| Regex::new(r).unwrap());
-        (Observer::new(Box::new(move |m| tx.send(m).unwrap()), ready), rx)
+        (
+            Observer::new(Box::new(move |m| tx.send(m).unwrap()), ready),
+            rx,
+        )
     }
 
     #[test]
@@ -266,10 +295,18 @@ mod tests {
             last_saw: Some("connection refused".into()),
             service_status: None,
         };
-        streams.data(protocol::CONTROL_PORT, 0, &protocol::encode_line(&event).unwrap());
+        streams.data(
+            protocol::CONTROL_PORT,
+            0,
+            &protocol::encode_line(&event).unwrap(),
+        );
         let failed = observer.failure("unused");
         assert_eq!(failed.reason, "not ready after 2 s");
-        assert!(failed.explanation().contains("probe: tcp 80\nit last saw: connection refused"));
+        assert!(
+            failed
+                .explanation()
+                .contains("probe: tcp 80\nit last saw: connection refused")
+        );
     }
 
     #[test]

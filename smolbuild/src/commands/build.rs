@@ -30,10 +30,19 @@ pub fn run(args: &Build, interrupt: &Interrupt) -> Result<()> {
     let progress = Progress::new(args.progress);
     let loaded = smolfile::load(&args.path)?;
     let key = args.sign.as_deref().map(keys::load_private).transpose()?;
-    let epoch = std::env::var("SOURCE_DATE_EPOCH").ok().map(|t| plan::parse_epoch(&t)).transpose()?;
+    let epoch = std::env::var("SOURCE_DATE_EPOCH")
+        .ok()
+        .map(|t| plan::parse_epoch(&t))
+        .transpose()?;
     let mut plan = Plan::resolve(&loaded.smolfile, &loaded.base_dir, &Flags { epoch })?;
-    let out = args.output.clone().unwrap_or_else(|| format!("{}.smolmachine", plan.name).into());
-    for file in [Some(&out), args.metadata_file.as_ref()].into_iter().flatten() {
+    let out = args
+        .output
+        .clone()
+        .unwrap_or_else(|| format!("{}.smolmachine", plan.name).into());
+    for file in [Some(&out), args.metadata_file.as_ref()]
+        .into_iter()
+        .flatten()
+    {
         check_writable(file)?;
     }
     let selected = smol_host::select(args.accel).map_err(host_error)?;
@@ -42,37 +51,70 @@ pub fn run(args: &Build, interrupt: &Interrupt) -> Result<()> {
     }
     let shared_cache = paths::cache_dir()?;
     let work = WorkDir::create(&shared_cache)?;
-    let cache = if args.no_cache { work.subdir("cache")? } else { shared_cache.clone() };
+    let cache = if args.no_cache {
+        work.subdir("cache")?
+    } else {
+        shared_cache.clone()
+    };
 
     let images = assemble::assemble(&mut plan, &cache, work.path(), &progress, interrupt)?;
     let frozen_in = work.subdir("frozen")?;
     let job = job(&plan, &images, &frozen_in);
-    let frozen = boot(&job, &selected, &shared_cache, &progress, args.verbose, interrupt)?;
-    let spec = pack::spec(&plan, &images, &frozen, &frozen_in, loaded.source.into_bytes())?;
+    let frozen = boot(
+        &job,
+        &selected,
+        &shared_cache,
+        &progress,
+        args.verbose,
+        interrupt,
+    )?;
+    let spec = pack::spec(
+        &plan,
+        &images,
+        &frozen,
+        &frozen_in,
+        loaded.source.into_bytes(),
+    )?;
     interrupt.check()?;
     let written = pack(&spec, &out, &work, key.as_ref(), &progress)?;
-    report(&plan, &out, &written, &frozen, key.is_some(), args, &progress)
+    report(
+        &plan,
+        &out,
+        &written,
+        &frozen,
+        key.is_some(),
+        args,
+        &progress,
+    )
 }
 
 /// Finds out before the work, not after it, whether there is a place for its result.
 fn check_writable(file: &Path) -> Result<()> {
     let what = || format!("cannot write {}", file.display());
     if file.is_dir() {
-        return Err(Failure::new(ExitKind::Usage, format!("{}: it is a folder", what()))
-            .hint("name the file to write")
-            .into());
+        return Err(
+            Failure::new(ExitKind::Usage, format!("{}: it is a folder", what()))
+                .hint("name the file to write")
+                .into(),
+        );
     }
-    tempfile::tempfile_in(folder_of(file)).with_context(what).map(drop)
+    tempfile::tempfile_in(folder_of(file))
+        .with_context(what)
+        .map(drop)
 }
 
 fn folder_of(file: &Path) -> &Path {
-    file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+    file.parent()
+        .filter(|folder| !folder.as_os_str().is_empty())
+        .unwrap_or(Path::new("."))
 }
 
 fn job(plan: &Plan, images: &Images, out: &Path) -> Job {
     let ready_line = plan.console_ready.as_ref().map(|r| match &r.probe {
         smol_guest::protocol::Probe::Log { pattern } => pattern.clone(),
-        other => unreachable!("the parser gives a machine without a service nothing but a log probe, not {other}"),
+        other => unreachable!(
+            "the parser gives a machine without a service nothing but a log probe, not {other}"
+        ),
     });
     Job {
         kernel: images.kernel.clone(),
@@ -83,7 +125,10 @@ fn job(plan: &Plan, images: &Images, out: &Path) -> Job {
         vcpus: u8::try_from(plan.cpus).expect("the parser allows few"),
         epoch: plan.epoch,
         seed: blake3::Hash::from_bytes(plan.seed()).to_hex().to_string(),
-        limit: plan.console_ready.as_ref().map_or(BOOT_LIMIT, |r| r.timeout_ms.div_ceil(1000)),
+        limit: plan
+            .console_ready
+            .as_ref()
+            .map_or(BOOT_LIMIT, |r| r.timeout_ms.div_ceil(1000)),
         ready_line,
         out: out.to_owned(),
     }
@@ -126,7 +171,12 @@ struct BootStages {
 impl BootStages {
     fn new(progress: &Progress, verbose: bool) -> Self {
         let current = Some(progress.stage("boot", "booting the machine"));
-        Self { progress: progress.clone(), current, outcome: None, verbose }
+        Self {
+            progress: progress.clone(),
+            current,
+            outcome: None,
+            verbose,
+        }
     }
 
     fn start(&mut self, name: &str, message: &str) {
@@ -143,10 +193,15 @@ impl BootStages {
         match message {
             Message::Guest(event) => self.event(&event),
             Message::Log(line) if self.verbose => self.progress.note(&format!("service | {line}")),
-            Message::Console(line) if self.verbose => self.progress.note(&format!("console | {line}")),
+            Message::Console(line) if self.verbose => {
+                self.progress.note(&format!("console | {line}"))
+            }
             Message::Log(_) | Message::Console(_) => {}
             Message::Frozen(frozen) => {
-                self.finish(&format!("{} of memory in use", human::bytes(frozen.nonzero_pages * 4096)));
+                self.finish(&format!(
+                    "{} of memory in use",
+                    human::bytes(frozen.nonzero_pages * 4096)
+                ));
                 self.outcome = Some(Ok(frozen));
             }
             Message::Failed(failed) => self.outcome = Some(Err(failed)),
@@ -160,7 +215,9 @@ impl BootStages {
                 self.start("service", "starting the service");
             }
             Event::Ready { attempts } => self.finish(&format!("ready at attempt {attempts}")),
-            Event::WarmStarted { index } => self.start("warm", &format!("running warm command {}", index + 1)),
+            Event::WarmStarted { index } => {
+                self.start("warm", &format!("running warm command {}", index + 1))
+            }
             Event::WarmFinished { status, .. } => self.finish(&status.to_string()),
             Event::Quiesced => self.start("snapshot", "capturing the machine"),
             Event::Warning { reason, .. } => self.progress.note(&format!("warning: {reason}")),
@@ -170,12 +227,18 @@ impl BootStages {
 }
 
 fn boot_error(failed: &Failed, interrupt: &Interrupt) -> anyhow::Error {
-    if failed.interrupted && let Err(stopped) = interrupt.check() {
+    if failed.interrupted
+        && let Err(stopped) = interrupt.check()
+    {
         return stopped.into();
     }
     let explanation = failed.explanation();
     let error = anyhow::Error::from(Failure::new(ExitKind::Failed, failed.reason.clone()));
-    if explanation.is_empty() { error } else { anyhow::Error::msg(explanation).context(error) }
+    if explanation.is_empty() {
+        error
+    } else {
+        anyhow::Error::msg(explanation).context(error)
+    }
 }
 
 /// Writes the bundle beside its destination's name, signed or not; it appears whole or not at all.
@@ -187,8 +250,13 @@ fn pack(
     progress: &Progress,
 ) -> Result<Written> {
     let stage = progress.stage("pack", "dropping equal pages, compressing");
-    let unsigned: PathBuf = if key.is_some() { work.path().join("unsigned") } else { out.to_owned() };
-    let written = pack::write(spec, &unsigned, &mut |done, total| stage.set(done, total)).map_err(bundle_error)?;
+    let unsigned: PathBuf = if key.is_some() {
+        work.path().join("unsigned")
+    } else {
+        out.to_owned()
+    };
+    let written = pack::write(spec, &unsigned, &mut |done, total| stage.set(done, total))
+        .map_err(bundle_error)?;
     stage.finish(&human::bytes(written.file_size));
     if let Some(key) = key {
         let stage = progress.stage("sign", "signing");
@@ -221,11 +289,26 @@ fn report(
         });
         let mut file = tempfile::NamedTempFile::new_in(folder_of(path))?;
         file.write_all(&serde_json::to_vec_pretty(&facts)?)?;
-        file.persist(path).with_context(|| format!("cannot write {}", path.display()))?;
+        file.persist(path)
+            .with_context(|| format!("cannot write {}", path.display()))?;
     }
-    let ports: String = plan.ports().iter().map(|p| format!(" -p {}:{p}", if *p < 10000 { 10000 + *p } else { *p })).collect();
-    let trust = if signed { " --key PUBLIC.pub" } else { " --insecure-unsigned" };
-    println!("{}  {}  {}  {}", plan.name, human::bytes(written.file_size), written.digest, out.display());
+    let ports: String = plan
+        .ports()
+        .iter()
+        .map(|p| format!(" -p {}:{p}", if *p < 10000 { 10000 + *p } else { *p }))
+        .collect();
+    let trust = if signed {
+        " --key PUBLIC.pub"
+    } else {
+        " --insecure-unsigned"
+    };
+    println!(
+        "{}  {}  {}  {}",
+        plan.name,
+        human::bytes(written.file_size),
+        written.digest,
+        out.display()
+    );
     println!("run it:  smolrun {}{ports}{trust}", out.display());
     Ok(())
 }

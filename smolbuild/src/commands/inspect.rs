@@ -51,16 +51,50 @@ fn as_text(bundle: &Bundle) -> String {
     let mut line = |key: &str, value: String| {
         let _ = writeln!(text, "{key:<12} {value}");
     };
-    line("name", [Some(config.name.as_str()), config.version.as_deref()].into_iter().flatten().collect::<Vec<_>>().join(" "));
+    line(
+        "name",
+        [Some(config.name.as_str()), config.version.as_deref()]
+            .into_iter()
+            .flatten()
+            .collect::<Vec<_>>()
+            .join(" "),
+    );
     line("digest", bundle.digest().to_string());
     line("signed by", signers(bundle));
     line("file", human::bytes(bundle.file_size()));
-    line("machine", format!("{}, {} of memory, cpus {}", config.arch, human::bytes(config.memory), config.cpus));
-    line("ports", config.ports.iter().map(u16::to_string).collect::<Vec<_>>().join(", "));
-    line("snapshot", if bundle.has_snapshot() { "yes".into() } else { "no: it boots cold".into() });
+    line(
+        "machine",
+        format!(
+            "{}, {} of memory, cpus {}",
+            config.arch,
+            human::bytes(config.memory),
+            config.cpus
+        ),
+    );
+    line(
+        "ports",
+        config
+            .ports
+            .iter()
+            .map(u16::to_string)
+            .collect::<Vec<_>>()
+            .join(", "),
+    );
+    line(
+        "snapshot",
+        if bundle.has_snapshot() {
+            "yes".into()
+        } else {
+            "no: it boots cold".into()
+        },
+    );
     line("reproducible", reproducible(config));
     line("cpu needs", config.cpu.features.join(" "));
-    let _ = writeln!(text, "\n{:<10} {:>10} {:>9} {:>9} {:>9} {:>9} {:>10} {:>10}", "image", "size", "zero", "same", "elsewhere", "stored", "raw", "compressed");
+    let _ = writeln!(
+        text,
+        "\n{:<10} {:>10} {:>9} {:>9} {:>9} {:>9} {:>10} {:>10}",
+        "image", "size", "zero", "same", "elsewhere", "stored", "raw", "compressed"
+    );
     for i in bundle.stats().images {
         let _ = writeln!(
             text,
@@ -80,14 +114,25 @@ fn as_text(bundle: &Bundle) -> String {
 }
 
 fn signers(bundle: &Bundle) -> String {
-    let ids: Vec<_> = bundle.signatures().iter().map(|s| s.key_id.to_string()).collect();
-    if ids.is_empty() { "nobody".into() } else { format!("{} (not checked here)", ids.join(", ")) }
+    let ids: Vec<_> = bundle
+        .signatures()
+        .iter()
+        .map(|s| s.key_id.to_string())
+        .collect();
+    if ids.is_empty() {
+        "nobody".into()
+    } else {
+        format!("{} (not checked here)", ids.join(", "))
+    }
 }
 
 fn reproducible(config: &Config) -> String {
     match &config.reproducible {
         None => "nothing is claimed".into(),
         Some(r) if r.claimed => "claimed".into(),
-        Some(r) => format!("not claimed: {}", r.reason.as_deref().unwrap_or("no reason given")),
+        Some(r) => format!(
+            "not claimed: {}",
+            r.reason.as_deref().unwrap_or("no reason given")
+        ),
     }
 }

@@ -14,7 +14,11 @@ use crate::cli::Kernel;
 /// Builds the kernel, or finds it in the cache, and prints the path of its vmlinux.
 pub fn run(args: &Kernel, interrupt: &Interrupt) -> Result<()> {
     let progress = Progress::new(args.progress);
-    let request = Request { recipe: &args.recipe, source: args.source.as_deref(), rebuild: args.no_cache };
+    let request = Request {
+        recipe: &args.recipe,
+        source: args.source.as_deref(),
+        rebuild: args.no_cache,
+    };
     let vmlinux = kernel::obtain(&request, &paths::cache_dir()?, &progress, interrupt)?;
     let Some(output) = &args.output else {
         println!("{}", vmlinux.display());
@@ -27,8 +31,13 @@ pub fn run(args: &Kernel, interrupt: &Interrupt) -> Result<()> {
 
 /// Copies a file such that the copy appears whole or not at all.
 fn copy(from: &Path, to: &Path) -> io::Result<()> {
-    let folder = to.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut new = tempfile::Builder::new().permissions(Permissions::from_mode(0o755)).tempfile_in(folder)?;
+    let folder = to
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
+    let mut new = tempfile::Builder::new()
+        .permissions(Permissions::from_mode(0o755))
+        .tempfile_in(folder)?;
     io::copy(&mut File::open(from)?, &mut new)?;
     new.as_file().sync_all()?;
     new.persist(to).map(drop).map_err(|error| error.error)

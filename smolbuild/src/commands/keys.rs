@@ -13,20 +13,30 @@ use crate::cli::{Keygen, Sign};
 pub fn keygen(args: &Keygen) -> Result<()> {
     let public_path = public_path(&args.output);
     if public_path == args.output {
-        let message = format!("{} is the name that the public key would get", args.output.display());
-        return Err(Failure::new(ExitKind::Usage, message).hint("name the private key otherwise: me.key").into());
+        let message = format!(
+            "{} is the name that the public key would get",
+            args.output.display()
+        );
+        return Err(Failure::new(ExitKind::Usage, message)
+            .hint("name the private key otherwise: me.key")
+            .into());
     }
     for path in [&args.output, &public_path] {
         if path.exists() {
             let message = format!("{} exists already", path.display());
-            return Err(Failure::new(ExitKind::Failed, message).hint("choose another name, or remove it first").into());
+            return Err(Failure::new(ExitKind::Failed, message)
+                .hint("choose another name, or remove it first")
+                .into());
         }
     }
     let key = PrivateKey::generate().map_err(bundle_error)?;
     key.save(&args.output).map_err(bundle_error)?;
     key.public().save(&public_path).map_err(bundle_error)?;
     println!("private key  {}   keep it secret", args.output.display());
-    println!("public key   {}   give it to those who run your bundles", public_path.display());
+    println!(
+        "public key   {}   give it to those who run your bundles",
+        public_path.display()
+    );
     println!("key id       {}", key.public().id());
     Ok(())
 }
@@ -47,9 +57,10 @@ pub fn sign(args: &Sign) -> Result<()> {
 
 /// A private key, with the advice that a missing one deserves.
 pub(crate) fn load_private(path: &Path) -> Result<PrivateKey> {
-    PrivateKey::load(path)
-        .kind(ExitKind::Usage)
-        .hint(format!("smolbuild keygen -o {} makes a new key pair", path.display()))
+    PrivateKey::load(path).kind(ExitKind::Usage).hint(format!(
+        "smolbuild keygen -o {} makes a new key pair",
+        path.display()
+    ))
 }
 
 /// A public key.

@@ -15,15 +15,23 @@ use smol_cli::{ErrorExt, ExitKind, Failure};
 /// Gives an error of the bundle library its exit code: 4 when the bytes are not what they should
 /// be, 1 when the machine could not do it.
 pub(crate) fn bundle_error(error: smol_bundle::Error) -> anyhow::Error {
-    let kind = if error.is_verification_failure() { ExitKind::Verification } else { ExitKind::Failed };
-    Err::<(), _>(error).kind(kind).expect_err("made from an error")
+    let kind = if error.is_verification_failure() {
+        ExitKind::Verification
+    } else {
+        ExitKind::Failed
+    };
+    Err::<(), _>(error)
+        .kind(kind)
+        .expect_err("made from an error")
 }
 
 /// Opens the bundle that the command line names. One that is not there is a mistake in the command.
 pub(crate) fn open_bundle(path: &Path) -> anyhow::Result<Bundle> {
     if !path.exists() {
         let message = format!("there is no bundle {}", path.display());
-        return Err(Failure::new(ExitKind::Usage, message).hint("smolbuild DIR -o FILE builds one").into());
+        return Err(Failure::new(ExitKind::Usage, message)
+            .hint("smolbuild DIR -o FILE builds one")
+            .into());
     }
     Bundle::open(path).map_err(bundle_error)
 }

@@ -8,16 +8,28 @@ use crate::cli::Verify;
 
 /// Exits with 4, and why, for any changed bit and for a signature that is missing or wrong.
 pub fn run(args: &Verify) -> Result<()> {
-    let trusted = args.key.iter().map(|p| keys::load_public(p)).collect::<Result<Vec<_>>>()?;
+    let trusted = args
+        .key
+        .iter()
+        .map(|p| keys::load_public(p))
+        .collect::<Result<Vec<_>>>()?;
     let bundle = open_bundle(&args.bundle)?;
     bundle.verify_all(&mut |_, _| {}).map_err(bundle_error)?;
     if args.insecure_unsigned {
-        println!("{} is intact; its signature was not checked", bundle.digest());
+        println!(
+            "{} is intact; its signature was not checked",
+            bundle.digest()
+        );
         return Ok(());
     }
     let signer = bundle
         .verify_signature(&trusted)
-        .with_context(|| format!("{} is intact, but nobody trusted answers for it", args.bundle.display()))
+        .with_context(|| {
+            format!(
+                "{} is intact, but nobody trusted answers for it",
+                args.bundle.display()
+            )
+        })
         .kind(ExitKind::Verification)?;
     println!("{} is intact and signed by {signer}", bundle.digest());
     Ok(())

@@ -14,7 +14,10 @@ pub struct Archive {
 impl Archive {
     /// An empty archive.
     pub fn new() -> Self {
-        Archive { bytes: Vec::new(), inode: 0 }
+        Archive {
+            bytes: Vec::new(),
+            inode: 0,
+        }
     }
 
     /// Adds a folder; its parent must have been added before (the root exists).
@@ -43,10 +46,13 @@ impl Archive {
         let size = u32::try_from(data.len()).expect("a cpio member is shorter than 4 GiB");
         let name_size = path.len() as u32 + 1;
         // ino mode uid gid nlink mtime filesize maj min rmaj rmin namesize check
-        let fields = [self.inode, mode, 0, 0, 1, 0, size, 0, 0, major, minor, name_size, 0];
+        let fields = [
+            self.inode, mode, 0, 0, 1, 0, size, 0, 0, major, minor, name_size, 0,
+        ];
         self.bytes.extend_from_slice(b"070701");
         for field in fields {
-            self.bytes.extend_from_slice(format!("{field:08x}").as_bytes());
+            self.bytes
+                .extend_from_slice(format!("{field:08x}").as_bytes());
         }
         self.bytes.extend_from_slice(path.as_bytes());
         self.bytes.push(0);
@@ -71,8 +77,12 @@ mod tests {
         archive.file("bin/a", 0o755, b"xyz");
         archive.char_device("console", (5, 1));
         let bytes = archive.finish();
-        let headers: Vec<usize> =
-            bytes.windows(6).enumerate().filter(|(_, w)| w == b"070701").map(|(i, _)| i).collect();
+        let headers: Vec<usize> = bytes
+            .windows(6)
+            .enumerate()
+            .filter(|(_, w)| w == b"070701")
+            .map(|(i, _)| i)
+            .collect();
         assert_eq!(headers.len(), 4);
         assert!(headers.iter().all(|at| at % 4 == 0), "{headers:?}");
         let body = bytes.windows(3).position(|w| w == b"xyz").unwrap();

@@ -32,7 +32,9 @@ type Port = Arc<Mutex<File>>;
 /// If this process is the init of an emulated host, does that and never returns; else returns at
 /// once. To be called before anything else in `main`.
 pub fn main_if_requested() {
-    let requested = std::env::args_os().nth(1).is_some_and(|argument| argument == INIT_ARGUMENT);
+    let requested = std::env::args_os()
+        .nth(1)
+        .is_some_and(|argument| argument == INIT_ARGUMENT);
     if !requested || std::process::id() != 1 {
         return;
     }
@@ -50,9 +52,15 @@ fn run() -> Result<Infallible> {
         load_module(module)?;
     }
     let port = open_port()?;
-    let writer: Port = Arc::new(Mutex::new(port.try_clone().map_err(context("cannot duplicate the port"))?));
+    let writer: Port = Arc::new(Mutex::new(
+        port.try_clone()
+            .map_err(context("cannot duplicate the port"))?,
+    ));
     let (kind, payload) = match set_up(&job).and_then(|()| serve(&job, port, &writer)) {
-        Ok(status) => (Kind::Exited, serde_json::to_vec(&status).unwrap_or_default()),
+        Ok(status) => (
+            Kind::Exited,
+            serde_json::to_vec(&status).unwrap_or_default(),
+        ),
         Err(why) => (Kind::Failed, why.into_bytes()),
     };
     unmount(&job.shares);
@@ -95,7 +103,11 @@ fn load_module(path: &str) -> Result<()> {
 fn open_port() -> Result<File> {
     let limit = Instant::now() + DEVICE_LIMIT;
     loop {
-        for entry in fs::read_dir("/sys/class/virtio-ports").into_iter().flatten().flatten() {
+        for entry in fs::read_dir("/sys/class/virtio-ports")
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
             let name = fs::read_to_string(entry.path().join("name")).unwrap_or_default();
             if name.trim() == PORT_NAME {
                 let path = std::path::Path::new("/dev").join(entry.file_name());
@@ -123,7 +135,11 @@ fn set_up(job: &Job) -> Result<()> {
 
 /// `msize` and `cache` as measured; see the table in [`super`].
 fn mount_share(share: &Mount) -> Result<()> {
-    let (flags, cache) = if share.read_only { (MountFlags::RDONLY, "loose") } else { (MountFlags::empty(), "mmap") };
+    let (flags, cache) = if share.read_only {
+        (MountFlags::RDONLY, "loose")
+    } else {
+        (MountFlags::empty(), "mmap")
+    };
     let options = format!("trans=virtio,version=9p2000.L,msize=512000,cache={cache}");
     mount(&share.tag, &share.target, "9p", flags, &options)
 }
@@ -139,7 +155,8 @@ fn unmount(shares: &[Mount]) {
 fn serve(job: &Job, mut port: File, writer: &Port) -> Result<JobStatus> {
     send(writer, Kind::Started, &[]).map_err(context("cannot speak to the host"))?;
     set_clock(&mut port)?;
-    let (channel, inner) = UnixStream::pair().map_err(context("cannot create the job's channel"))?;
+    let (channel, inner) =
+        UnixStream::pair().map_err(context("cannot create the job's channel"))?;
     let mut child = start_job(job, inner.into())?;
     let relays = [
         relay(child.stdout.take(), Kind::Stdout, writer),
@@ -153,7 +170,10 @@ fn serve(job: &Job, mut port: File, writer: &Port) -> Result<JobStatus> {
     for relay in relays.into_iter().flatten() {
         let _ = relay.join();
     }
-    Ok(JobStatus { code: status.code(), signal: status.signal() })
+    Ok(JobStatus {
+        code: status.code(),
+        signal: status.signal(),
+    })
 }
 
 /// Ends every process but ourselves.
@@ -165,21 +185,42 @@ fn kill_everything() {
 /// The host answers [`Kind::Started`] with the time of day.
 fn set_clock(port: &mut File) -> Result<()> {
     let frame = wire::read_frame(port).map_err(context("cannot hear the host"))?;
-    let Some((Kind::Clock, payload)) = frame else { return Err("the host did not tell the time".into()) };
-    let nanoseconds = u64::from_le_bytes(payload.try_into().map_err(|_| "the host told a bad time")?);
-    let time = Timespec { tv_sec: (nanoseconds / 1_000_000_000) as i64, tv_nsec: (nanoseconds % 1_000_000_000) as i64 };
-    rustix::time::clock_settime(ClockId::Realtime, time).map_err(|e| format!("cannot set the clock: {e}"))
+    let Some((Kind::Clock, payload)) = frame else {
+        return Err("the host did not tell the time".into());
+    };
+    let nanoseconds =
+        u64::from_le_bytes(payload.try_into().map_err(|_| "the host told a bad time")?);
+    let time = Timespec {
+        tv_sec: (nanoseconds / 1_000_000_000) as i64,
+        tv_nsec: (nanoseconds % 1_000_000_000) as i64,
+    };
+    rustix::time::clock_settime(ClockId::Realtime, time)
+        .map_err(|e| format!("cannot set the clock: {e}"))
 }
 
 fn start_job(job: &Job, channel: OwnedFd) -> Result<Child> {
     let (program, arguments) = job.argv.split_first().ok_or("there is no job to run")?;
     let mut command = Command::new(program);
-    command.args(arguments).current_dir(&job.cwd).process_group(0);
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    command.env_clear().env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin").env("HOME", "/root");
+    command
+        .args(arguments)
+        .current_dir(&job.cwd)
+        .process_group(0);
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+        .env_clear()
+        .env(
+            "PATH",
+            "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        )
+        .env("HOME", "/root");
     command.envs(job.env.iter().cloned());
     let fd = channel.as_raw_fd();
-    command.env(MARKER_VARIABLE, "1").env(CHANNEL_VARIABLE, fd.to_string());
+    command
+        .env(MARKER_VARIABLE, "1")
+        .env(CHANNEL_VARIABLE, fd.to_string());
     // SAFETY: fcntl is async-signal-safe; it lets the child, and no other, keep its channel over exec.
     unsafe {
         command.pre_exec(move || match libc::fcntl(fd, libc::F_SETFD, 0) {
@@ -187,11 +228,17 @@ fn start_job(job: &Job, channel: OwnedFd) -> Result<Child> {
             _ => Ok(()),
         })
     };
-    command.spawn().map_err(context(format!("cannot run {program}")))
+    command
+        .spawn()
+        .map_err(context(format!("cannot run {program}")))
 }
 
 /// Sends everything readable from `from` as frames of `kind`, on a thread of its own.
-fn relay(from: Option<impl Read + Send + 'static>, kind: Kind, to: &Port) -> Option<thread::JoinHandle<()>> {
+fn relay(
+    from: Option<impl Read + Send + 'static>,
+    kind: Kind,
+    to: &Port,
+) -> Option<thread::JoinHandle<()>> {
     let (mut from, to) = (from?, to.clone());
     Some(thread::spawn(move || {
         let mut buffer = vec![0; 256 << 10];
@@ -209,7 +256,9 @@ fn follow_host(mut port: File, mut channel: UnixStream, child: &Child) {
     thread::spawn(move || {
         while let Ok(Some((kind, payload))) = wire::read_frame(&mut port) {
             match kind {
-                Kind::Stop => drop(group.map(|group| rustix::process::kill_process_group(group, Signal::TERM))),
+                Kind::Stop => drop(
+                    group.map(|group| rustix::process::kill_process_group(group, Signal::TERM)),
+                ),
                 Kind::Channel => drop(io::Write::write_all(&mut channel, &payload)),
                 _ => {}
             }

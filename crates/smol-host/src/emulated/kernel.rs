@@ -48,10 +48,15 @@ impl Kernel {
         let mut dirs: Vec<PathBuf> = fs::read_dir(shelf(cache))
             .ok()?
             .filter_map(|entry| entry.ok().map(|entry| entry.path()))
-            .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().ends_with(&suffix)))
+            .filter(|path| {
+                path.file_name()
+                    .is_some_and(|name| name.to_string_lossy().ends_with(&suffix))
+            })
             .collect();
         dirs.sort_by_key(|dir| fs::metadata(dir).and_then(|meta| meta.modified()).ok());
-        dirs.into_iter().rev().find_map(|dir| Kernel::open(&dir).ok())
+        dirs.into_iter()
+            .rev()
+            .find_map(|dir| Kernel::open(&dir).ok())
     }
 
     /// The cached kernel, or a freshly fetched one.
@@ -71,7 +76,12 @@ impl Kernel {
             return Ok(kernel);
         }
         let (root, version) = download(scratch.path())?;
-        install(&root, &scratch, &format!("{META_PACKAGE} {version}"), &format!("{version}-r{REVISION}"))
+        install(
+            &root,
+            &scratch,
+            &format!("{META_PACKAGE} {version}"),
+            &format!("{version}-r{REVISION}"),
+        )
     }
 
     /// Whether [`Kernel::obtain`] has good prospects: what it would fetch, without fetching it.
@@ -87,17 +97,25 @@ impl Kernel {
     fn own(cache: &Path, root: &Path) -> Result<Kernel> {
         let scratch = Scratch::new(cache)?;
         let image = find_image(root)?;
-        let name = format!("own-{}", image.file_name().unwrap_or_default().to_string_lossy());
+        let name = format!(
+            "own-{}",
+            image.file_name().unwrap_or_default().to_string_lossy()
+        );
         Kernel::open(&scratch.shelf.join(&name))
             .or_else(|_| install(root, &scratch, &root.display().to_string(), &name))
     }
 
     fn open(dir: &Path) -> Result<Kernel> {
         let path = dir.join("index.json");
-        let text = fs::read(&path).map_err(HostError::io(format!("cannot read {}", path.display())))?;
-        let index = serde_json::from_slice(&text)
-            .map_err(|e| HostError::new(format!("{} is damaged: {e}", path.display())).mend(remove_command(dir)))?;
-        Ok(Kernel { dir: dir.to_owned(), index })
+        let text =
+            fs::read(&path).map_err(HostError::io(format!("cannot read {}", path.display())))?;
+        let index = serde_json::from_slice(&text).map_err(|e| {
+            HostError::new(format!("{} is damaged: {e}", path.display())).mend(remove_command(dir))
+        })?;
+        Ok(Kernel {
+            dir: dir.to_owned(),
+            index,
+        })
     }
 
     /// What it is, for people: package and version.
@@ -117,7 +135,8 @@ impl Kernel {
             .map(|name| {
                 let path = self.dir.join("modules").join(format!("{name}.ko"));
                 let bytes = fs::read(&path).map_err(|e| {
-                    HostError::new(format!("cannot read {}: {e}", path.display())).mend(remove_command(&self.dir))
+                    HostError::new(format!("cannot read {}: {e}", path.display()))
+                        .mend(remove_command(&self.dir))
                 })?;
                 Ok((name, bytes))
             })
@@ -143,15 +162,25 @@ struct Scratch {
 impl Scratch {
     fn new(cache: &Path) -> Result<Scratch> {
         let shelf = shelf(cache);
-        fs::create_dir_all(&shelf).map_err(HostError::io(format!("cannot create {}", shelf.display())))?;
+        fs::create_dir_all(&shelf)
+            .map_err(HostError::io(format!("cannot create {}", shelf.display())))?;
         let path = shelf.join("lock");
-        let lock = File::create(&path).map_err(HostError::io(format!("cannot create {}", path.display())))?;
-        lock.lock().map_err(HostError::io(format!("cannot lock {}", path.display())))?;
+        let lock = File::create(&path)
+            .map_err(HostError::io(format!("cannot create {}", path.display())))?;
+        lock.lock()
+            .map_err(HostError::io(format!("cannot lock {}", path.display())))?;
         let dir = tempfile::Builder::new()
             .prefix("new-")
             .tempdir_in(&shelf)
-            .map_err(HostError::io(format!("cannot create a folder in {}", shelf.display())))?;
-        Ok(Scratch { dir, shelf, _lock: lock })
+            .map_err(HostError::io(format!(
+                "cannot create a folder in {}",
+                shelf.display()
+            )))?;
+        Ok(Scratch {
+            dir,
+            shelf,
+            _lock: lock,
+        })
     }
 
     fn path(&self) -> &Path {
@@ -170,20 +199,31 @@ fn download(scratch: &Path) -> Result<(PathBuf, String)> {
     }
     // apt drops to its own user when run by root, who may not enter our folder; we only download.
     let mut apt_get = Command::new("apt-get");
-    apt_get.args(["-qq", "-o", "APT::Sandbox::User=root", "download"]).args(packages.iter().map(Package::pin));
+    apt_get
+        .args(["-qq", "-o", "APT::Sandbox::User=root", "download"])
+        .args(packages.iter().map(Package::pin));
     run(apt_get.current_dir(&debs)).map_err(|e| e.mend(apt_update()))?;
-    for entry in fs::read_dir(&debs).map_err(HostError::io("cannot list the downloaded packages"))? {
-        let deb = entry.map_err(HostError::io("cannot list the downloaded packages"))?.path();
+    for entry in
+        fs::read_dir(&debs).map_err(HostError::io("cannot list the downloaded packages"))?
+    {
+        let deb = entry
+            .map_err(HostError::io("cannot list the downloaded packages"))?
+            .path();
         run(Command::new("dpkg-deb").arg("-x").arg(deb).arg(&root))?;
     }
-    let version = packages.first().map(|package| package.version.clone()).unwrap_or_default();
+    let version = packages
+        .first()
+        .map(|package| package.version.clone())
+        .unwrap_or_default();
     Ok((root, version))
 }
 
 fn require_tools() -> Result<()> {
     for tool in ["apt-get", "apt-cache", "dpkg-deb"] {
         if apt::find_program(tool).is_none() {
-            let message = format!("the emulated host's kernel comes from Debian's package {META_PACKAGE}, and {tool} is not here");
+            let message = format!(
+                "the emulated host's kernel comes from Debian's package {META_PACKAGE}, and {tool} is not here"
+            );
             return Err(HostError::new(message).mend(format!(
                 "unpack a kernel package with KVM, 9p and virtio modules into a folder and set {KERNEL_ROOT_VARIABLE}=<folder>"
             )));
@@ -193,7 +233,11 @@ fn require_tools() -> Result<()> {
 }
 
 fn apt_update() -> String {
-    let sudo = if rustix::process::geteuid().is_root() { "" } else { "sudo " };
+    let sudo = if rustix::process::geteuid().is_root() {
+        ""
+    } else {
+        "sudo "
+    };
     format!("{sudo}apt-get update")
 }
 
@@ -215,7 +259,13 @@ fn resolve() -> Result<Vec<Package>> {
     let mut todo = vec![META_PACKAGE.to_owned()];
     while let Some(name) = todo.pop() {
         let record = run(Command::new("apt-cache").args(["show", "--no-all-versions", &name]))
-            .map_err(|e| HostError::new(format!("apt does not know the package {name}: {}", e.message)).mend(apt_update()))?;
+            .map_err(|e| {
+                HostError::new(format!(
+                    "apt does not know the package {name}: {}",
+                    e.message
+                ))
+                .mend(apt_update())
+            })?;
         for package in kernel_dependencies(&record) {
             if !found.iter().any(|known| known.name == package.name) {
                 todo.push(package.name.clone());
@@ -224,20 +274,31 @@ fn resolve() -> Result<Vec<Package>> {
         }
     }
     if found.is_empty() {
-        return Err(HostError::new(format!("the package {META_PACKAGE} depends on no kernel package")).mend(apt_update()));
+        return Err(HostError::new(format!(
+            "the package {META_PACKAGE} depends on no kernel package"
+        ))
+        .mend(apt_update()));
     }
     Ok(found)
 }
 
 /// The versioned kernel packages in a package record's `Depends:` field.
 fn kernel_dependencies(record: &str) -> Vec<Package> {
-    let depends = record.lines().find_map(|line| line.strip_prefix("Depends:")).unwrap_or("");
+    let depends = record
+        .lines()
+        .find_map(|line| line.strip_prefix("Depends:"))
+        .unwrap_or("");
     depends
         .split(',')
         .filter_map(|item| {
             let (name, version) = item.trim().split_once(" (= ")?;
-            let kernel = ["linux-image-", "linux-modules-", "linux-binary-"].iter().any(|prefix| name.starts_with(prefix));
-            kernel.then(|| Package { name: name.to_owned(), version: version.trim_end_matches(')').to_owned() })
+            let kernel = ["linux-image-", "linux-modules-", "linux-binary-"]
+                .iter()
+                .any(|prefix| name.starts_with(prefix));
+            kernel.then(|| Package {
+                name: name.to_owned(),
+                version: version.trim_end_matches(')').to_owned(),
+            })
         })
         .collect()
 }
@@ -246,12 +307,18 @@ fn kernel_dependencies(record: &str) -> Vec<Package> {
 fn install(root: &Path, scratch: &Scratch, origin: &str, name: &str) -> Result<Kernel> {
     let new = scratch.path().join("kernel");
     let modules_dir = new.join("modules");
-    fs::create_dir_all(&modules_dir).map_err(HostError::io(format!("cannot create {}", modules_dir.display())))?;
+    fs::create_dir_all(&modules_dir).map_err(HostError::io(format!(
+        "cannot create {}",
+        modules_dir.display()
+    )))?;
 
     let image = find_image(root)?;
-    let bytes = fs::read(&image).map_err(HostError::io(format!("cannot read {}", image.display())))?;
-    let vmlinux = uncompress_kernel(&bytes, scratch.path())
-        .map_err(|e| HostError { message: format!("{}: {}", image.display(), e.message), ..e })?;
+    let bytes =
+        fs::read(&image).map_err(HostError::io(format!("cannot read {}", image.display())))?;
+    let vmlinux = uncompress_kernel(&bytes, scratch.path()).map_err(|e| HostError {
+        message: format!("{}: {}", image.display(), e.message),
+        ..e
+    })?;
     write(&new.join("vmlinux"), &vmlinux)?;
 
     let files = find_modules(root);
@@ -275,19 +342,24 @@ fn install(root: &Path, scratch: &Scratch, origin: &str, name: &str) -> Result<K
     if let Some(e) = failure {
         return Err(e);
     }
-    let mut index = Index { origin: origin.to_owned(), modules: Vec::new() };
+    let mut index = Index {
+        origin: origin.to_owned(),
+        modules: Vec::new(),
+    };
     for module in order {
         if let Some((bytes, depends)) = contents.remove(&module) {
             write(&modules_dir.join(format!("{module}.ko")), &bytes)?;
             index.modules.push((module, depends));
         }
     }
-    let json = serde_json::to_vec_pretty(&index).map_err(|e| HostError::new(format!("cannot write index.json: {e}")))?;
+    let json = serde_json::to_vec_pretty(&index)
+        .map_err(|e| HostError::new(format!("cannot write index.json: {e}")))?;
     write(&new.join("index.json"), &json)?;
 
     let place = scratch.shelf.join(name);
     let _ = fs::remove_dir_all(&place); // a damaged one
-    fs::rename(&new, &place).map_err(HostError::io(format!("cannot create {}", place.display())))?;
+    fs::rename(&new, &place)
+        .map_err(HostError::io(format!("cannot create {}", place.display())))?;
     Kernel::open(&place)
 }
 
@@ -304,10 +376,15 @@ fn find_image(root: &Path) -> Result<PathBuf> {
     let mut images: Vec<PathBuf> = fs::read_dir(&boot)
         .map_err(HostError::io(format!("cannot list {}", boot.display())))?
         .filter_map(|entry| entry.ok().map(|entry| entry.path()))
-        .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz")))
+        .filter(|path| {
+            path.file_name()
+                .is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz"))
+        })
         .collect();
     images.sort();
-    images.pop().ok_or_else(|| HostError::new(format!("no vmlinuz in {}", boot.display())))
+    images
+        .pop()
+        .ok_or_else(|| HostError::new(format!("no vmlinuz in {}", boot.display())))
 }
 
 /// Every module file under `root`, by module name.
@@ -333,7 +410,10 @@ fn read_module(path: &Path) -> Result<Vec<u8>> {
         Some("xz") => "xz",
         Some("zst") => "zstd",
         Some("gz") => "gzip",
-        _ => return fs::read(path).map_err(HostError::io(format!("cannot read {}", path.display()))),
+        _ => {
+            return fs::read(path)
+                .map_err(HostError::io(format!("cannot read {}", path.display())));
+        }
     };
     capture(Command::new(tool).arg("-dc").arg(path))
 }
@@ -344,7 +424,11 @@ fn uncompress_kernel(image: &[u8], scratch: &Path) -> Result<Vec<u8>> {
     if image.starts_with(b"\x7fELF") {
         return Ok(image.to_vec());
     }
-    let word = |at: usize| image.get(at..at + 4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]) as usize);
+    let word = |at: usize| {
+        image
+            .get(at..at + 4)
+            .map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]) as usize)
+    };
     let payload = (|| {
         (image.get(0x202..0x206)? == b"HdrS").then_some(())?;
         let protected_mode = (usize::from(*image.get(0x1f1)?) + 1) * 512;
@@ -357,11 +441,16 @@ fn uncompress_kernel(image: &[u8], scratch: &Path) -> Result<Vec<u8>> {
         [0x28, 0xb5, 0x2f, 0xfd, ..] => ("zstd", &["-dc"]),
         [0x1f, 0x8b, ..] => ("gzip", &["-dc"]),
         [0x02, 0x21, 0x4c, 0x18, ..] => ("lz4", &["-dc"]),
-        _ => return Err(HostError::new("the kernel in it is compressed in a way we do not know")),
+        _ => {
+            return Err(HostError::new(
+                "the kernel in it is compressed in a way we do not know",
+            ));
+        }
     };
     let path = scratch.join("payload");
     write(&path, payload)?;
-    let input = File::open(&path).map_err(HostError::io(format!("cannot read {}", path.display())))?;
+    let input =
+        File::open(&path).map_err(HostError::io(format!("cannot read {}", path.display())))?;
     // The payload ends with the uncompressed size, which some tools warn of as trailing garbage:
     // what counts is whether an ELF file came out.
     let output = command_output(Command::new(tool).args(flags).stdin(input))?;
@@ -399,7 +488,11 @@ fn command_output(command: &mut Command) -> Result<std::process::Output> {
 
 fn failed(name: &str, output: &std::process::Output) -> HostError {
     let stderr = String::from_utf8_lossy(&output.stderr);
-    let last = stderr.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing");
+    let last = stderr
+        .lines()
+        .rev()
+        .find(|line| !line.trim().is_empty())
+        .unwrap_or("it said nothing");
     HostError::new(format!("{name} failed ({}): {last}", output.status))
 }
 
@@ -410,14 +503,23 @@ mod tests {
     #[test]
     fn the_versioned_kernel_package_is_found_in_the_record_of_the_meta_package() {
         let record = "Package: linux-image-amd64\nDepends: linux-image-6.1.0-56-amd64 (= 6.1.192-2)\nSection: kernel\n";
-        assert_eq!(kernel_dependencies(record)[0].pin(), "linux-image-6.1.0-56-amd64=6.1.192-2");
+        assert_eq!(
+            kernel_dependencies(record)[0].pin(),
+            "linux-image-6.1.0-56-amd64=6.1.192-2"
+        );
     }
 
     #[test]
     fn packages_that_are_not_kernels_or_have_no_version_are_not_followed() {
         let record = "Depends: kmod, linux-base (>= 4.3~), linux-modules-6.16 (= 6.16-1), initramfs-tools | linux-initramfs-tool\n";
         let found = kernel_dependencies(record);
-        assert_eq!(found, [Package { name: "linux-modules-6.16".into(), version: "6.16-1".into() }]);
+        assert_eq!(
+            found,
+            [Package {
+                name: "linux-modules-6.16".into(),
+                version: "6.16-1".into()
+            }]
+        );
     }
 
     #[test]

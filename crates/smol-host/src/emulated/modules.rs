@@ -6,8 +6,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The modules asked for by name; what they depend on follows from the files themselves.
-pub const WANTED: &[&str] =
-    &["virtio_pci", "virtio_console", "9pnet_virtio", "9p", "virtio_net", "kvm_amd"];
+pub const WANTED: &[&str] = &[
+    "virtio_pci",
+    "virtio_console",
+    "9pnet_virtio",
+    "9p",
+    "virtio_net",
+    "kvm_amd",
+];
 
 /// A module's name from its file name: `kvm-amd.ko.xz` -> `kvm_amd` (the kernel treats - and _ alike).
 pub fn module_name(file_name: &str) -> Option<String> {
@@ -27,7 +33,11 @@ pub fn dependencies(elf: &[u8]) -> Vec<String> {
     let value = &elf[at + KEY.len()..];
     let end = value.iter().position(|&byte| byte == 0).unwrap_or(0);
     let names = String::from_utf8_lossy(&value[..end]).replace('-', "_");
-    names.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect()
+    names
+        .split(',')
+        .filter(|name| !name.is_empty())
+        .map(str::to_owned)
+        .collect()
 }
 
 /// Takes off the signature that the kernel package's builder appended: the emulated CPU needs as
@@ -38,10 +48,18 @@ pub fn dependencies(elf: &[u8]) -> Vec<String> {
 pub fn strip_signature(module: &mut Vec<u8>) {
     const MAGIC: &[u8] = b"~Module signature appended~\n";
     const HEADER: usize = 12;
-    let Some(signed) = module.strip_suffix(MAGIC) else { return };
-    let Some((_, length)) = signed.split_last_chunk::<4>() else { return };
+    let Some(signed) = module.strip_suffix(MAGIC) else {
+        return;
+    };
+    let Some((_, length)) = signed.split_last_chunk::<4>() else {
+        return;
+    };
     let length = u32::from_be_bytes(*length) as usize;
-    if let Some(end) = signed.len().checked_sub(HEADER).and_then(|end| end.checked_sub(length)) {
+    if let Some(end) = signed
+        .len()
+        .checked_sub(HEADER)
+        .and_then(|end| end.checked_sub(length))
+    {
         module.truncate(end);
     }
 }
@@ -49,7 +67,10 @@ pub fn strip_signature(module: &mut Vec<u8>) {
 /// Puts `wanted` and all they depend on into an order in which every module comes after its
 /// dependencies. `depends` gives a module's dependencies, `None` for one that is not a file
 /// (it is built into the kernel, or the kernel lacks it: then the load of its user will say so).
-pub fn load_order(wanted: &[&str], mut depends: impl FnMut(&str) -> Option<Vec<String>>) -> Vec<String> {
+pub fn load_order(
+    wanted: &[&str],
+    mut depends: impl FnMut(&str) -> Option<Vec<String>>,
+) -> Vec<String> {
     fn visit(
         name: &str,
         depends: &mut dyn FnMut(&str) -> Option<Vec<String>>,
@@ -59,7 +80,9 @@ pub fn load_order(wanted: &[&str], mut depends: impl FnMut(&str) -> Option<Vec<S
         if !seen.insert(name.to_owned()) {
             return;
         }
-        let Some(dependencies) = depends(name) else { return };
+        let Some(dependencies) = depends(name) else {
+            return;
+        };
         for dependency in &dependencies {
             visit(dependency, depends, seen, order);
         }
@@ -74,7 +97,10 @@ pub fn load_order(wanted: &[&str], mut depends: impl FnMut(&str) -> Option<Vec<S
 
 /// The part of `order` (a [`load_order`] of everything) that loading `wanted` needs.
 pub fn subset(order: &[(String, Vec<String>)], wanted: &[&str]) -> Vec<String> {
-    let graph: BTreeMap<&str, &Vec<String>> = order.iter().map(|(name, deps)| (name.as_str(), deps)).collect();
+    let graph: BTreeMap<&str, &Vec<String>> = order
+        .iter()
+        .map(|(name, deps)| (name.as_str(), deps))
+        .collect();
     load_order(wanted, |name| graph.get(name).map(|deps| (*deps).clone()))
 }
 
@@ -97,7 +123,18 @@ mod tests {
     #[test]
     fn every_module_comes_after_what_it_depends_on() {
         let order = load_order(&["virtio_pci", "kvm_amd"], depends);
-        assert_eq!(order, ["virtio", "virtio_ring", "virtio_pci", "irqbypass", "kvm", "ccp", "kvm_amd"]);
+        assert_eq!(
+            order,
+            [
+                "virtio",
+                "virtio_ring",
+                "virtio_pci",
+                "irqbypass",
+                "kvm",
+                "ccp",
+                "kvm_amd"
+            ]
+        );
     }
 
     #[test]
@@ -107,7 +144,9 @@ mod tests {
 
     #[test]
     fn modules_that_depend_on_each_other_do_not_loop() {
-        let order = load_order(&["a"], |name| Some(vec![if name == "a" { "b" } else { "a" }.to_owned()]));
+        let order = load_order(&["a"], |name| {
+            Some(vec![if name == "a" { "b" } else { "a" }.to_owned()])
+        });
         assert_eq!(order, ["b", "a"]);
     }
 

@@ -80,8 +80,17 @@ impl EmulatedHost {
     }
 
     /// Shows the host's folder `dir` as `target` (an absolute path) inside.
-    pub fn share(mut self, dir: impl Into<PathBuf>, target: impl Into<String>, read_only: bool) -> Self {
-        self.shares.push(Share { host: dir.into(), target: target.into(), read_only });
+    pub fn share(
+        mut self,
+        dir: impl Into<PathBuf>,
+        target: impl Into<String>,
+        read_only: bool,
+    ) -> Self {
+        self.shares.push(Share {
+            host: dir.into(),
+            target: target.into(),
+            read_only,
+        });
         self
     }
 
@@ -94,7 +103,11 @@ impl EmulatedHost {
     /// Forwards TCP connections to `address:host_port` of this host to `inner_port` inside.
     /// Nothing inside can reach out.
     pub fn forward(mut self, address: Ipv4Addr, host_port: u16, inner_port: u16) -> Self {
-        self.forwards.push(Forward { address, host_port, inner_port });
+        self.forwards.push(Forward {
+            address,
+            host_port,
+            inner_port,
+        });
         self
     }
 
@@ -127,21 +140,28 @@ impl EmulatedHost {
         let qemu = apt::find_program(QEMU).ok_or_else(qemu_missing)?;
         for share in &self.shares {
             if !share.host.is_dir() {
-                return Err(HostError::new(format!("the folder to be shared, {}, is not a folder", share.host.display())));
+                return Err(HostError::new(format!(
+                    "the folder to be shared, {}, is not a folder",
+                    share.host.display()
+                )));
             }
         }
         let kernel = Kernel::obtain(&self.cache)?;
         let initramfs = running::memory_file("initramfs", &self.initramfs(&kernel)?)?;
-        running::start(&qemu, initramfs, |fds| self.command_line(&kernel.vmlinux(), fds))
+        running::start(&qemu, initramfs, |fds| {
+            self.command_line(&kernel.vmlinux(), fds)
+        })
     }
 
     /// The initramfs: ourselves as `/smol`, the modules, and the job.
     fn initramfs(&self, kernel: &Kernel) -> Result<Vec<u8>> {
-        let program = std::fs::read("/proc/self/exe").map_err(HostError::io("cannot read the running program"))?;
+        let program = std::fs::read("/proc/self/exe")
+            .map_err(HostError::io("cannot read the running program"))?;
         if is_dynamic(&program) {
             let message = "the emulated host runs this very program, which must be linked statically, and it is not";
-            return Err(HostError::new(message)
-                .mend("build it with RUSTFLAGS=-Ctarget-feature=+crt-static and an explicit --target"));
+            return Err(HostError::new(message).mend(
+                "build it with RUSTFLAGS=-Ctarget-feature=+crt-static and an explicit --target",
+            ));
         }
         let mut archive = cpio::Archive::new();
         for dir in ["dev", "proc", "sys", "tmp", "run", "root", "modules"] {
@@ -156,7 +176,8 @@ impl EmulatedHost {
             archive.file(&path, 0o644, &bytes);
             job.modules.push(format!("/{path}"));
         }
-        let json = serde_json::to_vec(&job).map_err(|e| HostError::new(format!("cannot write the job: {e}")))?;
+        let json = serde_json::to_vec(&job)
+            .map_err(|e| HostError::new(format!("cannot write the job: {e}")))?;
         archive.file("job.json", 0o644, &json);
         Ok(archive.finish())
     }
@@ -196,21 +217,38 @@ impl EmulatedHost {
         option("machine", "q35".into());
         option("cpu", "max".into());
         option("smp", "2".into());
-        option("m", format!("{}M", self.memory_mib.saturating_add(BASE_MEMORY_MIB)));
+        option(
+            "m",
+            format!("{}M", self.memory_mib.saturating_add(BASE_MEMORY_MIB)),
+        );
         option("kernel", vmlinux.display().to_string());
         option("initrd", fds.path(&fds.initramfs));
         option("append", kernel_command_line());
         option("rtc", "base=utc".into());
-        option("chardev", format!("file,id=console,path={}", fds.path(&fds.console)));
+        option(
+            "chardev",
+            format!("file,id=console,path={}", fds.path(&fds.console)),
+        );
         option("serial", "chardev:console".into());
         option("chardev", format!("socket,id=port,fd={}", fds.port));
         option("device", "virtio-serial-pci".into());
-        option("device", format!("virtserialport,chardev=port,name={PORT_NAME}"));
+        option(
+            "device",
+            format!("virtserialport,chardev=port,name={PORT_NAME}"),
+        );
         for (n, share) in self.shares.iter().enumerate() {
             let read_only = if share.read_only { ",readonly=on" } else { "" };
             let path = quote(&share.host.display().to_string());
-            option("fsdev", format!("local,id=share{n},path={path},security_model=none,multidevs=remap{read_only}"));
-            option("device", format!("virtio-9p-pci,fsdev=share{n},mount_tag=share{n}"));
+            option(
+                "fsdev",
+                format!(
+                    "local,id=share{n},path={path},security_model=none,multidevs=remap{read_only}"
+                ),
+            );
+            option(
+                "device",
+                format!("virtio-9p-pci,fsdev=share{n},mount_tag=share{n}"),
+            );
         }
         if !self.forwards.is_empty() {
             option("netdev", self.netdev());
@@ -224,7 +262,12 @@ impl EmulatedHost {
     /// `restrict=on` keeps everything but the forwards from the network.
     fn netdev(&self) -> String {
         let mut netdev = String::from("user,id=net,restrict=on,ipv6=off");
-        for Forward { address, host_port, inner_port } in &self.forwards {
+        for Forward {
+            address,
+            host_port,
+            inner_port,
+        } in &self.forwards
+        {
             netdev += &format!(",hostfwd=tcp:{address}:{host_port}-{GUEST_ADDRESS}:{inner_port}");
         }
         netdev
@@ -268,9 +311,16 @@ fn quote(value: &str) -> String {
 /// Whether an ELF64 file asks for a dynamic loader (has a PT_INTERP program header).
 fn is_dynamic(elf: &[u8]) -> bool {
     const PT_INTERP: u32 = 3;
-    let half = |at: usize| elf.get(at..at + 2).map(|b| u16::from_le_bytes([b[0], b[1]]) as usize);
-    let offset = elf.get(32..40).map(|b| u64::from_le_bytes(b.try_into().unwrap_or_default()) as usize);
-    let (Some(offset), Some(size), Some(count)) = (offset, half(54), half(56)) else { return false };
+    let half = |at: usize| {
+        elf.get(at..at + 2)
+            .map(|b| u16::from_le_bytes([b[0], b[1]]) as usize)
+    };
+    let offset = elf
+        .get(32..40)
+        .map(|b| u64::from_le_bytes(b.try_into().unwrap_or_default()) as usize);
+    let (Some(offset), Some(size), Some(count)) = (offset, half(54), half(56)) else {
+        return false;
+    };
     (0..count).any(|n| {
         let at = offset.saturating_add(n * size);
         elf.get(at..at.saturating_add(4)) == Some(&PT_INTERP.to_le_bytes()[..])
@@ -283,7 +333,11 @@ mod tests {
 
     fn line(host: &EmulatedHost) -> String {
         let file = || File::open("/dev/null").unwrap();
-        let fds = Fds { initramfs: file(), console: file(), port: 9 };
+        let fds = Fds {
+            initramfs: file(),
+            console: file(),
+            port: 9,
+        };
         host.command_line(Path::new("/k/vmlinux"), &fds).join(" ")
     }
 
@@ -297,22 +351,37 @@ mod tests {
         let host = EmulatedHost::new("/c");
         assert!(!line(&host).contains("netdev"));
         let host = host.forward(Ipv4Addr::LOCALHOST, 8080, 80);
-        assert!(line(&host).contains("restrict=on,ipv6=off,hostfwd=tcp:127.0.0.1:8080-10.0.2.15:80"));
+        assert!(
+            line(&host).contains("restrict=on,ipv6=off,hostfwd=tcp:127.0.0.1:8080-10.0.2.15:80")
+        );
         assert!(host.modules().contains(&"virtio_net"));
     }
 
     #[test]
     fn a_comma_in_a_shared_path_does_not_end_the_option() {
         let line = line(&EmulatedHost::new("/c").share("/a,b", "/in", true));
-        assert!(line.contains("path=/a,,b,security_model=none,multidevs=remap,readonly=on"), "{line}");
+        assert!(
+            line.contains("path=/a,,b,security_model=none,multidevs=remap,readonly=on"),
+            "{line}"
+        );
     }
 
     #[test]
     fn shares_have_the_same_tags_for_qemu_and_for_init() {
-        let host = EmulatedHost::new("/c").share("/a", "/in", true).share("/b", "/out", false);
-        let tags: Vec<String> = host.description().shares.into_iter().map(|mount| mount.tag).collect();
+        let host = EmulatedHost::new("/c")
+            .share("/a", "/in", true)
+            .share("/b", "/out", false);
+        let tags: Vec<String> = host
+            .description()
+            .shares
+            .into_iter()
+            .map(|mount| mount.tag)
+            .collect();
         assert_eq!(tags, ["share0", "share1"]);
-        assert!(tags.iter().all(|tag| line(&host).contains(&format!("mount_tag={tag}"))));
+        assert!(
+            tags.iter()
+                .all(|tag| line(&host).contains(&format!("mount_tag={tag}")))
+        );
     }
 
     #[test]

@@ -65,24 +65,49 @@ pub(super) fn start(
     initramfs: File,
     arguments: impl FnOnce(&Fds) -> Vec<String>,
 ) -> Result<RunningHost> {
-    let logs = Logs { console: memory_file("console", &[])?, qemu: memory_file("qemu", &[])? };
+    let logs = Logs {
+        console: memory_file("console", &[])?,
+        qemu: memory_file("qemu", &[])?,
+    };
     let (port, inner) = UnixStream::pair().map_err(HostError::io("cannot create a socket"))?;
-    let clone = |file: &File| file.try_clone().map_err(HostError::io("cannot duplicate a file descriptor"));
-    let fds = Fds { initramfs, console: clone(&logs.console)?, port: inner.as_raw_fd() };
+    let clone = |file: &File| {
+        file.try_clone()
+            .map_err(HostError::io("cannot duplicate a file descriptor"))
+    };
+    let fds = Fds {
+        initramfs,
+        console: clone(&logs.console)?,
+        port: inner.as_raw_fd(),
+    };
 
     let mut command = Command::new(qemu);
-    command.args(arguments(&fds)).stdin(Stdio::null()).process_group(0);
-    command.stdout(clone(&logs.qemu)?).stderr(clone(&logs.qemu)?);
+    command
+        .args(arguments(&fds))
+        .stdin(Stdio::null())
+        .process_group(0);
+    command
+        .stdout(clone(&logs.qemu)?)
+        .stderr(clone(&logs.qemu)?);
     let inherited = [fds.initramfs.as_raw_fd(), fds.console.as_raw_fd(), fds.port];
     // SAFETY: prepare_child makes only system calls and touches no memory of the parent's threads.
     unsafe { command.pre_exec(move || prepare_child(&inherited)) };
 
     let process = spawn_on_keeper(command, (fds, inner))
         .map_err(HostError::io(format!("cannot start {}", qemu.display())))?;
-    port.set_read_timeout(Some(BOOT_LIMIT)).map_err(HostError::io("cannot set a time limit"))?;
-    let writer = port.try_clone().map_err(HostError::io("cannot duplicate a socket"))?;
-    let control = Controller { port: Arc::new(Mutex::new(writer)), process: Arc::new(process) };
-    Ok(RunningHost { port, control, logs })
+    port.set_read_timeout(Some(BOOT_LIMIT))
+        .map_err(HostError::io("cannot set a time limit"))?;
+    let writer = port
+        .try_clone()
+        .map_err(HostError::io("cannot duplicate a socket"))?;
+    let control = Controller {
+        port: Arc::new(Mutex::new(writer)),
+        process: Arc::new(process),
+    };
+    Ok(RunningHost {
+        port,
+        control,
+        logs,
+    })
 }
 
 /// Runs in the child between fork and exec: it dies with its parent and keeps `inherited` open.
@@ -102,25 +127,29 @@ fn prepare_child(inherited: &[RawFd]) -> std::io::Result<()> {
 /// `keep` stays open until the child has its own copies. Returns the child's pidfd.
 fn spawn_on_keeper(mut command: Command, keep: impl Send + 'static) -> std::io::Result<OwnedFd> {
     let (sender, receiver) = mpsc::channel();
-    thread::Builder::new().name("qemu-keeper".into()).spawn(move || {
-        let spawned = command.spawn().and_then(|child| {
-            let pid = Pid::from_raw(child.id() as i32).ok_or(std::io::ErrorKind::NotFound)?;
-            let process = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
-            Ok((child, process))
-        });
-        // The command holds its own copies of our log files; QEMU's end must be the last of the socket.
-        drop((command, keep));
-        match spawned {
-            Ok((mut child, process)) => {
-                let _ = sender.send(Ok(process));
-                let _ = child.wait();
+    thread::Builder::new()
+        .name("qemu-keeper".into())
+        .spawn(move || {
+            let spawned = command.spawn().and_then(|child| {
+                let pid = Pid::from_raw(child.id() as i32).ok_or(std::io::ErrorKind::NotFound)?;
+                let process = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
+                Ok((child, process))
+            });
+            // The command holds its own copies of our log files; QEMU's end must be the last of the socket.
+            drop((command, keep));
+            match spawned {
+                Ok((mut child, process)) => {
+                    let _ = sender.send(Ok(process));
+                    let _ = child.wait();
+                }
+                Err(e) => {
+                    let _ = sender.send(Err(e));
+                }
             }
-            Err(e) => {
-                let _ = sender.send(Err(e));
-            }
-        }
-    })?;
-    receiver.recv().unwrap_or_else(|_| Err(std::io::ErrorKind::BrokenPipe.into()))
+        })?;
+    receiver
+        .recv()
+        .unwrap_or_else(|_| Err(std::io::ErrorKind::BrokenPipe.into()))
 }
 
 /// A file in memory with these contents: nothing to remove, whatever becomes of us.
@@ -132,7 +161,9 @@ pub(super) fn memory_file(name: &str, contents: &[u8]) -> Result<File> {
         file.seek(SeekFrom::Start(0))?;
         Ok(file)
     });
-    file.map_err(HostError::io(format!("cannot create the file {name} in memory")))
+    file.map_err(HostError::io(format!(
+        "cannot create the file {name} in memory"
+    )))
 }
 
 impl RunningHost {
@@ -153,28 +184,35 @@ impl RunningHost {
             Ok(None) => return Err(self.broken("the emulated host ended before its job did")),
             Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {
                 let limit = BOOT_LIMIT.as_secs();
-                return Err(self.broken(&format!("the emulated host did not come up within {limit} s")));
+                return Err(self.broken(&format!(
+                    "the emulated host did not come up within {limit} s"
+                )));
             }
             Err(e) => return Err(self.broken(&format!("the emulated host broke off: {e}"))),
         };
         match kind {
             Kind::Started => {
-                self.begin().map_err(HostError::io("cannot speak to the emulated host"))?;
+                self.begin()
+                    .map_err(HostError::io("cannot speak to the emulated host"))?;
                 Ok(Event::Started)
             }
             Kind::Stdout => Ok(Event::Stdout(payload)),
             Kind::Stderr => Ok(Event::Stderr(payload)),
             Kind::Channel => Ok(Event::Channel(payload)),
             Kind::Exited => {
-                let status = serde_json::from_slice(&payload)
-                    .map_err(|e| HostError::new(format!("the emulated host sent a bad exit status: {e}")))?;
+                let status = serde_json::from_slice(&payload).map_err(|e| {
+                    HostError::new(format!("the emulated host sent a bad exit status: {e}"))
+                })?;
                 self.control.kill(); // all is written and the shares are unmounted: init waits for this
                 Ok(Event::Exited(status))
             }
-            Kind::Failed => {
-                Err(self.broken(&format!("the emulated host could not be set up: {}", String::from_utf8_lossy(&payload))))
+            Kind::Failed => Err(self.broken(&format!(
+                "the emulated host could not be set up: {}",
+                String::from_utf8_lossy(&payload)
+            ))),
+            Kind::Stop | Kind::Clock => {
+                Err(self.broken("the emulated host sent what only the host sends"))
             }
-            Kind::Stop | Kind::Clock => Err(self.broken("the emulated host sent what only the host sends")),
         }
     }
 
@@ -192,7 +230,11 @@ impl RunningHost {
         loop {
             // A closed stdout does not end the job: its result may be elsewhere.
             match self.next_event()? {
-                Event::Stdout(bytes) => drop(std::io::stdout().write_all(&bytes).and_then(|()| std::io::stdout().flush())),
+                Event::Stdout(bytes) => drop(
+                    std::io::stdout()
+                        .write_all(&bytes)
+                        .and_then(|()| std::io::stdout().flush()),
+                ),
                 Event::Stderr(bytes) => drop(std::io::stderr().write_all(&bytes)),
                 Event::Exited(status) => return Ok(status),
                 Event::Started | Event::Channel(_) => {}
@@ -208,7 +250,10 @@ impl RunningHost {
     /// Init is up: set its clock, which makes it start the job.
     fn begin(&self) -> std::io::Result<()> {
         self.port.set_read_timeout(None)?;
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64;
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_nanos() as u64;
         self.control.write(Kind::Clock, &now.to_le_bytes())
     }
 
@@ -216,7 +261,10 @@ impl RunningHost {
     fn broken(&self, what: &str) -> HostError {
         self.control.kill();
         let mut message = what.to_owned();
-        for (name, log) in [("QEMU", &self.logs.qemu), ("its console", &self.logs.console)] {
+        for (name, log) in [
+            ("QEMU", &self.logs.qemu),
+            ("its console", &self.logs.console),
+        ] {
             let text = tail(log);
             if !text.is_empty() {
                 message += &format!("\n{name}:\n{text}");
@@ -245,7 +293,9 @@ impl Controller {
 
     /// Writes to the job's channel (see [`super::job_channel`]).
     pub fn send(&self, bytes: &[u8]) -> std::io::Result<()> {
-        bytes.chunks(wire::MAX_PAYLOAD).try_for_each(|chunk| self.write(Kind::Channel, chunk))
+        bytes
+            .chunks(wire::MAX_PAYLOAD)
+            .try_for_each(|chunk| self.write(Kind::Channel, chunk))
     }
 
     /// From now on passes the user's wish to stop on: asks the job to end, and ends the whole
@@ -273,7 +323,10 @@ impl Controller {
     }
 
     fn write(&self, kind: Kind, payload: &[u8]) -> std::io::Result<()> {
-        let mut port = self.port.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut port = self
+            .port
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
         wire::write_frame(&mut *port, kind, payload)
     }
 }
@@ -282,15 +335,24 @@ impl Controller {
 fn tail(log: &File) -> String {
     let mut text = Vec::new();
     // Our own offset: QEMU writes through a description of its own or appends to the shared one.
-    let read = File::open(format!("/proc/self/fd/{}", log.as_raw_fd())).and_then(|mut log| log.read_to_end(&mut text));
+    let read = File::open(format!("/proc/self/fd/{}", log.as_raw_fd()))
+        .and_then(|mut log| log.read_to_end(&mut text));
     if read.is_err() {
         return String::new();
     }
     let text = String::from_utf8_lossy(&text);
     let clean = |line: &str| line.chars().filter(|c| !c.is_control()).collect::<String>();
-    let lines: Vec<String> = text.lines().map(clean).filter(|line| !line.trim().is_empty()).collect();
+    let lines: Vec<String> = text
+        .lines()
+        .map(clean)
+        .filter(|line| !line.trim().is_empty())
+        .collect();
     let from = lines.len().saturating_sub(TAIL_LINES);
-    lines[from..].iter().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n")
+    lines[from..]
+        .iter()
+        .map(|line| format!("  {line}"))
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 #[cfg(test)]

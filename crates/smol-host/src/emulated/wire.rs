@@ -36,9 +36,11 @@ pub enum Kind {
 impl Kind {
     fn from_byte(byte: u8) -> Option<Kind> {
         use Kind::*;
-        [Started, Stdout, Stderr, Channel, Exited, Failed, Stop, Clock]
-            .into_iter()
-            .find(|kind| *kind as u8 == byte)
+        [
+            Started, Stdout, Stderr, Channel, Exited, Failed, Stop, Clock,
+        ]
+        .into_iter()
+        .find(|kind| *kind as u8 == byte)
     }
 }
 
@@ -104,8 +106,12 @@ pub fn read_frame(from: &mut impl Read) -> io::Result<Option<(Kind, Vec<u8>)>> {
         return Ok(None);
     }
     from.read_exact(&mut header[1..])?;
-    let kind = Kind::from_byte(header[0])
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("unknown frame kind {}", header[0])))?;
+    let kind = Kind::from_byte(header[0]).ok_or_else(|| {
+        io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("unknown frame kind {}", header[0]),
+        )
+    })?;
     let length = u32::from_le_bytes([header[1], header[2], header[3], header[4]]) as usize;
     if length > MAX_PAYLOAD {
         let why = format!("frame of {length} bytes, the limit is {MAX_PAYLOAD}");
@@ -126,8 +132,14 @@ mod tests {
         write_frame(&mut bytes, Kind::Stdout, b"hello").unwrap();
         write_frame(&mut bytes, Kind::Stop, b"").unwrap();
         let mut from = bytes.as_slice();
-        assert_eq!(read_frame(&mut from).unwrap(), Some((Kind::Stdout, b"hello".to_vec())));
-        assert_eq!(read_frame(&mut from).unwrap(), Some((Kind::Stop, Vec::new())));
+        assert_eq!(
+            read_frame(&mut from).unwrap(),
+            Some((Kind::Stdout, b"hello".to_vec()))
+        );
+        assert_eq!(
+            read_frame(&mut from).unwrap(),
+            Some((Kind::Stop, Vec::new()))
+        );
         assert_eq!(read_frame(&mut from).unwrap(), None);
     }
 
@@ -151,7 +163,21 @@ mod tests {
 
     #[test]
     fn a_job_ended_by_a_signal_counts_as_128_and_the_signal() {
-        assert_eq!(JobStatus { code: None, signal: Some(9) }.shell_code(), 137);
-        assert_eq!(JobStatus { code: Some(7), signal: None }.shell_code(), 7);
+        assert_eq!(
+            JobStatus {
+                code: None,
+                signal: Some(9)
+            }
+            .shell_code(),
+            137
+        );
+        assert_eq!(
+            JobStatus {
+                code: Some(7),
+                signal: None
+            }
+            .shell_code(),
+            7
+        );
     }
 }

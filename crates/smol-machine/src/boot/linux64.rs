@@ -41,20 +41,39 @@ pub(super) fn prepare(rip: u64, info: &BootInfo, ram: &Ram) -> Result<Entry> {
     }
     let map = usable_ram(info.memory);
     for (entry, (addr, size)) in params.e820_table.iter_mut().zip(&map) {
-        *entry = boot_e820_entry { addr: *addr, size: *size, r#type: E820_RAM };
+        *entry = boot_e820_entry {
+            addr: *addr,
+            size: *size,
+            r#type: E820_RAM,
+        };
     }
     params.e820_entries = map.len() as u8;
-    LinuxBootConfigurator::write_bootparams(&BootParams::new(&params, GuestAddress(layout::BOOT_PARAMS)), ram)
-        .map_err(|e| Error::Memory(format!("boot_params: {e}")))?;
-    Ok(Entry::Linux64 { rip, boot_params: layout::BOOT_PARAMS })
+    LinuxBootConfigurator::write_bootparams(
+        &BootParams::new(&params, GuestAddress(layout::BOOT_PARAMS)),
+        ram,
+    )
+    .map_err(|e| Error::Memory(format!("boot_params: {e}")))?;
+    Ok(Entry::Linux64 {
+        rip,
+        boot_params: layout::BOOT_PARAMS,
+    })
 }
 
 /// GDT and the identity map of the first GiB.
 pub(super) fn write_cpu_tables(ram: &Ram) -> Result<()> {
     let gdt: [u64; 4] = [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
-    let words = |table: &[u64]| table.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<_>>();
+    let words = |table: &[u64]| {
+        table
+            .iter()
+            .flat_map(|w| w.to_le_bytes())
+            .collect::<Vec<_>>()
+    };
     write(ram, layout::GDT, &words(&gdt))?;
-    let (pml4, pdpt, pd) = (layout::PAGE_TABLES, layout::PAGE_TABLES + 0x1000, layout::PAGE_TABLES + 0x2000);
+    let (pml4, pdpt, pd) = (
+        layout::PAGE_TABLES,
+        layout::PAGE_TABLES + 0x1000,
+        layout::PAGE_TABLES + 0x2000,
+    );
     write(ram, pml4, &words(&[pdpt | TABLE]))?;
     write(ram, pdpt, &words(&[pd | TABLE]))?;
     let large_pages: Vec<u64> = (0..512).map(|i| i << 21 | LARGE_PAGE).collect();

@@ -53,25 +53,45 @@ pub(crate) struct BootInfo<'a> {
 pub fn is_smol_kernel(path: &Path) -> Result<bool> {
     let mut file = open("kernel", path)?;
     note::smol_abi(&mut file)
-        .map_err(|reason| Error::Kernel { path: path.to_owned(), reason })
+        .map_err(|reason| Error::Kernel {
+            path: path.to_owned(),
+            reason,
+        })
         .map(|abi| abi == Some(crate::paravirt::ABI))
 }
 
 fn open(what: &'static str, path: &Path) -> Result<File> {
-    File::open(path).map_err(|source| Error::File { what, path: path.to_owned(), source })
+    File::open(path).map_err(|source| Error::File {
+        what,
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Loads kernel, initramfs and boot structures into `ram`.
 pub(crate) fn load(config: &MachineConfig, smol: bool, cmdline: &str, ram: &Ram) -> Result<Entry> {
-    let bad = |reason: String| Error::Kernel { path: config.kernel.clone(), reason };
+    let bad = |reason: String| Error::Kernel {
+        path: config.kernel.clone(),
+        reason,
+    };
     let mut image = open("kernel", &config.kernel)?;
-    let loaded = Elf::load(ram, None, &mut image, Some(GuestAddress(layout::HIMEM)))
-        .map_err(|e| bad(format!("it is no ELF vmlinux that fits into {} MiB: {e}", config.memory >> 20)))?;
+    let loaded =
+        Elf::load(ram, None, &mut image, Some(GuestAddress(layout::HIMEM))).map_err(|e| {
+            bad(format!(
+                "it is no ELF vmlinux that fits into {} MiB: {e}",
+                config.memory >> 20
+            ))
+        })?;
     let initramfs = match &config.initramfs {
         Some(path) => Some(load_initramfs(path, config.memory, loaded.kernel_end, ram)?),
         None => None,
     };
-    let info = BootInfo { cmdline, memory: config.memory, initramfs, seed: &config.seed };
+    let info = BootInfo {
+        cmdline,
+        memory: config.memory,
+        initramfs,
+        seed: &config.seed,
+    };
     write_cmdline(cmdline, ram)?;
     mptable::write(config.vcpus, ram)?;
     match loaded.pvh_boot_cap {
@@ -83,14 +103,26 @@ pub(crate) fn load(config: &MachineConfig, smol: bool, cmdline: &str, ram: &Ram)
 
 /// Puts the initramfs at the top of low RAM, above the kernel.
 fn load_initramfs(path: &Path, memory: u64, kernel_end: u64, ram: &Ram) -> Result<(u64, u64)> {
-    let err = |source| Error::File { what: "initramfs", path: path.to_owned(), source };
+    let err = |source| Error::File {
+        what: "initramfs",
+        path: path.to_owned(),
+        source,
+    };
     let mut file = open("initramfs", path)?;
     let size = file.seek(SeekFrom::End(0)).map_err(err)?;
     file.rewind().map_err(err)?;
     let low = memory.min(layout::LOW_RAM_END);
-    let gpa = low.checked_sub(size).map(|at| at & !0xfff).filter(|at| *at >= kernel_end.next_multiple_of(0x1000)).ok_or_else(|| {
-        Error::Memory(format!("the initramfs of {} KiB does not fit above the kernel in {} MiB", size >> 10, memory >> 20))
-    })?;
+    let gpa = low
+        .checked_sub(size)
+        .map(|at| at & !0xfff)
+        .filter(|at| *at >= kernel_end.next_multiple_of(0x1000))
+        .ok_or_else(|| {
+            Error::Memory(format!(
+                "the initramfs of {} KiB does not fit above the kernel in {} MiB",
+                size >> 10,
+                memory >> 20
+            ))
+        })?;
     ram.read_exact_volatile_from(GuestAddress(gpa), &mut file.by_ref(), size as usize)
         .map_err(|e| Error::Memory(format!("loading the initramfs {}: {e}", path.display())))?;
     Ok((gpa, size))
@@ -98,7 +130,10 @@ fn load_initramfs(path: &Path, memory: u64, kernel_end: u64, ram: &Ram) -> Resul
 
 fn write_cmdline(cmdline: &str, ram: &Ram) -> Result<()> {
     if cmdline.len() >= layout::CMDLINE_MAX || cmdline.bytes().any(|b| b == 0) {
-        return Err(Error::Config(format!("the kernel command line is over {} bytes or holds a NUL", layout::CMDLINE_MAX - 1)));
+        return Err(Error::Config(format!(
+            "the kernel command line is over {} bytes or holds a NUL",
+            layout::CMDLINE_MAX - 1
+        )));
     }
     let mut bytes = cmdline.as_bytes().to_vec();
     bytes.push(0);
@@ -107,7 +142,8 @@ fn write_cmdline(cmdline: &str, ram: &Ram) -> Result<()> {
 
 /// Writes boot structures, which lie in the first MiB of a RAM that is never smaller.
 fn write(ram: &Ram, gpa: u64, bytes: &[u8]) -> Result<()> {
-    ram.write_slice(bytes, GuestAddress(gpa)).map_err(|e| Error::Memory(format!("boot structures at {gpa:#x}: {e}")))
+    ram.write_slice(bytes, GuestAddress(gpa))
+        .map_err(|e| Error::Memory(format!("boot structures at {gpa:#x}: {e}")))
 }
 
 /// RAM as the firmware's memory map tells it: conventional memory up to the MP table, all of
@@ -115,7 +151,11 @@ fn write(ram: &Ram, gpa: u64, bytes: &[u8]) -> Result<()> {
 fn usable_ram(memory: u64) -> Vec<(u64, u64)> {
     let mut map = vec![(0, layout::MP_TABLE)];
     for (gpa, len) in layout::ram(memory) {
-        map.push(if gpa == 0 { (layout::HIMEM, len - layout::HIMEM) } else { (gpa, len) });
+        map.push(if gpa == 0 {
+            (layout::HIMEM, len - layout::HIMEM)
+        } else {
+            (gpa, len)
+        });
     }
     map
 }

@@ -17,13 +17,21 @@ const MAX_NOTES: u64 = 64 << 10;
 pub(super) fn smol_abi(file: &mut File) -> Result<Option<u32>, String> {
     let header = read_at(file, 0, 64).map_err(|e| format!("it is no ELF image: {e}"))?;
     if header[..6] != *b"\x7fELF\x02\x01" {
-        return Err("it is no 64-bit little-endian ELF image (a bzImage must be unpacked to its vmlinux)".into());
+        return Err(
+            "it is no 64-bit little-endian ELF image (a bzImage must be unpacked to its vmlinux)"
+                .into(),
+        );
     }
-    let (table, size, count) = (u64_at(&header, 32), u16_at(&header, 54), u16_at(&header, 56));
+    let (table, size, count) = (
+        u64_at(&header, 32),
+        u16_at(&header, 54),
+        u16_at(&header, 56),
+    );
     if size != 56 || count > MAX_HEADERS {
         return Err(format!("it has {count} program headers of {size} bytes"));
     }
-    let headers = read_at(file, table, usize::from(size) * usize::from(count)).map_err(|e| format!("its program headers: {e}"))?;
+    let headers = read_at(file, table, usize::from(size) * usize::from(count))
+        .map_err(|e| format!("its program headers: {e}"))?;
     for ph in headers.as_chunks::<56>().0 {
         if u32_at(ph, 0) != PT_NOTE {
             continue;
@@ -40,7 +48,11 @@ pub(super) fn smol_abi(file: &mut File) -> Result<Option<u32>, String> {
 /// Walks notes: namesz, descsz, type, then name and descriptor, each padded to four bytes.
 fn find(mut notes: &[u8]) -> Option<u32> {
     while notes.len() >= 12 {
-        let (name_len, desc_len, kind) = (u32_at(notes, 0) as usize, u32_at(notes, 4) as usize, u32_at(notes, 8));
+        let (name_len, desc_len, kind) = (
+            u32_at(notes, 0) as usize,
+            u32_at(notes, 4) as usize,
+            u32_at(notes, 8),
+        );
         let desc_at = 12usize.checked_add(name_len.checked_next_multiple_of(4)?)?;
         let next = desc_at.checked_add(desc_len.checked_next_multiple_of(4)?)?;
         let name = notes.get(12..12 + name_len)?;

@@ -2,7 +2,9 @@
 
 use linux_loader::configurator::pvh::PvhBootConfigurator;
 use linux_loader::configurator::{BootConfigurator, BootParams};
-use linux_loader::loader::elf::start_info::{hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info};
+use linux_loader::loader::elf::start_info::{
+    hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info,
+};
 use vm_memory::GuestAddress;
 
 use super::linux64::write_cpu_tables;
@@ -18,10 +20,24 @@ const MEMORY_MAP: u64 = layout::SETUP_DATA + 0x200;
 /// Writes start_info with the memory map and, as its only module, the initramfs.
 pub(super) fn prepare(rip: u64, info: &BootInfo, ram: &Ram) -> Result<Entry> {
     write_cpu_tables(ram)?;
-    let map: Vec<_> =
-        usable_ram(info.memory).into_iter().map(|(addr, size)| hvm_memmap_table_entry { addr, size, type_: RAM_TYPE, reserved: 0 }).collect();
-    let modules: Vec<_> =
-        info.initramfs.iter().map(|(paddr, size)| hvm_modlist_entry { paddr: *paddr, size: *size, ..Default::default() }).collect();
+    let map: Vec<_> = usable_ram(info.memory)
+        .into_iter()
+        .map(|(addr, size)| hvm_memmap_table_entry {
+            addr,
+            size,
+            type_: RAM_TYPE,
+            reserved: 0,
+        })
+        .collect();
+    let modules: Vec<_> = info
+        .initramfs
+        .iter()
+        .map(|(paddr, size)| hvm_modlist_entry {
+            paddr: *paddr,
+            size: *size,
+            ..Default::default()
+        })
+        .collect();
     let start_info = hvm_start_info {
         magic: MAGIC,
         version: 1,
@@ -37,6 +53,10 @@ pub(super) fn prepare(rip: u64, info: &BootInfo, ram: &Ram) -> Result<Entry> {
     if !modules.is_empty() {
         params.set_modules(&modules, GuestAddress(MODULES));
     }
-    PvhBootConfigurator::write_bootparams(&params, ram).map_err(|e| Error::Memory(format!("PVH start_info: {e}")))?;
-    Ok(Entry::Pvh { rip, start_info: layout::SETUP_DATA })
+    PvhBootConfigurator::write_bootparams(&params, ram)
+        .map_err(|e| Error::Memory(format!("PVH start_info: {e}")))?;
+    Ok(Entry::Pvh {
+        rip,
+        start_info: layout::SETUP_DATA,
+    })
 }

@@ -85,13 +85,23 @@ const SIGNATURE: u32 = 0x0083_0f10;
 const VENDOR: [u32; 3] = [0x6874_7541, 0x444d_4163, 0x6974_6e65]; // EBX "Auth", ECX "cAMD", EDX "enti"
 
 fn bits(register: Register) -> u32 {
-    FEATURES.iter().filter(|f| f.0 == register).fold(0, |mask, f| mask | 1 << f.1)
+    FEATURES
+        .iter()
+        .filter(|f| f.0 == register)
+        .fold(0, |mask, f| mask | 1 << f.1)
 }
 
 impl Model {
     /// The whole CPUID table of the vCPU with this APIC id.
     pub fn cpuid(self, apic_id: u8) -> Vec<CpuidEntry> {
-        let e = |function, eax, ebx, ecx, edx| CpuidEntry { function, index: None, eax, ebx, ecx, edx };
+        let e = |function, eax, ebx, ecx, edx| CpuidEntry {
+            function,
+            index: None,
+            eax,
+            ebx,
+            ecx,
+            edx,
+        };
         let (tsc, deadline) = match self {
             Model::SmolBuild => (0, 0),
             Model::SmolLive => (LEAF1_EDX_TSC, 0),
@@ -107,26 +117,66 @@ impl Model {
                 bits(Leaf1Ecx) | LEAF1_ECX_HYPERVISOR | deadline,
                 bits(Leaf1Edx) | tsc,
             ),
-            CpuidEntry { index: Some(0), ..e(7, 0, 0, 0, 0) },
+            CpuidEntry {
+                index: Some(0),
+                ..e(7, 0, 0, 0, 0)
+            },
             e(0x8000_0000, 0x8000_0008, VENDOR[0], VENDOR[1], VENDOR[2]),
-            e(0x8000_0001, SIGNATURE, 0, bits(ExtendedEcx), bits(ExtendedEdx)),
-            e(0x8000_0008, 0x3000 | u32::from(PHYSICAL_ADDRESS_BITS), 0, 0, 0),
+            e(
+                0x8000_0001,
+                SIGNATURE,
+                0,
+                bits(ExtendedEcx),
+                bits(ExtendedEdx),
+            ),
+            e(
+                0x8000_0008,
+                0x3000 | u32::from(PHYSICAL_ADDRESS_BITS),
+                0,
+                0,
+                0,
+            ),
         ];
         table.splice(3..3, self.hypervisor_leaves());
         table
     }
 
     fn hypervisor_leaves(self) -> [CpuidEntry; 2] {
-        let e = |function, eax, ebx, ecx, edx| CpuidEntry { function, index: None, eax, ebx, ecx, edx };
+        let e = |function, eax, ebx, ecx, edx| CpuidEntry {
+            function,
+            index: None,
+            eax,
+            ebx,
+            ecx,
+            edx,
+        };
         let word = |s: &[u8; 4]| u32::from_le_bytes(*s);
         match self {
             Model::SmolBuild | Model::SmolLive => [
-                e(0x4000_0000, 0x4000_0001, word(b"smol"), word(b"mach"), word(b"ine\0")),
-                e(0x4000_0001, paravirt::ABI, u32::from(paravirt::PORT_BASE), 0, 0),
+                e(
+                    0x4000_0000,
+                    0x4000_0001,
+                    word(b"smol"),
+                    word(b"mach"),
+                    word(b"ine\0"),
+                ),
+                e(
+                    0x4000_0001,
+                    paravirt::ABI,
+                    u32::from(paravirt::PORT_BASE),
+                    0,
+                    0,
+                ),
             ],
             // KVM_FEATURE_CLOCKSOURCE2 and KVM_FEATURE_CLOCKSOURCE_STABLE_BIT (Documentation/virt/kvm/x86/cpuid.rst).
             Model::Generic => [
-                e(0x4000_0000, 0x4000_0001, word(b"KVMK"), word(b"VMKV"), word(b"M\0\0\0")),
+                e(
+                    0x4000_0000,
+                    0x4000_0001,
+                    word(b"KVMK"),
+                    word(b"VMKV"),
+                    word(b"M\0\0\0"),
+                ),
                 e(0x4000_0001, 1 << 3 | 1 << 24, 0, 0, 0),
             ],
         }
@@ -144,23 +194,43 @@ pub fn features() -> Vec<&'static str> {
 ///
 /// # Errors
 /// [`Error::Cpu`] with the names of the missing features; a name that this build does not know is missing.
-pub fn check_host<'a>(supports: &[CpuidEntry], needs: impl IntoIterator<Item = &'a str>) -> Result<()> {
-    let leaf = |function| supports.iter().find(|e| e.function == function).copied().unwrap_or_default();
+pub fn check_host<'a>(
+    supports: &[CpuidEntry],
+    needs: impl IntoIterator<Item = &'a str>,
+) -> Result<()> {
+    let leaf = |function| {
+        supports
+            .iter()
+            .find(|e| e.function == function)
+            .copied()
+            .unwrap_or_default()
+    };
     let (basic, extended) = (leaf(1), leaf(0x8000_0001));
     let has = |name: &str| {
-        FEATURES.iter().find(|f| f.2 == name).is_some_and(|(register, bit, _)| {
-            let value = match register {
-                Leaf1Ecx => basic.ecx,
-                Leaf1Edx => basic.edx,
-                ExtendedEcx => extended.ecx,
-                ExtendedEdx => extended.edx,
-            };
-            // KVM reports the APIC bit only once the irqchip stands; every back end emulates one.
-            value & 1 << bit != 0 || name == "apic"
-        })
+        FEATURES
+            .iter()
+            .find(|f| f.2 == name)
+            .is_some_and(|(register, bit, _)| {
+                let value = match register {
+                    Leaf1Ecx => basic.ecx,
+                    Leaf1Edx => basic.edx,
+                    ExtendedEcx => extended.ecx,
+                    ExtendedEdx => extended.edx,
+                };
+                // KVM reports the APIC bit only once the irqchip stands; every back end emulates one.
+                value & 1 << bit != 0 || name == "apic"
+            })
     };
-    let missing: Vec<String> = needs.into_iter().filter(|n| !has(n)).map(str::to_owned).collect();
-    if missing.is_empty() { Ok(()) } else { Err(Error::Cpu { missing }) }
+    let missing: Vec<String> = needs
+        .into_iter()
+        .filter(|n| !has(n))
+        .map(str::to_owned)
+        .collect();
+    if missing.is_empty() {
+        Ok(())
+    } else {
+        Err(Error::Cpu { missing })
+    }
 }
 
 #[cfg(test)]
@@ -183,7 +253,11 @@ mod tests {
 
     #[test]
     fn only_machines_on_the_hosts_clock_see_a_tsc() {
-        let tsc = |m: Model| m.cpuid(0).iter().any(|e| e.function == 1 && e.edx & LEAF1_EDX_TSC != 0);
+        let tsc = |m: Model| {
+            m.cpuid(0)
+                .iter()
+                .any(|e| e.function == 1 && e.edx & LEAF1_EDX_TSC != 0)
+        };
         assert!(!tsc(Model::SmolBuild));
         assert!(tsc(Model::SmolLive) && tsc(Model::Generic));
     }

@@ -39,15 +39,28 @@ pub struct DeviceSet {
 impl DeviceSet {
     /// Which windows are taken.
     pub fn occupied(&self) -> [bool; SLOTS] {
-        [self.console.is_some(), self.pmem.is_some(), self.vsock.is_some(), self.rng.is_some()]
+        [
+            self.console.is_some(),
+            self.pmem.is_some(),
+            self.vsock.is_some(),
+            self.rng.is_some(),
+        ]
     }
 
     fn plug_in<V: Vm>(self, vm: &Arc<V>, ram: &Ram) -> [Option<Arc<MmioTransport>>; SLOTS] {
-        let irq = |slot: usize| Box::new(Gsi { vm: vm.clone(), gsi: SLOT_IRQS[slot] });
+        let irq = |slot: usize| {
+            Box::new(Gsi {
+                vm: vm.clone(),
+                gsi: SLOT_IRQS[slot],
+            })
+        };
         [
-            self.console.map(|d| MmioTransport::new(d, ram.clone(), irq(0))),
-            self.pmem.map(|d| MmioTransport::new(d, ram.clone(), irq(1))),
-            self.vsock.map(|d| MmioTransport::new(d, ram.clone(), irq(2))),
+            self.console
+                .map(|d| MmioTransport::new(d, ram.clone(), irq(0))),
+            self.pmem
+                .map(|d| MmioTransport::new(d, ram.clone(), irq(1))),
+            self.vsock
+                .map(|d| MmioTransport::new(d, ram.clone(), irq(2))),
             self.rng.map(|d| MmioTransport::new(d, ram.clone(), irq(3))),
         ]
     }
@@ -55,10 +68,14 @@ impl DeviceSet {
 
 /// The machine's own part of the kernel command line: where its virtio devices are.
 pub fn cmdline(occupied: [bool; SLOTS]) -> String {
-    let windows = occupied.iter().enumerate().filter(|(_, there)| **there).map(|(slot, _)| {
-        let gpa = layout::MMIO_BASE + slot as u64 * layout::MMIO_SIZE;
-        format!("virtio_mmio.device=4K@{gpa:#x}:{}", SLOT_IRQS[slot])
-    });
+    let windows = occupied
+        .iter()
+        .enumerate()
+        .filter(|(_, there)| **there)
+        .map(|(slot, _)| {
+            let gpa = layout::MMIO_BASE + slot as u64 * layout::MMIO_SIZE;
+            format!("virtio_mmio.device=4K@{gpa:#x}:{}", SLOT_IRQS[slot])
+        });
     windows.collect::<Vec<_>>().join(" ")
 }
 
@@ -101,8 +118,16 @@ impl Board {
         virtual_time: bool,
     ) -> Self {
         let windows = devices.plug_in(vm, ram);
-        let timer = Box::new(Gsi { vm: vm.clone(), gsi: TIMER_IRQ });
-        Self { ports: Mutex::new(Ports { serial, paravirt }), windows, timer, virtual_time }
+        let timer = Box::new(Gsi {
+            vm: vm.clone(),
+            gsi: TIMER_IRQ,
+        });
+        Self {
+            ports: Mutex::new(Ports { serial, paravirt }),
+            windows,
+            timer,
+            virtual_time,
+        }
     }
 
     fn ports(&self) -> MutexGuard<'_, Ports> {
@@ -124,8 +149,12 @@ impl Board {
     pub(crate) fn io_in(&self, port: u16, data: &mut [u8]) {
         let mut ports = self.ports();
         let value = match port {
-            serial::PORT_BASE..0x400 => Some(u32::from(ports.serial.read(port - serial::PORT_BASE))),
-            paravirt::PORT_BASE..paravirt::PORT_END => ports.paravirt.as_mut().and_then(|p| p.read(port)),
+            serial::PORT_BASE..0x400 => {
+                Some(u32::from(ports.serial.read(port - serial::PORT_BASE)))
+            }
+            paravirt::PORT_BASE..paravirt::PORT_END => {
+                ports.paravirt.as_mut().and_then(|p| p.read(port))
+            }
             KEYBOARD_STATUS => Some(0),
             _ => None,
         };
@@ -164,7 +193,10 @@ impl Board {
     fn window(&self, gpa: u64) -> Option<(&MmioTransport, u64)> {
         let offset = gpa.checked_sub(layout::MMIO_BASE)?;
         let slot = usize::try_from(offset / layout::MMIO_SIZE).ok()?;
-        Some((self.windows.get(slot)?.as_deref()?, offset % layout::MMIO_SIZE))
+        Some((
+            self.windows.get(slot)?.as_deref()?,
+            offset % layout::MMIO_SIZE,
+        ))
     }
 
     pub(crate) fn mmio_read(&self, gpa: u64, data: &mut [u8]) {
@@ -185,21 +217,37 @@ impl Board {
     }
 
     pub(crate) fn save(&self) -> Vec<Option<TransportState>> {
-        self.windows.iter().map(|w| w.as_ref().map(|t| t.save())).collect()
+        self.windows
+            .iter()
+            .map(|w| w.as_ref().map(|t| t.save()))
+            .collect()
     }
 
     pub(crate) fn restore(&self, states: &[Option<TransportState>]) -> Result<()> {
         if states.len() != SLOTS {
-            return Err(Error::bad_state(format!("it has {} device windows instead of {SLOTS}", states.len())));
+            return Err(Error::bad_state(format!(
+                "it has {} device windows instead of {SLOTS}",
+                states.len()
+            )));
         }
         for (slot, (window, state)) in self.windows.iter().zip(states).enumerate() {
             match (window, state) {
                 (Some(transport), Some(state)) => {
-                    transport.restore(state).map_err(|e| Error::bad_state(format!("device window {slot}: {e}")))?;
+                    transport
+                        .restore(state)
+                        .map_err(|e| Error::bad_state(format!("device window {slot}: {e}")))?;
                 }
                 (None, None) => {}
-                (Some(_), None) => return Err(Error::bad_state(format!("device window {slot} is empty in it"))),
-                (None, Some(_)) => return Err(Error::bad_state(format!("it has a device in window {slot} that this machine lacks"))),
+                (Some(_), None) => {
+                    return Err(Error::bad_state(format!(
+                        "device window {slot} is empty in it"
+                    )));
+                }
+                (None, Some(_)) => {
+                    return Err(Error::bad_state(format!(
+                        "it has a device in window {slot} that this machine lacks"
+                    )));
+                }
             }
         }
         Ok(())

@@ -32,7 +32,12 @@ pub struct Serial {
 impl Serial {
     /// A port that prints to `out`.
     pub fn new(out: Box<dyn Write + Send>) -> Self {
-        Self { out, line_control: 0, modem_control: 0, scratch: 0 }
+        Self {
+            out,
+            line_control: 0,
+            modem_control: 0,
+            scratch: 0,
+        }
     }
 
     /// Register read.

@@ -65,7 +65,14 @@ pub trait Vm: Sized + Send + Sync + 'static {
     ///
     /// # Safety
     /// `host..host + len` must stay mapped (writable unless `readonly`) until the machine is gone.
-    unsafe fn map(&self, slot: u32, gpa: u64, host: *mut u8, len: u64, readonly: bool) -> Result<()>;
+    unsafe fn map(
+        &self,
+        slot: u32,
+        gpa: u64,
+        host: *mut u8,
+        len: u64,
+        readonly: bool,
+    ) -> Result<()>;
 
     /// Interrupt controllers; with `pit` also the legacy timer. After all [`Vm::map`] calls:
     /// a memslot costs milliseconds once the controllers stand.

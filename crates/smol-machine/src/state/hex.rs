@@ -6,7 +6,11 @@ use serde::{Deserialize, Deserializer, Serializer};
 /// For `#[serde(with = "hex")]` on byte vectors.
 pub fn serialize<S: Serializer>(bytes: &[u8], s: S) -> Result<S::Ok, S::Error> {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let text: String = bytes.iter().flat_map(|b| [b >> 4, b & 15]).map(|n| char::from(DIGITS[usize::from(n)])).collect();
+    let text: String = bytes
+        .iter()
+        .flat_map(|b| [b >> 4, b & 15])
+        .map(|n| char::from(DIGITS[usize::from(n)]))
+        .collect();
     s.serialize_str(&text)
 }
 
@@ -18,5 +22,7 @@ pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<u8>, D::Error>
         [a, b] => Some(digit(*a)? << 4 | digit(*b)?),
         _ => None,
     });
-    pairs.collect::<Option<Vec<u8>>>().ok_or_else(|| D::Error::custom("not a hex string"))
+    pairs
+        .collect::<Option<Vec<u8>>>()
+        .ok_or_else(|| D::Error::custom("not a hex string"))
 }

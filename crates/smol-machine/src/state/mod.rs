@@ -58,11 +58,17 @@ impl MachineState {
         let err = |e: serde_json::Error| crate::Error::State(e.to_string());
         let Version { version } = serde_json::from_slice(bytes).map_err(err)?;
         if version != VERSION {
-            return Err(crate::Error::State(format!("it has version {version}, this build reads version {VERSION}")));
+            return Err(crate::Error::State(format!(
+                "it has version {version}, this build reads version {VERSION}"
+            )));
         }
         let state: Self = serde_json::from_slice(bytes).map_err(err)?;
         if state.arch != std::env::consts::ARCH {
-            return Err(crate::Error::State(format!("it is for {}, this host is {}", state.arch, std::env::consts::ARCH)));
+            return Err(crate::Error::State(format!(
+                "it is for {}, this host is {}",
+                state.arch,
+                std::env::consts::ARCH
+            )));
         }
         Ok(state)
     }

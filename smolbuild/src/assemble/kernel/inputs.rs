@@ -34,8 +34,17 @@ impl Toolchain {
     /// If one is missing: then the error names all that a kernel build needs and how to get it.
     pub fn of_host() -> Result<Toolchain> {
         let version = |tool: &str| {
-            let output = Command::new(tool).arg("--version").env("LC_ALL", "C").stdin(Stdio::null()).output().ok()?;
-            let line = String::from_utf8_lossy(&output.stdout).lines().next()?.trim().to_owned();
+            let output = Command::new(tool)
+                .arg("--version")
+                .env("LC_ALL", "C")
+                .stdin(Stdio::null())
+                .output()
+                .ok()?;
+            let line = String::from_utf8_lossy(&output.stdout)
+                .lines()
+                .next()?
+                .trim()
+                .to_owned();
             (output.status.success() && !line.is_empty()).then_some(line)
         };
         match (version("gcc"), version("ld")) {
@@ -43,7 +52,10 @@ impl Toolchain {
             (gcc, _) => {
                 require_tools()?;
                 let which = if gcc.is_none() { "gcc" } else { "ld" };
-                Err(Failure::new(ExitKind::Host, format!("`{which} --version` does not work")).into())
+                Err(
+                    Failure::new(ExitKind::Host, format!("`{which} --version` does not work"))
+                        .into(),
+                )
             }
         }
     }
@@ -57,7 +69,10 @@ pub fn require_tools() -> Result<(), Failure> {
     let check = doctor::kernel_build();
     match check.status {
         doctor::Status::Ok => Ok(()),
-        _ => Err(check.mend.into_iter().fold(Failure::new(ExitKind::Host, check.detail), Failure::hint)),
+        _ => Err(check
+            .mend
+            .into_iter()
+            .fold(Failure::new(ExitKind::Host, check.detail), Failure::hint)),
     }
 }
 
@@ -68,7 +83,12 @@ pub fn digest(recipe: &Recipe, source_sha256: &str, toolchain: &Toolchain) -> bl
         parts.extend([path.as_bytes(), bytes]);
     }
     parts.extend([source_sha256, &toolchain.gcc, &toolchain.ld].map(str::as_bytes));
-    parts.extend(MAKE_ARGUMENTS.iter().chain(STRIP_ARGUMENTS).map(|argument| argument.as_bytes()));
+    parts.extend(
+        MAKE_ARGUMENTS
+            .iter()
+            .chain(STRIP_ARGUMENTS)
+            .map(|argument| argument.as_bytes()),
+    );
     let mut hasher = blake3::Hasher::new_derive_key("smolbuild kernel inputs");
     hasher.update(&STAGE_VERSION.to_le_bytes());
     hasher.update(&(recipe.files.len() as u64).to_le_bytes());
@@ -86,25 +106,60 @@ mod tests {
 
     #[test]
     fn the_digest_changes_with_every_input_and_only_then() {
-        let toolchain = Toolchain { gcc: "gcc 12".into(), ld: "ld 2.40".into() };
+        let toolchain = Toolchain {
+            gcc: "gcc 12".into(),
+            ld: "ld 2.40".into(),
+        };
         let base = recipe(KERNEL_TOML, &["0001-a.patch", "0002-b.patch"]).unwrap();
         let of = |recipe: &Recipe| digest(recipe, "bb", &toolchain);
         let unchanged = of(&base);
-        assert_eq!(unchanged, of(&recipe(KERNEL_TOML, &["0001-a.patch", "0002-b.patch"]).unwrap()));
+        assert_eq!(
+            unchanged,
+            of(&recipe(KERNEL_TOML, &["0001-a.patch", "0002-b.patch"]).unwrap())
+        );
 
         let mut digests = vec![unchanged];
         let toml = KERNEL_TOML.replace("2026", "2027");
-        digests.push(of(&recipe(&toml, &["0001-a.patch", "0002-b.patch"]).unwrap()));
-        for (at, file) in [(0, ("kernel.config", &b"CONFIG_64BIT=n\n"[..])), (2, ("patches/0001-a.patch", b"--- other\n"))] {
+        digests.push(of(
+            &recipe(&toml, &["0001-a.patch", "0002-b.patch"]).unwrap()
+        ));
+        for (at, file) in [
+            (0, ("kernel.config", &b"CONFIG_64BIT=n\n"[..])),
+            (2, ("patches/0001-a.patch", b"--- other\n")),
+        ] {
             let mut files = base.files.to_vec();
             files[at] = file;
-            digests.push(of(&Recipe { files: files.leak(), ..base.clone() }));
+            digests.push(of(&Recipe {
+                files: files.leak(),
+                ..base.clone()
+            }));
         }
         digests.push(digest(&base, "bc", &toolchain));
-        digests.push(digest(&base, "bb", &Toolchain { gcc: "gcc 13".into(), ..toolchain.clone() }));
-        digests.push(digest(&base, "bb", &Toolchain { ld: "ld 2.41".into(), ..toolchain.clone() }));
+        digests.push(digest(
+            &base,
+            "bb",
+            &Toolchain {
+                gcc: "gcc 13".into(),
+                ..toolchain.clone()
+            },
+        ));
+        digests.push(digest(
+            &base,
+            "bb",
+            &Toolchain {
+                ld: "ld 2.41".into(),
+                ..toolchain.clone()
+            },
+        ));
         // A byte that moves from one input to the next is a change, too.
-        digests.push(digest(&base, "bbg", &Toolchain { gcc: "cc 12".into(), ..toolchain.clone() }));
+        digests.push(digest(
+            &base,
+            "bbg",
+            &Toolchain {
+                gcc: "cc 12".into(),
+                ..toolchain.clone()
+            },
+        ));
         let distinct: std::collections::HashSet<_> = digests.iter().collect();
         assert_eq!(distinct.len(), digests.len());
     }

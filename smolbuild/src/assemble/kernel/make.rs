@@ -43,8 +43,15 @@ pub struct Site<'a> {
 /// If a step fails: with the last lines of what its program said.
 pub fn build(recipe: &Recipe, tarball: &Path, site: Site) -> Result<PathBuf> {
     require_plain(site.folder)?;
-    let log = File::create(site.log).with_context(|| format!("cannot write {}", site.log.display()))?;
-    let mut build = Build { recipe, tree: site.folder.join("linux"), site, log, last: VecDeque::new() };
+    let log =
+        File::create(site.log).with_context(|| format!("cannot write {}", site.log.display()))?;
+    let mut build = Build {
+        recipe,
+        tree: site.folder.join("linux"),
+        site,
+        log,
+        last: VecDeque::new(),
+    };
     build.unpack(tarball)?;
     build.patch()?;
     build.configure()?;
@@ -54,11 +61,18 @@ pub fn build(recipe: &Recipe, tarball: &Path, site: Site) -> Result<PathBuf> {
 
 /// Linux's Makefile refuses folders whose names it would take for more than one.
 fn require_plain(folder: &Path) -> Result<(), Failure> {
-    if folder.to_str().is_some_and(|path| !path.contains([':', ' ', '\t', '\n'])) {
+    if folder
+        .to_str()
+        .is_some_and(|path| !path.contains([':', ' ', '\t', '\n']))
+    {
         return Ok(());
     }
-    let what = format!("a kernel cannot be built in {}: make takes no folder with a space or a colon", folder.display());
-    Err(Failure::new(ExitKind::Host, what).hint("set XDG_CACHE_HOME to a folder with a plainer name"))
+    let what = format!(
+        "a kernel cannot be built in {}: make takes no folder with a space or a colon",
+        folder.display()
+    );
+    Err(Failure::new(ExitKind::Host, what)
+        .hint("set XDG_CACHE_HOME to a folder with a plainer name"))
 }
 
 /// A build under way.
@@ -76,16 +90,31 @@ impl Build<'_> {
     fn unpack(&mut self, tarball: &Path) -> Result<()> {
         let wanted = &self.recipe.metadata.version;
         self.site.stage.note(&format!("unpacking Linux {wanted}"));
-        fs::create_dir(&self.tree).with_context(|| format!("cannot create {}", self.tree.display()))?;
+        fs::create_dir(&self.tree)
+            .with_context(|| format!("cannot create {}", self.tree.display()))?;
         let mut tar = self.command("tar");
         // The one folder at the top has another name in every tarball. Owners are of no use here.
-        tar.args(["--extract", "--strip-components=1", "--no-same-owner", "--file"]).arg(tarball);
-        self.run(tar).with_context(|| format!("cannot unpack {}", tarball.display()))?;
+        tar.args([
+            "--extract",
+            "--strip-components=1",
+            "--no-same-owner",
+            "--file",
+        ])
+        .arg(tarball);
+        self.run(tar)
+            .with_context(|| format!("cannot unpack {}", tarball.display()))?;
         let makefile = fs::read_to_string(self.tree.join("Makefile"));
-        let makefile = makefile.with_context(|| format!("{} is not a source of Linux: its Makefile", tarball.display()))?;
+        let makefile = makefile.with_context(|| {
+            format!(
+                "{} is not a source of Linux: its Makefile",
+                tarball.display()
+            )
+        })?;
         let found = source_version(&makefile);
         if found != *wanted {
-            self.site.stage.note(&format!("this is Linux {found}; the recipe was made for {wanted}"));
+            self.site.stage.note(&format!(
+                "this is Linux {found}; the recipe was made for {wanted}"
+            ));
         }
         Ok(())
     }
@@ -94,8 +123,18 @@ impl Build<'_> {
         for (name, diff) in &self.recipe.patches {
             let file = self.write(name, diff)?;
             let mut patch = self.command("patch");
-            patch.args(["-p1", "--fuzz=0", "--batch", "--forward", "--no-backup-if-mismatch", "-i"]).arg(&file);
-            self.run(patch).with_context(|| format!("the patch {name} does not apply"))?;
+            patch
+                .args([
+                    "-p1",
+                    "--fuzz=0",
+                    "--batch",
+                    "--forward",
+                    "--no-backup-if-mismatch",
+                    "-i",
+                ])
+                .arg(&file);
+            self.run(patch)
+                .with_context(|| format!("the patch {name} does not apply"))?;
         }
         Ok(())
     }
@@ -106,7 +145,8 @@ impl Build<'_> {
         let mut make = self.make_command();
         make.env("KCONFIG_ALLCONFIG", &fragment).arg("allnoconfig");
         self.run(make).context("cannot configure the kernel")?;
-        let config = fs::read_to_string(self.tree.join(".config")).context("make allnoconfig left no .config")?;
+        let config = fs::read_to_string(self.tree.join(".config"))
+            .context("make allnoconfig left no .config")?;
         let lost = lost_lines(self.recipe.fragment, &config);
         ensure!(
             lost.is_empty(),
@@ -118,7 +158,9 @@ impl Build<'_> {
 
     fn make(&mut self) -> Result<()> {
         let jobs = available_parallelism().map_or(1, usize::from);
-        self.site.stage.note(&format!("compiling, {jobs} at a time"));
+        self.site
+            .stage
+            .note(&format!("compiling, {jobs} at a time"));
         let mut make = self.make_command();
         make.arg(format!("-j{jobs}")).arg("vmlinux");
         let (stage, total) = (self.site.stage, self.recipe.metadata.steps);
@@ -134,7 +176,11 @@ impl Build<'_> {
     fn strip(&mut self) -> Result<PathBuf> {
         let stripped = self.site.folder.join("vmlinux");
         let mut strip = self.command("strip");
-        strip.args(STRIP_ARGUMENTS).arg("-o").arg(&stripped).arg("vmlinux");
+        strip
+            .args(STRIP_ARGUMENTS)
+            .arg("-o")
+            .arg(&stripped)
+            .arg("vmlinux");
         self.run(strip).context("cannot strip the kernel")?;
         let synced = File::open(&stripped).and_then(|file| file.sync_all());
         synced.with_context(|| format!("cannot store {}", stripped.display()))?;
@@ -157,7 +203,10 @@ impl Build<'_> {
     /// A command in the source tree.
     fn command(&self, program: &str) -> Command {
         let mut command = subprocess::command(program);
-        command.current_dir(&self.tree).env_clear().envs(environment(&self.recipe.metadata.timestamp));
+        command
+            .current_dir(&self.tree)
+            .env_clear()
+            .envs(environment(&self.recipe.metadata.timestamp));
         command
     }
 
@@ -178,7 +227,11 @@ impl Build<'_> {
         })?;
         if !status.success() {
             let last = Vec::from(std::mem::take(&mut self.last)).join("\n");
-            return Err(if last.is_empty() { anyhow!("{status}") } else { anyhow!("{last}") });
+            return Err(if last.is_empty() {
+                anyhow!("{status}")
+            } else {
+                anyhow!("{last}")
+            });
         }
         logged.with_context(|| format!("cannot write {}", self.site.log.display()))
     }
@@ -203,35 +256,73 @@ fn environment(timestamp: &str) -> Vec<(String, String)> {
         ("TZ", "UTC"),
     ];
     let fixed = fixed.map(|(name, value)| (name.to_owned(), value.to_owned()));
-    let inherited = INHERITED.iter().filter_map(|name| Some((name.to_string(), std::env::var(name).ok()?)));
+    let inherited = INHERITED
+        .iter()
+        .filter_map(|name| Some((name.to_string(), std::env::var(name).ok()?)));
     fixed.into_iter().chain(inherited).collect()
 }
 
 /// The lines of a fragment that a configuration does not honour. For the line that something is
 /// not set it is enough that it is not there.
 fn lost_lines<'a>(fragment: &'a str, config: &str) -> Vec<&'a str> {
-    let set = |name: &str| config.lines().any(|line| line.split_once('=').is_some_and(|(set, _)| set == name));
-    let kept = |line: &str| match line.strip_prefix("# ").and_then(|rest| rest.strip_suffix(" is not set")) {
+    let set = |name: &str| {
+        config
+            .lines()
+            .any(|line| line.split_once('=').is_some_and(|(set, _)| set == name))
+    };
+    let kept = |line: &str| match line
+        .strip_prefix("# ")
+        .and_then(|rest| rest.strip_suffix(" is not set"))
+    {
         Some(name) => !set(name),
         None => config.lines().any(|other| other == line),
     };
     let says = |line: &&str| line.starts_with("CONFIG_") || line.starts_with("# CONFIG_");
-    fragment.lines().map(str::trim_end).filter(says).filter(|line| !kept(line)).collect()
+    fragment
+        .lines()
+        .map(str::trim_end)
+        .filter(says)
+        .filter(|line| !kept(line))
+        .collect()
 }
 
 /// The version that a Makefile of Linux states at its top.
 fn source_version(makefile: &str) -> String {
     let value = |name: &str| {
-        let value = |line: &str| Some(line.strip_prefix(name)?.trim_start().strip_prefix('=')?.trim().to_owned());
-        makefile.lines().take(20).find_map(value).unwrap_or_default()
+        let value = |line: &str| {
+            Some(
+                line.strip_prefix(name)?
+                    .trim_start()
+                    .strip_prefix('=')?
+                    .trim()
+                    .to_owned(),
+            )
+        };
+        makefile
+            .lines()
+            .take(20)
+            .find_map(value)
+            .unwrap_or_default()
     };
-    format!("{}.{}.{}{}", value("VERSION"), value("PATCHLEVEL"), value("SUBLEVEL"), value("EXTRAVERSION"))
+    format!(
+        "{}.{}.{}{}",
+        value("VERSION"),
+        value("PATCHLEVEL"),
+        value("SUBLEVEL"),
+        value("EXTRAVERSION")
+    )
 }
 
 /// Whether make says with this line that a command is started: `  CC      init/main.o`.
 fn is_step(line: &str) -> bool {
-    let word = line.strip_prefix("  ").and_then(|rest| rest.split(' ').next()).unwrap_or_default();
-    word.len() > 1 && word.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit())
+    let word = line
+        .strip_prefix("  ")
+        .and_then(|rest| rest.split(' ').next())
+        .unwrap_or_default();
+    word.len() > 1
+        && word
+            .bytes()
+            .all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit())
 }
 
 #[cfg(test)]
@@ -245,17 +336,35 @@ mod tests {
     fn lines_that_a_configuration_dropped_or_turned_on_are_named() {
         let fragment = "# A comment.\nCONFIG_64BIT=y\nCONFIG_NR_CPUS=8\nCONFIG_SMOL_GUEST=y\n\n# CONFIG_MICROCODE is not set\n# CONFIG_X86 is not set\n";
         let config = "CONFIG_64BIT=y\nCONFIG_NR_CPUS=64\n# CONFIG_SMOL_GUEST is not set\nCONFIG_MICROCODE_LATE=y\nCONFIG_X86=y\n";
-        let lost = ["CONFIG_NR_CPUS=8", "CONFIG_SMOL_GUEST=y", "# CONFIG_X86 is not set"];
+        let lost = [
+            "CONFIG_NR_CPUS=8",
+            "CONFIG_SMOL_GUEST=y",
+            "# CONFIG_X86 is not set",
+        ];
         assert_eq!(lost_lines(fragment, config), lost);
         assert!(lost_lines(fragment, fragment).is_empty());
     }
 
     #[test]
     fn commands_that_make_starts_count_as_steps_and_other_lines_do_not() {
-        for line in ["  CC      init/main.o", "  AR      built-in.a", "  LD      vmlinux", "  VDSO2C  vdso.c"] {
+        for line in [
+            "  CC      init/main.o",
+            "  AR      built-in.a",
+            "  LD      vmlinux",
+            "  VDSO2C  vdso.c",
+        ] {
             assert!(is_step(line), "{line}");
         }
-        for line in ["", "  ", "make[1]: Entering", "init/main.c: In function", "   CC  x", "  error: x", "CC x", "  I am"] {
+        for line in [
+            "",
+            "  ",
+            "make[1]: Entering",
+            "init/main.c: In function",
+            "   CC  x",
+            "  error: x",
+            "CC x",
+            "  I am",
+        ] {
             assert!(!is_step(line), "{line}");
         }
     }
@@ -264,7 +373,10 @@ mod tests {
     fn the_version_of_a_source_is_read_from_its_makefile() {
         let text = "# SPDX-License-Identifier: GPL-2.0\nVERSION = 6\nPATCHLEVEL = 1\nSUBLEVEL = 192\nEXTRAVERSION =\nNAME = Curry Ramen\n";
         assert_eq!(source_version(text), "6.1.192");
-        assert_eq!(source_version(&text.replace("EXTRAVERSION =", "EXTRAVERSION = -rc1")), "6.1.192-rc1");
+        assert_eq!(
+            source_version(&text.replace("EXTRAVERSION =", "EXTRAVERSION = -rc1")),
+            "6.1.192-rc1"
+        );
     }
 
     #[test]
@@ -278,9 +390,17 @@ mod tests {
 
     #[test]
     fn the_environment_of_the_caller_does_not_reach_the_build() {
-        let names: Vec<_> = environment("2026-01-01").into_iter().map(|(name, _)| name).collect();
+        let names: Vec<_> = environment("2026-01-01")
+            .into_iter()
+            .map(|(name, _)| name)
+            .collect();
         assert!(names.contains(&"PATH".to_owned()));
-        assert!(!names.iter().any(|name| name.starts_with("CARGO") || name == "HOME"), "{names:?}");
+        assert!(
+            !names
+                .iter()
+                .any(|name| name.starts_with("CARGO") || name == "HOME"),
+            "{names:?}"
+        );
     }
 
     /// Builds from a tarball with this Makefile, this patch and this fragment; gives the error, and the log.
@@ -291,14 +411,21 @@ mod tests {
         let mut header = tar::Header::new_ustar();
         header.set_size(makefile.len() as u64);
         header.set_mode(0o644);
-        archive.append_data(&mut header, "linux-6.1.2/Makefile", makefile.as_bytes()).unwrap();
+        archive
+            .append_data(&mut header, "linux-6.1.2/Makefile", makefile.as_bytes())
+            .unwrap();
         archive.into_inner().unwrap().sync_all().unwrap();
         let mut recipe = recipe(KERNEL_TOML, &["0001-a.patch", "0002-b.patch"]).unwrap();
         recipe.patches = vec![("0001-a.patch".into(), patch.as_bytes())];
         recipe.fragment = fragment;
         let stage = Progress::new(Mode::Plain).stage("kernel", "");
         let (log, interrupt) = (folder.path().join("log"), Interrupt::detached().unwrap());
-        let site = Site { folder: folder.path(), log: &log, stage: &stage, interrupt: &interrupt };
+        let site = Site {
+            folder: folder.path(),
+            log: &log,
+            stage: &stage,
+            interrupt: &interrupt,
+        };
         let error = build(&recipe, &tarball, site).unwrap_err();
         (format!("{error:#}"), fs::read_to_string(log).unwrap())
     }
@@ -309,19 +436,37 @@ mod tests {
     #[test]
     fn a_patch_that_does_not_apply_is_named() {
         let (error, _) = failing(&MAKEFILE.replace('6', "5"), PATCH, "");
-        assert!(error.contains("the patch 0001-a.patch does not apply") && error.contains("FAILED"), "{error}");
+        assert!(
+            error.contains("the patch 0001-a.patch does not apply") && error.contains("FAILED"),
+            "{error}"
+        );
     }
 
     #[test]
     fn a_lost_line_of_the_fragment_stops_the_build_before_it_compiles() {
-        let (error, log) = failing(&MAKEFILE.replace("@cp $(KCONFIG_ALLCONFIG) ", "@touch "), PATCH, "CONFIG_64BIT=y\n");
-        assert!(error.contains("CONFIG_64BIT=y") && !log.contains("CC"), "{error}\n{log}");
+        let (error, log) = failing(
+            &MAKEFILE.replace("@cp $(KCONFIG_ALLCONFIG) ", "@touch "),
+            PATCH,
+            "CONFIG_64BIT=y\n",
+        );
+        assert!(
+            error.contains("CONFIG_64BIT=y") && !log.contains("CC"),
+            "{error}\n{log}"
+        );
     }
 
     #[test]
     fn a_failing_compilation_shows_its_last_lines_and_the_log_has_all() {
         let (error, log) = failing(MAKEFILE, PATCH, "CONFIG_64BIT=y\n");
-        assert!(error.contains("cannot compile the kernel") && error.contains("100.o"), "{error}");
-        assert!(!error.contains(" 50.o") && log.contains(" 50.o") && log.contains("patching file Makefile"), "{log}");
+        assert!(
+            error.contains("cannot compile the kernel") && error.contains("100.o"),
+            "{error}"
+        );
+        assert!(
+            !error.contains(" 50.o")
+                && log.contains(" 50.o")
+                && log.contains("patching file Makefile"),
+            "{log}"
+        );
     }
 }

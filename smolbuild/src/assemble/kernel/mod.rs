@@ -43,9 +43,18 @@ pub struct Request<'a> {
 ///
 /// # Errors
 /// As for [`obtain`].
-pub fn stage(name: &str, cache: &Path, progress: &Progress, interrupt: &Interrupt) -> Result<PathBuf> {
+pub fn stage(
+    name: &str,
+    cache: &Path,
+    progress: &Progress,
+    interrupt: &Interrupt,
+) -> Result<PathBuf> {
     let source = std::env::var_os(SOURCE_VARIABLE).filter(|path| !path.is_empty());
-    let request = Request { recipe: name, source: source.as_deref().map(Path::new), rebuild: false };
+    let request = Request {
+        recipe: name,
+        source: source.as_deref().map(Path::new),
+        rebuild: false,
+    };
     obtain(&request, cache, progress, interrupt)
 }
 
@@ -54,7 +63,12 @@ pub fn stage(name: &str, cache: &Path, progress: &Progress, interrupt: &Interrup
 /// # Errors
 /// An unknown recipe (exit kind Usage); tools, apt or the right processor missing (Host); a source
 /// that is not what the recipe pins (Verification); a step of the build that fails; no disk space.
-pub fn obtain(request: &Request, cache: &Path, progress: &Progress, interrupt: &Interrupt) -> Result<PathBuf> {
+pub fn obtain(
+    request: &Request,
+    cache: &Path,
+    progress: &Progress,
+    interrupt: &Interrupt,
+) -> Result<PathBuf> {
     let recipe = recipe::find(request.recipe)?;
     require_arch(&recipe)?;
     let stage = progress.stage("kernel", &format!("kernel {}", request.recipe));
@@ -69,15 +83,23 @@ pub fn obtain(request: &Request, cache: &Path, progress: &Progress, interrupt: &
         stage: &stage,
         interrupt,
     };
-    if !request.rebuild && let Some(vmlinux) = job.cached() {
+    if !request.rebuild
+        && let Some(vmlinux) = job.cached()
+    {
         stage.finish("cached");
         return Ok(vmlinux);
     }
     let result = job.build(request, &cache.join("downloads"));
     interrupt.check()?; // the user knows why it ended, and not where we were
     let (vmlinux, built) = result?;
-    let size = fs::metadata(&vmlinux).map(|meta| meta.len()).unwrap_or_default();
-    stage.finish(&if built { human::bytes(size) } else { "cached".to_owned() });
+    let size = fs::metadata(&vmlinux)
+        .map(|meta| meta.len())
+        .unwrap_or_default();
+    stage.finish(&if built {
+        human::bytes(size)
+    } else {
+        "cached".to_owned()
+    });
     Ok(vmlinux)
 }
 
@@ -86,7 +108,10 @@ fn require_arch(recipe: &Recipe) -> Result<(), Failure> {
     if wanted == here {
         return Ok(());
     }
-    let what = format!("the kernel recipe {} is for {wanted}, and this host is {here}", recipe.metadata.name);
+    let what = format!(
+        "the kernel recipe {} is for {wanted}, and this host is {here}",
+        recipe.metadata.name
+    );
     Err(Failure::new(ExitKind::Host, what))
 }
 
@@ -100,13 +125,23 @@ struct Source {
 
 impl Source {
     fn own(tarball: &Path) -> Result<Source> {
-        let name = tarball.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        Ok(Source { name, sha256: fetch::sha256(tarball).kind(ExitKind::Usage)? })
+        let name = tarball
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        Ok(Source {
+            name,
+            sha256: fetch::sha256(tarball).kind(ExitKind::Usage)?,
+        })
     }
 
     fn pinned(recipe: &Recipe) -> Source {
         let debian = &recipe.metadata.source.debian;
-        Source { name: format!("{} {}", debian.package, debian.version), sha256: debian.tarball_sha256.clone() }
+        Source {
+            name: format!("{} {}", debian.package, debian.version),
+            sha256: debian.tarball_sha256.clone(),
+        }
     }
 }
 
@@ -122,7 +157,9 @@ struct Job<'a> {
 
 impl Job<'_> {
     fn digest(&self) -> String {
-        inputs::digest(&self.recipe, &self.source.sha256, &self.toolchain).to_hex().to_string()
+        inputs::digest(&self.recipe, &self.source.sha256, &self.toolchain)
+            .to_hex()
+            .to_string()
     }
 
     fn cached(&self) -> Option<PathBuf> {
@@ -134,7 +171,9 @@ impl Job<'_> {
     fn build(&mut self, request: &Request, downloads: &Path) -> Result<(PathBuf, bool)> {
         inputs::require_tools()?;
         let turn = self.shelf.turn(self.stage, self.interrupt)?;
-        if !request.rebuild && let Some(cached) = self.cached() {
+        if !request.rebuild
+            && let Some(cached) = self.cached()
+        {
             return Ok((cached, false));
         }
         let scratch = turn.scratch()?;
@@ -144,13 +183,21 @@ impl Job<'_> {
             None => self.debian_source(downloads, scratch.path())?,
         };
         // The archive offers another version than the pinned one: that may have been built before.
-        if self.source.sha256 != before && !request.rebuild && let Some(cached) = self.cached() {
+        if self.source.sha256 != before
+            && !request.rebuild
+            && let Some(cached) = self.cached()
+        {
             return Ok((cached, false));
         }
         let folder = scratch.path().join("work");
         fs::create_dir(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
         let log = scratch.path().join("log");
-        let site = Site { folder: &folder, log: &log, stage: self.stage, interrupt: self.interrupt };
+        let site = Site {
+            folder: &folder,
+            log: &log,
+            stage: self.stage,
+            interrupt: self.interrupt,
+        };
         let built = make::build(&self.recipe, &tarball, site);
         let vmlinux = built.map_err(|error| self.keep_log(&log, error))?;
         let info = Info {
@@ -160,13 +207,20 @@ impl Job<'_> {
             toolchain: self.toolchain.clone(),
             sha256: fetch::sha256(&vmlinux)?,
         };
-        Ok((self.shelf.put(&self.digest(), &vmlinux, &info, self.stage)?, true))
+        Ok((
+            self.shelf
+                .put(&self.digest(), &vmlinux, &info, self.stage)?,
+            true,
+        ))
     }
 
     /// A tarball of the user's.
     fn own_source(&self, tarball: &Path) -> Result<PathBuf> {
         let pins = &self.recipe.metadata.source;
-        let pinned = [Some(&pins.debian.tarball_sha256), pins.upstream.sha256.as_ref()];
+        let pinned = [
+            Some(&pins.debian.tarball_sha256),
+            pins.upstream.sha256.as_ref(),
+        ];
         if !pinned.contains(&Some(&self.source.sha256)) {
             self.stage.note(&format!(
                 "{} is not a source that the recipe {} pins: the kernel may differ from others'",
@@ -175,7 +229,9 @@ impl Job<'_> {
             ));
         }
         // tar works elsewhere.
-        tarball.canonicalize().with_context(|| format!("cannot find {}", tarball.display()))
+        tarball
+            .canonicalize()
+            .with_context(|| format!("cannot find {}", tarball.display()))
     }
 
     /// The tarball out of the Debian package, unpacked in `folder`.
@@ -200,7 +256,10 @@ impl Job<'_> {
         let name = format!("{} {}", got.package, got.version);
         let sha256 = fetch::sha256(&tarball)?;
         if pinned && sha256 != debian.tarball_sha256 {
-            let what = format!("the tarball in {name} has the SHA-256 {sha256} instead of {}", debian.tarball_sha256);
+            let what = format!(
+                "the tarball in {name} has the SHA-256 {sha256} instead of {}",
+                debian.tarball_sha256
+            );
             return Err(Failure::new(ExitKind::Verification, what).into());
         }
         self.source = Source { name, sha256 };
@@ -214,7 +273,8 @@ impl Job<'_> {
         }
         match self.shelf.keep_log(&self.digest(), log) {
             Some(kept) => {
-                let told = Err::<(), _>(error).hint(format!("the whole output is in {}", kept.display()));
+                let told =
+                    Err::<(), _>(error).hint(format!("the whole output is in {}", kept.display()));
                 told.expect_err("made from an error")
             }
             None => error,
@@ -230,22 +290,43 @@ mod tests {
 
     fn refused(request: &Request) -> anyhow::Error {
         let cache = tempfile::tempdir().unwrap();
-        let error = obtain(request, cache.path(), &Progress::new(Mode::Plain), &Interrupt::detached().unwrap()).unwrap_err();
-        assert_eq!(fs::read_dir(cache.path()).unwrap().count(), 0, "nothing is left in the cache");
+        let error = obtain(
+            request,
+            cache.path(),
+            &Progress::new(Mode::Plain),
+            &Interrupt::detached().unwrap(),
+        )
+        .unwrap_err();
+        assert_eq!(
+            fs::read_dir(cache.path()).unwrap().count(),
+            0,
+            "nothing is left in the cache"
+        );
         error
     }
 
     #[test]
     fn a_source_tarball_that_does_not_exist_is_an_error_of_usage() {
         let source = Some(Path::new("/nonexistent/linux.tar.xz"));
-        let error = refused(&Request { recipe: "smol-6.1", source, rebuild: false });
+        let error = refused(&Request {
+            recipe: "smol-6.1",
+            source,
+            rebuild: false,
+        });
         assert_eq!(smol_cli::exit_kind(&error), ExitKind::Usage);
-        assert!(format!("{error:#}").contains("/nonexistent/linux.tar.xz"), "{error:#}");
+        assert!(
+            format!("{error:#}").contains("/nonexistent/linux.tar.xz"),
+            "{error:#}"
+        );
     }
 
     #[test]
     fn an_unknown_recipe_is_an_error_of_usage() {
-        let error = refused(&Request { recipe: "../smol-6.1", source: None, rebuild: false });
+        let error = refused(&Request {
+            recipe: "../smol-6.1",
+            source: None,
+            rebuild: false,
+        });
         assert_eq!(smol_cli::exit_kind(&error), ExitKind::Usage);
     }
 }

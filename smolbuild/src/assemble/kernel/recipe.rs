@@ -75,7 +75,11 @@ pub struct Debian {
 impl Debian {
     /// The package, exactly.
     pub fn pin(&self) -> Pin {
-        Pin { package: self.package.clone(), version: self.version.clone(), sha256: self.sha256.clone() }
+        Pin {
+            package: self.package.clone(),
+            version: self.version.clone(),
+            sha256: self.sha256.clone(),
+        }
     }
 
     /// Path of the tarball in the package.
@@ -102,7 +106,10 @@ pub struct Upstream {
 pub fn find(name: &str) -> Result<Recipe, Failure> {
     let Some((_, files)) = EMBEDDED.iter().find(|(known, _)| *known == name) else {
         let known: Vec<_> = EMBEDDED.iter().map(|(known, _)| *known).collect();
-        let failure = Failure::new(ExitKind::Usage, format!("there is no kernel recipe {name:?}"));
+        let failure = Failure::new(
+            ExitKind::Usage,
+            format!("there is no kernel recipe {name:?}"),
+        );
         return Err(failure.hint(format!("known recipes: {}", known.join(", "))));
     };
     parse(name, files)
@@ -110,13 +117,22 @@ pub fn find(name: &str) -> Result<Recipe, Failure> {
 
 /// Reads a recipe and checks that its parts belong together.
 fn parse(name: &str, files: &'static [RecipeFile]) -> Result<Recipe, Failure> {
-    let damaged = |what: String| Failure::new(ExitKind::Internal, format!("the kernel recipe {name}: {what}"));
+    let damaged = |what: String| {
+        Failure::new(
+            ExitKind::Internal,
+            format!("the kernel recipe {name}: {what}"),
+        )
+    };
     let file = |path: &str| {
         let found = files.iter().find(|(known, _)| *known == path);
-        found.map(|(_, bytes)| *bytes).ok_or_else(|| damaged(format!("{path} is missing")))
+        found
+            .map(|(_, bytes)| *bytes)
+            .ok_or_else(|| damaged(format!("{path} is missing")))
     };
-    let text = |path: &str| std::str::from_utf8(file(path)?).map_err(|e| damaged(format!("{path}: {e}")));
-    let metadata: Metadata = toml::from_str(text(METADATA)?).map_err(|e| damaged(format!("{METADATA}: {e}")))?;
+    let text =
+        |path: &str| std::str::from_utf8(file(path)?).map_err(|e| damaged(format!("{path}: {e}")));
+    let metadata: Metadata =
+        toml::from_str(text(METADATA)?).map_err(|e| damaged(format!("{METADATA}: {e}")))?;
     if metadata.name != name {
         return Err(damaged(format!("{METADATA} names it {}", metadata.name)));
     }
@@ -124,11 +140,22 @@ fn parse(name: &str, files: &'static [RecipeFile]) -> Result<Recipe, Failure> {
     for patch in &metadata.patches {
         patches.push((patch.clone(), file(&format!("{PATCHES}{patch}"))?));
     }
-    let mut present = files.iter().filter_map(|(path, _)| path.strip_prefix(PATCHES));
-    if let Some(unlisted) = present.find(|patch| !metadata.patches.iter().any(|listed| listed == patch)) {
-        return Err(damaged(format!("{METADATA} does not list the patch {unlisted}")));
+    let mut present = files
+        .iter()
+        .filter_map(|(path, _)| path.strip_prefix(PATCHES));
+    if let Some(unlisted) =
+        present.find(|patch| !metadata.patches.iter().any(|listed| listed == patch))
+    {
+        return Err(damaged(format!(
+            "{METADATA} does not list the patch {unlisted}"
+        )));
     }
-    Ok(Recipe { fragment: text(FRAGMENT)?, metadata, patches, files })
+    Ok(Recipe {
+        fragment: text(FRAGMENT)?,
+        metadata,
+        patches,
+        files,
+    })
 }
 
 #[cfg(test)]
@@ -156,9 +183,15 @@ pub(super) mod tests {
     pub fn recipe(toml: &str, patches: &[&str]) -> Result<Recipe, Failure> {
         let leak = |text: String| -> &'static str { text.leak() };
         let toml = leak(toml.to_owned()).as_bytes();
-        let mut files: Vec<RecipeFile> = vec![("kernel.config", b"CONFIG_64BIT=y\n"), ("kernel.toml", toml)];
+        let mut files: Vec<RecipeFile> = vec![
+            ("kernel.config", b"CONFIG_64BIT=y\n"),
+            ("kernel.toml", toml),
+        ];
         for name in patches {
-            files.push((leak(format!("patches/{name}")), leak(format!("--- {name}\n")).as_bytes()));
+            files.push((
+                leak(format!("patches/{name}")),
+                leak(format!("--- {name}\n")).as_bytes(),
+            ));
         }
         parse("test", files.leak())
     }
@@ -169,8 +202,13 @@ pub(super) mod tests {
         for (name, files) in EMBEDDED {
             let recipe = find(name).unwrap();
             assert!(recipe.metadata.steps > 0);
-            assert!(files.is_sorted_by_key(|(path, _)| path), "the digest must not hang on the order of a folder");
-            let hex = |text: &str| text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+            assert!(
+                files.is_sorted_by_key(|(path, _)| path),
+                "the digest must not hang on the order of a folder"
+            );
+            let hex = |text: &str| {
+                text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+            };
             let Sources { debian, upstream } = recipe.metadata.source;
             assert!(hex(&debian.sha256) && hex(&debian.tarball_sha256));
             assert!(upstream.sha256.as_deref().is_none_or(hex));
@@ -180,7 +218,11 @@ pub(super) mod tests {
     #[test]
     fn patches_come_in_the_order_of_the_list_and_not_of_their_names() {
         let recipe = recipe(KERNEL_TOML, &BOTH).unwrap();
-        let names: Vec<_> = recipe.patches.iter().map(|(name, _)| name.as_str()).collect();
+        let names: Vec<_> = recipe
+            .patches
+            .iter()
+            .map(|(name, _)| name.as_str())
+            .collect();
         assert_eq!(names, ["0002-b.patch", "0001-a.patch"]);
         assert_eq!(recipe.patches[0].1, b"--- 0002-b.patch\n");
     }
@@ -195,16 +237,31 @@ pub(super) mod tests {
     #[test]
     fn a_patch_that_is_missing_or_not_listed_is_found() {
         let missing = recipe(KERNEL_TOML, &BOTH[..1]).unwrap_err().to_string();
-        assert!(missing.contains("patches/0002-b.patch is missing"), "{missing}");
-        let unlisted = recipe(KERNEL_TOML, &["0001-a.patch", "0002-b.patch", "0003-c.patch"]).unwrap_err().to_string();
-        assert!(unlisted.contains("does not list the patch 0003-c.patch"), "{unlisted}");
+        assert!(
+            missing.contains("patches/0002-b.patch is missing"),
+            "{missing}"
+        );
+        let unlisted = recipe(
+            KERNEL_TOML,
+            &["0001-a.patch", "0002-b.patch", "0003-c.patch"],
+        )
+        .unwrap_err()
+        .to_string();
+        assert!(
+            unlisted.contains("does not list the patch 0003-c.patch"),
+            "{unlisted}"
+        );
     }
 
     #[test]
     fn a_kernel_toml_with_a_wrong_name_or_an_unknown_key_is_found() {
-        let named = recipe(&KERNEL_TOML.replace("\"test\"", "\"other\""), &BOTH).unwrap_err().to_string();
+        let named = recipe(&KERNEL_TOML.replace("\"test\"", "\"other\""), &BOTH)
+            .unwrap_err()
+            .to_string();
         assert!(named.contains("names it other"), "{named}");
-        let unknown = recipe(&KERNEL_TOML.replace("steps", "stepps"), &BOTH).unwrap_err().to_string();
+        let unknown = recipe(&KERNEL_TOML.replace("steps", "stepps"), &BOTH)
+            .unwrap_err()
+            .to_string();
         assert!(unknown.contains("stepps"), "{unknown}");
     }
 }

@@ -50,12 +50,17 @@ impl Shelf {
     pub fn find(&self, digest: &str, stage: &Stage) -> Option<PathBuf> {
         let entry = self.0.join(digest);
         let vmlinux = entry.join(VMLINUX);
-        let info: Option<Info> = fs::read(entry.join(INFO)).ok().and_then(|json| serde_json::from_slice(&json).ok());
+        let info: Option<Info> = fs::read(entry.join(INFO))
+            .ok()
+            .and_then(|json| serde_json::from_slice(&json).ok());
         let found = fetch::sha256(&vmlinux).ok()?;
         if info.is_some_and(|info| info.sha256 == found) {
             return Some(vmlinux);
         }
-        stage.note(&format!("{} is damaged and will be built again", vmlinux.display()));
+        stage.note(&format!(
+            "{} is damaged and will be built again",
+            vmlinux.display()
+        ));
         None
     }
 
@@ -67,8 +72,12 @@ impl Shelf {
         let entry = self.0.join(digest);
         let place = entry.join(VMLINUX);
         // Other bytes than before mean that there is an input we do not know: worth a word.
-        if let Ok(before) = fetch::sha256(&place) && before != info.sha256 {
-            stage.note(&format!("warning: the same inputs gave another kernel before, with the SHA-256 {before}"));
+        if let Ok(before) = fetch::sha256(&place)
+            && before != info.sha256
+        {
+            stage.note(&format!(
+                "warning: the same inputs gave another kernel before, with the SHA-256 {before}"
+            ));
         }
         let json = serde_json::to_vec_pretty(info)?;
         let new_info = vmlinux.with_file_name(INFO);
@@ -95,12 +104,20 @@ impl Shelf {
     /// # Errors
     /// If the cache cannot be written, or when the user wants us to stop.
     pub fn turn(&self, stage: &Stage, interrupt: &Interrupt) -> Result<Turn> {
-        fs::create_dir_all(&self.0).with_context(|| format!("cannot create {}", self.0.display()))?;
+        fs::create_dir_all(&self.0)
+            .with_context(|| format!("cannot create {}", self.0.display()))?;
         // make and tar work elsewhere.
-        let folder = self.0.canonicalize().with_context(|| format!("cannot find {}", self.0.display()))?;
+        let folder = self
+            .0
+            .canonicalize()
+            .with_context(|| format!("cannot find {}", self.0.display()))?;
         let path = folder.join("lock");
         let cannot = || format!("cannot lock {}", path.display());
-        let lock = File::options().create(true).append(true).open(&path).with_context(cannot)?;
+        let lock = File::options()
+            .create(true)
+            .append(true)
+            .open(&path)
+            .with_context(cannot)?;
         let mut told = false;
         loop {
             match lock.try_lock() {
@@ -117,7 +134,10 @@ impl Shelf {
             }
         }
         sweep(&folder);
-        Ok(Turn { folder, _lock: lock })
+        Ok(Turn {
+            folder,
+            _lock: lock,
+        })
     }
 }
 
@@ -133,7 +153,9 @@ impl Turn {
     /// # Errors
     /// If it cannot be made.
     pub fn scratch(&self) -> Result<tempfile::TempDir> {
-        let scratch = tempfile::Builder::new().prefix(SCRATCH).tempdir_in(&self.folder);
+        let scratch = tempfile::Builder::new()
+            .prefix(SCRATCH)
+            .tempdir_in(&self.folder);
         scratch.with_context(|| format!("cannot create a folder in {}", self.folder.display()))
     }
 }
@@ -161,7 +183,10 @@ mod tests {
     }
 
     fn names(folder: &Path) -> Vec<String> {
-        let mut names: Vec<_> = fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        let mut names: Vec<_> = fs::read_dir(folder)
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
         names.sort();
         names
     }
@@ -174,7 +199,10 @@ mod tests {
             recipe: "test".into(),
             source: "linux-source-6.1 6.1.2-1".into(),
             source_sha256: "bb".into(),
-            toolchain: Toolchain { gcc: "gcc 12".into(), ld: "ld 2.40".into() },
+            toolchain: Toolchain {
+                gcc: "gcc 12".into(),
+                ld: "ld 2.40".into(),
+            },
             sha256: fetch::sha256(&vmlinux).unwrap(),
         };
         shelf.put(digest, &vmlinux, &info, &stage()).unwrap()
@@ -184,7 +212,11 @@ mod tests {
     fn a_kernel_is_found_under_its_digest_alone_and_until_its_bytes_change() {
         let cache = tempfile::tempdir().unwrap();
         let shelf = Shelf::new(cache.path());
-        drop(shelf.turn(&stage(), &Interrupt::detached().unwrap()).unwrap());
+        drop(
+            shelf
+                .turn(&stage(), &Interrupt::detached().unwrap())
+                .unwrap(),
+        );
         assert!(shelf.find("d1", &stage()).is_none());
         let vmlinux = put(&shelf, "d1", "\x7fELF");
         assert_eq!(names(vmlinux.parent().unwrap()), [INFO, VMLINUX]);
@@ -205,7 +237,9 @@ mod tests {
         }
         fs::write(shelf.0.join("build-x1/work/linux/Makefile"), "").unwrap();
         fs::write(shelf.0.join("failed-0123.log"), "").unwrap();
-        let turn = shelf.turn(&stage(), &Interrupt::detached().unwrap()).unwrap();
+        let turn = shelf
+            .turn(&stage(), &Interrupt::detached().unwrap())
+            .unwrap();
         assert_eq!(names(&shelf.0), ["0123abcd", "failed-0123.log", "lock"]);
         let scratch = turn.scratch().unwrap();
         assert!(names(&shelf.0)[1].starts_with(SCRATCH));
@@ -216,10 +250,15 @@ mod tests {
     #[test]
     fn a_second_build_waits_for_the_first_and_can_be_interrupted() {
         let cache = tempfile::tempdir().unwrap();
-        let first = Shelf::new(cache.path()).turn(&stage(), &Interrupt::detached().unwrap()).unwrap();
+        let first = Shelf::new(cache.path())
+            .turn(&stage(), &Interrupt::detached().unwrap())
+            .unwrap();
         let interrupted = Interrupt::detached().unwrap();
         interrupted.trigger();
-        let error = Shelf::new(cache.path()).turn(&stage(), &interrupted).err().unwrap();
+        let error = Shelf::new(cache.path())
+            .turn(&stage(), &interrupted)
+            .err()
+            .unwrap();
         assert_eq!(smol_cli::exit_kind(&error), ExitKind::Terminated);
 
         let (sender, receiver) = mpsc::channel();
@@ -229,7 +268,10 @@ mod tests {
             sender.send(()).unwrap();
             turn.map(drop)
         });
-        assert!(receiver.recv_timeout(Duration::from_millis(300)).is_err(), "it did not wait");
+        assert!(
+            receiver.recv_timeout(Duration::from_millis(300)).is_err(),
+            "it did not wait"
+        );
         drop(first);
         receiver.recv_timeout(Duration::from_secs(20)).unwrap();
         second.join().unwrap().unwrap();
@@ -241,7 +283,9 @@ mod tests {
         let shelf = Shelf::new(cache.path());
         fs::create_dir_all(&shelf.0).unwrap();
         fs::write(shelf.0.join("log"), "  CC      init/main.o\n").unwrap();
-        let kept = shelf.keep_log(&"ab".repeat(32), &shelf.0.join("log")).unwrap();
+        let kept = shelf
+            .keep_log(&"ab".repeat(32), &shelf.0.join("log"))
+            .unwrap();
         assert_eq!(names(&shelf.0), ["failed-abababababababab.log"]);
         assert!(kept.exists());
     }

@@ -1,14 +1,17 @@
 //! KVM's structures to and from our wire types. Pure.
 
 use kvm_bindings::{
-    CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_VCPUEVENT_VALID_NMI_PENDING, KVM_VCPUEVENT_VALID_SHADOW, Msrs,
-    kvm_cpuid_entry2, kvm_debugregs, kvm_dtable, kvm_irqchip, kvm_lapic_state, kvm_msr_entry, kvm_pit_channel_state,
-    kvm_regs, kvm_segment, kvm_sregs, kvm_vcpu_events, kvm_xsave,
+    CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_VCPUEVENT_VALID_NMI_PENDING,
+    KVM_VCPUEVENT_VALID_SHADOW, Msrs, kvm_cpuid_entry2, kvm_debugregs, kvm_dtable, kvm_irqchip,
+    kvm_lapic_state, kvm_msr_entry, kvm_pit_channel_state, kvm_regs, kvm_segment, kvm_sregs,
+    kvm_vcpu_events, kvm_xsave,
 };
 
 use crate::boot::Entry;
 use crate::cpu::CpuidEntry;
-use crate::state::x86_64::{Events, IoapicState, PicState, PitChannel, Regs, Segment, SystemRegs, Table};
+use crate::state::x86_64::{
+    Events, IoapicState, PicState, PitChannel, Regs, Segment, SystemRegs, Table,
+};
 use crate::{Error, Result, layout};
 
 /// Bytes of the FXSAVE area that the processor defines; then 48 reserved and 48 for software.
@@ -20,7 +23,14 @@ const X87_AND_SSE: u32 = 3;
 
 pub(super) fn cpuid_from_kvm(e: &kvm_cpuid_entry2) -> CpuidEntry {
     let indexed = e.flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX != 0;
-    CpuidEntry { function: e.function, index: indexed.then_some(e.index), eax: e.eax, ebx: e.ebx, ecx: e.ecx, edx: e.edx }
+    CpuidEntry {
+        function: e.function,
+        index: indexed.then_some(e.index),
+        eax: e.eax,
+        ebx: e.ebx,
+        ecx: e.ecx,
+        edx: e.edx,
+    }
 }
 
 pub(super) fn cpuid_to_kvm(table: &[CpuidEntry]) -> Result<CpuId> {
@@ -29,7 +39,11 @@ pub(super) fn cpuid_to_kvm(table: &[CpuidEntry]) -> Result<CpuId> {
         .map(|e| kvm_cpuid_entry2 {
             function: e.function,
             index: e.index.unwrap_or(0),
-            flags: if e.index.is_some() { KVM_CPUID_FLAG_SIGNIFCANT_INDEX } else { 0 },
+            flags: if e.index.is_some() {
+                KVM_CPUID_FLAG_SIGNIFCANT_INDEX
+            } else {
+                0
+            },
             eax: e.eax,
             ebx: e.ebx,
             ecx: e.ecx,
@@ -103,7 +117,12 @@ fn segment_from_kvm(s: &kvm_segment) -> Segment {
         | bit(s.db, 14)
         | bit(s.g, 15)
         | if s.unusable != 0 { UNUSABLE } else { 0 };
-    Segment { selector: s.selector, base: s.base, limit: s.limit, attributes }
+    Segment {
+        selector: s.selector,
+        base: s.base,
+        limit: s.limit,
+        attributes,
+    }
 }
 
 fn segment_to_kvm(s: &Segment) -> kvm_segment {
@@ -126,11 +145,18 @@ fn segment_to_kvm(s: &Segment) -> kvm_segment {
 }
 
 fn table_from_kvm(t: &kvm_dtable) -> Table {
-    Table { base: t.base, limit: t.limit }
+    Table {
+        base: t.base,
+        limit: t.limit,
+    }
 }
 
 fn table_to_kvm(t: &Table) -> kvm_dtable {
-    kvm_dtable { base: t.base, limit: t.limit, padding: [0; 3] }
+    kvm_dtable {
+        base: t.base,
+        limit: t.limit,
+        padding: [0; 3],
+    }
 }
 
 pub(super) fn sregs_from_kvm(s: &kvm_sregs) -> SystemRegs {
@@ -175,7 +201,10 @@ pub(super) fn sregs_to_kvm(s: &SystemRegs, to: &mut kvm_sregs) {
 /// A component that is in its initial state may hold anything in the area, and hosts differ in
 /// what they leave there: write the initial values out, so that equal states have equal bytes.
 pub(super) fn fxsave_from_kvm(xsave: &kvm_xsave) -> Vec<u8> {
-    let mut area: Vec<u8> = xsave.region[..XSTATE_BV].iter().flat_map(|w| w.to_le_bytes()).collect();
+    let mut area: Vec<u8> = xsave.region[..XSTATE_BV]
+        .iter()
+        .flat_map(|w| w.to_le_bytes())
+        .collect();
     let present = xsave.region[XSTATE_BV];
     if present & 1 == 0 {
         area[..24].fill(0);
@@ -191,7 +220,10 @@ pub(super) fn fxsave_from_kvm(xsave: &kvm_xsave) -> Vec<u8> {
 
 pub(super) fn fxsave_to_kvm(area: &[u8]) -> Result<kvm_xsave> {
     if area.len() != FXSAVE_SIZE {
-        return Err(Error::bad_state(format!("the FXSAVE area has {} bytes instead of {FXSAVE_SIZE}", area.len())));
+        return Err(Error::bad_state(format!(
+            "the FXSAVE area has {} bytes instead of {FXSAVE_SIZE}",
+            area.len()
+        )));
     }
     let mut xsave = kvm_xsave::default();
     for (word, bytes) in xsave.region.iter_mut().zip(area.as_chunks::<4>().0) {
@@ -202,13 +234,22 @@ pub(super) fn fxsave_to_kvm(area: &[u8]) -> Result<kvm_xsave> {
 }
 
 pub(super) fn debug_to_kvm(d: &[u64; 6]) -> kvm_debugregs {
-    kvm_debugregs { db: [d[0], d[1], d[2], d[3]], dr6: d[4], dr7: d[5], ..Default::default() }
+    kvm_debugregs {
+        db: [d[0], d[1], d[2], d[3]],
+        dr6: d[4],
+        dr7: d[5],
+        ..Default::default()
+    }
 }
 
 pub(super) fn lapic_to_kvm(bytes: &[u8]) -> Result<kvm_lapic_state> {
     let mut lapic = kvm_lapic_state::default();
     if bytes.len() != lapic.regs.len() {
-        return Err(Error::bad_state(format!("the LAPIC has {} bytes instead of {}", bytes.len(), lapic.regs.len())));
+        return Err(Error::bad_state(format!(
+            "the LAPIC has {} bytes instead of {}",
+            bytes.len(),
+            lapic.regs.len()
+        )));
     }
     for (to, from) in lapic.regs.iter_mut().zip(bytes) {
         *to = from.cast_signed();
@@ -217,8 +258,12 @@ pub(super) fn lapic_to_kvm(bytes: &[u8]) -> Result<kvm_lapic_state> {
 }
 
 pub(super) fn events_from_kvm(e: &kvm_vcpu_events) -> Events {
-    let exception = (e.exception.injected | e.exception.pending != 0)
-        .then(|| (e.exception.nr, (e.exception.has_error_code != 0).then_some(e.exception.error_code)));
+    let exception = (e.exception.injected | e.exception.pending != 0).then(|| {
+        (
+            e.exception.nr,
+            (e.exception.has_error_code != 0).then_some(e.exception.error_code),
+        )
+    });
     Events {
         exception,
         interrupt: (e.interrupt.injected != 0).then_some((e.interrupt.nr, e.interrupt.soft != 0)),
@@ -228,7 +273,10 @@ pub(super) fn events_from_kvm(e: &kvm_vcpu_events) -> Events {
 }
 
 pub(super) fn events_to_kvm(e: &Events) -> kvm_vcpu_events {
-    let mut to = kvm_vcpu_events { flags: KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW, ..Default::default() };
+    let mut to = kvm_vcpu_events {
+        flags: KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW,
+        ..Default::default()
+    };
     if let Some((vector, code)) = e.exception {
         to.exception.injected = 1;
         to.exception.nr = vector;
@@ -241,7 +289,8 @@ pub(super) fn events_to_kvm(e: &Events) -> kvm_vcpu_events {
         to.interrupt.soft = u8::from(soft);
     }
     to.interrupt.shadow = e.interrupt_shadow;
-    (to.nmi.injected, to.nmi.pending, to.nmi.masked) = (u8::from(e.nmi.0), u8::from(e.nmi.1), u8::from(e.nmi.2));
+    (to.nmi.injected, to.nmi.pending, to.nmi.masked) =
+        (u8::from(e.nmi.0), u8::from(e.nmi.1), u8::from(e.nmi.2));
     to
 }
 
@@ -269,7 +318,10 @@ pub(super) fn pic_from_kvm(chip: &kvm_irqchip) -> PicState {
 }
 
 pub(super) fn pic_to_kvm(chip_id: u32, p: &PicState) -> kvm_irqchip {
-    let mut chip = kvm_irqchip { chip_id, ..Default::default() };
+    let mut chip = kvm_irqchip {
+        chip_id,
+        ..Default::default()
+    };
     chip.chip.pic = kvm_bindings::kvm_pic_state {
         last_irr: p.last_irr,
         irr: p.irr,
@@ -305,7 +357,10 @@ pub(super) fn ioapic_from_kvm(chip: &kvm_irqchip) -> IoapicState {
 }
 
 pub(super) fn ioapic_to_kvm(chip_id: u32, io: &IoapicState) -> Result<kvm_irqchip> {
-    let mut chip = kvm_irqchip { chip_id, ..Default::default() };
+    let mut chip = kvm_irqchip {
+        chip_id,
+        ..Default::default()
+    };
     let mut to = kvm_bindings::kvm_ioapic_state {
         base_address: io.base_address,
         ioregsel: io.ioregsel,
@@ -314,7 +369,11 @@ pub(super) fn ioapic_to_kvm(chip_id: u32, io: &IoapicState) -> Result<kvm_irqchi
         ..Default::default()
     };
     if io.redirection.len() != to.redirtbl.len() {
-        return Err(Error::bad_state(format!("the IOAPIC has {} pins instead of {}", io.redirection.len(), to.redirtbl.len())));
+        return Err(Error::bad_state(format!(
+            "the IOAPIC has {} pins instead of {}",
+            io.redirection.len(),
+            to.redirtbl.len()
+        )));
     }
     for (entry, bits) in to.redirtbl.iter_mut().zip(&io.redirection) {
         entry.bits = *bits;
@@ -380,8 +439,18 @@ pub(super) fn boot_sregs(s: &mut kvm_sregs, entry: &Entry) {
     s.cs = flat(0x10, 11, long);
     let data = flat(0x18, 3, 0);
     (s.ds, s.es, s.fs, s.gs, s.ss) = (data, data, data, data, data);
-    s.tr = kvm_segment { limit: 0x67, selector: 0, type_: 11, present: 1, ..Default::default() };
-    s.gdt = kvm_dtable { base: layout::GDT, limit: 4 * 8 - 1, padding: [0; 3] };
+    s.tr = kvm_segment {
+        limit: 0x67,
+        selector: 0,
+        type_: 11,
+        present: 1,
+        ..Default::default()
+    };
+    s.gdt = kvm_dtable {
+        base: layout::GDT,
+        limit: 4 * 8 - 1,
+        padding: [0; 3],
+    };
     s.idt = kvm_dtable::default();
     if long == 1 {
         s.cr3 = layout::PAGE_TABLES;
@@ -398,10 +467,23 @@ pub(super) fn boot_sregs(s: &mut kvm_sregs, entry: &Entry) {
 /// General registers for the entry to a kernel.
 pub(super) fn boot_regs(entry: &Entry) -> kvm_regs {
     const RESERVED_ONE: u64 = 2;
-    let regs = kvm_regs { rflags: RESERVED_ONE, rsp: layout::BOOT_STACK, ..Default::default() };
+    let regs = kvm_regs {
+        rflags: RESERVED_ONE,
+        rsp: layout::BOOT_STACK,
+        ..Default::default()
+    };
     match *entry {
-        Entry::Linux64 { rip, boot_params } => kvm_regs { rip, rsi: boot_params, ..regs },
-        Entry::Pvh { rip, start_info } => kvm_regs { rip, rbx: start_info, rsp: 0, ..regs },
+        Entry::Linux64 { rip, boot_params } => kvm_regs {
+            rip,
+            rsi: boot_params,
+            ..regs
+        },
+        Entry::Pvh { rip, start_info } => kvm_regs {
+            rip,
+            rbx: start_info,
+            rsp: 0,
+            ..regs
+        },
     }
 }
 
@@ -411,17 +493,37 @@ mod tests {
 
     #[test]
     fn segments_survive_the_way_there_and_back() {
-        let code = kvm_segment { limit: u32::MAX, selector: 0x33, type_: 11, present: 1, dpl: 3, s: 1, l: 1, g: 1, ..Default::default() };
-        let none = kvm_segment { unusable: 1, ..Default::default() };
+        let code = kvm_segment {
+            limit: u32::MAX,
+            selector: 0x33,
+            type_: 11,
+            present: 1,
+            dpl: 3,
+            s: 1,
+            l: 1,
+            g: 1,
+            ..Default::default()
+        };
+        let none = kvm_segment {
+            unusable: 1,
+            ..Default::default()
+        };
         for s in [code, none] {
             assert_eq!(segment_to_kvm(&segment_from_kvm(&s)), s);
         }
-        assert_eq!(segment_from_kvm(&code).attributes, 0xa0fb, "as a descriptor holds it");
+        assert_eq!(
+            segment_from_kvm(&code).attributes,
+            0xa0fb,
+            "as a descriptor holds it"
+        );
     }
 
     #[test]
     fn fpu_state_that_is_initial_has_one_form() {
-        let mut dirty = kvm_xsave { region: [0xaaaa_aaaa; 1024], ..Default::default() };
+        let mut dirty = kvm_xsave {
+            region: [0xaaaa_aaaa; 1024],
+            ..Default::default()
+        };
         dirty.region[XSTATE_BV] = 0;
         let area = fxsave_from_kvm(&dirty);
         assert_eq!(area[..2], [0x7f, 3]);
@@ -433,7 +535,13 @@ mod tests {
     fn odd_sizes_from_a_bundle_are_refused() {
         assert!(fxsave_to_kvm(&[0; 511]).is_err());
         assert!(lapic_to_kvm(&[0; 4096]).is_err());
-        let ioapic = IoapicState { base_address: 0, ioregsel: 0, id: 0, irr: 0, redirection: vec![0; 25] };
+        let ioapic = IoapicState {
+            base_address: 0,
+            ioregsel: 0,
+            id: 0,
+            irr: 0,
+            redirection: vec![0; 25],
+        };
         assert!(ioapic_to_kvm(2, &ioapic).is_err());
     }
 }

@@ -7,7 +7,10 @@ mod vcpu;
 
 use std::sync::OnceLock;
 
-use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, kvm_irqchip, kvm_pit_config, kvm_userspace_memory_region};
+use kvm_bindings::{
+    KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, kvm_irqchip, kvm_pit_config,
+    kvm_userspace_memory_region,
+};
 use kvm_ioctls::{Kvm, VmFd};
 
 use super::Vm;
@@ -39,8 +42,14 @@ fn kvm() -> Result<&'static Kvm> {
 
 /// CPUID leaves that guests can be given here; no machine is needed to ask.
 pub fn supported_cpuid() -> Result<Vec<CpuidEntry>> {
-    let table = kvm()?.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(Error::hv("KVM_GET_SUPPORTED_CPUID"))?;
-    Ok(table.as_slice().iter().map(convert::cpuid_from_kvm).collect())
+    let table = kvm()?
+        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+        .map_err(Error::hv("KVM_GET_SUPPORTED_CPUID"))?;
+    Ok(table
+        .as_slice()
+        .iter()
+        .map(convert::cpuid_from_kvm)
+        .collect())
 }
 
 impl Vm for KvmVm {
@@ -48,7 +57,8 @@ impl Vm for KvmVm {
 
     fn new() -> Result<Self> {
         let vm = kvm()?.create_vm().map_err(Error::hv("KVM_CREATE_VM"))?;
-        vm.set_tss_address(layout::KVM_TSS).map_err(Error::hv("KVM_SET_TSS_ADDR"))?;
+        vm.set_tss_address(layout::KVM_TSS)
+            .map_err(Error::hv("KVM_SET_TSS_ADDR"))?;
         Ok(Self { vm })
     }
 
@@ -56,7 +66,14 @@ impl Vm for KvmVm {
         supported_cpuid()
     }
 
-    unsafe fn map(&self, slot: u32, gpa: u64, host: *mut u8, len: u64, readonly: bool) -> Result<()> {
+    unsafe fn map(
+        &self,
+        slot: u32,
+        gpa: u64,
+        host: *mut u8,
+        len: u64,
+        readonly: bool,
+    ) -> Result<()> {
         let region = kvm_userspace_memory_region {
             slot,
             flags: if readonly { KVM_MEM_READONLY } else { 0 },
@@ -65,43 +82,68 @@ impl Vm for KvmVm {
             userspace_addr: host as u64,
         };
         // SAFETY: the caller keeps the host range mapped for the life of the machine.
-        unsafe { self.vm.set_user_memory_region(region) }.map_err(Error::hv("KVM_SET_USER_MEMORY_REGION"))
+        unsafe { self.vm.set_user_memory_region(region) }
+            .map_err(Error::hv("KVM_SET_USER_MEMORY_REGION"))
     }
 
     fn create_irqchip(&self, pit: bool) -> Result<()> {
-        self.vm.create_irq_chip().map_err(Error::hv("KVM_CREATE_IRQCHIP"))?;
+        self.vm
+            .create_irq_chip()
+            .map_err(Error::hv("KVM_CREATE_IRQCHIP"))?;
         if pit {
-            let config = kvm_pit_config { flags: kvm_bindings::KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
-            self.vm.create_pit2(config).map_err(Error::hv("KVM_CREATE_PIT2"))?;
+            let config = kvm_pit_config {
+                flags: kvm_bindings::KVM_PIT_SPEAKER_DUMMY,
+                ..Default::default()
+            };
+            self.vm
+                .create_pit2(config)
+                .map_err(Error::hv("KVM_CREATE_PIT2"))?;
         }
         Ok(())
     }
 
     fn create_vcpu(&self, id: u8, model: Model) -> Result<KvmVcpu> {
-        let fd = self.vm.create_vcpu(u64::from(id)).map_err(Error::hv("KVM_CREATE_VCPU"))?;
+        let fd = self
+            .vm
+            .create_vcpu(u64::from(id))
+            .map_err(Error::hv("KVM_CREATE_VCPU"))?;
         let table = convert::cpuid_to_kvm(&model.cpuid(id))?;
         fd.set_cpuid2(&table).map_err(Error::hv("KVM_SET_CPUID2"))?;
         Ok(KvmVcpu::new(fd))
     }
 
     fn set_irq_line(&self, gsi: u32, asserted: bool) -> Result<()> {
-        self.vm.set_irq_line(gsi, asserted).map_err(Error::hv("KVM_IRQ_LINE"))
+        self.vm
+            .set_irq_line(gsi, asserted)
+            .map_err(Error::hv("KVM_IRQ_LINE"))
     }
 
     fn save_irqchip(&self) -> Result<IrqchipState> {
         let get = |chip_id| {
-            let mut chip = kvm_irqchip { chip_id, ..Default::default() };
-            self.vm.get_irqchip(&mut chip).map_err(Error::hv("KVM_GET_IRQCHIP"))?;
+            let mut chip = kvm_irqchip {
+                chip_id,
+                ..Default::default()
+            };
+            self.vm
+                .get_irqchip(&mut chip)
+                .map_err(Error::hv("KVM_GET_IRQCHIP"))?;
             Ok::<_, Error>(chip)
         };
         Ok(IrqchipState {
-            pics: [convert::pic_from_kvm(&get(PIC_MASTER)?), convert::pic_from_kvm(&get(PIC_SLAVE)?)],
+            pics: [
+                convert::pic_from_kvm(&get(PIC_MASTER)?),
+                convert::pic_from_kvm(&get(PIC_SLAVE)?),
+            ],
             ioapic: convert::ioapic_from_kvm(&get(IOAPIC)?),
         })
     }
 
     fn restore_irqchip(&self, state: &IrqchipState) -> Result<()> {
-        let set = |chip: &kvm_irqchip| self.vm.set_irqchip(chip).map_err(Error::hv("KVM_SET_IRQCHIP"));
+        let set = |chip: &kvm_irqchip| {
+            self.vm
+                .set_irqchip(chip)
+                .map_err(Error::hv("KVM_SET_IRQCHIP"))
+        };
         set(&convert::pic_to_kvm(PIC_MASTER, &state.pics[0]))?;
         set(&convert::pic_to_kvm(PIC_SLAVE, &state.pics[1]))?;
         set(&convert::ioapic_to_kvm(IOAPIC, &state.ioapic)?)
@@ -110,7 +152,11 @@ impl Vm for KvmVm {
     fn save_timers(&self) -> Result<TimerState> {
         let pit = self.vm.get_pit2().map_err(Error::hv("KVM_GET_PIT2"))?;
         let clock = self.vm.get_clock().map_err(Error::hv("KVM_GET_CLOCK"))?;
-        Ok(TimerState { pit: pit.channels.map(|c| convert::pit_from_kvm(&c)), pit_flags: pit.flags, kvmclock: clock.clock })
+        Ok(TimerState {
+            pit: pit.channels.map(|c| convert::pit_from_kvm(&c)),
+            pit_flags: pit.flags,
+            kvmclock: clock.clock,
+        })
     }
 
     fn restore_timers(&self, state: &TimerState) -> Result<()> {
@@ -122,7 +168,12 @@ impl Vm for KvmVm {
         }
         pit.flags = state.pit_flags;
         self.vm.set_pit2(&pit).map_err(Error::hv("KVM_SET_PIT2"))?;
-        let clock = kvm_bindings::kvm_clock_data { clock: state.kvmclock, ..Default::default() };
-        self.vm.set_clock(&clock).map_err(Error::hv("KVM_SET_CLOCK"))
+        let clock = kvm_bindings::kvm_clock_data {
+            clock: state.kvmclock,
+            ..Default::default()
+        };
+        self.vm
+            .set_clock(&clock)
+            .map_err(Error::hv("KVM_SET_CLOCK"))
     }
 }

@@ -1,6 +1,8 @@
 //! A vCPU of KVM.
 
-use kvm_bindings::{KVM_MP_STATE_HALTED, KVM_MP_STATE_RUNNABLE, Msrs, kvm_mp_state, kvm_msr_entry, kvm_xcrs};
+use kvm_bindings::{
+    KVM_MP_STATE_HALTED, KVM_MP_STATE_RUNNABLE, Msrs, kvm_mp_state, kvm_msr_entry, kvm_xcrs,
+};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::convert;
@@ -43,7 +45,9 @@ impl Vcpu for KvmVcpu {
     fn run(&mut self) -> Result<Exit<'_>> {
         let exit = match self.fd.run() {
             Ok(exit) => exit,
-            Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => return Ok(Exit::Interrupted),
+            Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => {
+                return Ok(Exit::Interrupted);
+            }
             Err(e) => return Err(Error::hv("KVM_RUN")(e)),
         };
         Ok(match exit {
@@ -70,14 +74,20 @@ impl Vcpu for KvmVcpu {
     fn enter(&self, entry: &Entry) -> Result<()> {
         let mut sregs = self.fd.get_sregs().map_err(Error::hv("KVM_GET_SREGS"))?;
         convert::boot_sregs(&mut sregs, entry);
-        self.fd.set_sregs(&sregs).map_err(Error::hv("KVM_SET_SREGS"))?;
-        self.fd.set_regs(&convert::boot_regs(entry)).map_err(Error::hv("KVM_SET_REGS"))
+        self.fd
+            .set_sregs(&sregs)
+            .map_err(Error::hv("KVM_SET_SREGS"))?;
+        self.fd
+            .set_regs(&convert::boot_regs(entry))
+            .map_err(Error::hv("KVM_SET_REGS"))
     }
 
     fn await_startup(&self) -> Result<()> {
         // KVM delivers INIT only to LAPICs in its map, and writing one puts it there.
         let lapic = self.fd.get_lapic().map_err(Error::hv("KVM_GET_LAPIC"))?;
-        self.fd.set_lapic(&lapic).map_err(Error::hv("KVM_SET_LAPIC"))
+        self.fd
+            .set_lapic(&lapic)
+            .map_err(Error::hv("KVM_SET_LAPIC"))
     }
 
     fn tsc_khz(&self) -> u32 {
@@ -88,15 +98,31 @@ impl Vcpu for KvmVcpu {
         let regs = self.fd.get_regs().map_err(Error::hv("KVM_GET_REGS"))?;
         let sregs = self.fd.get_sregs().map_err(Error::hv("KVM_GET_SREGS"))?;
         let xsave = self.fd.get_xsave().map_err(Error::hv("KVM_GET_XSAVE"))?;
-        let debug = self.fd.get_debug_regs().map_err(Error::hv("KVM_GET_DEBUGREGS"))?;
-        let events = self.fd.get_vcpu_events().map_err(Error::hv("KVM_GET_VCPU_EVENTS"))?;
+        let debug = self
+            .fd
+            .get_debug_regs()
+            .map_err(Error::hv("KVM_GET_DEBUGREGS"))?;
+        let events = self
+            .fd
+            .get_vcpu_events()
+            .map_err(Error::hv("KVM_GET_VCPU_EVENTS"))?;
         let lapic = self.fd.get_lapic().map_err(Error::hv("KVM_GET_LAPIC"))?;
-        let mp = self.fd.get_mp_state().map_err(Error::hv("KVM_GET_MP_STATE"))?;
+        let mp = self
+            .fd
+            .get_mp_state()
+            .map_err(Error::hv("KVM_GET_MP_STATE"))?;
         Ok(VcpuState {
             regs: convert::regs_from_kvm(&regs),
             system: convert::sregs_from_kvm(&sregs),
             fxsave: convert::fxsave_from_kvm(&xsave),
-            debug: [debug.db[0], debug.db[1], debug.db[2], debug.db[3], debug.dr6, debug.dr7],
+            debug: [
+                debug.db[0],
+                debug.db[1],
+                debug.db[2],
+                debug.db[3],
+                debug.dr6,
+                debug.dr7,
+            ],
             msrs: self.save_msrs(model)?,
             events: convert::events_from_kvm(&events),
             lapic: lapic.regs.iter().map(|b| b.cast_unsigned()).collect(),
@@ -109,50 +135,98 @@ impl Vcpu for KvmVcpu {
     fn restore(&self, state: &VcpuState) -> Result<()> {
         let mut sregs = self.fd.get_sregs().map_err(Error::hv("KVM_GET_SREGS"))?;
         convert::sregs_to_kvm(&state.system, &mut sregs);
-        self.fd.set_sregs(&sregs).map_err(Error::hv("KVM_SET_SREGS"))?;
-        let mut xcrs = kvm_xcrs { nr_xcrs: 1, ..Default::default() };
+        self.fd
+            .set_sregs(&sregs)
+            .map_err(Error::hv("KVM_SET_SREGS"))?;
+        let mut xcrs = kvm_xcrs {
+            nr_xcrs: 1,
+            ..Default::default()
+        };
         xcrs.xcrs[0].value = 1;
         self.fd.set_xcrs(&xcrs).map_err(Error::hv("KVM_SET_XCRS"))?;
         let xsave = convert::fxsave_to_kvm(&state.fxsave)?;
         // SAFETY: the guest has no state component beyond x87 and SSE, so KVM reads 4096 bytes and no more.
         unsafe { self.fd.set_xsave(&xsave) }.map_err(Error::hv("KVM_SET_XSAVE"))?;
-        self.fd.set_regs(&convert::regs_to_kvm(&state.regs)).map_err(Error::hv("KVM_SET_REGS"))?;
-        self.fd.set_debug_regs(&convert::debug_to_kvm(&state.debug)).map_err(Error::hv("KVM_SET_DEBUGREGS"))?;
+        self.fd
+            .set_regs(&convert::regs_to_kvm(&state.regs))
+            .map_err(Error::hv("KVM_SET_REGS"))?;
+        self.fd
+            .set_debug_regs(&convert::debug_to_kvm(&state.debug))
+            .map_err(Error::hv("KVM_SET_DEBUGREGS"))?;
         self.restore_msrs(&state.msrs)?;
-        self.fd.set_lapic(&convert::lapic_to_kvm(&state.lapic)?).map_err(Error::hv("KVM_SET_LAPIC"))?;
+        self.fd
+            .set_lapic(&convert::lapic_to_kvm(&state.lapic)?)
+            .map_err(Error::hv("KVM_SET_LAPIC"))?;
         let events = convert::events_to_kvm(&state.events);
-        self.fd.set_vcpu_events(&events).map_err(Error::hv("KVM_SET_VCPU_EVENTS"))?;
-        let mp_state = if state.halted { KVM_MP_STATE_HALTED } else { KVM_MP_STATE_RUNNABLE };
-        self.fd.set_mp_state(kvm_mp_state { mp_state }).map_err(Error::hv("KVM_SET_MP_STATE"))
+        self.fd
+            .set_vcpu_events(&events)
+            .map_err(Error::hv("KVM_SET_VCPU_EVENTS"))?;
+        let mp_state = if state.halted {
+            KVM_MP_STATE_HALTED
+        } else {
+            KVM_MP_STATE_RUNNABLE
+        };
+        self.fd
+            .set_mp_state(kvm_mp_state { mp_state })
+            .map_err(Error::hv("KVM_SET_MP_STATE"))
     }
 }
 
 impl KvmVcpu {
     fn save_msrs(&self, model: Model) -> Result<Vec<Msr>> {
         // A machine that was built in virtual time has never seen a TSC.
-        let time = if model == Model::SmolBuild { &[] } else { TIME_MSRS };
+        let time = if model == Model::SmolBuild {
+            &[]
+        } else {
+            TIME_MSRS
+        };
         let mut found = Vec::new();
         for &index in MSRS.iter().chain(time) {
-            let mut msrs = convert::msrs(&[kvm_msr_entry { index, ..Default::default() }])?;
-            let count = self.fd.get_msrs(&mut msrs).map_err(Error::hv("KVM_GET_MSRS"))?;
+            let mut msrs = convert::msrs(&[kvm_msr_entry {
+                index,
+                ..Default::default()
+            }])?;
+            let count = self
+                .fd
+                .get_msrs(&mut msrs)
+                .map_err(Error::hv("KVM_GET_MSRS"))?;
             // A KVM without its own clock or the deadline timer has no such register to lose.
             if count == 1 {
-                found.push(Msr { index, value: msrs.as_slice()[0].data });
+                found.push(Msr {
+                    index,
+                    value: msrs.as_slice()[0].data,
+                });
             }
         }
         Ok(found)
     }
 
     fn restore_msrs(&self, msrs: &[Msr]) -> Result<()> {
-        if let Some(odd) = msrs.iter().find(|m| !MSRS.contains(&m.index) && !TIME_MSRS.contains(&m.index)) {
-            return Err(Error::bad_state(format!("MSR {:#x} is not part of a machine", odd.index)));
+        if let Some(odd) = msrs
+            .iter()
+            .find(|m| !MSRS.contains(&m.index) && !TIME_MSRS.contains(&m.index))
+        {
+            return Err(Error::bad_state(format!(
+                "MSR {:#x} is not part of a machine",
+                odd.index
+            )));
         }
-        let entries: Vec<_> = msrs.iter().map(|m| kvm_msr_entry { index: m.index, data: m.value, ..Default::default() }).collect();
+        let entries: Vec<_> = msrs
+            .iter()
+            .map(|m| kvm_msr_entry {
+                index: m.index,
+                data: m.value,
+                ..Default::default()
+            })
+            .collect();
         let list: Msrs = convert::msrs(&entries)?;
         let set = self.fd.set_msrs(&list).map_err(Error::hv("KVM_SET_MSRS"))?;
         match entries.get(set) {
             None => Ok(()),
-            Some(refused) => Err(Error::bad_state(format!("this host refuses {:#x} in MSR {:#x}", refused.data, refused.index))),
+            Some(refused) => Err(Error::bad_state(format!(
+                "this host refuses {:#x} in MSR {:#x}",
+                refused.data, refused.index
+            ))),
         }
     }
 }
