@@ -305,7 +305,7 @@ mod tests {
             package: "no-such-package-anywhere".into(),
             ..pin("1", ABC)
         };
-        let mut ask = || {
+        let ask = || {
             package(
                 &abc,
                 downloads.path(),
