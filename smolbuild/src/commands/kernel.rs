@@ -7,6 +7,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use smol_cli::{Interrupt, Progress, paths};
+use tempfile::NamedTempFile;
 
 use crate::assemble::kernel::{self, Request};
 use crate::cli::Kernel;
@@ -19,28 +20,36 @@ pub fn run(args: &Kernel, interrupt: &Interrupt) -> Result<()> {
         source: args.source.as_deref(),
         rebuild: args.no_cache,
     };
-    let vmlinux = kernel::obtain(&request, &paths::cache_dir()?, &progress, interrupt)?;
+    let cache = paths::cache_dir()?;
     let Some(output) = &args.output else {
+        let vmlinux = kernel::obtain(&request, &cache, &progress, interrupt)?;
         println!("{}", vmlinux.display());
         return Ok(());
     };
-    copy(&vmlinux, output).with_context(|| format!("cannot write {}", output.display()))?;
+    let cannot = || format!("cannot write {}", output.display());
+    // Before the minutes that a build takes.
+    let place = beside(output).with_context(cannot)?;
+    let vmlinux = kernel::obtain(&request, &cache, &progress, interrupt)?;
+    copy(&vmlinux, place, output).with_context(cannot)?;
     println!("{}", output.display());
     Ok(())
 }
 
-/// Copies a file such that the copy appears whole or not at all.
-fn copy(from: &Path, to: &Path) -> io::Result<()> {
-    let folder = to
+/// An empty file in the folder of `output`, removed on drop.
+fn beside(output: &Path) -> io::Result<NamedTempFile> {
+    let folder = output
         .parent()
-        .filter(|folder| !folder.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
-    let mut new = tempfile::Builder::new()
+        .filter(|folder| !folder.as_os_str().is_empty());
+    tempfile::Builder::new()
         .permissions(Permissions::from_mode(0o755))
-        .tempfile_in(folder)?;
-    io::copy(&mut File::open(from)?, &mut new)?;
-    new.as_file().sync_all()?;
-    new.persist(to).map(drop).map_err(|error| error.error)
+        .tempfile_in(folder.unwrap_or(Path::new(".")))
+}
+
+/// Copies a file by way of `place` such that the copy appears whole or not at all.
+fn copy(from: &Path, mut place: NamedTempFile, to: &Path) -> io::Result<()> {
+    io::copy(&mut File::open(from)?, &mut place)?;
+    place.as_file().sync_all()?;
+    place.persist(to).map(drop).map_err(|error| error.error)
 }
 
 #[cfg(test)]
@@ -55,9 +64,9 @@ mod tests {
         let (from, to) = (folder.path().join("from"), folder.path().join("to"));
         fs::write(&from, "new").unwrap();
         fs::write(&to, "older and longer").unwrap();
-        copy(&from, &to).unwrap();
+        copy(&from, beside(&to).unwrap(), &to).unwrap();
         assert_eq!(fs::read(&to).unwrap(), b"new");
-        assert!(copy(&folder.path().join("none"), &to).is_err());
+        assert!(copy(&folder.path().join("none"), beside(&to).unwrap(), &to).is_err());
         assert_eq!(fs::read(&to).unwrap(), b"new");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
     }
