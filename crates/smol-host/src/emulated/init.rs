@@ -127,8 +127,9 @@ fn set_up(job: &Job) -> Result<()> {
     for share in &job.shares {
         mount_share(share)?;
     }
+    network::bring_up_loopback().map_err(context("cannot bring up the loopback"))?;
     if job.network {
-        network::bring_up().map_err(context("cannot bring up the network"))?;
+        network::bring_up_eth0().map_err(context("cannot bring up the network"))?;
     }
     Ok(())
 }

@@ -8,16 +8,24 @@ use super::qemu::{GATEWAY, GUEST_ADDRESS};
 
 const NETMASK: Ipv4Addr = Ipv4Addr::new(255, 255, 255, 0);
 
-/// Loopback up; eth0 up with its static address and a default route.
-pub(super) fn bring_up() -> io::Result<()> {
-    // Any IPv4 socket serves for these ioctls (netdevice(7)).
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+/// Loopback up: a job may be its own client.
+pub(super) fn bring_up_loopback() -> io::Result<()> {
+    set_flags_up(socket()?.as_raw_fd(), b"lo")
+}
+
+/// eth0 up with its static address and a default route.
+pub(super) fn bring_up_eth0() -> io::Result<()> {
+    let socket = socket()?;
     let fd = socket.as_raw_fd();
-    set_flags_up(fd, b"lo")?;
     set_address(fd, b"eth0", libc::SIOCSIFADDR, GUEST_ADDRESS)?;
     set_address(fd, b"eth0", libc::SIOCSIFNETMASK, NETMASK)?;
     set_flags_up(fd, b"eth0")?;
     add_default_route(fd)
+}
+
+/// Any IPv4 socket serves for these ioctls (netdevice(7)).
+fn socket() -> io::Result<UdpSocket> {
+    UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))
 }
 
 fn request(name: &[u8]) -> libc::ifreq {

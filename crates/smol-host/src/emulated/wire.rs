@@ -101,7 +101,13 @@ pub fn write_frame(to: &mut impl Write, kind: Kind, payload: &[u8]) -> io::Resul
 /// Reads one frame; `None` at a clean end of the stream.
 pub fn read_frame(from: &mut impl Read) -> io::Result<Option<(Kind, Vec<u8>)>> {
     let mut header = [0; 5];
-    let got = from.read(&mut header[..1])?;
+    let got = loop {
+        match from.read(&mut header[..1]) {
+            // A signal is no end: with a time limit on a socket, reads are not taken up again.
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            other => break other?,
+        }
+    };
     if got == 0 {
         return Ok(None);
     }
