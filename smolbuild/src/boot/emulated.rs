@@ -46,7 +46,12 @@ pub fn run(
     let mut stdout = Vec::new();
     let mut stderr = Vec::new();
     let status = loop {
-        match running.next_event().map_err(crate::commands::host_error)? {
+        let event = running.next_event().map_err(|error| {
+            // An emulated host that was stopped on the user's wish ends in an error, too.
+            let stopped = interrupt.check().err().map(anyhow::Error::from);
+            stopped.unwrap_or_else(|| crate::commands::host_error(error))
+        })?;
+        match event {
             Event::Stdout(bytes) => {
                 stdout.extend(bytes);
                 for message in complete_lines(&mut stdout)? {
@@ -60,6 +65,7 @@ pub fn run(
     };
     let _ = std::fs::remove_file(job.out.join(JOB_FILE));
     if status.shell_code() != 0 {
+        interrupt.check()?;
         let words = String::from_utf8_lossy(&stderr);
         bail!(
             "the build inside the emulated host failed (exit {}): {}",
