@@ -1,39 +1,53 @@
-//! `cargo xtask demo`: a real service, built into a bundle, restored, and asked for what it knew
-//! before.
+//! `cargo xtask demo`: from a clone to a service that remembers what it was told before it was
+//! frozen.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
-use std::net::TcpStream;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::packages;
-use crate::steps::{build_release, output, root, run, step};
+use crate::packages::{self, For};
+use crate::shell::{self, build_folder, capture, cargo, command};
 
+/// Name of the machine while it runs.
+const NAME: &str = "demo";
+/// Port of this host that leads to redis.
 const PORT: u16 = 16379;
-const INSTANCE: &str = "demo-redis";
-/// What recipes/redis stores before the snapshot.
+/// What `[[warm]]` of recipes/redis stores under the key `greeting`.
 const GREETING: &str = "hello from before the snapshot";
 
-/// Installs what is missing, builds the tools and the machine, restores it, asks it, stops it.
+/// Builds, verifies, restores, asks, stops, and prints the figures.
 ///
 /// # Errors
-/// Whatever does not work.
-pub fn run_demo() -> Result<()> {
-    step("packages", packages::for_building)?;
-    let programs = build_release()?;
-    let folder = root().join("target/demo");
-    fs::create_dir_all(&folder)?;
-    let demo = Demo { programs, folder };
-    step("key", || demo.keygen())?;
-    step("smolbuild recipes/redis", || demo.build())?;
-    step("smolbuild verify", || demo.verify())?;
-    step("smolrun", || demo.restore_and_ask())?;
-    demo.figures()
+/// Of whatever fails.
+pub fn run() -> Result<()> {
+    packages::install(For::Build)?;
+    shell::run(cargo().args([
+        "build",
+        "--release",
+        "--locked",
+        "--package",
+        "smolbuild",
+        "--package",
+        "smolrun",
+    ]))?;
+    let demo = Demo::new()?;
+    demo.keygen()?;
+    demo.build()?;
+    shell::run(
+        demo.smolbuild()
+            .arg("verify")
+            .arg(demo.path("redis.smolmachine"))
+            .arg("--key")
+            .arg(demo.path("demo.pub")),
+    )?;
+    let answered = demo.restore_and_ask()?;
+    demo.figures(answered)
 }
 
 struct Demo {
@@ -42,125 +56,178 @@ struct Demo {
 }
 
 impl Demo {
-    fn file(&self, name: &str) -> PathBuf {
+    fn new() -> Result<Self> {
+        let folder = shell::target()?.join("demo");
+        fs::create_dir_all(&folder)
+            .with_context(|| format!("cannot create {}", folder.display()))?;
+        Ok(Self {
+            programs: build_folder("release")?,
+            folder,
+        })
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
         self.folder.join(name)
     }
 
-    fn program(&self, name: &str) -> Command {
-        let mut command = Command::new(self.programs.join(name));
-        command.current_dir(root());
-        command
+    fn smolbuild(&self) -> Command {
+        command(self.programs.join("smolbuild"))
+    }
+
+    fn smolrun(&self) -> Command {
+        command(self.programs.join("smolrun"))
     }
 
     fn keygen(&self) -> Result<()> {
-        if self.file("demo.key").exists() {
+        if self.path("demo.key").exists() {
             return Ok(());
         }
-        run(self
-            .program("smolbuild")
-            .args(["keygen", "-o"])
-            .arg(self.file("demo.key")))
+        shell::run(
+            self.smolbuild()
+                .args(["keygen", "-o"])
+                .arg(self.path("demo.key")),
+        )
     }
 
     fn build(&self) -> Result<()> {
-        run(self
-            .program("smolbuild")
-            .args(["recipes/redis", "--sign"])
-            .arg(self.file("demo.key"))
-            .arg("-o")
-            .arg(self.file("redis.smolmachine"))
-            .arg("--metadata-file")
-            .arg(self.file("build.json")))
+        let mut build = self.smolbuild();
+        build
+            .arg("recipes/redis")
+            .arg("--sign")
+            .arg(self.path("demo.key"));
+        build.arg("-o").arg(self.path("redis.smolmachine"));
+        shell::run(build.arg("--metadata-file").arg(self.path("redis.json")))
     }
 
-    fn verify(&self) -> Result<()> {
-        run(self
-            .program("smolbuild")
-            .arg("verify")
-            .arg(self.file("redis.smolmachine"))
+    /// Gives the time from the start of smolrun to redis' answer.
+    fn restore_and_ask(&self) -> Result<Duration> {
+        // Of a demo that was broken off.
+        let _ = self.smolrun().args(["stop", NAME, "--time", "0"]).output();
+        let begin = Instant::now();
+        let mut restore = self.smolrun();
+        restore.arg(self.path("redis.smolmachine")).args([
+            "-d",
+            "--name",
+            NAME,
+            "-p",
+            &format!("{PORT}:6379"),
+        ]);
+        restore
             .arg("--key")
-            .arg(self.file("demo.pub")))
-    }
-
-    fn restore_and_ask(&self) -> Result<()> {
-        let _stop = Stop(self);
-        run(self
-            .program("smolrun")
-            .arg(self.file("redis.smolmachine"))
-            .args([
-                "-p",
-                &format!("{PORT}:6379"),
-                "--name",
-                INSTANCE,
-                "-d",
-                "--key",
-            ])
-            .arg(self.file("demo.pub"))
+            .arg(self.path("demo.pub"))
             .arg("--metrics-file")
-            .arg(self.file("restore.json")))?;
-        let answer = get("greeting")?;
+            .arg(self.path("restore.json"));
+        shell::run(&mut restore)?;
+        let answer = get("greeting");
+        let answered = begin.elapsed();
+        shell::run(self.smolrun().args(["stop", NAME]))?;
+        let answer = answer?;
         println!("GET greeting -> {answer:?}");
         ensure!(
             answer == GREETING,
-            "the restored machine does not know what it knew before"
+            "that is not what was stored before the snapshot"
         );
-        Ok(())
+        Ok(answered)
     }
 
-    fn figures(&self) -> Result<()> {
-        let build = json(&self.file("build.json"))?;
-        let restore = json(&self.file("restore.json"))?;
+    fn figures(&self, answered: Duration) -> Result<()> {
+        let inspected = capture(
+            self.smolbuild()
+                .args(["inspect", "--json"])
+                .arg(self.path("redis.smolmachine")),
+        )?;
+        let inspected: Value = serde_json::from_str(&inspected).context("what inspect says")?;
+        let built = read_json(&self.path("redis.json"))?;
+        let restore = read_json(&self.path("restore.json"))?;
+        let images = inspected["images"]
+            .as_array()
+            .map(Vec::as_slice)
+            .unwrap_or_default();
+        let memory = images
+            .iter()
+            .find(|image| image["kind"] == "memory")
+            .context("the bundle has no memory")?;
+        let mib = |bytes: f64| format!("{:.1} MiB", bytes / (1024.0 * 1024.0));
         let number = |value: &Value| value.as_f64().unwrap_or(f64::NAN);
-        const MIB: f64 = (1u64 << 20) as f64;
-        println!("\nfigures");
+        let used = number(&built["frozen"]["nonzero_pages"]) * 4096.0;
+        let stages = built["stages"]
+            .as_array()
+            .map(Vec::as_slice)
+            .unwrap_or_default();
+        let total = stages
+            .iter()
+            .map(|s| number(&s["start"]) + number(&s["duration"]))
+            .fold(0.0, f64::max);
+        println!("\nbuild          {total:.1} s");
         println!(
-            "  bundle           {:8.1} MiB",
-            number(&build["fileSize"]) / MIB
+            "bundle         {}, {}",
+            mib(number(&inspected["fileSize"])),
+            inspected["digest"].as_str().unwrap_or("?")
         );
         println!(
-            "  memory in use    {:8.1} MiB",
-            number(&build["frozen"]["nonzeroPages"]) * 4096.0 / MIB
+            "memory         {}, {} of it in use; stored are {}, compressed {}",
+            mib(number(&memory["size"])),
+            mib(used),
+            mib(number(&memory["rawBytes"])),
+            mib(number(&memory["compressedBytes"])),
+        );
+        if let Some(ms) = restore["emulated_host_ms"].as_f64() {
+            println!(
+                "emulated host  up in {:.1} s: this machine has no KVM that runs a kernel",
+                ms / 1000.0
+            );
+        }
+        println!(
+            "restore        the service ran on after {:.0} ms",
+            number(&restore["up_ms"])
         );
         println!(
-            "  boot to frozen   {:8.1} s",
-            number(&build["frozen"]["bootMs"]) / 1e3
-        );
-        println!("  restore to up    {:8.1} ms", number(&restore["up_ms"]));
-        println!(
-            "  whole start      {:8.1} ms (with the emulated host where there is no KVM)",
-            number(&restore["total_ms"])
+            "first answer   {:.1} s after smolrun was started, all included",
+            answered.as_secs_f64()
         );
         println!(
-            "  digest           {}",
-            build["digest"].as_str().unwrap_or("?")
+            "\nThe bundle is {}; run it again with\n",
+            self.path("redis.smolmachine").display()
+        );
+        println!(
+            "    {} {} -p {PORT}:6379 --key {}",
+            self.programs.join("smolrun").display(),
+            self.path("redis.smolmachine").display(),
+            self.path("demo.pub").display()
         );
         Ok(())
     }
 }
 
-/// Ends the demo's machine, also when the demo fails.
-struct Stop<'a>(&'a Demo);
-
-impl Drop for Stop<'_> {
-    fn drop(&mut self) {
-        // Where it never ran, that is told; there is nothing else to do about it.
-        let _ = output(self.0.program("smolrun").args(["stop", INSTANCE]));
-    }
-}
-
-fn json(path: &Path) -> Result<Value> {
+fn read_json(path: &Path) -> Result<Value> {
     let text = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    Ok(serde_json::from_slice(&text)?)
+    serde_json::from_slice(&text).with_context(|| format!("{} is no JSON", path.display()))
 }
 
-/// `GET key` in Redis' protocol (RESP): the answer is a length line and the bytes.
+/// Asks redis for the value of a key, in its own protocol (RESP).
 fn get(key: &str) -> Result<String> {
+    let limit = Some(Duration::from_secs(60));
     let mut stream =
-        TcpStream::connect(("127.0.0.1", PORT)).context("cannot connect to the restored Redis")?;
-    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
-    write!(stream, "GET {key}\r\n")?;
-    let mut lines = BufReader::new(stream).lines();
-    let length = lines.next().context("Redis hung up")??;
-    ensure!(length.starts_with('$'), "Redis answered {length:?}");
-    Ok(lines.next().context("Redis hung up")??)
+        TcpStream::connect((Ipv4Addr::LOCALHOST, PORT)).context("cannot connect to redis")?;
+    stream.set_read_timeout(limit)?;
+    write!(
+        stream,
+        "*2\r\n$3\r\nGET\r\n${}\r\n{key}\r\n*1\r\n$4\r\nQUIT\r\n",
+        key.len()
+    )?;
+    let mut answer = String::new();
+    stream
+        .read_to_string(&mut answer)
+        .context("redis does not answer")?;
+    let value = answer
+        .strip_prefix('$')
+        .and_then(|rest| rest.split_once("\r\n"));
+    let (length, rest) = value.with_context(|| format!("redis answers {answer:?}"))?;
+    let value = length
+        .parse()
+        .ok()
+        .and_then(|length: usize| rest.get(..length));
+    Ok(value
+        .with_context(|| format!("redis answers {answer:?}"))?
+        .to_owned())
 }

@@ -1,39 +1,56 @@
-//! Chores of the workspace, so that there is one command for each: `cargo xtask demo|test|bench`.
+//! What is done with this repository: `cargo xtask demo`, `test`, `bench`.
+//!
+//! | module | purpose |
+//! |---|---|
+//! | [`packages`] | the Debian packages that are needed, installed when root |
+//! | [`shell`] | running programs, and saying so |
+//! | [`demo`] | a service built, restored and asked, from nothing |
+//! | [`test`] | everything that must pass |
+//! | [`bench`] | the figures |
 
+mod bench;
 mod demo;
 mod packages;
-mod steps;
+mod shell;
 mod test;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Chores of the smol workspace.
-#[derive(Parser)]
-#[command(name = "cargo xtask")]
+/// Work on smol.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
 struct Cli {
     #[command(subcommand)]
-    chore: Chore,
+    command: Command,
 }
 
-#[derive(Subcommand)]
-enum Chore {
-    /// Build recipes/redis, restore it, and read back a key that was stored before the snapshot
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Build a redis that holds a key, restore it, and read the key back
     Demo,
-    /// Everything that has to pass: format, lints, unit tests, end-to-end tests
+    /// Format, lints, unit tests, end-to-end tests
     Test,
+    /// Measure, and print the figures
+    Bench {
+        /// Write them to this file, as JSON
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
 }
 
 fn main() -> ExitCode {
-    let outcome = match Cli::parse().chore {
-        Chore::Demo => demo::run_demo(),
-        Chore::Test => test::run_all(),
+    let outcome = match Cli::parse().command {
+        Command::Demo => demo::run(),
+        Command::Test => test::run(),
+        Command::Bench { json } => bench::run(json.as_deref()),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("\nerror: {error:#}");
             ExitCode::FAILURE
         }
     }

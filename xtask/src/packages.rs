@@ -1,80 +1,101 @@
-//! Debian packages that building, running and testing need.
+//! The Debian packages that building and testing need.
 
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
-use crate::steps;
+use crate::shell;
 
-/// A program or file by which an installed package is recognised.
-type Needed = (&'static str, &'static str);
+/// A program, or an absolute path, and the package that brings it.
+type Need = (&'static str, &'static str);
 
-/// What building a machine from source takes.
-const BUILD: &[Needed] = &[
-    ("qemu-system-x86", "/usr/bin/qemu-system-x86_64"),
-    ("mmdebstrap", "/usr/bin/mmdebstrap"),
-    ("gcc", "/usr/bin/gcc"),
-    ("make", "/usr/bin/make"),
-    ("flex", "/usr/bin/flex"),
-    ("bison", "/usr/bin/bison"),
-    ("bc", "/usr/bin/bc"),
-    ("patch", "/usr/bin/patch"),
-    ("xz-utils", "/usr/bin/xz"),
-    ("cpio", "/usr/bin/cpio"),
-    ("libelf-dev", "/usr/include/libelf.h"),
-    ("libc6-dev", "/usr/include/stdio.h"),
+/// To build kernels, root file systems and machines, and to run them anywhere.
+const BUILD: &[Need] = &[
+    ("/usr/include/libelf.h", "libelf-dev"),
+    ("/usr/include/stdio.h", "libc6-dev"),
+    ("bc", "bc"),
+    ("bison", "bison"),
+    ("flex", "flex"),
+    ("gcc", "gcc"),
+    ("ld", "binutils"),
+    ("make", "make"),
+    ("mmdebstrap", "mmdebstrap"),
+    ("patch", "patch"),
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("xz", "xz-utils"),
 ];
 
-/// What the tests use beside that.
-const TEST: &[Needed] = &[
-    ("busybox-static", "/usr/share/doc/busybox-static"),
-    ("erofs-utils", "/usr/bin/fsck.erofs"),
-    ("skopeo", "/usr/bin/skopeo"),
-    ("openssl", "/usr/bin/openssl"),
+/// To look at what was built with other people's eyes.
+const TEST: &[Need] = &[
+    ("busybox", "busybox-static"),
+    ("cpio", "cpio"),
+    ("fsck.erofs", "erofs-utils"),
+    ("openssl", "openssl"),
+    ("skopeo", "skopeo"),
 ];
 
-/// Makes sure that machines can be built.
-///
-/// # Errors
-/// As [`install`].
-pub fn for_building() -> Result<()> {
-    install(BUILD)
+/// What a command needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum For {
+    /// Building and running machines.
+    Build,
+    /// The tests as well.
+    Test,
 }
 
-/// Makes sure that the tests can run.
+/// Installs what is missing.
 ///
 /// # Errors
-/// As [`install`].
-pub fn for_testing() -> Result<()> {
-    install(&[BUILD, TEST].concat())
-}
-
-/// Installs what is missing if we are root; otherwise the error is the command that does.
-fn install(needed: &[Needed]) -> Result<()> {
-    let missing: Vec<_> = needed
+/// With the command that installs it, for those who are not root; or when that command fails.
+pub fn install(purpose: For) -> Result<()> {
+    let tests = if purpose == For::Test { TEST } else { &[] };
+    let missing: Vec<&str> = BUILD
         .iter()
-        .filter(|(_, proof)| !Path::new(proof).exists())
-        .map(|(name, _)| *name)
+        .chain(tests)
+        .filter(|(need, _)| !is_here(need))
+        .map(|(_, package)| *package)
         .collect();
     if missing.is_empty() {
         return Ok(());
     }
     let list = missing.join(" ");
-    if !steps::is_root() || !Path::new("/usr/bin/apt-get").exists() {
-        bail!(
-            "packages are missing; install them with\n    sudo apt-get install --no-install-recommends {list}"
-        );
+    if !is_here("apt-get") {
+        bail!("these are missing, by the names of Debian's packages: {list}");
+    }
+    if !is_root()? {
+        bail!("packages are missing; install them with\n\n    sudo apt-get install {list}\n");
     }
     println!("installing {list}");
-    let apt = |args: &[&str]| {
-        steps::run(
-            Command::new("apt-get")
-                .env("DEBIAN_FRONTEND", "noninteractive")
-                .args(["-qq", "-y"])
-                .args(args),
-        )
+    let apt = || {
+        let mut command = Command::new("apt-get");
+        command
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .arg("--quiet=2");
+        command
     };
-    apt(&["update"])?;
-    apt(&[&["install", "--no-install-recommends"][..], &missing].concat())
+    shell::run(apt().arg("update"))?;
+    shell::run(
+        apt()
+            .args(["install", "--yes", "--no-install-recommends"])
+            .args(&missing),
+    )
+}
+
+/// Looks where root's programs are, too: a user's PATH may lack that.
+fn is_here(need: &str) -> bool {
+    if need.starts_with('/') {
+        return Path::new(need).exists();
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
+    folders
+        .into_iter()
+        .any(|folder| folder.join(need).is_file())
+}
+
+fn is_root() -> Result<bool> {
+    use std::os::unix::fs::MetadataExt;
+    let own = std::fs::metadata("/proc/self").context("cannot look at /proc/self")?;
+    Ok(own.uid() == 0)
 }

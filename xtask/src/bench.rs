@@ -1,0 +1,33 @@
+//! `cargo xtask bench`: what is measured is in tests/bench.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use crate::packages::{self, For};
+use crate::shell;
+
+/// Measures, and prints the figures.
+///
+/// # Errors
+/// If something cannot be built or run.
+pub fn run(json: Option<&Path>) -> Result<()> {
+    packages::install(For::Build)?;
+    let mut cargo = shell::cargo();
+    cargo.args([
+        "bench",
+        "--locked",
+        "--quiet",
+        "--package",
+        "smolbuild",
+        "--bench",
+        "figures",
+        "--",
+    ]);
+    if let Some(file) = json {
+        let file = std::path::absolute(file)
+            .with_context(|| format!("cannot make {} absolute", file.display()))?;
+        cargo.arg("--json").arg(file);
+    }
+    shell::run(&mut cargo)
+}

@@ -1,0 +1,97 @@
+//! Running programs, and saying so.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail, ensure};
+
+/// The checkout.
+pub fn workspace() -> PathBuf {
+    let xtask = Path::new(env!("CARGO_MANIFEST_DIR"));
+    xtask
+        .parent()
+        .expect("xtask is a member of the workspace")
+        .to_owned()
+}
+
+/// Where cargo builds for `profile`, told by where this program lies: `<target>/<triple>/debug`.
+pub fn build_folder(profile: &str) -> Result<PathBuf> {
+    let own = std::env::current_exe().context("cannot tell where this program lies")?;
+    let triple = own
+        .ancestors()
+        .nth(2)
+        .context("this program was not built by cargo")?;
+    Ok(triple.join(profile))
+}
+
+/// Cargo's folder for everything that is built.
+pub fn target() -> Result<PathBuf> {
+    let folder = build_folder("release")?;
+    Ok(folder
+        .ancestors()
+        .nth(2)
+        .context("this program was not built by cargo")?
+        .to_owned())
+}
+
+/// A program in the checkout.
+pub fn command(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(program);
+    command.current_dir(workspace());
+    command
+}
+
+/// The cargo that runs us.
+pub fn cargo() -> Command {
+    command(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+}
+
+/// Runs it, its output on ours.
+///
+/// # Errors
+/// If it does not end well.
+pub fn run(command: &mut Command) -> Result<()> {
+    let line = line(command);
+    println!("$ {line}");
+    let status = command
+        .status()
+        .with_context(|| format!("cannot run {line}"))?;
+    ensure!(status.success(), "{line}: {status}");
+    Ok(())
+}
+
+/// Runs it and gives its stdout; its stderr is ours.
+///
+/// # Errors
+/// If it does not end well.
+pub fn capture(command: &mut Command) -> Result<String> {
+    let line = line(command);
+    println!("$ {line}");
+    let output = command
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| format!("cannot run {line}"))?;
+    if !output.status.success() {
+        bail!("{line}: {}", output.status);
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// The command line, programs of ours and paths in the checkout by their short names.
+fn line(command: &Command) -> String {
+    let workspace = workspace();
+    let words = std::iter::once(command.get_program())
+        .chain(command.get_args())
+        .enumerate();
+    let short = |(n, word): (usize, &OsStr)| {
+        let path = Path::new(word);
+        let shown = if n == 0 {
+            path.file_name().map(Path::new).unwrap_or(path)
+        } else {
+            path.strip_prefix(&workspace).unwrap_or(path)
+        };
+        shown.display().to_string()
+    };
+    words.map(short).collect::<Vec<_>>().join(" ")
+}
