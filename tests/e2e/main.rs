@@ -29,6 +29,9 @@ fn main() -> ExitCode {
         println!("0 tests, 0 benchmarks");
         return ExitCode::SUCCESS;
     }
-    let words: Vec<String> = arguments.into_iter().filter(|a| !a.starts_with('-')).collect();
+    let words: Vec<String> = arguments
+        .into_iter()
+        .filter(|a| !a.starts_with('-'))
+        .collect();
     outer::main(&words)
 }

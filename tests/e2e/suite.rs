@@ -29,7 +29,12 @@ pub struct Suite {
 impl Suite {
     /// One that runs the tests whose names hold all of `words`.
     pub fn new(words: &[String]) -> Self {
-        Self { words: words.to_vec(), passed: 0, failed: Vec::new(), skipped: 0 }
+        Self {
+            words: words.to_vec(),
+            passed: 0,
+            failed: Vec::new(),
+            skipped: 0,
+        }
     }
 
     /// Runs one test; a panic is its failure.
@@ -62,7 +67,12 @@ impl Suite {
 
     /// Counts a line that another process's suite has printed.
     pub fn count(&mut self, line: &str) {
-        let Some((name, verdict)) = line.strip_prefix("test ").and_then(|l| l.rsplit_once(" ... ")) else { return };
+        let Some((name, verdict)) = line
+            .strip_prefix("test ")
+            .and_then(|l| l.rsplit_once(" ... "))
+        else {
+            return;
+        };
         match verdict.split([' ', ':']).next() {
             Some("ok") => self.passed += 1,
             Some("skipped") => self.skipped += 1,
@@ -83,8 +93,16 @@ impl Suite {
             println!("\nfailed:");
             self.failed.iter().for_each(|name| println!("    {name}"));
         }
-        let skipped = if self.skipped > 0 { format!(", {} skipped", self.skipped) } else { String::new() };
-        println!("\n{} passed, {} failed{skipped}", self.passed, self.failed.len());
+        let skipped = if self.skipped > 0 {
+            format!(", {} skipped", self.skipped)
+        } else {
+            String::new()
+        };
+        println!(
+            "\n{} passed, {} failed{skipped}",
+            self.passed,
+            self.failed.len()
+        );
         match self.failed.is_empty() {
             true => ExitCode::SUCCESS,
             false => ExitCode::FAILURE,

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-/// Longer than anything here takes on a slow machine.
-pub const LONG: Duration = Duration::from_secs(600);
+/// Longer than anything here takes on a slow machine: a kernel is built in it.
+pub const LONG: Duration = Duration::from_secs(40 * 60);
 /// How often something that is awaited is looked at.
 const GLANCE: Duration = Duration::from_millis(20);
 
@@ -23,7 +23,11 @@ pub fn eventually<T>(what: &str, limit: Duration, mut ready: impl FnMut() -> Opt
         if let Some(found) = ready() {
             return found;
         }
-        assert!(Instant::now() < until, "{what}: not within {} s", limit.as_secs());
+        assert!(
+            Instant::now() < until,
+            "{what}: not within {} s",
+            limit.as_secs()
+        );
         thread::sleep(GLANCE);
     }
 }
@@ -45,15 +49,31 @@ impl Outcome {
     /// Its stdout, if it ended well.
     #[track_caller]
     pub fn succeed(self) -> String {
-        assert_eq!(self.code, Some(0), "stdout: {}\nstderr: {}", self.stdout, self.stderr);
+        assert_eq!(
+            self.code,
+            Some(0),
+            "stdout: {}\nstderr: {}",
+            self.stdout,
+            self.stderr
+        );
         self.stdout
     }
 
     /// Its stderr, if it ended with this code, printed nothing, and panicked nowhere.
     #[track_caller]
     pub fn fail(self, code: i32) -> String {
-        assert_eq!(self.code, Some(code), "stdout: {}\nstderr: {}", self.stdout, self.stderr);
-        assert_eq!(self.stdout, "", "a failure has no result to print; stderr: {}", self.stderr);
+        assert_eq!(
+            self.code,
+            Some(code),
+            "stdout: {}\nstderr: {}",
+            self.stdout,
+            self.stderr
+        );
+        assert_eq!(
+            self.stdout, "",
+            "a failure has no result to print; stderr: {}",
+            self.stderr
+        );
         assert!(!self.stderr.contains("panicked"), "{}", self.stderr);
         self.stderr
     }
@@ -89,7 +109,10 @@ impl Stream {
                 line.clear();
             }
         });
-        Self { text, reader: Some(reader) }
+        Self {
+            text,
+            reader: Some(reader),
+        }
     }
 
     fn text(&self) -> String {
@@ -111,11 +134,20 @@ impl Running {
     /// Starts it, its output kept.
     #[track_caller]
     pub fn start(command: &mut Command) -> Self {
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().unwrap_or_else(|e| panic!("cannot start {command:?}: {e}"));
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = command
+            .spawn()
+            .unwrap_or_else(|e| panic!("cannot start {command:?}: {e}"));
         let stdout = Stream::new(child.stdout.take().expect("piped"));
         let stderr = Stream::new(child.stderr.take().expect("piped"));
-        Self { child, stdout, stderr }
+        Self {
+            child,
+            stdout,
+            stderr,
+        }
     }
 
     /// Its process id.
@@ -143,7 +175,9 @@ impl Running {
             }
             None
         });
-        found.unwrap_or_else(|text| panic!("it ended ({ended:?}) without {wanted:?} on stderr: {text}"))
+        found.unwrap_or_else(|text| {
+            panic!("it ended ({ended:?}) without {wanted:?} on stderr: {text}")
+        })
     }
 
     /// What it has printed so far.
@@ -168,12 +202,19 @@ impl Running {
                 }
                 if Instant::now() > until {
                     let (out, err) = (self.stdout.text(), self.stderr.text());
-                    panic!("it does not end within {} s\nstdout: {out}\nstderr: {err}", limit.as_secs());
+                    panic!(
+                        "it does not end within {} s\nstdout: {out}\nstderr: {err}",
+                        limit.as_secs()
+                    );
                 }
                 thread::sleep(Duration::from_millis(5));
             }
         };
-        Outcome { code: status.code(), stdout: self.stdout.end(), stderr: self.stderr.end() }
+        Outcome {
+            code: status.code(),
+            stdout: self.stdout.end(),
+            stderr: self.stderr.end(),
+        }
     }
 }
 
@@ -206,7 +247,11 @@ impl Process {
         if matches!(fields.first(), Some(&"Z") | Some(&"X")) {
             return None;
         }
-        let process = Self { pid, started: fields.get(19)?.to_string(), name: stat[begin + 1..end].to_owned() };
+        let process = Self {
+            pid,
+            started: fields.get(19)?.to_string(),
+            name: stat[begin + 1..end].to_owned(),
+        };
         Some((process, fields.get(1)?.parse().ok()?))
     }
 
@@ -275,11 +320,19 @@ pub fn exchange(port: u16, request: &[u8]) -> Vec<u8> {
 /// Status and body of a GET request.
 #[track_caller]
 pub fn http_get(port: u16, path: &str) -> (u16, String) {
-    let answer = exchange(port, format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n").as_bytes());
+    let answer = exchange(
+        port,
+        format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n").as_bytes(),
+    );
     let answer = String::from_utf8_lossy(&answer).into_owned();
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer of HTTP: {answer:?}"));
+    let (head, body) = answer
+        .split_once("\r\n\r\n")
+        .unwrap_or_else(|| panic!("no answer of HTTP: {answer:?}"));
     let status = head.split(' ').nth(1).and_then(|s| s.parse().ok());
-    (status.unwrap_or_else(|| panic!("no status: {head:?}")), body.to_owned())
+    (
+        status.unwrap_or_else(|| panic!("no status: {head:?}")),
+        body.to_owned(),
+    )
 }
 
 /// The body of a page that is there.
@@ -295,7 +348,10 @@ pub fn page(port: u16, path: &str) -> String {
 pub fn redis(port: u16, command: &str) -> String {
     let answer = exchange(port, format!("{command}\r\nQUIT\r\n").as_bytes());
     let answer = String::from_utf8_lossy(&answer).into_owned();
-    answer.strip_suffix("+OK\r\n").unwrap_or_else(|| panic!("{command}: {answer:?}")).to_owned()
+    answer
+        .strip_suffix("+OK\r\n")
+        .unwrap_or_else(|| panic!("{command}: {answer:?}"))
+        .to_owned()
 }
 
 /// One line to our own test service, and its answer.
@@ -303,7 +359,10 @@ pub fn redis(port: u16, command: &str) -> String {
 pub fn ask(port: u16, line: &str) -> String {
     let answer = exchange(port, format!("{line}\n").as_bytes());
     let answer = String::from_utf8_lossy(&answer).into_owned();
-    assert!(!answer.starts_with("error") && !answer.is_empty(), "{line}: {answer:?}");
+    assert!(
+        !answer.starts_with("error") && !answer.is_empty(),
+        "{line}: {answer:?}"
+    );
     answer.trim_end().to_owned()
 }
 
@@ -311,20 +370,29 @@ pub fn ask(port: u16, line: &str) -> String {
 
 /// Seconds since the Unix epoch.
 pub fn unix_time() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs_f64()
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .expect("after 1970")
+        .as_secs_f64()
 }
 
 /// The value behind `key` in lines of "key value".
 #[track_caller]
 pub fn value<'a>(text: &'a str, key: &str) -> &'a str {
     let mut lines = text.lines().filter_map(|line| line.split_once(' '));
-    lines.find(|(k, _)| *k == key).unwrap_or_else(|| panic!("no {key} in {text:?}")).1.trim()
+    lines
+        .find(|(k, _)| *k == key)
+        .unwrap_or_else(|| panic!("no {key} in {text:?}"))
+        .1
+        .trim()
 }
 
 /// Names in a folder; none if it is not there.
 pub fn names(dir: &Path) -> Vec<String> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    let mut names: Vec<_> = entries.map(|e| e.file_name().to_string_lossy().into_owned()).collect();
+    let mut names: Vec<_> = entries
+        .map(|e| e.file_name().to_string_lossy().into_owned())
+        .collect();
     names.sort();
     names
 }

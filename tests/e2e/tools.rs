@@ -25,7 +25,10 @@ impl Tools {
         for (variable, folder) in [("CACHE", "cache"), ("RUNTIME", "run"), ("CONFIG", "config")] {
             command.env(format!("SMOL_{variable}_DIR"), self.home.join(folder));
         }
-        command.env("NO_COLOR", "1").env("SMOL_PROGRESS", "plain").env("SMOL_ACCEL", self.accel);
+        command
+            .env("NO_COLOR", "1")
+            .env("SMOL_PROGRESS", "plain")
+            .env("SMOL_ACCEL", self.accel);
         command
     }
 
@@ -42,7 +45,11 @@ impl Tools {
     /// `smolrun BUNDLE --key KEY --name NAME`.
     pub fn run(&self, bundle: &Path, name: &str) -> Command {
         let mut command = self.smolrun();
-        command.arg(bundle).arg("--key").arg(&self.key).args(["--name", name]);
+        command
+            .arg(bundle)
+            .arg("--key")
+            .arg(&self.key)
+            .args(["--name", name]);
         command
     }
 
@@ -54,14 +61,23 @@ impl Tools {
 
     /// As [`Tools::start`], with options.
     #[track_caller]
-    pub fn start_with(&self, bundle: &Path, name: &str, ports: &[u16], options: &[&str]) -> Machine<'_> {
+    pub fn start_with(
+        &self,
+        bundle: &Path,
+        name: &str,
+        ports: &[u16],
+        options: &[&str],
+    ) -> Machine<'_> {
         let mut command = self.run(bundle, name);
         command.arg("-d").args(options);
         for port in ports {
             command.args(["-p", &format!("0:{port}")]);
         }
         assert_eq!(support::run(&mut command).succeed().trim(), name);
-        Machine { tools: self, name: name.to_owned() }
+        Machine {
+            tools: self,
+            name: name.to_owned(),
+        }
     }
 
     /// What `smolrun ps --json` lists.
@@ -89,8 +105,11 @@ impl Machine<'_> {
     #[track_caller]
     pub fn record(&self) -> Value {
         let records = self.tools.ps();
-        let ours = records.iter().find(|record| record["name"] == self.name.as_str());
-        ours.unwrap_or_else(|| panic!("{} is not in {records:?}", self.name)).clone()
+        let ours = records
+            .iter()
+            .find(|record| record["name"] == self.name.as_str());
+        ours.unwrap_or_else(|| panic!("{} is not in {records:?}", self.name))
+            .clone()
     }
 
     /// The process that runs it.
@@ -104,9 +123,15 @@ impl Machine<'_> {
     pub fn port(&self, guest: u16) -> u16 {
         let record = self.record();
         let ports = record["ports"].as_array().expect("a list");
-        let ours = ports.iter().find(|port| port["guest"] == guest).expect("it was forwarded");
+        let ours = ports
+            .iter()
+            .find(|port| port["guest"] == guest)
+            .expect("it was forwarded");
         let host = ours["host"].as_str().expect("an address");
-        host.rsplit(':').next().and_then(|port| port.parse().ok()).unwrap_or_else(|| panic!("{host}"))
+        host.rsplit(':')
+            .next()
+            .and_then(|port| port.parse().ok())
+            .unwrap_or_else(|| panic!("{host}"))
     }
 
     /// What its service has written.
@@ -117,12 +142,21 @@ impl Machine<'_> {
 
     /// `smolrun stop`, with this time between SIGTERM and SIGKILL.
     pub fn stop(&self, seconds: u32) -> Outcome {
-        support::run(self.tools.smolrun().args(["stop", &self.name, "--time", &seconds.to_string()]))
+        support::run(self.tools.smolrun().args([
+            "stop",
+            &self.name,
+            "--time",
+            &seconds.to_string(),
+        ]))
     }
 }
 
 impl Drop for Machine<'_> {
     fn drop(&mut self) {
-        let _ = self.tools.smolrun().args(["stop", &self.name, "--time", "0"]).output();
+        let _ = self
+            .tools
+            .smolrun()
+            .args(["stop", &self.name, "--time", "0"])
+            .output();
     }
 }

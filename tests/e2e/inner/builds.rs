@@ -7,22 +7,43 @@ use crate::suite::Suite;
 use crate::support::{self, names, run};
 
 pub fn tests(suite: &mut Suite, host: &Host) {
-    suite.test("a service that never gets ready fails the build, with what the probe last saw", || {
-        let told = fail(host, "never");
-        contains(&told, &["tcp", "7777", "last saw", "efused", "not going to listen"]);
-    });
-    suite.test("a service that ends at once fails the build, with its exit status and its words", || {
-        let told = fail(host, "crash");
-        contains(&told, &["exit status 3", "service: there is no configuration"]);
-    });
-    suite.test("a warm command that fails fails the build, with its status", || {
-        let told = fail(host, "warm");
-        contains(&told, &["warm", "exit status 9", "service: there is no configuration"]);
-    });
-    suite.test("a program that is not there fails the build, by its name", || {
-        let told = fail(host, "absent");
-        contains(&told, &["/no/such/program"]);
-    });
+    suite.test(
+        "a service that never gets ready fails the build, with what the probe last saw",
+        || {
+            let told = fail(host, "never");
+            contains(
+                &told,
+                &["tcp", "7777", "last saw", "efused", "not going to listen"],
+            );
+        },
+    );
+    suite.test(
+        "a service that ends at once fails the build, with its exit code and its words",
+        || {
+            let told = fail(host, "crash");
+            contains(
+                &told,
+                &["exit code 3", "service: there is no configuration"],
+            );
+        },
+    );
+    suite.test(
+        "a warm command that fails fails the build, with its exit code",
+        || {
+            let told = fail(host, "warm");
+            contains(
+                &told,
+                &["warm", "exit code 9", "service: there is no configuration"],
+            );
+        },
+    );
+    suite.test(
+        "a program that is not there fails the build, by its name",
+        || {
+            let told = fail(host, "absent");
+            contains(&told, &["/no/such/program"]);
+        },
+    );
 }
 
 #[track_caller]
@@ -39,9 +60,24 @@ fn fail(host: &Host, machine: &str) -> String {
     std::fs::create_dir_all(&folder).unwrap();
     let smolfile = Path::new(MACHINES).join(machine).with_extension("toml");
     let mut command = host.tools.smolbuild();
-    let told = run(command.arg(smolfile).arg("-o").arg(folder.join("x.smolmachine"))).fail(1);
-    assert_eq!(names(&folder), Vec::<String>::new(), "of a failed build nothing is written");
-    assert_eq!(names(&host.tools.home.join("cache/work")), Vec::<String>::new());
-    assert!(support::processes().iter().all(|(process, _)| process.name != "smolbuild"));
+    let told = run(command
+        .arg(smolfile)
+        .arg("-o")
+        .arg(folder.join("x.smolmachine")))
+    .fail(1);
+    assert_eq!(
+        names(&folder),
+        Vec::<String>::new(),
+        "of a failed build nothing is written"
+    );
+    assert_eq!(
+        names(&host.tools.home.join("cache/work")),
+        Vec::<String>::new()
+    );
+    assert!(
+        support::processes()
+            .iter()
+            .all(|(process, _)| process.name != "smolbuild")
+    );
     told
 }

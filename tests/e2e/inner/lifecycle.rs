@@ -14,13 +14,30 @@ use crate::support::{self, Running, ask, eventually, exchange, free_port, run};
 const SOON: Duration = Duration::from_secs(90);
 
 pub fn tests(suite: &mut Suite, host: &Host) {
-    suite.test("a machine in the background is listed, has a log, is stopped and leaves nothing", || background(host));
-    suite.test("the service's exit code is that of smolrun in the foreground", || exit_code(host));
+    suite.test(
+        "a machine in the background is listed, has a log, is stopped and leaves nothing",
+        || background(host),
+    );
+    suite.test(
+        "the service's exit code is that of smolrun in the foreground",
+        || exit_code(host),
+    );
     suite.test("ctrl-c asks the service to stop", || ctrl_c(host));
-    suite.test("a service that ignores SIGTERM is stopped within the time", || stubborn(host));
-    suite.test("a killed smolrun leaves no process and frees its port and its name", || killed(host));
-    suite.test("a port that is in use is told and nothing is started", || port_in_use(host));
-    suite.test("connections side by side bring every byte", || many_bytes(host));
+    suite.test(
+        "a service that ignores SIGTERM is stopped within the time",
+        || stubborn(host),
+    );
+    suite.test(
+        "a killed smolrun leaves no process and frees its port and its name",
+        || killed(host),
+    );
+    suite.test(
+        "a port that is in use is told and nothing is started",
+        || port_in_use(host),
+    );
+    suite.test("connections side by side bring every byte", || {
+        many_bytes(host)
+    });
 }
 
 /// Runs a machine in the foreground until its service runs, and gives its port.
@@ -35,11 +52,19 @@ fn foreground(host: &Host, name: &str) -> (Running, u16) {
 fn background(host: &Host) {
     let machine = host.tools.start(&host.service(), "life", &[7777]);
     let (port, record) = (machine.port(7777), machine.record());
-    assert_eq!((&record["machine"], &record["state"], &record["accel"]), (&"service".into(), &"running".into(), &"kvm".into()));
+    assert_eq!(
+        (&record["machine"], &record["state"], &record["accel"]),
+        (&"service".into(), &"running".into(), &"kvm".into())
+    );
     ask(port, "say here I am");
-    eventually("the line in the log", Duration::from_secs(10), || machine.log().contains("here I am\n").then_some(()));
+    eventually("the line in the log", Duration::from_secs(10), || {
+        machine.log().contains("here I am\n").then_some(())
+    });
     assert_eq!(machine.stop(10).succeed(), "life\n");
-    assert!(TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err(), "its port is still open");
+    assert!(
+        TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err(),
+        "its port is still open"
+    );
     assert_eq!(host.tools.ps(), Vec::<serde_json::Value>::new());
     assert_eq!(host.tools.instances(), Vec::<String>::new());
 }
@@ -59,7 +84,12 @@ fn ctrl_c(host: &Host) {
     assert_eq!(ask(port, "ping"), "pong");
     running.signal(Signal::INT);
     let outcome = running.finish(SOON);
-    assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(0), "stopping\n"), "{}", outcome.stderr);
+    assert_eq!(
+        (outcome.code, outcome.stdout.as_str()),
+        (Some(0), "stopping\n"),
+        "{}",
+        outcome.stderr
+    );
     assert_eq!(host.tools.instances(), Vec::<String>::new());
 }
 
@@ -80,9 +110,14 @@ fn killed(host: &Host) {
     kill_process(Pid::from_raw(pid as i32).unwrap(), Signal::KILL).unwrap();
     support::await_gone(&below, SOON);
     eventually("the end of every smolrun", SOON, || {
-        support::processes().iter().all(|(process, _)| process.name != "smolrun").then_some(())
+        support::processes()
+            .iter()
+            .all(|(process, _)| process.name != "smolrun")
+            .then_some(())
     });
-    eventually("the port", SOON, || TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok());
+    eventually("the port", SOON, || {
+        TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok()
+    });
     assert_eq!(host.tools.ps(), Vec::<serde_json::Value>::new());
     assert_eq!(host.tools.instances(), Vec::<String>::new());
     let again = host.tools.start(&host.service(), "victim", &[7777]);
@@ -95,7 +130,10 @@ fn port_in_use(host: &Host) {
     for more in [&[][..], &["-d"]] {
         let mut command = host.tools.run(&host.service(), "late");
         let told = run(command.args(["-p", &format!("{port}:7777")]).args(more)).fail(1);
-        assert!(told.contains(&format!("port {port} on 127.0.0.1 is already in use")), "{told}");
+        assert!(
+            told.contains(&format!("port {port} on 127.0.0.1 is already in use")),
+            "{told}"
+        );
     }
     assert_eq!(host.tools.instances(), Vec::<String>::new());
 }
@@ -110,6 +148,10 @@ fn many_bytes(host: &Host) {
         .collect();
     for reader in readers {
         let got = reader.join().expect("the exchange goes well");
-        assert!(got == wanted, "{} bytes came, not those that were sent", got.len());
+        assert!(
+            got == wanted,
+            "{} bytes came, not those that were sent",
+            got.len()
+        );
     }
 }

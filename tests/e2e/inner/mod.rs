@@ -44,7 +44,10 @@ impl Host {
 
 /// Runs the inner tests; the outer half counts their lines.
 pub fn main(arguments: &[String]) -> ExitCode {
-    let Some((ARGUMENT, words)) = arguments.split_first().map(|(first, rest)| (first.as_str(), rest)) else {
+    let Some((ARGUMENT, words)) = arguments
+        .split_first()
+        .map(|(first, rest)| (first.as_str(), rest))
+    else {
         return ExitCode::from(2);
     };
     let host = Host {

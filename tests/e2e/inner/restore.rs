@@ -9,12 +9,29 @@ use crate::tools::Machine;
 const DATE_ERROR: f64 = 5.0;
 
 pub fn tests(suite: &mut Suite, host: &Host) {
-    suite.test("two restored hello machines share their past and nothing else", || hello(host));
-    suite.test("two restored redis machines hold the key from before the snapshot, and write apart", || redis_pair(host));
-    suite.test("two restored python machines have a warm cache and random bytes of their own", || python(host));
-    suite.test("two restored services differ in randomness, boot id, machine id and host name", || service(host));
-    suite.test("a restored machine brings its second cpu online", || second_cpu(host));
-    suite.test("a cold boot of the same bundle serves without the past", || cold(host));
+    suite.test(
+        "two restored hello machines share their past and nothing else",
+        || hello(host),
+    );
+    suite.test(
+        "two restored redis machines hold the key from before the snapshot, and write apart",
+        || redis_pair(host),
+    );
+    suite.test(
+        "two restored python machines have a warm cache and random bytes of their own",
+        || python(host),
+    );
+    suite.test(
+        "two restored services differ in randomness, boot id, machine id and host name",
+        || service(host),
+    );
+    suite.test("a restored machine brings its second cpu online", || {
+        second_cpu(host)
+    });
+    suite.test(
+        "a cold boot of the same bundle serves without the past",
+        || cold(host),
+    );
 }
 
 /// Runs `check` with two machines of a bundle, and the ports that lead to port `guest` of them.
@@ -27,7 +44,10 @@ fn pair(host: &Host, bundle: &str, guest: u16, check: impl FnOnce([u16; 2])) {
 #[track_caller]
 fn assert_date(seconds: f64) {
     let now = unix_time();
-    assert!((seconds - now).abs() < DATE_ERROR, "the machine's clock says {seconds}, ours {now}");
+    assert!(
+        (seconds - now).abs() < DATE_ERROR,
+        "the machine's clock says {seconds}, ours {now}"
+    );
 }
 
 #[track_caller]
@@ -54,7 +74,10 @@ fn hello(host: &Host) {
 fn redis_pair(host: &Host) {
     pair(host, "redis", 6379, |ports| {
         for port in ports {
-            assert_eq!(redis(port, "GET greeting"), "$29\r\nhello from before the snapshot\r\n");
+            assert_eq!(
+                redis(port, "GET greeting"),
+                "$29\r\nhello from before the snapshot\r\n"
+            );
             let time = redis(port, "TIME");
             assert_date(time.lines().nth(2).expect("seconds").parse().unwrap());
         }
@@ -86,7 +109,11 @@ fn service(host: &Host) {
             let nanoseconds: f64 = clock.split(' ').next().unwrap().parse().unwrap();
             assert_date(nanoseconds / 1e9);
         }
-        for question in ["random", "read /etc/machine-id", "read /proc/sys/kernel/random/uuid"] {
+        for question in [
+            "random",
+            "read /etc/machine-id",
+            "read /proc/sys/kernel/random/uuid",
+        ] {
             let answers = ports.map(|port| ask(port, question));
             assert_differ(question, answers.each_ref().map(String::as_str));
         }
@@ -95,16 +122,27 @@ fn service(host: &Host) {
 
 fn second_cpu(host: &Host) {
     let machine = host.tools.start(&host.service(), "smp", &[7777]);
-    assert_eq!(ask(machine.port(7777), "read /sys/devices/system/cpu/online"), "0-1");
+    assert_eq!(
+        ask(machine.port(7777), "read /sys/devices/system/cpu/online"),
+        "0-1"
+    );
 }
 
 fn cold(host: &Host) {
-    let machine = host.tools.start_with(&host.bundle("hello"), "cold", &[8080], &["--cold"]);
+    let machine = host
+        .tools
+        .start_with(&host.bundle("hello"), "cold", &[8080], &["--cold"]);
     let port = machine.port(8080);
     assert!(page(port, "/").contains("hello"));
-    assert_eq!(http_get(port, "/frozen.txt").0, 404, "no warm command runs at a cold boot");
+    assert_eq!(
+        http_get(port, "/frozen.txt").0,
+        404,
+        "no warm command runs at a cold boot"
+    );
     assert_date(value(&page(port, "/cgi-bin/now"), "time").parse().unwrap());
-    let machine = host.tools.start_with(&host.service(), "cold-service", &[7777], &["--cold"]);
+    let machine = host
+        .tools
+        .start_with(&host.service(), "cold-service", &[7777], &["--cold"]);
     assert_eq!(ask(machine.port(7777), "recall"), "nothing");
     assert_eq!(exchange(machine.port(7777), b"ping\n"), b"pong\n");
 }

@@ -8,8 +8,13 @@ use crate::suite::Suite;
 use crate::support::ask;
 
 pub fn tests(suite: &mut Suite, host: &Host) {
-    suite.test("a sleep right after the restore takes its time", || sleeps(host));
-    suite.test("the clocks of a restored machine go at the host's pace, and never back", || pace(host));
+    suite.test("a sleep right after the restore takes its time", || {
+        sleeps(host)
+    });
+    suite.test(
+        "the clocks of a restored machine go at the host's pace, and never back",
+        || pace(host),
+    );
 }
 
 fn numbers(text: &str) -> [f64; 2] {
@@ -21,17 +26,25 @@ fn numbers(text: &str) -> [f64; 2] {
 fn sleeps(host: &Host) {
     let machine = host.tools.start(&host.service(), "sleeper", &[7777]);
     let port = machine.port(7777);
-    let mut slept: Vec<f64> = (0..20).map(|_| ask(port, "sleep 50").parse::<f64>().unwrap() / 1e6).collect();
+    let mut slept: Vec<f64> = (0..20)
+        .map(|_| ask(port, "sleep 50").parse::<f64>().unwrap() / 1e6)
+        .collect();
     slept.sort_by(f64::total_cmp);
     let (shortest, median) = (slept[0], slept[slept.len() / 2]);
     assert!(shortest >= 50.0, "a sleep of 50 ms took {shortest} ms");
-    assert!(median < 75.0, "a sleep of 50 ms took {median} ms (median of 20)");
+    assert!(
+        median < 75.0,
+        "a sleep of 50 ms took {median} ms (median of 20)"
+    );
 
     // By our own clock as well: the guest's could be wrong in step with its timers.
     let begin = Instant::now();
     let slept = ask(port, "sleep 2000").parse::<f64>().unwrap() / 1e9;
     let ours = begin.elapsed().as_secs_f64();
-    assert!((1.9..2.8).contains(&ours), "a sleep of 2 s took {slept} s there and {ours} s here");
+    assert!(
+        (1.9..2.8).contains(&ours),
+        "a sleep of 2 s took {slept} s there and {ours} s here"
+    );
 }
 
 fn pace(host: &Host) {

@@ -10,9 +10,16 @@ use crate::suite::{Suite, Verdict};
 use crate::support::{names, run};
 
 pub fn tests(suite: &mut Suite, host: &Host) {
-    suite.test("all mistakes of a Smolfile are shown at once", || mistakes(host));
-    suite.test("a Smolfile that is not there is a usage error", || no_smolfile(host));
-    suite.test("a program that may not use /dev/kvm says so and how to mend it", || no_permission(host));
+    suite.test("all mistakes of a Smolfile are shown at once", || {
+        mistakes(host)
+    });
+    suite.test("a Smolfile that is not there is a usage error", || {
+        no_smolfile(host)
+    });
+    suite.test(
+        "a program that may not use /dev/kvm says so and how to mend it",
+        || no_permission(host),
+    );
 }
 
 fn mistakes(host: &Host) {
@@ -33,8 +40,22 @@ tcp = 70000
 http = { port = 80 }
 "#;
     fs::write(folder.join("Smolfile"), wrong).unwrap();
-    let told = run(host.tools.smolbuild().arg(&folder).args(["-o", text(&folder.join("x"))])).fail(2);
-    let hints = ["Smolfile:2:", "Smolfile:3:1", "did you mean `memory`?", "Smolfile:4:", "../outside", "Smolfile:10:", "70000", "http"];
+    let told = run(host
+        .tools
+        .smolbuild()
+        .arg(&folder)
+        .args(["-o", text(&folder.join("x"))]))
+    .fail(2);
+    let hints = [
+        "Smolfile:2:",
+        "Smolfile:3:1",
+        "did you mean `memory`?",
+        "Smolfile:4:",
+        "../outside",
+        "Smolfile:10:",
+        "70000",
+        "http",
+    ];
     for words in hints {
         assert!(told.contains(words), "{words:?} is not in: {told}");
     }
@@ -62,16 +83,29 @@ fn no_permission(host: &Host) -> Verdict {
     let folder = place.path();
     let open = |path: &Path| fs::set_permissions(path, fs::Permissions::from_mode(0o777)).unwrap();
     open(folder);
-    for (from, name) in [(host.native.join("Smolfile"), "Smolfile"), (host.native.join("native.elf"), "native.elf")] {
+    for (from, name) in [
+        (host.native.join("Smolfile"), "Smolfile"),
+        (host.native.join("native.elf"), "native.elf"),
+    ] {
         fs::copy(from, folder.join(name)).unwrap();
     }
     let program = folder.join("smolbuild");
     fs::copy(host.tools.programs.join("smolbuild"), &program).unwrap();
     open(&program);
     let mut command = Command::new("setpriv");
-    command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"]).arg(&program).arg(folder);
-    command.args(["--accel", "kvm", "-o", text(&folder.join("out.smolmachine"))]);
-    command.env("SMOL_CACHE_DIR", folder.join("cache")).env("NO_COLOR", "1");
+    command
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"])
+        .arg(&program)
+        .arg(folder);
+    command.args([
+        "--accel",
+        "kvm",
+        "-o",
+        text(&folder.join("out.smolmachine")),
+    ]);
+    command
+        .env("SMOL_CACHE_DIR", folder.join("cache"))
+        .env("NO_COLOR", "1");
     let told = run(&mut command).fail(5);
     assert!(told.contains("no permission to open /dev/kvm"), "{told}");
     assert!(told.contains("hint: ") && told.contains("sudo "), "{told}");

@@ -13,13 +13,25 @@ use crate::support::run;
 pub fn tests(suite: &mut Suite, host: &Host) {
     // What later tests stand on is done whatever the words are.
     kernel(host);
-    let recipes = ["hello", "redis", "python"].map(|name| (name, host.workspace.join("recipes").join(name)));
-    for (name, path) in recipes.into_iter().chain([("service", smolfile(host, "service"))]) {
-        let there = keeps_bundles() && host.bundles.join(name).with_extension("smolmachine").exists();
+    let recipes =
+        ["hello", "redis", "python"].map(|name| (name, host.workspace.join("recipes").join(name)));
+    for (name, path) in recipes
+        .into_iter()
+        .chain([("service", smolfile(host, "service"))])
+    {
+        let there = keeps_bundles()
+            && host
+                .bundles
+                .join(name)
+                .with_extension("smolmachine")
+                .exists();
         if there {
             continue;
         }
-        suite.always(&format!("{name} is built, signed, verified and inspected"), || build(host, name, &path));
+        suite.always(
+            &format!("{name} is built, signed, verified and inspected"),
+            || build(host, name, &path),
+        );
     }
 }
 
@@ -27,7 +39,11 @@ pub fn tests(suite: &mut Suite, host: &Host) {
 fn kernel(host: &Host) {
     let vmlinux = host.machines.join("vmlinux");
     if !vmlinux.exists() {
-        run(host.tools.smolbuild().args(["kernel", "smol-6.1", "-o", text(&vmlinux)])).succeed();
+        run(host
+            .tools
+            .smolbuild()
+            .args(["kernel", "smol-6.1", "-o", text(&vmlinux)]))
+        .succeed();
     }
 }
 
@@ -36,19 +52,45 @@ fn build(host: &Host, name: &str, smolfile: &Path) {
     let facts = bundle.with_extension("json");
     let key = host.bundles.join("key.key");
     let mut command = host.tools.smolbuild();
-    command.arg(smolfile).args(["--sign", text(&key), "-o", text(&bundle), "--metadata-file", text(&facts)]);
+    command.arg(smolfile).args([
+        "--sign",
+        text(&key),
+        "-o",
+        text(&bundle),
+        "--metadata-file",
+        text(&facts),
+    ]);
     let said = run(&mut command).succeed();
     let facts: Value = serde_json::from_slice(&fs::read(facts).unwrap()).unwrap();
     let digest = facts["digest"].as_str().unwrap();
     assert!(said.contains(digest) && said.contains("smolrun"), "{said}");
 
-    let verified = run(host.tools.smolbuild().args(["verify", text(&bundle), "--key", text(&host.tools.key)])).succeed();
+    let verified =
+        run(host
+            .tools
+            .smolbuild()
+            .args(["verify", text(&bundle), "--key", text(&host.tools.key)]))
+        .succeed();
     assert!(verified.contains(digest), "{verified}");
-    let inspected = run(host.tools.smolbuild().args(["inspect", text(&bundle), "--json"])).succeed();
+    let inspected = run(host
+        .tools
+        .smolbuild()
+        .args(["inspect", text(&bundle), "--json"]))
+    .succeed();
     let inspected: Value = serde_json::from_str(&inspected).unwrap();
     assert_eq!(inspected["digest"].as_str(), Some(digest));
-    assert_eq!(inspected["fileSize"].as_u64(), Some(fs::metadata(&bundle).unwrap().len()));
+    assert_eq!(
+        inspected["fileSize"].as_u64(),
+        Some(fs::metadata(&bundle).unwrap().len())
+    );
     assert_eq!(inspected["config"]["name"].as_str(), Some(name));
-    let memory = inspected["images"].as_array().unwrap().iter().find(|image| image["kind"] == "memory");
-    assert!(memory.expect("a snapshot")["stored"].as_u64() > Some(100), "{inspected}");
+    let memory = inspected["images"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|image| image["kind"] == "memory");
+    assert!(
+        memory.expect("a snapshot")["stored"].as_u64() > Some(100),
+        "{inspected}"
+    );
 }

@@ -13,38 +13,66 @@ use crate::support::{self, Running, ask, await_gone, descendants, eventually, fr
 const LIMIT: Duration = Duration::from_secs(300);
 
 pub fn tests(suite: &mut Suite, host: &Host) {
-    suite.test("in an emulated host a machine serves, and its exit code comes out", || foreground(host));
-    suite.test("in an emulated host a machine in the background leaves nothing when it is killed", || killed(host));
+    suite.test(
+        "in an emulated host a machine serves, and its exit code comes out",
+        || foreground(host),
+    );
+    suite.test(
+        "in an emulated host a machine in the background leaves nothing when it is killed",
+        || killed(host),
+    );
 }
 
 fn foreground(host: &Host) {
     let port = free_port();
     let mut command = host.tools.run(&host.bundle("service"), "emulated");
-    let mut running = Running::start(command.args(["--accel", "emulated", "-p", &format!("{port}:7777")]));
+    let mut running =
+        Running::start(command.args(["--accel", "emulated", "-p", &format!("{port}:7777")]));
     running.await_stderr("service: restored in ", LIMIT);
     assert_eq!(ask(port, "recall"), "the past");
     ask(port, "say so");
     let below = descendants(running.pid());
-    assert!(below.iter().any(|process| process.name.starts_with("qemu")), "{below:?}");
+    assert!(
+        below.iter().any(|process| process.name.starts_with("qemu")),
+        "{below:?}"
+    );
     ask(port, "exit 5");
     let outcome = running.finish(LIMIT);
-    assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(5), "so\n"), "{}", outcome.stderr);
+    assert_eq!(
+        (outcome.code, outcome.stdout.as_str()),
+        (Some(5), "so\n"),
+        "{}",
+        outcome.stderr
+    );
     await_gone(&below, Duration::from_secs(10));
     assert_eq!(host.tools.instances(), Vec::<String>::new());
 }
 
 fn killed(host: &Host) {
-    let machine = host.tools.start_with(&host.bundle("service"), "doomed", &[7777], &["--accel", "emulated"]);
+    let machine = host.tools.start_with(
+        &host.bundle("service"),
+        "doomed",
+        &[7777],
+        &["--accel", "emulated"],
+    );
     let (pid, port) = (machine.pid(), machine.port(7777));
     assert_eq!(machine.record()["accel"], "emulated");
     assert_eq!(ask(port, "ping"), "pong");
     let below = descendants(pid);
-    assert!(below.iter().any(|process| process.name.starts_with("qemu")), "{below:?}");
+    assert!(
+        below.iter().any(|process| process.name.starts_with("qemu")),
+        "{below:?}"
+    );
     kill_process(Pid::from_raw(pid as i32).unwrap(), Signal::KILL).unwrap();
     await_gone(&below, Duration::from_secs(10));
     eventually("the port", Duration::from_secs(10), || {
-        TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err().then_some(())
+        TcpStream::connect((Ipv4Addr::LOCALHOST, port))
+            .is_err()
+            .then_some(())
     });
     assert_eq!(host.tools.ps(), Vec::<serde_json::Value>::new());
-    assert_eq!(support::names(&host.tools.home.join("run/instances")), Vec::<String>::new());
+    assert_eq!(
+        support::names(&host.tools.home.join("run/instances")),
+        Vec::<String>::new()
+    );
 }

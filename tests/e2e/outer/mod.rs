@@ -9,6 +9,7 @@ mod prepare;
 mod tampering;
 
 use std::io::Write;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -16,6 +17,7 @@ use smol_host::emulated::{EmulatedHost, Event, SELF};
 
 use crate::inner;
 use crate::suite::Suite;
+use crate::support::free_port;
 use crate::tools::Tools;
 
 /// Memory of the emulated host for its tmpfs and guests, MiB.
@@ -76,12 +78,17 @@ pub fn main(words: &[String]) -> ExitCode {
 
 /// Boots one emulated host and runs the inner half there.
 fn run_inner(suite: &mut Suite, host: &Host, words: &[String]) {
-    let job = [SELF, inner::ARGUMENT].into_iter().map(str::to_owned).chain(words.iter().cloned());
+    let job = [SELF, inner::ARGUMENT]
+        .into_iter()
+        .map(str::to_owned)
+        .chain(words.iter().cloned());
     let emulated = EmulatedHost::new(host.cache())
         .memory(MEMORY)
         .share(&host.tools.programs, inner::PROGRAMS, true)
         .share(&host.bundles, inner::BUNDLES, true)
         .share(&host.machines, inner::MACHINES, true)
+        // Nobody comes by it: without a forwarded port there is no loopback interface inside.
+        .forward(Ipv4Addr::LOCALHOST, free_port(), 1)
         .job(job);
     let mut ended = None;
     // Not a test, and no failure of a filter: it runs whatever the words are.

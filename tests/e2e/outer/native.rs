@@ -12,10 +12,14 @@ use crate::suite::{Suite, Verdict};
 use crate::support::{Running, eventually, names, run};
 
 pub fn tests(suite: &mut Suite, host: &Host) {
-    suite.test("the native guest is built on this host's own KVM and goes on where it was frozen", || {
-        with_kvm(|| native(host))
-    });
-    suite.test("a build onto a full disk says so and leaves nothing", || with_kvm(|| full_disk(host)));
+    suite.test(
+        "the native guest is built on this host's own KVM and goes on where it was frozen",
+        || with_kvm(|| native(host)),
+    );
+    suite.test(
+        "a build onto a full disk says so and leaves nothing",
+        || with_kvm(|| full_disk(host)),
+    );
 }
 
 fn with_kvm<V: Into<Verdict>>(test: impl FnOnce() -> V) -> Verdict {
@@ -27,7 +31,12 @@ fn with_kvm<V: Into<Verdict>>(test: impl FnOnce() -> V) -> Verdict {
 
 fn build(host: &Host, out: &Path) -> Command {
     let mut command = host.tools.smolbuild();
-    command.arg(&host.native).args(["--accel", "kvm", "--sign", text(&host.bundles.join("key.key"))]);
+    command.arg(&host.native).args([
+        "--accel",
+        "kvm",
+        "--sign",
+        text(&host.bundles.join("key.key")),
+    ]);
     command.args(["-o", text(out)]);
     command
 }
@@ -39,7 +48,9 @@ fn native(host: &Host) {
         let mut command = host.tools.run(&bundle, "native");
         let mut running = Running::start(command.args(["--accel", "kvm"]));
         running.await_stderr("native: restored in ", Duration::from_secs(60));
-        eventually("two rounds", Duration::from_secs(30), || running.stdout().contains("round 2\n").then_some(()));
+        eventually("two rounds", Duration::from_secs(30), || {
+            running.stdout().contains("round 2\n").then_some(())
+        });
         running.signal(Signal::INT);
         let outcome = running.finish(Duration::from_secs(30));
         assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
@@ -54,8 +65,13 @@ struct Small<'a>(&'a Path);
 
 impl<'a> Small<'a> {
     fn mount(at: &'a Path) -> Option<Self> {
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"]).arg(at).status();
-        mounted.is_ok_and(|status| status.success()).then_some(Self(at))
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"])
+            .arg(at)
+            .status();
+        mounted
+            .is_ok_and(|status| status.success())
+            .then_some(Self(at))
     }
 }
 

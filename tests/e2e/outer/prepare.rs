@@ -19,7 +19,10 @@ pub fn keeps_bundles() -> bool {
 
 /// Everything that the tests stand on.
 pub fn host() -> Host {
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("a member of the workspace").to_owned();
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("a member of the workspace")
+        .to_owned();
     let root = Path::new(env!("CARGO_TARGET_TMPDIR")).join("e2e");
     if !keeps_bundles() {
         let _ = fs::remove_dir_all(&root);
@@ -37,7 +40,13 @@ pub fn host() -> Host {
         scratch: root.join("scratch"),
         workspace,
     };
-    for folder in [&host.tools.programs, &host.bundles, &host.machines, &host.scratch, &host.cache()] {
+    for folder in [
+        &host.tools.programs,
+        &host.bundles,
+        &host.machines,
+        &host.scratch,
+        &host.cache(),
+    ] {
         fs::create_dir_all(folder).expect("the build folder can be written");
     }
     programs(&host);
@@ -53,7 +62,9 @@ fn programs(host: &Host) {
     let smolbuild = Path::new(env!("CARGO_BIN_EXE_smolbuild"));
     let folder = smolbuild.parent().expect("a file in a folder");
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(&host.workspace).args(["build", "--quiet", "--package", "smolrun"]);
+    cargo
+        .current_dir(&host.workspace)
+        .args(["build", "--quiet", "--package", "smolrun"]);
     if folder.ends_with("release") {
         cargo.arg("--release");
     }
@@ -61,7 +72,8 @@ fn programs(host: &Host) {
     for name in ["smolbuild", "smolrun"] {
         let to = host.tools.programs.join(name);
         let _ = fs::remove_file(&to);
-        fs::copy(folder.join(name), to).unwrap_or_else(|e| panic!("{name} in {}: {e}", folder.display()));
+        fs::copy(folder.join(name), to)
+            .unwrap_or_else(|e| panic!("{name} in {}: {e}", folder.display()));
     }
 }
 
@@ -108,10 +120,22 @@ const MACHINES: &[(&str, &str)] = &[
             cmd = ["/service", "ask", "remember the past"]
         "#,
     ),
-    ("never", "[service]\ncmd = [\"/service\", \"--never\"]\n[ready]\ntcp = 7777\ntimeout = \"3s\"\n"),
-    ("crash", "[service]\ncmd = [\"/service\", \"--exit\", \"3\"]\n[ready]\ntcp = 7777\n"),
-    ("warm", "[service]\ncmd = [\"/service\"]\n[ready]\ntcp = 7777\n[[warm]]\ncmd = [\"/service\", \"--exit\", \"9\"]\n"),
-    ("absent", "[service]\ncmd = [\"/no/such/program\"]\n[ready]\ntcp = 7777\n"),
+    (
+        "never",
+        "[service]\ncmd = [\"/service\", \"--never\"]\n[ready]\ntcp = 7777\ntimeout = \"3s\"\n",
+    ),
+    (
+        "crash",
+        "[service]\ncmd = [\"/service\", \"--exit\", \"3\"]\n[ready]\ntcp = 7777\n",
+    ),
+    (
+        "warm",
+        "[service]\ncmd = [\"/service\"]\n[ready]\ntcp = 7777\n[[warm]]\ncmd = [\"/service\", \"--exit\", \"9\"]\n",
+    ),
+    (
+        "absent",
+        "[service]\ncmd = [\"/no/such/program\"]\n[ready]\ntcp = 7777\n",
+    ),
 ];
 
 /// Smolfiles side by side in one folder, with the root file system that they share: one program.
@@ -121,7 +145,12 @@ fn machines(host: &Host, service: &Path) {
     fs::copy(service, root.join("service")).expect("make has built it");
     for (name, rest) in MACHINES {
         let lines: Vec<&str> = rest.lines().map(str::trim).collect();
-        let (top, tables) = lines.split_at(lines.iter().position(|line| line.starts_with('[')).expect("a table"));
+        let (top, tables) = lines.split_at(
+            lines
+                .iter()
+                .position(|line| line.starts_with('['))
+                .expect("a table"),
+        );
         let text = format!(
             "name = \"{name}\"\nmemory = \"128MiB\"\n{}\n[kernel]\npath = \"vmlinux\"\n[rootfs]\ndir = \"root\"\n{}\n",
             top.join("\n"),

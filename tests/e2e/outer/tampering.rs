@@ -11,9 +11,17 @@ use crate::support::{Outcome, run};
 
 pub fn tests(suite: &mut Suite, host: &Host) {
     suite.test("a truncated bundle fails verification", || truncated(host));
-    suite.test("a bundle with one changed bit fails verification, wherever the bit is", || flipped(host));
-    suite.test("a bundle signed by another key fails verification and does not run", || wrong_key(host));
-    suite.test("skopeo copies a bundle and its digest stays", || skopeo(host));
+    suite.test(
+        "a bundle with one changed bit fails verification, wherever the bit is",
+        || flipped(host),
+    );
+    suite.test(
+        "a bundle signed by another key fails verification and does not run",
+        || wrong_key(host),
+    );
+    suite.test("skopeo copies a bundle and its digest stays", || {
+        skopeo(host)
+    });
 }
 
 fn verify(host: &Host, bundle: &str, more: &[&str]) -> Outcome {
@@ -23,9 +31,20 @@ fn verify(host: &Host, bundle: &str, more: &[&str]) -> Outcome {
 fn truncated(host: &Host) {
     let bytes = fs::read(host.bundle("service")).unwrap();
     let bundle = host.folder("truncated").join("x.smolmachine");
-    for length in [0, 511, 512, 4096, bytes.len() / 2, bytes.len() - 512, bytes.len() - 1] {
+    for length in [
+        0,
+        511,
+        512,
+        4096,
+        bytes.len() / 2,
+        bytes.len() - 512,
+        bytes.len() - 1,
+    ] {
         fs::write(&bundle, &bytes[..length]).unwrap();
-        for more in [&["--key", text(&host.tools.key)][..], &["--insecure-unsigned"]] {
+        for more in [
+            &["--key", text(&host.tools.key)][..],
+            &["--insecure-unsigned"],
+        ] {
             verify(host, text(&bundle), more).fail(4);
         }
     }
@@ -36,19 +55,31 @@ fn flipped(host: &Host) {
     let good = host.bundle("service");
     let bytes = fs::read(&good).unwrap();
     let bundle = host.folder("flipped").join("x.smolmachine");
-    let inspected = run(host.tools.smolbuild().args(["inspect", text(&good), "--json"])).succeed();
+    let inspected = run(host
+        .tools
+        .smolbuild()
+        .args(["inspect", text(&good), "--json"]))
+    .succeed();
     let inspected: Value = serde_json::from_str(&inspected).unwrap();
     let blobs = inspected["blobs"].as_array().unwrap();
     assert!(blobs.len() >= 6, "{blobs:?}");
     let number = |blob: &Value, key: &str| blob[key].as_u64().unwrap() as usize;
-    let inside = blobs.iter().map(|blob| number(blob, "offset") + number(blob, "size") / 2);
+    let inside = blobs
+        .iter()
+        .map(|blob| number(blob, "offset") + number(blob, "size") / 2);
     let headers = blobs.iter().map(|blob| number(blob, "offset") - 512 + 100);
     for at in inside.chain(headers).chain([0, bytes.len() - 1]) {
         let mut bytes = bytes.clone();
         bytes[at] ^= 1 << (at % 8);
         fs::write(&bundle, bytes).unwrap();
         let outcome = verify(host, text(&bundle), &["--key", text(&host.tools.key)]);
-        assert_eq!(outcome.code, Some(4), "byte {at}: {} {}", outcome.stdout, outcome.stderr);
+        assert_eq!(
+            outcome.code,
+            Some(4),
+            "byte {at}: {} {}",
+            outcome.stdout,
+            outcome.stderr
+        );
     }
 }
 
@@ -57,7 +88,12 @@ fn wrong_key(host: &Host) {
     let bundle = host.bundle("service");
     let told = verify(host, text(&bundle), &["--key", text(&other)]).fail(4);
     assert!(told.contains("sign"), "{told}");
-    let told = run(host.tools.smolrun().arg(&bundle).args(["--key", text(&other)])).fail(4);
+    let told = run(host
+        .tools
+        .smolrun()
+        .arg(&bundle)
+        .args(["--key", text(&other)]))
+    .fail(4);
     assert!(told.contains("is refused"), "{told}");
     let told = run(host.tools.smolrun().arg(&bundle)).fail(4);
     assert!(told.contains("is refused"), "{told}");
@@ -66,20 +102,35 @@ fn wrong_key(host: &Host) {
 
 fn skopeo(host: &Host) {
     let bundle = host.bundle("redis");
-    let inspected = run(host.tools.smolbuild().args(["inspect", text(&bundle), "--json"])).succeed();
+    let inspected = run(host
+        .tools
+        .smolbuild()
+        .args(["inspect", text(&bundle), "--json"]))
+    .succeed();
     let inspected: Value = serde_json::from_str(&inspected).unwrap();
     let folder = host.folder("skopeo");
     let copy = |from: String, to: String| {
-        run(Command::new("skopeo").args(["--insecure-policy", "copy", "--quiet", &from, &to])).succeed();
+        run(Command::new("skopeo").args(["--insecure-policy", "copy", "--quiet", &from, &to]))
+            .succeed();
     };
     let source = format!("oci-archive:{}:latest", bundle.display());
-    copy(source, format!("oci:{}:latest", folder.join("layout").display()));
-    let index: Value = serde_json::from_slice(&fs::read(folder.join("layout/index.json")).unwrap()).unwrap();
+    copy(
+        source,
+        format!("oci:{}:latest", folder.join("layout").display()),
+    );
+    let index: Value =
+        serde_json::from_slice(&fs::read(folder.join("layout/index.json")).unwrap()).unwrap();
     assert_eq!(index["manifests"].as_array().unwrap().len(), 1);
     assert_eq!(index["manifests"][0]["digest"], inspected["digest"]);
     for blob in inspected["manifest"]["layers"].as_array().unwrap() {
-        let hex = blob["digest"].as_str().unwrap().strip_prefix("sha256:").unwrap();
-        let size = fs::metadata(folder.join("layout/blobs/sha256").join(hex)).unwrap().len();
+        let hex = blob["digest"]
+            .as_str()
+            .unwrap()
+            .strip_prefix("sha256:")
+            .unwrap();
+        let size = fs::metadata(folder.join("layout/blobs/sha256").join(hex))
+            .unwrap()
+            .len();
         assert_eq!(Some(size), blob["size"].as_u64());
     }
 }
