@@ -92,7 +92,7 @@ fn contract(frozen: &Frozen) -> CpuContract {
     };
     CpuContract {
         arch: std::env::consts::ARCH.to_owned(),
-        features: cpu::features().into_iter().map(str::to_owned).collect(),
+        features: frozen.cpu_features.clone(),
         physical_address_bits: cpu::PHYSICAL_ADDRESS_BITS.into(),
         xcr0: 0,
         tsc: Tsc { needs, khz: None },

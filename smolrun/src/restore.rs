@@ -250,12 +250,24 @@ fn clocksources() -> Option<String> {
 mod tests {
     use super::*;
     use smol_bundle::Tsc;
-    use smol_machine::cpu::Model;
+    use smol_machine::cpu::{Cpu, CpuidEntry, Features, Model};
+
+    fn whole_cpu() -> Vec<CpuidEntry> {
+        Cpu {
+            model: Model::Generic,
+            features: Features::all(),
+        }
+        .cpuid(0)
+    }
 
     fn contract() -> CpuContract {
         CpuContract {
             arch: "x86_64".into(),
-            features: cpu::features().into_iter().map(str::to_owned).collect(),
+            features: cpu::Features::all()
+                .names()
+                .into_iter()
+                .map(str::to_owned)
+                .collect(),
             physical_address_bits: 40,
             xcr0: 0,
             tsc: Tsc {
@@ -268,13 +280,10 @@ mod tests {
     #[test]
     fn the_pinned_cpu_keeps_its_own_contract() {
         assert_eq!(
-            judge_contract(&contract(), &Model::Generic.cpuid(0), Some("tsc hpet\n")),
+            judge_contract(&contract(), &whole_cpu(), Some("tsc hpet\n")),
             Ok(())
         );
-        assert_eq!(
-            judge_contract(&contract(), &Model::Generic.cpuid(0), None),
-            Ok(())
-        );
+        assert_eq!(judge_contract(&contract(), &whole_cpu(), None), Ok(()));
     }
 
     #[test]
@@ -296,14 +305,10 @@ mod tests {
         for (wanted, change) in cases {
             let mut contract = contract();
             change(&mut contract);
-            let why = judge_contract(&contract, &Model::Generic.cpuid(0), None).unwrap_err();
+            let why = judge_contract(&contract, &whole_cpu(), None).unwrap_err();
             assert!(why.contains(wanted), "{why}");
         }
-        let unstable = judge_contract(
-            &contract(),
-            &Model::Generic.cpuid(0),
-            Some("hpet acpi_pm\n"),
-        );
+        let unstable = judge_contract(&contract(), &whole_cpu(), Some("hpet acpi_pm\n"));
         assert!(unstable.unwrap_err().contains("not stable"));
     }
 

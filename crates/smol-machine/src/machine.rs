@@ -18,14 +18,14 @@ use std::time::Duration;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::config::{Clock, MAX_VCPUS, MachineConfig};
-use crate::cpu::Model;
+use crate::cpu::{Cpu, Model};
 use crate::devices::serial::Serial;
 use crate::devices::virtio::console::Console;
 use crate::devices::virtio::pmem::Pmem;
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::vsock::Vsock;
 use crate::devices::{self, Board, DeviceSet};
-use crate::hv::{Exit, HostVcpu, HostVm, Vcpu, Vm};
+use crate::hv::{self, Exit, HostVcpu, HostVm, Vcpu, Vm};
 use crate::memory::{self, Ram};
 use crate::paravirt::Paravirt;
 use crate::state::{self, MachineState};
@@ -72,7 +72,7 @@ pub struct Machine {
     vm: Arc<HostVm>,
     ram: Ram,
     control: Arc<Control>,
-    model: Model,
+    cpu: Cpu,
     pmem: Option<PmemImage>,
     possible_vcpus: u8,
 }
@@ -114,7 +114,8 @@ impl Machine {
         );
         let entry = boot::load(config, smol, cmdline.trim(), &ram)?;
 
-        let (vm, vcpus) = assemble(&ram, pmem.as_ref(), model, config.vcpus)?;
+        let cpu = Cpu::for_boot(model, &hv::supported_cpuid()?)?;
+        let (vm, vcpus) = assemble(&ram, pmem.as_ref(), &cpu, config.vcpus)?;
         vcpus[0].enter(&entry)?;
         let paravirt = smol.then(|| match virtual_epoch {
             Some(epoch) => Paravirt::building(epoch),
@@ -134,7 +135,7 @@ impl Machine {
             vm,
             ram,
             control: Arc::default(),
-            model,
+            cpu,
             pmem,
             possible_vcpus: config.vcpus,
         })
@@ -160,7 +161,7 @@ impl Machine {
             )));
         }
         let devices = device_set(hooks.console, pmem.as_ref(), hooks.vsock, Rng::host());
-        let (vm, vcpus) = assemble(&ram, pmem.as_ref(), state.cpu_model, state.possible_vcpus)?;
+        let (vm, vcpus) = assemble(&ram, pmem.as_ref(), &state.cpu, state.possible_vcpus)?;
         for (vcpu, state) in vcpus.iter().zip(&state.vcpus) {
             vcpu.restore(state)?;
         }
@@ -182,16 +183,15 @@ impl Machine {
         );
         board.restore(&state.devices)?;
         board.resume();
-        let (model, possible_vcpus) = (state.cpu_model, state.possible_vcpus);
         Ok(Self {
             vcpus,
             board: Arc::new(board),
             vm,
             ram,
             control: Arc::default(),
-            model,
+            cpu: state.cpu,
             pmem,
-            possible_vcpus,
+            possible_vcpus: state.possible_vcpus,
         })
     }
 
@@ -243,7 +243,7 @@ impl Machine {
     pub fn capture(&mut self) -> Result<MachineState> {
         let vcpu = &mut self.vcpus[0];
         vcpu.finish_exit()?;
-        let timers = if self.model == Model::Generic {
+        let timers = if self.cpu.model == Model::Generic {
             Some(self.vm.save_timers()?)
         } else {
             None
@@ -254,8 +254,8 @@ impl Machine {
             memory: self.ram.iter().map(|r| r.len()).sum(),
             possible_vcpus: self.possible_vcpus,
             pmem: self.pmem.as_ref().map_or(0, |p| p.len),
-            cpu_model: self.model,
-            vcpus: vec![vcpu.save(self.model)?],
+            cpu: self.cpu,
+            vcpus: vec![vcpu.save(self.cpu.model)?],
             irqchip: self.vm.save_irqchip()?,
             timers,
             paravirt: self.board.paravirt(),
@@ -278,7 +278,7 @@ fn check(state: &MachineState) -> Result<()> {
     {
         return bad("its RAM size is out of range");
     }
-    if (state.cpu_model == Model::Generic) == state.paravirt.is_some() {
+    if (state.cpu.model == Model::Generic) == state.paravirt.is_some() {
         return bad("its CPU model and its paravirtual clock contradict each other");
     }
     Ok(())
@@ -303,7 +303,7 @@ fn device_set(
 fn assemble(
     ram: &Ram,
     pmem: Option<&PmemImage>,
-    model: Model,
+    cpu: &Cpu,
     vcpus: u8,
 ) -> Result<(Arc<HostVm>, Vec<HostVcpu>)> {
     let vm = HostVm::new()?;
@@ -325,9 +325,9 @@ fn assemble(
         // SAFETY: the machine keeps the image mapped as long as the VM; the slot is read-only.
         unsafe { vm.map(slot, pmem.gpa, pmem.host, pmem.len, true)? };
     }
-    vm.create_irqchip(model == Model::Generic)?;
+    vm.create_irqchip(cpu.model == Model::Generic)?;
     let vcpus = (0..vcpus)
-        .map(|id| vm.create_vcpu(id, model))
+        .map(|id| vm.create_vcpu(id, cpu))
         .collect::<Result<Vec<_>>>()?;
     for vcpu in &vcpus[1..] {
         vcpu.await_startup()?;

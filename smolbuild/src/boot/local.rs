@@ -113,7 +113,14 @@ fn freeze(job: &Job, machine: &mut Machine, boot_ms: u64) -> Result<Frozen> {
     image.sync_all().with_context(|| write(MEMORY_FILE))?;
     std::fs::write(job.out.join(STATE_FILE), state.to_json()).with_context(|| write(STATE_FILE))?;
     Ok(Frozen {
-        virtual_time: state.cpu_model == smol_machine::cpu::Model::SmolBuild,
+        cpu_features: state
+            .cpu
+            .features
+            .names()
+            .into_iter()
+            .map(str::to_owned)
+            .collect(),
+        virtual_time: state.cpu.model == smol_machine::cpu::Model::SmolBuild,
         virtual_ms: machine.virtual_time().map(|ns| ns / 1_000_000),
         exits: machine.exits(),
         pages: stats.pages,

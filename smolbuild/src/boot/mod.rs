@@ -69,6 +69,8 @@ pub enum Message {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Frozen {
+    /// CPU features that the guest was shown, sorted: what the snapshot needs.
+    pub cpu_features: Vec<String>,
     /// Whether its time was virtual, so that a second build can be expected to give the same bits.
     pub virtual_time: bool,
     /// Guest time from power-on to the snapshot, ms; `None` on the host's clock.

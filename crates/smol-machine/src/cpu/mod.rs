@@ -84,14 +84,90 @@ const LEAF1_ECX_HYPERVISOR: u32 = 1 << 31;
 const SIGNATURE: u32 = 0x0083_0f10;
 const VENDOR: [u32; 3] = [0x6874_7541, 0x444d_4163, 0x6974_6e65]; // EBX "Auth", ECX "cAMD", EDX "enti"
 
-fn bits(register: Register) -> u32 {
-    FEATURES
-        .iter()
-        .filter(|f| f.0 == register)
-        .fold(0, |mask, f| mask | 1 << f.1)
+/// A set of features of the pinned CPU; a list of their names when serialised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Features(u32);
+
+impl Features {
+    /// All of the pinned CPU.
+    pub fn all() -> Self {
+        Self((1 << FEATURES.len()) - 1)
+    }
+
+    /// Those that a hypervisor with these leaves can give.
+    pub fn supported(leaves: &[CpuidEntry]) -> Self {
+        let there = (0..FEATURES.len()).filter(|i| is_supported(leaves, FEATURES[*i].2));
+        Self(there.fold(0, |set, i| set | 1 << i))
+    }
+
+    /// Their names, sorted.
+    pub fn names(self) -> Vec<&'static str> {
+        let mut names: Vec<_> = self.iter().map(|f| f.2).collect();
+        names.sort_unstable();
+        names
+    }
+
+    fn iter(self) -> impl Iterator<Item = &'static (Register, u32, &'static str)> {
+        (0..)
+            .zip(FEATURES)
+            .filter(move |(i, _)| self.0 & 1 << i != 0)
+            .map(|(_, f)| f)
+    }
+
+    fn bits(self, register: Register) -> u32 {
+        self.iter()
+            .filter(|f| f.0 == register)
+            .fold(0, |mask, f| mask | 1 << f.1)
+    }
 }
 
-impl Model {
+impl Serialize for Features {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        self.names().serialize(to)
+    }
+}
+
+impl<'de> Deserialize<'de> for Features {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let mut set = 0;
+        for name in Vec::<String>::deserialize(from)? {
+            let known = FEATURES.iter().position(|f| f.2 == name);
+            set |= 1
+                << known.ok_or_else(|| {
+                    serde::de::Error::custom(format!("unknown CPU feature {name:?}"))
+                })?;
+        }
+        Ok(Self(set))
+    }
+}
+
+/// The CPU of a machine: what CPUID shows on each of its vCPUs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cpu {
+    /// Variant.
+    pub model: Model,
+    /// Features shown.
+    pub features: Features,
+}
+
+impl Cpu {
+    /// The CPU for a machine that boots on a host whose hypervisor supports `leaves`. A smol kernel
+    /// gets the whole pinned CPU, any other what of it there is.
+    ///
+    /// # Errors
+    /// [`Error::Cpu`] if the host lacks what a smol kernel needs.
+    pub fn for_boot(model: Model, leaves: &[CpuidEntry]) -> Result<Self> {
+        let features = match model {
+            Model::Generic => Features::supported(leaves),
+            Model::SmolBuild | Model::SmolLive => {
+                check_host(leaves, Features::all().names())?;
+                Features::all()
+            }
+        };
+        Ok(Self { model, features })
+    }
+
     /// The whole CPUID table of the vCPU with this APIC id.
     pub fn cpuid(self, apic_id: u8) -> Vec<CpuidEntry> {
         let e = |function, eax, ebx, ecx, edx| CpuidEntry {
@@ -102,7 +178,7 @@ impl Model {
             ecx,
             edx,
         };
-        let (tsc, deadline) = match self {
+        let (tsc, deadline) = match self.model {
             Model::SmolBuild => (0, 0),
             Model::SmolLive => (LEAF1_EDX_TSC, 0),
             Model::Generic => (LEAF1_EDX_TSC, LEAF1_ECX_TSC_DEADLINE),
@@ -114,8 +190,8 @@ impl Model {
                 1,
                 SIGNATURE,
                 u32::from(apic_id) << 24 | 0x0001_0800,
-                bits(Leaf1Ecx) | LEAF1_ECX_HYPERVISOR | deadline,
-                bits(Leaf1Edx) | tsc,
+                self.features.bits(Leaf1Ecx) | LEAF1_ECX_HYPERVISOR | deadline,
+                self.features.bits(Leaf1Edx) | tsc,
             ),
             CpuidEntry {
                 index: Some(0),
@@ -126,8 +202,8 @@ impl Model {
                 0x8000_0001,
                 SIGNATURE,
                 0,
-                bits(ExtendedEcx),
-                bits(ExtendedEdx),
+                self.features.bits(ExtendedEcx),
+                self.features.bits(ExtendedEdx),
             ),
             e(
                 0x8000_0008,
@@ -137,10 +213,12 @@ impl Model {
                 0,
             ),
         ];
-        table.splice(3..3, self.hypervisor_leaves());
+        table.splice(3..3, self.model.hypervisor_leaves());
         table
     }
+}
 
+impl Model {
     fn hypervisor_leaves(self) -> [CpuidEntry; 2] {
         let e = |function, eax, ebx, ecx, edx| CpuidEntry {
             function,
@@ -183,13 +261,6 @@ impl Model {
     }
 }
 
-/// Names of the features that the guest may use, sorted.
-pub fn features() -> Vec<&'static str> {
-    let mut names: Vec<_> = FEATURES.iter().map(|f| f.2).collect();
-    names.sort_unstable();
-    names
-}
-
 /// Checks what a snapshot `needs` against the leaves that this host's hypervisor `supports`.
 ///
 /// # Errors
@@ -198,32 +269,9 @@ pub fn check_host<'a>(
     supports: &[CpuidEntry],
     needs: impl IntoIterator<Item = &'a str>,
 ) -> Result<()> {
-    let leaf = |function| {
-        supports
-            .iter()
-            .find(|e| e.function == function)
-            .copied()
-            .unwrap_or_default()
-    };
-    let (basic, extended) = (leaf(1), leaf(0x8000_0001));
-    let has = |name: &str| {
-        FEATURES
-            .iter()
-            .find(|f| f.2 == name)
-            .is_some_and(|(register, bit, _)| {
-                let value = match register {
-                    Leaf1Ecx => basic.ecx,
-                    Leaf1Edx => basic.edx,
-                    ExtendedEcx => extended.ecx,
-                    ExtendedEdx => extended.edx,
-                };
-                // KVM reports the APIC bit only once the irqchip stands; every back end emulates one.
-                value & 1 << bit != 0 || name == "apic"
-            })
-    };
     let missing: Vec<String> = needs
         .into_iter()
-        .filter(|n| !has(n))
+        .filter(|n| !is_supported(supports, n))
         .map(str::to_owned)
         .collect();
     if missing.is_empty() {
@@ -233,20 +281,66 @@ pub fn check_host<'a>(
     }
 }
 
+fn is_supported(leaves: &[CpuidEntry], name: &str) -> bool {
+    let leaf = |function| {
+        leaves
+            .iter()
+            .find(|e| e.function == function)
+            .copied()
+            .unwrap_or_default()
+    };
+    let (basic, extended) = (leaf(1), leaf(0x8000_0001));
+    FEATURES
+        .iter()
+        .find(|f| f.2 == name)
+        .is_some_and(|(register, bit, _)| {
+            let value = match register {
+                Leaf1Ecx => basic.ecx,
+                Leaf1Edx => basic.edx,
+                ExtendedEcx => extended.ecx,
+                ExtendedEdx => extended.edx,
+            };
+            // KVM reports the APIC bit only once the irqchip stands; every back end emulates one.
+            value & 1 << bit != 0 || name == "apic"
+        })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn whole(model: Model) -> Cpu {
+        Cpu {
+            model,
+            features: Features::all(),
+        }
+    }
+
     #[test]
     fn the_pinned_cpu_satisfies_its_own_contract() {
-        check_host(&Model::SmolBuild.cpuid(0), features()).unwrap();
+        check_host(&whole(Model::SmolBuild).cpuid(0), Features::all().names()).unwrap();
+    }
+
+    #[test]
+    fn other_kernels_get_what_the_host_has_and_the_state_says_what() {
+        let mut host = whole(Model::Generic).cpuid(0);
+        host.iter_mut().find(|e| e.function == 1).unwrap().ecx = 0;
+        let cpu = Cpu::for_boot(Model::Generic, &host).unwrap();
+        assert!(!cpu.features.names().contains(&"sse4_2"));
+        let json = serde_json::to_string(&cpu).unwrap();
+        assert_eq!(serde_json::from_str::<Cpu>(&json).unwrap(), cpu);
+        check_host(&host, cpu.features.names()).unwrap();
+        assert!(Cpu::for_boot(Model::SmolBuild, &host).is_err());
+        assert!(serde_json::from_str::<Cpu>(&json.replace("sse2", "sse9")).is_err());
     }
 
     #[test]
     fn a_missing_feature_is_named() {
-        let mut host = Model::Generic.cpuid(0);
+        let mut host = whole(Model::Generic).cpuid(0);
         host.iter_mut().find(|e| e.function == 1).unwrap().ecx &= !(1 << 20);
-        let error = check_host(&host, features()).unwrap_err().to_string();
+        let error = check_host(&host, Features::all().names())
+            .unwrap_err()
+            .to_string();
         assert_eq!(error, "this host's CPU lacks sse4_2");
         assert!(check_host(&host, ["avx9000"]).is_err());
     }
@@ -254,7 +348,8 @@ mod tests {
     #[test]
     fn only_machines_on_the_hosts_clock_see_a_tsc() {
         let tsc = |m: Model| {
-            m.cpuid(0)
+            whole(m)
+                .cpuid(0)
                 .iter()
                 .any(|e| e.function == 1 && e.edx & LEAF1_EDX_TSC != 0)
         };

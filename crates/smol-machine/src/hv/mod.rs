@@ -2,7 +2,7 @@
 //! operating system or the processor it was compiled for.
 
 use crate::boot::Entry;
-use crate::cpu::{CpuidEntry, Model};
+use crate::cpu::{Cpu, CpuidEntry, Model};
 use crate::state::x86_64::{IrqchipState, TimerState, VcpuState};
 use crate::{Error, Result};
 
@@ -78,8 +78,8 @@ pub trait Vm: Sized + Send + Sync + 'static {
     /// a memslot costs milliseconds once the controllers stand.
     fn create_irqchip(&self, pit: bool) -> Result<()>;
 
-    /// vCPU with this APIC id and CPU model.
-    fn create_vcpu(&self, id: u8, model: Model) -> Result<Self::Vcpu>;
+    /// vCPU with this APIC id, showing this CPU.
+    fn create_vcpu(&self, id: u8, cpu: &Cpu) -> Result<Self::Vcpu>;
 
     /// Drives an interrupt line of the board.
     fn set_irq_line(&self, gsi: u32, asserted: bool) -> Result<()>;

@@ -29,8 +29,8 @@ pub struct MachineState {
     pub possible_vcpus: u8,
     /// Size of the virtio-pmem image in bytes, 0 without one.
     pub pmem: u64,
-    /// Which of the CPU models the guest was shown.
-    pub cpu_model: crate::cpu::Model,
+    /// The CPU that the guest was shown.
+    pub cpu: crate::cpu::Cpu,
     /// The vCPUs that were online, by APIC id from 0.
     pub vcpus: Vec<x86_64::VcpuState>,
     /// Interrupt controllers.

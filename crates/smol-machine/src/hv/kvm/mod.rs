@@ -14,7 +14,7 @@ use kvm_bindings::{
 use kvm_ioctls::{Kvm, VmFd};
 
 use super::Vm;
-use crate::cpu::{CpuidEntry, Model};
+use crate::cpu::{Cpu, CpuidEntry};
 use crate::state::x86_64::{IrqchipState, TimerState};
 use crate::{Error, Result, layout};
 
@@ -102,12 +102,12 @@ impl Vm for KvmVm {
         Ok(())
     }
 
-    fn create_vcpu(&self, id: u8, model: Model) -> Result<KvmVcpu> {
+    fn create_vcpu(&self, id: u8, cpu: &Cpu) -> Result<KvmVcpu> {
         let fd = self
             .vm
             .create_vcpu(u64::from(id))
             .map_err(Error::hv("KVM_CREATE_VCPU"))?;
-        let table = convert::cpuid_to_kvm(&model.cpuid(id))?;
+        let table = convert::cpuid_to_kvm(&cpu.cpuid(id))?;
         fd.set_cpuid2(&table).map_err(Error::hv("KVM_SET_CPUID2"))?;
         Ok(KvmVcpu::new(fd))
     }
