@@ -7,7 +7,6 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use smol_cli::{Interrupt, Progress, paths};
-use tempfile::NamedTempFile;
 
 use crate::assemble::kernel::{self, Request};
 use crate::cli::Kernel;
@@ -27,29 +26,29 @@ pub fn run(args: &Kernel, interrupt: &Interrupt) -> Result<()> {
         return Ok(());
     };
     let cannot = || format!("cannot write {}", output.display());
-    // Before the minutes that a build takes.
-    let place = beside(output).with_context(cannot)?;
+    // Before the minutes that a build takes; a build that is killed leaves no name behind.
+    tempfile::tempfile_in(folder(output)).with_context(cannot)?;
     let vmlinux = kernel::obtain(&request, &cache, &progress, interrupt)?;
-    copy(&vmlinux, place, output).with_context(cannot)?;
+    copy(&vmlinux, output).with_context(cannot)?;
     println!("{}", output.display());
     Ok(())
 }
 
-/// An empty file in the folder of `output`, removed on drop.
-fn beside(output: &Path) -> io::Result<NamedTempFile> {
-    let folder = output
-        .parent()
-        .filter(|folder| !folder.as_os_str().is_empty());
-    tempfile::Builder::new()
-        .permissions(Permissions::from_mode(0o755))
-        .tempfile_in(folder.unwrap_or(Path::new(".")))
+fn folder(output: &Path) -> &Path {
+    let parent = output.parent();
+    parent
+        .filter(|folder| !folder.as_os_str().is_empty())
+        .unwrap_or(Path::new("."))
 }
 
-/// Copies a file by way of `place` such that the copy appears whole or not at all.
-fn copy(from: &Path, mut place: NamedTempFile, to: &Path) -> io::Result<()> {
-    io::copy(&mut File::open(from)?, &mut place)?;
-    place.as_file().sync_all()?;
-    place.persist(to).map(drop).map_err(|error| error.error)
+/// Copies a file such that the copy appears whole or not at all.
+fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    let mut new = tempfile::Builder::new()
+        .permissions(Permissions::from_mode(0o755))
+        .tempfile_in(folder(to))?;
+    io::copy(&mut File::open(from)?, &mut new)?;
+    new.as_file().sync_all()?;
+    new.persist(to).map(drop).map_err(|error| error.error)
 }
 
 #[cfg(test)]
@@ -64,9 +63,9 @@ mod tests {
         let (from, to) = (folder.path().join("from"), folder.path().join("to"));
         fs::write(&from, "new").unwrap();
         fs::write(&to, "older and longer").unwrap();
-        copy(&from, beside(&to).unwrap(), &to).unwrap();
+        copy(&from, &to).unwrap();
         assert_eq!(fs::read(&to).unwrap(), b"new");
-        assert!(copy(&folder.path().join("none"), beside(&to).unwrap(), &to).is_err());
+        assert!(copy(&folder.path().join("none"), &to).is_err());
         assert_eq!(fs::read(&to).unwrap(), b"new");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
     }
