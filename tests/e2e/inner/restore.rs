@@ -76,7 +76,7 @@ fn redis_pair(host: &Host) {
         for port in ports {
             assert_eq!(
                 redis(port, "GET greeting"),
-                "$29\r\nhello from before the snapshot\r\n"
+                "$30\r\nhello from before the snapshot\r\n"
             );
             let time = redis(port, "TIME");
             assert_date(time.lines().nth(2).expect("seconds").parse().unwrap());
