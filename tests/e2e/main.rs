@@ -9,6 +9,7 @@
 //! The inner half is this program again. It has a `main` of its own (`harness = false`) because
 //! the emulated host runs the program that starts it.
 
+mod host;
 mod inner;
 mod outer;
 mod suite;

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
-use super::{Host, text};
+use crate::host::{Host, text};
 use crate::suite::{Suite, Verdict};
 use crate::support::{names, run};
 

@@ -5,8 +5,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::prepare::{keeps_bundles, smolfile};
-use super::{Host, text};
+use crate::host::{Host, keeps_bundles, smolfile, text};
 use crate::suite::Suite;
 use crate::support::run;
 
@@ -49,19 +48,9 @@ fn kernel(host: &Host) {
 
 fn build(host: &Host, name: &str, smolfile: &Path) {
     let bundle = host.bundles.join(name).with_extension("smolmachine");
-    let facts = bundle.with_extension("json");
-    let key = host.bundles.join("key.key");
-    let mut command = host.tools.smolbuild();
-    command.arg(smolfile).args([
-        "--sign",
-        text(&key),
-        "-o",
-        text(&bundle),
-        "--metadata-file",
-        text(&facts),
-    ]);
-    let said = run(&mut command).succeed();
-    let facts: Value = serde_json::from_slice(&fs::read(facts).unwrap()).unwrap();
+    let said = run(&mut host.build(smolfile, &bundle)).succeed();
+    let facts = fs::read(bundle.with_extension("json")).unwrap();
+    let facts: Value = serde_json::from_slice(&facts).unwrap();
     let digest = facts["digest"].as_str().unwrap();
     assert!(said.contains(digest) && said.contains("smolrun"), "{said}");
 
@@ -72,12 +61,7 @@ fn build(host: &Host, name: &str, smolfile: &Path) {
             .args(["verify", text(&bundle), "--key", text(&host.tools.key)]))
         .succeed();
     assert!(verified.contains(digest), "{verified}");
-    let inspected = run(host
-        .tools
-        .smolbuild()
-        .args(["inspect", text(&bundle), "--json"]))
-    .succeed();
-    let inspected: Value = serde_json::from_str(&inspected).unwrap();
+    let inspected = host.inspect(&bundle);
     assert_eq!(inspected["digest"].as_str(), Some(digest));
     assert_eq!(
         inspected["fileSize"].as_u64(),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::Host;
+use crate::host::Host;
 use crate::suite::Suite;
 use crate::support::{self, Running, ask, await_gone, descendants, eventually, free_port};
 

@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use super::prepare::smolfile;
-use super::{Host, text};
+use crate::host::{Host, smolfile, text};
 use crate::suite::Suite;
 use crate::support::{Process, Running, await_gone, descendants, eventually, names};
 

@@ -5,66 +5,25 @@ mod bundles;
 mod emulated;
 mod interrupts;
 mod native;
-mod prepare;
 mod tampering;
 
 use std::io::Write;
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use smol_host::emulated::{EmulatedHost, Event, SELF};
 
+use crate::host::{self, Host};
 use crate::inner;
 use crate::suite::Suite;
 use crate::support::free_port;
-use crate::tools::Tools;
 
 /// Memory of the emulated host for its tmpfs and guests, MiB.
 const MEMORY: u32 = 3072;
 
-/// This host as the tests see it.
-pub struct Host {
-    /// The programs.
-    pub tools: Tools,
-    /// The checkout.
-    pub workspace: PathBuf,
-    /// Bundles, and the keys beside them.
-    pub bundles: PathBuf,
-    /// Smolfiles of our own machines, with what they name.
-    pub machines: PathBuf,
-    /// The native guest's folder.
-    pub native: PathBuf,
-    /// For each test's own files.
-    pub scratch: PathBuf,
-}
-
-impl Host {
-    /// A new empty folder for a test's own files.
-    pub fn folder(&self, name: &str) -> PathBuf {
-        let folder = self.scratch.join(name);
-        let _ = std::fs::remove_dir_all(&folder);
-        std::fs::create_dir_all(&folder).expect("the build folder can be written");
-        folder
-    }
-
-    /// A bundle that a test before has built.
-    #[track_caller]
-    pub fn bundle(&self, name: &str) -> PathBuf {
-        let path = self.bundles.join(name).with_extension("smolmachine");
-        assert!(path.exists(), "the bundle {name} was not built");
-        path
-    }
-
-    /// The cache that the programs use.
-    pub fn cache(&self) -> PathBuf {
-        self.tools.home.join("cache")
-    }
-}
-
 /// Runs all tests whose names hold the words.
 pub fn main(words: &[String]) -> ExitCode {
-    let host = prepare::host();
+    let host = host::prepare("e2e");
     let mut suite = Suite::new(words);
     builds::tests(&mut suite, &host);
     native::tests(&mut suite, &host);
@@ -120,9 +79,4 @@ fn take_lines(bytes: &mut Vec<u8>, suite: &mut Suite) {
         println!("{line}");
         suite.count(&line);
     }
-}
-
-/// The path as an argument.
-pub fn text(path: &Path) -> &str {
-    path.to_str().expect("the tests' own paths are UTF-8")
 }

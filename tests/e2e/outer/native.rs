@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use super::{Host, text};
+use crate::host::Host;
 use crate::suite::{Suite, Verdict};
 use crate::support::{Running, eventually, names, run};
 
@@ -30,14 +30,8 @@ fn with_kvm<V: Into<Verdict>>(test: impl FnOnce() -> V) -> Verdict {
 }
 
 fn build(host: &Host, out: &Path) -> Command {
-    let mut command = host.tools.smolbuild();
-    command.arg(&host.native).args([
-        "--accel",
-        "kvm",
-        "--sign",
-        text(&host.bundles.join("key.key")),
-    ]);
-    command.args(["-o", text(out)]);
+    let mut command = host.build(&host.native, out);
+    command.args(["--accel", "kvm"]);
     command
 }
 

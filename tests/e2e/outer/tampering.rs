@@ -5,7 +5,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use super::{Host, text};
+use crate::host::{Host, text};
 use crate::suite::Suite;
 use crate::support::{Outcome, run};
 
@@ -55,12 +55,7 @@ fn flipped(host: &Host) {
     let good = host.bundle("service");
     let bytes = fs::read(&good).unwrap();
     let bundle = host.folder("flipped").join("x.smolmachine");
-    let inspected = run(host
-        .tools
-        .smolbuild()
-        .args(["inspect", text(&good), "--json"]))
-    .succeed();
-    let inspected: Value = serde_json::from_str(&inspected).unwrap();
+    let inspected = host.inspect(&good);
     let blobs = inspected["blobs"].as_array().unwrap();
     assert!(blobs.len() >= 6, "{blobs:?}");
     let number = |blob: &Value, key: &str| blob[key].as_u64().unwrap() as usize;
@@ -102,12 +97,7 @@ fn wrong_key(host: &Host) {
 
 fn skopeo(host: &Host) {
     let bundle = host.bundle("redis");
-    let inspected = run(host
-        .tools
-        .smolbuild()
-        .args(["inspect", text(&bundle), "--json"]))
-    .succeed();
-    let inspected: Value = serde_json::from_str(&inspected).unwrap();
+    let inspected = host.inspect(&bundle);
     let folder = host.folder("skopeo");
     let copy = |from: String, to: String| {
         run(Command::new("skopeo").args(["--insecure-policy", "copy", "--quiet", &from, &to]))

@@ -1,11 +1,12 @@
-//! Programs, guests, keys and Smolfiles, before the first test.
+//! This host: programs, guests, keys and Smolfiles, before the first test or measurement.
 
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::{Host, text};
+use serde_json::Value;
+
 use crate::support::run;
 use crate::tools::Tools;
 
@@ -17,13 +18,75 @@ pub fn keeps_bundles() -> bool {
     std::env::var_os(KEEP).is_some_and(|value| value == "1")
 }
 
-/// Everything that the tests stand on.
-pub fn host() -> Host {
+/// This host as the tests see it.
+pub struct Host {
+    /// The programs.
+    pub tools: Tools,
+    /// The checkout.
+    pub workspace: PathBuf,
+    /// Bundles, and the keys beside them.
+    pub bundles: PathBuf,
+    /// Smolfiles of our own machines, with what they name.
+    pub machines: PathBuf,
+    /// The native guest's folder.
+    pub native: PathBuf,
+    /// For each test's own files.
+    pub scratch: PathBuf,
+}
+
+impl Host {
+    /// A new empty folder for a test's own files.
+    pub fn folder(&self, name: &str) -> PathBuf {
+        let folder = self.scratch.join(name);
+        let _ = std::fs::remove_dir_all(&folder);
+        std::fs::create_dir_all(&folder).expect("the build folder can be written");
+        folder
+    }
+
+    /// A bundle that a test before has built.
+    #[track_caller]
+    pub fn bundle(&self, name: &str) -> PathBuf {
+        let path = self.bundles.join(name).with_extension("smolmachine");
+        assert!(path.exists(), "the bundle {name} was not built");
+        path
+    }
+
+    /// `smolbuild SMOLFILE`, signed, with its facts beside the bundle as .json.
+    pub fn build(&self, smolfile: &Path, bundle: &Path) -> Command {
+        let mut command = self.tools.smolbuild();
+        command.arg(smolfile).arg("-o").arg(bundle);
+        command.arg("--sign").arg(self.bundles.join("key.key"));
+        command
+            .arg("--metadata-file")
+            .arg(bundle.with_extension("json"));
+        command
+    }
+
+    /// What `smolbuild inspect --json` says.
+    #[track_caller]
+    pub fn inspect(&self, bundle: &Path) -> Value {
+        let said = run(self
+            .tools
+            .smolbuild()
+            .args(["inspect", "--json"])
+            .arg(bundle))
+        .succeed();
+        serde_json::from_str(&said).unwrap_or_else(|e| panic!("{e}: {said}"))
+    }
+
+    /// The cache that the programs use.
+    pub fn cache(&self) -> PathBuf {
+        self.tools.home.join("cache")
+    }
+}
+
+/// Everything that the tests stand on, in a folder of this name.
+pub fn prepare(name: &str) -> Host {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()
         .expect("a member of the workspace")
         .to_owned();
-    let root = Path::new(env!("CARGO_TARGET_TMPDIR")).join("e2e");
+    let root = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     if !keeps_bundles() {
         let _ = fs::remove_dir_all(&root);
     }
@@ -163,4 +226,9 @@ fn machines(host: &Host, service: &Path) {
 /// Path of one of our own Smolfiles.
 pub fn smolfile(host: &Host, name: &str) -> PathBuf {
     host.machines.join(name).with_extension("toml")
+}
+
+/// The path as an argument.
+pub fn text(path: &Path) -> &str {
+    path.to_str().expect("the tests' own paths are UTF-8")
 }

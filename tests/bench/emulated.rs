@@ -1,0 +1,128 @@
+//! Redis in one emulated host: from before the start of smolrun to the first answer, restored from
+//! its snapshot and booted cold, in turns.
+
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use smol_host::emulated::{EmulatedHost, Event, SELF};
+
+use crate::Times;
+use crate::host::Host;
+use crate::support::{free_port, try_exchange};
+use crate::tools::Tools;
+
+/// Measurements of each.
+const RUNS: usize = 10;
+/// Memory of the emulated host for its tmpfs and the guest, MiB.
+const MEMORY: u32 = 2048;
+const PROGRAMS: &str = "/programs";
+const BUNDLES: &str = "/bundles";
+
+/// What the inside tells the outside.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Measured {
+    first_start: f64,
+    restored: Vec<f64>,
+    booted: Vec<f64>,
+}
+
+/// Measures, prints, and gives the figures.
+pub fn measure(host: &Host) -> Value {
+    let emulated = EmulatedHost::new(host.cache())
+        .memory(MEMORY)
+        .share(&host.tools.programs, PROGRAMS, true)
+        .share(&host.bundles, BUNDLES, true)
+        // For the loopback interface.
+        .forward(Ipv4Addr::LOCALHOST, free_port(), 1)
+        .job([SELF]);
+    let mut running = emulated.spawn().unwrap_or_else(|e| panic!("{e}"));
+    let mut out = Vec::new();
+    loop {
+        match running.next_event().unwrap_or_else(|e| panic!("{e}")) {
+            Event::Stdout(bytes) => out.extend(bytes),
+            Event::Stderr(bytes) => eprint!("{}", String::from_utf8_lossy(&bytes)),
+            Event::Started | Event::Channel(_) => {}
+            Event::Exited(_) => break,
+        }
+    }
+    let measured: Measured = serde_json::from_slice(&out)
+        .unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&out)));
+    report(measured)
+}
+
+fn report(measured: Measured) -> Value {
+    let (restored, booted) = (Times::of(measured.restored), Times::of(measured.booted));
+    let ratio = booted.median / restored.median;
+    println!("\nredis in an emulated host, to its first answer, median of {RUNS}");
+    println!("  restored       {}", restored.show());
+    println!("  booted cold    {}   ratio {ratio:.1}", booted.show());
+    println!(
+        "  first start    {:9.1} ms  (unpacks the bundle)",
+        measured.first_start
+    );
+    json!({ "runs": RUNS, "restored": restored, "booted": booted, "ratio": ratio, "firstStart": measured.first_start })
+}
+
+/// The inside: measures and prints the times as JSON.
+pub fn inside() {
+    let tools = Tools {
+        programs: PathBuf::from(PROGRAMS),
+        home: "/tmp/home".into(),
+        key: Path::new(BUNDLES).join("key.pub"),
+        accel: "kvm",
+    };
+    let bundle = Path::new(BUNDLES).join("redis.smolmachine");
+    let start = |options: &[&str]| {
+        let port = free_port();
+        let mut command = tools.run(&bundle, "redis");
+        command.args(["-p", &format!("{port}:6379")]).args(options);
+        first_answer(command, port)
+    };
+    let first_start = start(&[]);
+    let (mut restored, mut booted) = (Vec::new(), Vec::new());
+    for _ in 0..RUNS {
+        restored.push(start(&[]));
+        booted.push(start(&["--cold"]));
+    }
+    let measured = Measured {
+        first_start,
+        restored,
+        booted,
+    };
+    println!("{}", serde_json::to_string(&measured).expect("plain data"));
+}
+
+/// Milliseconds to the answer to PING. Connections are taken before the service runs, and wait.
+fn first_answer(mut command: Command, port: u16) -> f64 {
+    const LIMIT: Duration = Duration::from_secs(120);
+    let begin = Instant::now();
+    let mut child = command
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("it was built");
+    let answer = loop {
+        match try_exchange(port, b"PING\r\nQUIT\r\n") {
+            Ok(answer) if !answer.is_empty() => break answer,
+            _ => thread::sleep(Duration::from_millis(2)),
+        }
+        assert!(begin.elapsed() < LIMIT, "{command:?} brings no answer");
+        assert!(
+            matches!(child.try_wait(), Ok(None)),
+            "{command:?} has ended"
+        );
+    };
+    let took = begin.elapsed().as_secs_f64() * 1e3;
+    assert!(
+        answer.starts_with(b"+PONG"),
+        "{}",
+        String::from_utf8_lossy(&answer)
+    );
+    let _ = child.kill();
+    let _ = child.wait();
+    took
+}
