@@ -1,10 +1,8 @@
 //! `cargo xtask test`: everything that must pass, what fails fast first.
 
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use serde_json::Value;
 
 use crate::packages::{self, For};
 use crate::shell::{self, cargo};
@@ -33,17 +31,10 @@ pub fn run() -> Result<()> {
             "warnings",
         ],
     )?;
-    steps.step("unit and integration tests", || {
-        let mut command = cargo();
-        command.args(["test", "--workspace", "--locked", "--lib", "--bins"]);
-        for name in integration_tests()? {
-            command.args(["--test", &name]);
-        }
-        shell::run(&mut command)
-    })?;
+    // All but the end-to-end tests, which are not among those that run unasked.
     steps.cargo(
-        "documentation tests",
-        &["test", "--workspace", "--locked", "--doc", "--quiet"],
+        "unit and integration tests",
+        &["test", "--workspace", "--locked"],
     )?;
     steps.cargo(
         "end-to-end tests",
@@ -88,28 +79,4 @@ impl Steps {
             total.as_secs_f64() / 60.0
         );
     }
-}
-
-/// Names of all integration tests but the end-to-end test.
-fn integration_tests() -> Result<Vec<String>> {
-    let mut metadata: Command = cargo();
-    let output = metadata
-        .args(["metadata", "--format-version", "1", "--no-deps"])
-        .output()
-        .context("cannot run cargo")?;
-    let metadata: Value =
-        serde_json::from_slice(&output.stdout).context("what cargo metadata says")?;
-    let targets = metadata["packages"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(|package| package["targets"].as_array());
-    let tests = targets
-        .flatten()
-        .filter(|target| target["kind"][0] == "test");
-    let names = tests.filter_map(|target| target["name"].as_str());
-    Ok(names
-        .filter(|name| *name != END_TO_END)
-        .map(str::to_owned)
-        .collect())
 }
