@@ -1,4 +1,4 @@
-//! The figures: `cargo xtask bench`, or `cargo bench --bench figures [-- --json FILE]`.
+//! The figures: `cargo xtask bench`, or `cargo bench --bench figures [-- native|emulated|sizes] [--json FILE]`.
 //!
 //! | module | figure |
 //! |---|---|
@@ -33,17 +33,28 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let json = arguments.iter().position(|argument| argument == "--json");
-    let json = json.map(|at| arguments.get(at + 1).expect("--json names a file").clone());
+    let json = json.map(|at| arguments.get(at + 1).expect("--json names a file"));
+    let named = |name: &str| arguments.iter().any(|argument| argument == name);
+    let all = !["native", "emulated", "sizes"].into_iter().any(named);
+    let wanted = |name| all || named(name);
 
     let host = host::prepare("bench");
-    sizes::build(&host);
-    let sizes = sizes::measure(&host);
-    let native = native::measure(&host);
-    let emulated = emulated::measure(&host);
+    let mut figures = json!({});
+    if wanted("sizes") || wanted("emulated") {
+        sizes::build(&host);
+    }
+    if wanted("sizes") {
+        figures["machines"] = sizes::measure(&host);
+    }
+    if wanted("native") {
+        figures["native"] = native::measure(&host);
+    }
+    if wanted("emulated") {
+        figures["emulated"] = emulated::measure(&host);
+    }
     if let Some(file) = json {
-        let figures = json!({ "machines": sizes, "native": native, "emulated": emulated });
         let text = serde_json::to_string_pretty(&figures).expect("plain data");
-        std::fs::write(&file, text + "\n").unwrap_or_else(|e| panic!("{file}: {e}"));
+        std::fs::write(file, text + "\n").unwrap_or_else(|e| panic!("{file}: {e}"));
     }
     ExitCode::SUCCESS
 }

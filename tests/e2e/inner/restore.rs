@@ -22,7 +22,7 @@ pub fn tests(suite: &mut Suite, host: &Host) {
         || python(host),
     );
     suite.test(
-        "two restored services differ in randomness, boot id, machine id and host name",
+        "two restored services share what they remember, and differ in randomness and machine id",
         || service(host),
     );
     suite.test("a restored machine brings its second cpu online", || {
