@@ -66,6 +66,7 @@ fn report(ours: [Times; 2], floors: [Times; 2]) -> Value {
         (1, "after 16 MiB", "afterWorkingSet"),
     ] {
         let ratio = ours[at].median / floors[at].median;
+        let goal = if at == 0 { "  (goal: at most 2.5)" } else { "" };
         println!("  {what:<14} smolrun {}", ours[at].show());
         println!(
             "  {:<14} floor   {}   ratio {ratio:.2}{goal}",

@@ -15,7 +15,7 @@ use crate::packages::{self, For};
 use crate::shell::{self, build_folder, capture, cargo, command};
 
 /// Name of the machine while it runs.
-const NAME: &str = "demo";
+const NAME: &str = "smol-demo";
 /// Port of this host that leads to redis.
 const PORT: u16 = 16379;
 /// What `[[warm]]` of recipes/redis stores under the key `greeting`.
@@ -149,7 +149,7 @@ impl Demo {
             .context("the bundle has no memory")?;
         let mib = |bytes: f64| format!("{:.1} MiB", bytes / (1024.0 * 1024.0));
         let number = |value: &Value| value.as_f64().unwrap_or(f64::NAN);
-        let used = number(&built["frozen"]["nonzero_pages"]) * 4096.0;
+        let used = number(&memory["size"]) - number(&memory["zero"]) * 4096.0;
         let stages = built["stages"]
             .as_array()
             .map(Vec::as_slice)
