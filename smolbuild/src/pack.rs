@@ -1,11 +1,13 @@
 //! From a frozen machine to a bundle: the last stage before the signature.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use anyhow::{Context, Result};
 use smol_bundle::{
     BundleSpec, ClockMode, Config, CpuContract, Reproducible, SnapshotSpec, Tsc, TscNeeds, Written,
 };
+use smol_cli::Interrupt;
 use smol_machine::cpu;
 
 use crate::assemble::Images;
@@ -40,16 +42,23 @@ pub fn spec(
     })
 }
 
-/// Writes the bundle. As [`smol_bundle::write`].
+/// Writes the bundle, unless the user wants us to stop.
 ///
 /// # Errors
-/// As [`smol_bundle::write`].
+/// As [`smol_bundle::write_while`].
 pub fn write(
     spec: &BundleSpec,
     out: &Path,
     progress: &mut dyn FnMut(u64, u64),
+    interrupt: &Interrupt,
 ) -> smol_bundle::Result<Written> {
-    smol_bundle::write(spec, out, progress)
+    smol_bundle::write_while(spec, out, &mut |done, total| {
+        progress(done, total);
+        match interrupt.is_set() {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
+    })
 }
 
 fn config(plan: &Plan, frozen: &Frozen) -> Config {

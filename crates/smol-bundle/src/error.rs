@@ -135,6 +135,12 @@ pub enum Error {
         /// Name of the part.
         what: &'static str,
     },
+    /// The caller wanted no more of it.
+    #[error("writing {} was stopped; nothing was left behind", path.display())]
+    Stopped {
+        /// The output that was being written.
+        path: PathBuf,
+    },
     /// What was asked to be written cannot be expressed in the format.
     #[error("cannot make a bundle of this: {0}")]
     InvalidSpec(String),
@@ -173,6 +179,7 @@ impl Error {
             Error::Io { .. }
             | Error::NoSpace { .. }
             | Error::Missing { .. }
+            | Error::Stopped { .. }
             | Error::InvalidSpec(_)
             | Error::Key { .. } => false,
         }

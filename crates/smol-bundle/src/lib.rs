@@ -49,4 +49,4 @@ pub use index::{Content, Extent, Frame, Image, ImageKind, ImageStats, PageIndex,
 pub use key::{KeyId, PrivateKey, PublicKey};
 pub use reader::{Blob, Bundle};
 pub use signature::{Signature, SignatureError, sign};
-pub use writer::{BundleSpec, SnapshotSpec, Written, write};
+pub use writer::{BundleSpec, SnapshotSpec, Written, write, write_while};

@@ -111,12 +111,12 @@ impl Source {
 }
 
 /// Writes the frames of `source` to `blob` and returns the image's part of the index.
-/// `advance` is told the bytes of the image that are done.
+/// `advance` is told the bytes of the image that are done; its error ends the writing.
 pub(crate) fn pack(
     source: &Source,
     known: &mut Known,
     blob: &mut BlobWriter<'_, '_>,
-    advance: &mut dyn FnMut(u64),
+    advance: &mut dyn FnMut(u64) -> Result<()>,
 ) -> Result<Image> {
     let mut packer = Packer {
         image: Image::new(source.kind, source.size),
@@ -135,7 +135,7 @@ pub(crate) fn pack(
         packer.zeros(
             ((data.start.next_multiple_of(PAGE_SIZE as u64) - at) / PAGE_SIZE as u64) as u32,
         );
-        advance(data.start - at);
+        advance(data.start - at)?;
         at = data.start;
         while at < data.end {
             let len = (data.end - at).min(READ as u64);
@@ -144,7 +144,7 @@ pub(crate) fn pack(
             for page in pages.chunks_exact(PAGE_SIZE) {
                 packer.page(page, others)?;
             }
-            advance(len);
+            advance(len)?;
             at += len;
         }
     }

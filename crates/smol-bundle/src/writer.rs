@@ -1,5 +1,6 @@
 //! Writes a bundle.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use crate::archive::ArchiveWriter;
@@ -56,13 +57,30 @@ pub struct Written {
 /// `progress` is told bytes done and bytes in total, of the images as they lie on disk. Memory
 /// needed: some MiB for each core, and about 100 bytes for each different page.
 pub fn write(spec: &BundleSpec, out: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<Written> {
+    write_while(spec, out, &mut |done, total| {
+        progress(done, total);
+        ControlFlow::Continue(())
+    })
+}
+
+/// As [`write()`], for as long as `progress` says to continue; then [`Error::Stopped`].
+pub fn write_while(
+    spec: &BundleSpec,
+    out: &Path,
+    progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+) -> Result<Written> {
     validate(spec)?;
     let sources = sources(spec)?;
     let total = sources.iter().map(Source::size).sum();
     let mut done = 0;
     let mut advance = |bytes| {
         done += bytes;
-        progress(done, total);
+        match progress(done, total) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(Error::Stopped {
+                path: out.to_owned(),
+            }),
+        }
     };
 
     let output = Output::create(out)?;
@@ -138,7 +156,7 @@ fn sources(spec: &BundleSpec) -> Result<Vec<Source>> {
 fn write_images(
     sources: &[Source],
     archive: &mut ArchiveWriter<'_>,
-    advance: &mut dyn FnMut(u64),
+    advance: &mut dyn FnMut(u64) -> Result<()>,
 ) -> Result<(PageIndex, Vec<Descriptor>)> {
     let mut known = Known::default();
     let (mut images, mut layers) = (Vec::new(), Vec::new());

@@ -3,10 +3,11 @@
 mod common;
 
 use std::fs::{self, File};
+use std::ops::ControlFlow;
 use std::os::unix::fs::MetadataExt;
 
 use common::*;
-use smol_bundle::{Bundle, Error, ImageKind, write};
+use smol_bundle::{Bundle, Error, ImageKind, write, write_while};
 
 #[test]
 fn every_image_comes_out_as_it_went_in() {
@@ -232,6 +233,21 @@ fn progress_ends_at_the_total() {
     let total = (i.kernel.len() + i.initramfs.len() + i.rootfs.len() + i.memory.len()) as u64;
     assert_eq!(steps.last(), Some(&(total, total)));
     assert!(steps.is_sorted());
+}
+
+#[test]
+fn a_writing_that_is_stopped_leaves_what_was_there() {
+    let work = Work::new();
+    let out = work.path("out.smolmachine");
+    fs::write(&out, "older").unwrap();
+    let mut stop = |done, _| match done > 0 {
+        true => ControlFlow::Break(()),
+        false => ControlFlow::Continue(()),
+    };
+    let error = write_while(&work.spec(), &out, &mut stop).unwrap_err();
+    assert!(matches!(error, Error::Stopped { .. }), "{error}");
+    assert_eq!(fs::read(&out).unwrap(), b"older");
+    assert_eq!(fs::read_dir(work.dir.path()).unwrap().count(), 5);
 }
 
 #[test]

@@ -76,7 +76,7 @@ pub fn run(args: &Build, interrupt: &Interrupt) -> Result<()> {
         loaded.source.into_bytes(),
     )?;
     interrupt.check()?;
-    let written = pack(&spec, &out, &work, key.as_ref(), &progress)?;
+    let written = pack(&spec, &out, &work, key.as_ref(), &progress, interrupt)?;
     report(
         &plan,
         &out,
@@ -248,6 +248,7 @@ fn pack(
     work: &WorkDir,
     key: Option<&smol_bundle::PrivateKey>,
     progress: &Progress,
+    interrupt: &Interrupt,
 ) -> Result<Written> {
     let stage = progress.stage("pack", "dropping equal pages, compressing");
     let unsigned: PathBuf = if key.is_some() {
@@ -255,10 +256,14 @@ fn pack(
     } else {
         out.to_owned()
     };
-    let written = pack::write(spec, &unsigned, &mut |done, total| stage.set(done, total))
-        .map_err(bundle_error)?;
+    let mut advance = |done, total| stage.set(done, total);
+    let written = pack::write(spec, &unsigned, &mut advance, interrupt).map_err(|error| {
+        let stopped = interrupt.check().err().map(anyhow::Error::from);
+        stopped.unwrap_or_else(|| bundle_error(error))
+    })?;
     stage.finish(&human::bytes(written.file_size));
     if let Some(key) = key {
+        interrupt.check()?;
         let stage = progress.stage("sign", "signing");
         smol_bundle::sign(&unsigned, key, out).map_err(bundle_error)?;
         stage.finish(&format!("by {}", key.public().id()));
