@@ -18,6 +18,13 @@ pub fn tests(suite: &mut Suite, host: &Host) {
         || foreground(host),
     );
     suite.test(
+        "in an emulated host ctrl-c asks the service to stop",
+        || ctrl_c(host),
+    );
+    suite.test("ctrl-c ends an emulated host that still boots", || {
+        early_ctrl_c(host)
+    });
+    suite.test(
         "in an emulated host a machine in the background leaves nothing when it is killed",
         || killed(host),
     );
@@ -44,6 +51,36 @@ fn foreground(host: &Host) {
         "{}",
         outcome.stderr
     );
+    await_gone(&below, Duration::from_secs(10));
+    assert_eq!(host.tools.instances(), Vec::<String>::new());
+}
+
+fn ctrl_c(host: &Host) {
+    let mut command = host.tools.run(&host.bundle("service"), "emulated");
+    let mut running = Running::start(command.args(["--accel", "emulated"]));
+    running.await_stderr("service: restored in ", LIMIT);
+    running.signal(Signal::INT);
+    let outcome = running.finish(LIMIT);
+    assert_eq!(
+        (outcome.code, outcome.stdout.as_str()),
+        (Some(0), "stopping\n"),
+        "{}",
+        outcome.stderr
+    );
+    assert_eq!(host.tools.instances(), Vec::<String>::new());
+}
+
+fn early_ctrl_c(host: &Host) {
+    let mut command = host.tools.run(&host.bundle("service"), "early");
+    let running = Running::start(command.args(["--accel", "emulated"]));
+    let below = eventually("QEMU", LIMIT, || {
+        let below = descendants(running.pid());
+        let runs = below.iter().any(|p| p.name.starts_with("qemu"));
+        runs.then_some(below)
+    });
+    running.signal(Signal::INT);
+    let outcome = running.finish(Duration::from_secs(20));
+    assert_eq!(outcome.code, Some(130), "{}", outcome.stderr);
     await_gone(&below, Duration::from_secs(10));
     assert_eq!(host.tools.instances(), Vec::<String>::new());
 }

@@ -22,7 +22,8 @@ pub fn tests(suite: &mut Suite, host: &Host) {
     );
 }
 
-fn with_kvm<V: Into<Verdict>>(test: impl FnOnce() -> V) -> Verdict {
+/// Runs a test that needs KVM of some sort.
+pub fn with_kvm<V: Into<Verdict>>(test: impl FnOnce() -> V) -> Verdict {
     match fs::File::options().read(true).write(true).open("/dev/kvm") {
         Ok(_) => test().into(),
         Err(e) => Verdict::Skipped(format!("/dev/kvm: {e}")),
