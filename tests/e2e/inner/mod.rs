@@ -63,5 +63,6 @@ pub fn main(arguments: &[String]) -> ExitCode {
     time::tests(&mut suite, &host);
     lifecycle::tests(&mut suite, &host);
     builds::tests(&mut suite, &host);
+    suite.slowest();
     ExitCode::SUCCESS
 }
