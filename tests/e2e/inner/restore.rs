@@ -71,6 +71,7 @@ fn hello(host: &Host) {
     });
 }
 
+/// Redis shows nothing of its machine's randomness and identity; the service below does.
 fn redis_pair(host: &Host) {
     pair(host, "redis", 6379, |ports| {
         for port in ports {
