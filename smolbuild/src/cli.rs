@@ -75,6 +75,11 @@ pub struct Build {
     /// Write facts about the build as JSON
     #[arg(long, value_name = "FILE")]
     pub metadata_file: Option<PathBuf>,
+    /// Seconds of the host's clock that the machine may compute without pause until it gets the
+    /// host's time, and the bundle is not reproducible
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, env = "SMOL_WATCHDOG",
+          value_parser = clap::value_parser!(u64).range(1..))]
+    pub watchdog: u64,
     /// Show what the machine prints while it boots
     #[arg(short, long)]
     pub verbose: bool,

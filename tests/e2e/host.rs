@@ -196,6 +196,10 @@ const MACHINES: &[(&str, &str)] = &[
         "[service]\ncmd = [\"/service\"]\n[ready]\ntcp = 7777\n[[warm]]\ncmd = [\"/service\", \"--exit\", \"9\"]\n",
     ),
     (
+        "spin",
+        "[service]\ncmd = [\"/service\", \"--spin\"]\n[ready]\ntcp = 7777\n",
+    ),
+    (
         "absent",
         "[service]\ncmd = [\"/no/such/program\"]\n[ready]\ntcp = 7777\n",
     ),

@@ -97,6 +97,7 @@ fn boot(args: &Args, console: Console) -> Result<(), Failure> {
         } else {
             Clock::Virtual {
                 epoch: 1_700_000_000,
+                watchdog: std::time::Duration::from_secs(60),
             }
         },
         seed: [7; 32],

@@ -1,6 +1,7 @@
 //! What a machine is made of.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Most vCPUs of a machine; the MP table and the kernel recipe know no more.
 pub const MAX_VCPUS: u8 = 8;
@@ -12,6 +13,9 @@ pub enum Clock {
     Virtual {
         /// Seconds since the Unix epoch at power-on.
         epoch: u64,
+        /// How long, by the host's clock, the guest may run without a VM exit until it gets ticks
+        /// ([`crate::Machine::first_tick`]).
+        watchdog: Duration,
     },
     /// The host's clocks.
     Host,

@@ -13,7 +13,7 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
@@ -27,9 +27,12 @@ use crate::devices::virtio::vsock::Vsock;
 use crate::devices::{self, Board, DeviceSet};
 use crate::hv::{self, Exit, HostVcpu, HostVm, Vcpu, Vm};
 use crate::memory::{self, Ram};
-use crate::paravirt::Paravirt;
+use crate::paravirt::{self, Paravirt};
 use crate::state::{self, MachineState};
 use crate::{Error, Result, boot, layout};
+
+/// How often the watchdog looks whether the guest is getting anywhere.
+const GLANCE: Duration = Duration::from_millis(500);
 
 /// Why a machine stopped running.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,6 +78,8 @@ pub struct Machine {
     cpu: Cpu,
     pmem: Option<PmemImage>,
     possible_vcpus: u8,
+    /// The watchdog's; only on virtual time.
+    patience: Option<Duration>,
 }
 
 impl Machine {
@@ -85,9 +90,9 @@ impl Machine {
     pub fn boot(config: &MachineConfig, hooks: Hooks) -> Result<Self> {
         config.validate()?;
         let smol = boot::is_smol_kernel(&config.kernel)?;
-        let virtual_epoch = match config.clock {
-            Clock::Virtual { epoch } if smol => Some(epoch),
-            _ => None,
+        let (virtual_epoch, patience) = match config.clock {
+            Clock::Virtual { epoch, watchdog } if smol => (Some(epoch), Some(watchdog)),
+            _ => (None, None),
         };
         let model = match (smol, virtual_epoch) {
             (true, Some(_)) => Model::SmolBuild,
@@ -138,6 +143,7 @@ impl Machine {
             cpu,
             pmem,
             possible_vcpus: config.vcpus,
+            patience,
         })
     }
 
@@ -192,6 +198,7 @@ impl Machine {
             cpu: state.cpu,
             pmem,
             possible_vcpus: state.possible_vcpus,
+            patience: None,
         })
     }
 
@@ -215,18 +222,28 @@ impl Machine {
         self.board.paravirt().map(|p| p.now)
     }
 
+    /// Virtual time of the watchdog's first tick, ns: the guest ran so long without a VM exit
+    /// that nothing would have preempted it any more. From then on time came from the host, so no
+    /// second build can be expected to give the same bits.
+    pub fn first_tick(&self) -> Option<u64> {
+        self.control.lock().first_tick
+    }
+
     /// Runs all vCPUs until the machine stops, for the first reason that comes up.
     ///
     /// # Errors
     /// If the hypervisor refuses to run a vCPU at all.
     pub fn run(&mut self) -> Result<Stop> {
         install_kick_handler()?;
-        let control = self.control.clone();
+        let control = &*self.control;
         control.begin(self.vcpus.len());
         let board = &*self.board;
         let (first, others) = self.vcpus.split_first_mut().expect("a machine has a vCPU");
         std::thread::scope(|scope| {
             scope.spawn(|| control.kick_until_stopped());
+            if let Some(patience) = self.patience {
+                scope.spawn(move || control.watch(board, patience));
+            }
             for vcpu in others {
                 scope.spawn(|| control.run_vcpu(vcpu, board));
             }
@@ -403,6 +420,7 @@ struct Control {
 struct Inner {
     outcome: Option<Result<Stop>>,
     threads: Vec<libc::pthread_t>,
+    first_tick: Option<u64>,
 }
 
 /// Stops a machine from any thread.
@@ -459,6 +477,37 @@ impl Control {
             inner = self
                 .changed
                 .wait_timeout(inner, retry)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+
+    /// The watchdog of a machine on virtual time, until it stops. A guest that computes without
+    /// an exit stops its own clock: what waits for it to be preempted would wait for ever. Once it
+    /// has done so for as long as `patience`, time is the host's: one tick after the other.
+    fn watch(&self, board: &Board, patience: Duration) {
+        let mut seen = (self.exits.load(Ordering::Relaxed), Instant::now());
+        let mut inner = self.lock();
+        while inner.outcome.is_none() {
+            let exits = self.exits.load(Ordering::Relaxed);
+            if exits != seen.0 {
+                seen = (exits, Instant::now());
+            }
+            let ticks = inner.first_tick.is_some() || seen.1.elapsed() >= patience;
+            if ticks {
+                // The board's lock may be held by a vCPU thread that waits for ours.
+                drop(inner);
+                let before = board.tick();
+                inner = self.lock();
+                inner.first_tick = inner.first_tick.or(before);
+            }
+            let pause = match ticks {
+                true => Duration::from_nanos(paravirt::TICK_NS),
+                false => patience.min(GLANCE),
+            };
+            inner = self
+                .changed
+                .wait_timeout(inner, pause)
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
         }

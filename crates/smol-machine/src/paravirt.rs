@@ -16,6 +16,8 @@ pub const ABI: u32 = 1;
 pub const STEP_NS: u64 = 1000;
 /// Virtual time of one unit of reported work, ns.
 pub const WORK_NS: u64 = 1000;
+/// Virtual time, and wall-clock time, between two ticks of the watchdog, ns.
+pub const TICK_NS: u64 = 10_000_000;
 /// Input clock of KVM's LAPIC timer, kHz.
 pub const LAPIC_KHZ: u32 = 1_000_000;
 
@@ -123,6 +125,16 @@ impl Paravirt {
             return false;
         }
         self.state.now = self.state.now.saturating_add(STEP_NS);
+        self.expire()
+    }
+
+    /// A tick of the watchdog: time passes although the guest did nothing. True when the timer
+    /// interrupt is due.
+    pub fn tick(&mut self) -> bool {
+        if self.live {
+            return false;
+        }
+        self.state.now = self.state.now.saturating_add(TICK_NS);
         self.expire()
     }
 
@@ -237,6 +249,18 @@ mod tests {
         assert_eq!(p.write(at(WORK), 8), (Request::None, false));
         assert!(p.exit(), "1 + 8 + 1 us have passed");
         assert!(!p.exit(), "the deadline fired once");
+    }
+
+    #[test]
+    fn ticks_of_the_watchdog_bring_time_to_the_deadline() {
+        let mut p = Paravirt::building(0);
+        p.write(at(DEADLINE_LO), 15_000_000);
+        p.write(at(DEADLINE_HI), 0);
+        assert!(!p.tick());
+        assert!(p.tick(), "20 ms have passed");
+        assert!(!p.tick(), "the deadline fired once");
+        assert_eq!(p.now(), 3 * TICK_NS);
+        assert!(!Paravirt::live(None, 1).tick());
     }
 
     #[test]

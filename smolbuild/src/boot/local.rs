@@ -78,7 +78,10 @@ fn config(job: &Job) -> Result<MachineConfig> {
         initramfs: job.initramfs.clone(),
         cmdline: job.cmdline.clone(),
         rootfs: job.rootfs.clone(),
-        clock: Clock::Virtual { epoch: job.epoch },
+        clock: Clock::Virtual {
+            epoch: job.epoch,
+            watchdog: Duration::from_secs(job.watchdog),
+        },
         seed: *blake3::Hash::from_hex(&job.seed)
             .context("the seed of the job")?
             .as_bytes(),
@@ -122,6 +125,7 @@ fn freeze(job: &Job, machine: &mut Machine, boot_ms: u64) -> Result<Frozen> {
             .collect(),
         virtual_time: state.cpu.model == smol_machine::cpu::Model::SmolBuild,
         virtual_ms: machine.virtual_time().map(|ns| ns / 1_000_000),
+        first_tick_ms: machine.first_tick().map(|ns| ns / 1_000_000),
         exits: machine.exits(),
         pages: stats.pages,
         nonzero_pages: stats.nonzero,

@@ -43,6 +43,8 @@ pub struct Job {
     pub seed: String,
     /// For a machine without smol-guest: the console line (a regular expression) that means ready.
     pub ready_line: Option<String>,
+    /// Wall-clock time that the guest may run without a VM exit until it gets ticks, seconds.
+    pub watchdog: u64,
     /// Wall-clock limit of the whole boot, seconds.
     pub limit: u64,
     /// Folder for the results; it exists and is empty.
@@ -75,6 +77,9 @@ pub struct Frozen {
     pub virtual_time: bool,
     /// Guest time from power-on to the snapshot, ms; `None` on the host's clock.
     pub virtual_ms: Option<u64>,
+    /// Guest time at which the watchdog had to give the first tick, ms: from then on time was the
+    /// host's. `None` when it had not.
+    pub first_tick_ms: Option<u64>,
     /// VM exits.
     pub exits: u64,
     /// Pages of RAM.

@@ -59,7 +59,7 @@ pub fn run(args: &Build, interrupt: &Interrupt) -> Result<()> {
 
     let images = assemble::assemble(&mut plan, &cache, work.path(), &progress, interrupt)?;
     let frozen_in = work.subdir("frozen")?;
-    let job = job(&plan, &images, &frozen_in);
+    let job = job(&plan, &images, args.watchdog, &frozen_in);
     let frozen = boot(
         &job,
         &selected,
@@ -109,7 +109,7 @@ fn folder_of(file: &Path) -> &Path {
         .unwrap_or(Path::new("."))
 }
 
-fn job(plan: &Plan, images: &Images, out: &Path) -> Job {
+fn job(plan: &Plan, images: &Images, watchdog: u64, out: &Path) -> Job {
     let ready_line = plan.console_ready.as_ref().map(|r| match &r.probe {
         smol_guest::protocol::Probe::Log { pattern } => pattern.clone(),
         other => unreachable!(
@@ -125,6 +125,7 @@ fn job(plan: &Plan, images: &Images, out: &Path) -> Job {
         vcpus: u8::try_from(plan.cpus).expect("the parser allows few"),
         epoch: plan.epoch,
         seed: blake3::Hash::from_bytes(plan.seed()).to_hex().to_string(),
+        watchdog,
         limit: plan
             .console_ready
             .as_ref()
@@ -202,6 +203,10 @@ impl BootStages {
                     "{} of memory in use",
                     human::bytes(frozen.nonzero_pages * 4096)
                 ));
+                if let Some(why) = pack::unreproducible(&frozen) {
+                    self.progress
+                        .note(&format!("warning: not reproducible: {why}"));
+                }
                 self.outcome = Some(Ok(frozen));
             }
             Message::Failed(failed) => self.outcome = Some(Err(failed)),

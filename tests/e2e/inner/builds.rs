@@ -1,4 +1,5 @@
-//! Builds that fail: each with a message that helps, code 1, and nothing left behind.
+//! Builds that fail: each with a message that helps, code 1, and nothing left behind. And one that
+//! succeeds but cannot be repeated, which it says.
 
 use std::path::Path;
 
@@ -44,6 +45,34 @@ pub fn tests(suite: &mut Suite, host: &Host) {
             contains(&told, &["/no/such/program"]);
         },
     );
+    suite.test(
+        "a service that computes without pause is built by the host's time, which the bundle says",
+        || spinning(host),
+    );
+}
+
+fn spinning(host: &Host) {
+    let bundle = Path::new("/tmp/out/spin.smolmachine");
+    std::fs::create_dir_all("/tmp/out").unwrap();
+    let smolfile = Path::new(MACHINES).join("spin.toml");
+    let mut command = host.tools.smolbuild();
+    command.arg(smolfile).arg("-o").arg(bundle);
+    let outcome = run(command.args(["--watchdog", "3"]));
+    contains(
+        &outcome.stderr,
+        &["warning: not reproducible: watchdog tick at "],
+    );
+    outcome.succeed();
+    let shown = run(host
+        .tools
+        .smolbuild()
+        .args(["inspect", "--json"])
+        .arg(bundle))
+    .succeed();
+    let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+    let claim = &shown["config"]["reproducible"];
+    assert_eq!(claim["claimed"], false);
+    contains(claim["reason"].as_str().unwrap(), &["watchdog tick at "]);
 }
 
 #[track_caller]

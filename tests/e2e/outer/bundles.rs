@@ -68,6 +68,7 @@ fn build(host: &Host, name: &str, smolfile: &Path) {
         Some(fs::metadata(&bundle).unwrap().len())
     );
     assert_eq!(inspected["config"]["name"].as_str(), Some(name));
+    assert_eq!(inspected["config"]["reproducible"]["claimed"], true);
     let memory = inspected["images"]
         .as_array()
         .unwrap()

@@ -4,6 +4,7 @@
  *   service                 serves
  *   service --never         does not listen, and does not end
  *   service --exit N        complains and ends with exit code N
+ *   service --spin          computes until another process stops it, then serves
  *   service ask WORDS...    sends a line to the running service, prints its answer
  *
  * SIGTERM ends it with code 0, after a line on stdout.
@@ -17,6 +18,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/random.h>
 #include <sys/socket.h>
 #include <time.h>
@@ -194,6 +196,27 @@ static int ask(int count, char **words)
     return n < 0;
 }
 
+/* Waits for another process without ever letting it run: only a timer interrupt can. */
+static int spin(void)
+{
+    volatile int *stop = mmap(NULL, sizeof *stop, PROT_READ | PROT_WRITE,
+                              MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    pid_t child;
+    if (stop == MAP_FAILED)
+        return fail("mmap");
+    child = fork();
+    if (child < 0)
+        return fail("fork");
+    if (child == 0) {
+        poll(NULL, 0, 1);
+        *stop = 1;
+        _exit(0);
+    }
+    while (!*stop)
+        ;
+    return serve();
+}
+
 int main(int argc, char **argv)
 {
     setvbuf(stdout, NULL, _IOLBF, 0);
@@ -206,6 +229,8 @@ int main(int argc, char **argv)
         fprintf(stderr, "service: there is no configuration\n");
         return atoi(argv[2]);
     }
+    if (argc > 1 && !strcmp(argv[1], "--spin"))
+        return spin();
     if (argc > 2 && !strcmp(argv[1], "ask"))
         return ask(argc - 2, argv + 2);
     return serve();

@@ -146,6 +146,18 @@ impl Board {
         }
     }
 
+    /// A tick of the watchdog, from its thread. Virtual time before it, ns.
+    pub(crate) fn tick(&self) -> Option<u64> {
+        let mut ports = self.ports();
+        let paravirt = ports.paravirt.as_mut()?;
+        let (before, due) = (paravirt.now(), paravirt.tick());
+        drop(ports);
+        if due {
+            self.pulse_timer();
+        }
+        Some(before)
+    }
+
     pub(crate) fn io_in(&self, port: u16, data: &mut [u8]) {
         let mut ports = self.ports();
         let value = match port {
