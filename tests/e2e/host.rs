@@ -196,6 +196,10 @@ const MACHINES: &[(&str, &str)] = &[
         "[service]\ncmd = [\"/service\"]\n[ready]\ntcp = 7777\n[[warm]]\ncmd = [\"/service\", \"--exit\", \"9\"]\n",
     ),
     (
+        "late",
+        "[service]\ncmd = [\"/service\", \"--late\", \"3600\"]\n[ready]\ntcp = 7777\ntimeout = \"2h\"\n",
+    ),
+    (
         "spin",
         "[service]\ncmd = [\"/service\", \"--spin\"]\n[ready]\ntcp = 7777\n",
     ),

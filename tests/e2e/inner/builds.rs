@@ -1,11 +1,13 @@
-//! Builds that fail: each with a message that helps, code 1, and nothing left behind. And one that
-//! succeeds but cannot be repeated, which it says.
+//! Builds by the clock, and builds that fail: each with a message that helps, code 1, and nothing
+//! left behind.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
 
 use crate::inner::{Host, MACHINES};
 use crate::suite::Suite;
-use crate::support::{self, names, run};
+use crate::support::{self, Outcome, names, run};
 
 pub fn tests(suite: &mut Suite, host: &Host) {
     suite.test(
@@ -49,15 +51,14 @@ pub fn tests(suite: &mut Suite, host: &Host) {
         "a service that computes without pause is built by the host's time, which the bundle says",
         || spinning(host),
     );
+    suite.test("an hour of sleep costs a build no time", || late(host));
+    suite.test("a build boots no slower than an ordinary boot", || {
+        pace(host)
+    });
 }
 
 fn spinning(host: &Host) {
-    let bundle = Path::new("/tmp/out/spin.smolmachine");
-    std::fs::create_dir_all("/tmp/out").unwrap();
-    let smolfile = Path::new(MACHINES).join("spin.toml");
-    let mut command = host.tools.smolbuild();
-    command.arg(smolfile).arg("-o").arg(bundle);
-    let outcome = run(command.args(["--watchdog", "3"]));
+    let (bundle, outcome) = build(host, "spin", &["--watchdog", "3"]);
     contains(
         &outcome.stderr,
         &["warning: not reproducible: watchdog tick at "],
@@ -69,10 +70,71 @@ fn spinning(host: &Host) {
         .args(["inspect", "--json"])
         .arg(bundle))
     .succeed();
-    let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+    let shown: Value = serde_json::from_str(&shown).unwrap();
     let claim = &shown["config"]["reproducible"];
     assert_eq!(claim["claimed"], false);
     contains(claim["reason"].as_str().unwrap(), &["watchdog tick at "]);
+}
+
+fn late(host: &Host) {
+    let facts = built(host, "late");
+    let slept = facts["virtualMs"].as_u64().unwrap();
+    let took = facts["bootMs"].as_u64().unwrap();
+    assert!(slept > 3_600_000, "the guest's clock went {slept} ms");
+    assert!(took < 120_000, "{slept} ms of sleep took {took} ms");
+}
+
+/// The same machine, both times up to its readiness; in turns, because this host is noisy.
+fn pace(host: &Host) {
+    const RUNS: usize = 3;
+    let (mut builds, mut boots) = (Vec::new(), Vec::new());
+    for _ in 0..RUNS {
+        builds.push(built(host, "service")["bootMs"].as_f64().unwrap());
+        let metrics = Path::new("/tmp/out/metrics.json");
+        let file = metrics.to_str().unwrap();
+        let machine = host.tools.start_with(
+            &host.service(),
+            "ordinary",
+            &[7777],
+            &["--cold", "--metrics-file", file],
+        );
+        drop(machine);
+        boots.push(json(metrics)["up_ms"].as_f64().unwrap());
+    }
+    let least = |times: &[f64]| times.iter().copied().fold(f64::INFINITY, f64::min);
+    let (build, boot) = (least(&builds), least(&boots));
+    println!(
+        "build {build:.0} ms, ordinary boot {boot:.0} ms: {:.2} times",
+        build / boot
+    );
+    assert!(
+        build < boot * 1.25,
+        "builds took {builds:?} ms, ordinary boots {boots:?} ms"
+    );
+}
+
+/// Builds a machine with these options; where its bundle goes.
+fn build(host: &Host, machine: &str, options: &[&str]) -> (PathBuf, Outcome) {
+    let folder = Path::new("/tmp/out");
+    std::fs::create_dir_all(folder).unwrap();
+    let bundle = folder.join(machine).with_extension("smolmachine");
+    let smolfile = Path::new(MACHINES).join(machine).with_extension("toml");
+    let mut command = host.tools.smolbuild();
+    command.arg(smolfile).arg("-o").arg(&bundle).args(options);
+    (bundle, run(&mut command))
+}
+
+/// What its metadata say of a machine once it is frozen.
+#[track_caller]
+fn built(host: &Host, machine: &str) -> Value {
+    let file = "/tmp/out/metadata.json";
+    build(host, machine, &["--metadata-file", file]).1.succeed();
+    json(Path::new(file))["frozen"].take()
+}
+
+fn json(path: &Path) -> Value {
+    let text = std::fs::read(path).unwrap();
+    serde_json::from_slice(&text).unwrap()
 }
 
 #[track_caller]

@@ -4,6 +4,7 @@
  *   service                 serves
  *   service --never         does not listen, and does not end
  *   service --exit N        complains and ends with exit code N
+ *   service --late SECONDS  sleeps, then serves
  *   service --spin          computes until another process stops it, then serves
  *   service ask WORDS...    sends a line to the running service, prints its answer
  *
@@ -228,6 +229,10 @@ int main(int argc, char **argv)
     if (argc > 2 && !strcmp(argv[1], "--exit")) {
         fprintf(stderr, "service: there is no configuration\n");
         return atoi(argv[2]);
+    }
+    if (argc > 2 && !strcmp(argv[1], "--late")) {
+        sleep(atoi(argv[2]));
+        return serve();
     }
     if (argc > 1 && !strcmp(argv[1], "--spin"))
         return spin();
