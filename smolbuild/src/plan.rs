@@ -237,8 +237,18 @@ fn machine_words() -> [&'static str; 11] {
 }
 
 fn guest_config(smolfile: &Smolfile) -> Option<GuestConfig> {
-    let Workload::Service { service, warm, .. } = &smolfile.workload else {
+    let Workload::Service {
+        service,
+        warm,
+        restore,
+        ..
+    } = &smolfile.workload
+    else {
         return None;
+    };
+    let beside = |command: &smolfile::Warm| protocol::Warm {
+        cmd: command.cmd.clone(),
+        timeout_ms: milliseconds(command.timeout),
     };
     Some(GuestConfig {
         // Names may hold `_`, host names not.
@@ -250,13 +260,8 @@ fn guest_config(smolfile: &Smolfile) -> Option<GuestConfig> {
             user: service.user.clone(),
             workdir: service.workdir.clone(),
         },
-        warm: warm
-            .iter()
-            .map(|warm| protocol::Warm {
-                cmd: warm.cmd.clone(),
-                timeout_ms: milliseconds(warm.timeout),
-            })
-            .collect(),
+        warm: warm.iter().map(beside).collect(),
+        restore: restore.iter().map(beside).collect(),
         ready: ready(&smolfile.ready),
         ports: smolfile.ports.clone(),
         snapshot: protocol::SnapshotPolicy {
@@ -372,6 +377,8 @@ mod tests {
         timeout = "5s"
         [[warm]]
         cmd = ["curl", "localhost:8080"]
+        [[restore]]
+        cmd = ["rekey"]
     "#;
 
     const KERNEL: &str = r#"
@@ -493,6 +500,7 @@ mod tests {
             ("204", "301"),
             ("[[warm]]", "[snapshot]\ndrop_caches = false\n[[warm]]"),
             ("\"localhost:8080\"", "\"localhost:8080/x\""),
+            ("\"rekey\"", "\"rekey\", \"-A\""),
         ] {
             let changed = SERVICE.replace(from, to);
             assert_ne!(changed, SERVICE, "{from}");

@@ -65,7 +65,7 @@ fn itself(role: &str, namespaces: &[&str]) -> Command {
 }
 
 fn scenarios() {
-    let all: [(&str, fn()); 8] = [
+    let all: [(&str, fn()); 9] = [
         (
             "a build is frozen for its snapshot and resumes with a new identity",
             build_and_restore,
@@ -86,6 +86,10 @@ fn scenarios() {
         (
             "a warm command that fails ends the build with its output",
             warm_fails,
+        ),
+        (
+            "a restore command that fails ends the machine before its service runs on",
+            restore_fails,
         ),
         (
             "a service that ignores SIGTERM is killed after the grace time",
@@ -267,6 +271,16 @@ impl Guest {
 
     /// Answers Restored with an identity.
     fn give_identity(&mut self) {
+        self.give_parameters();
+        let event = self.next();
+        let Some(Event::Resumed { sample }) = event else {
+            panic!("{event:?} {}", self.console());
+        };
+        assert_eq!(sample.len(), 32);
+        assert_ne!(sample, "0".repeat(32));
+    }
+
+    fn give_parameters(&mut self) {
         self.events = BufReader::new(accept(&self.control));
         self.expect(&Event::Restored);
         let params = RestoreParams {
@@ -281,12 +295,6 @@ impl Guest {
             .write_all(&encode_line(&params).unwrap())
             .unwrap();
         self.log = accept(&self.logs);
-        let event = self.next();
-        let Some(Event::Resumed { sample }) = event else {
-            panic!("{event:?} {}", self.console());
-        };
-        assert_eq!(sample.len(), 32);
-        assert_ne!(sample, "0".repeat(32));
     }
 
     fn request(&self, request: &Request) -> Reply {
@@ -432,6 +440,8 @@ fn build_and_restore() {
     );
     config["warm"] =
         json!([{"cmd": ["sh", "-c", "echo warming; hostname > /www/warm"], "timeout_ms": 10000}]);
+    let look = "cat /etc/machine-id /sys/fs/cgroup/service/cgroup.events > /run/rekeyed";
+    config["restore"] = json!([{"cmd": ["sh", "-c", look], "timeout_ms": 10000}]);
     let mut guest = Guest::boot(&config, |_| {});
     guest.until_ready();
     guest.expect(&Event::WarmStarted { index: 0 });
@@ -464,6 +474,11 @@ fn build_and_restore() {
     assert_eq!(
         guest.read("/etc/machine-id"),
         "09090909090949098909090909090909\n"
+    );
+    let rekeyed = guest.read("/run/rekeyed");
+    assert!(
+        rekeyed.contains("0909090909094909") && rekeyed.contains("frozen 1"),
+        "with the new identity, while the service stands still: {rekeyed}"
     );
     assert_eq!(guest.read("/etc/hostname"), "clone\n");
     assert!(
@@ -701,6 +716,32 @@ fn warm_fails() {
     );
     assert_eq!(last_saw.as_deref(), Some("table is missing"));
     assert!(reason.starts_with("warm command 0 (sh -c "), "{reason}");
+    guest.ends();
+}
+
+fn restore_fails() {
+    let mut config = touch_and_sleep();
+    config["restore"] =
+        json!([{"cmd": ["sh", "-c", "echo no entropy >&2; exit 6"], "timeout_ms": 10000}]);
+    let mut guest = Guest::boot(&config, |_| {});
+    guest.until_ready();
+    guest.expect(&Event::Quiesced);
+    guest.expect(&Event::Snapshot);
+    let (other, _) = UnixStream::pair().unwrap();
+    drop(std::mem::replace(&mut guest.events, BufReader::new(other)));
+    guest.give_parameters();
+    let Event::Failed {
+        stage,
+        reason,
+        last_saw,
+        ..
+    } = guest.failure()
+    else {
+        unreachable!()
+    };
+    assert_eq!(stage, Stage::Restore);
+    assert_eq!(last_saw.as_deref(), Some("no entropy"));
+    assert!(reason.starts_with("restore command 0 (sh -c "), "{reason}");
     guest.ends();
 }
 

@@ -29,6 +29,10 @@ pub(super) fn workload(top: &Table<'_>, errors: &mut Errors) {
                 "warm",
                 "[[warm]] without a [service]: there is nothing to warm up",
             ),
+            (
+                "restore",
+                "[[restore]] without a [service]: there is nothing to renew",
+            ),
             ("ports", "`ports` without a [service]: nothing would answer"),
         ];
         for (key, title) in without {

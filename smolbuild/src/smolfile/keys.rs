@@ -47,6 +47,7 @@ pub const KEYS: &[Key] = &[
     key("", "service", "table", "required with `[rootfs]`", "The program that the machine runs: `[service]`."),
     key("", "ready", "table", "required", "How to tell that the machine is ready: `[ready]`."),
     key("", "warm", "array of tables", "none", "Commands to run between ready and the snapshot, in this order: `[[warm]]`."),
+    key("", "restore", "array of tables", "none", "Commands to run in each restored machine before its service runs on, in this order: `[[restore]]`."),
     key("", "snapshot", "table", "defaults", "How the snapshot is taken: `[snapshot]`."),
     key("kernel", "recipe", "string", "`\"smol-6.1\"`", "Name of a kernel that smolbuild builds itself."),
     key("kernel", "path", "path", "none", "An ELF kernel of your own (`vmlinux`), instead of a recipe."),
@@ -79,13 +80,15 @@ pub const KEYS: &[Key] = &[
     key("ready.http", "body", "pattern", "none", "What the first 64 KiB of the body must match as well."),
     key("warm", "cmd", "command", "required", "Run as the service's user and in its environment; the build fails unless it exits with 0."),
     key("warm", "timeout", "duration", "`\"60s\"`", "How long it may take: 1 ms to 1 h."),
+    key("restore", "cmd", "command", "required", "Run as the service's user and in its environment, while the service stands still; the machine ends unless it exits with 0."),
+    key("restore", "timeout", "duration", "`\"60s\"`", "How long it may take: 1 ms to 1 h."),
     key("snapshot", "drop_caches", "boolean", "`true`", "Drop the page cache before the snapshot, so that the bundle is smaller."),
 ];
 
 /// How a table is written: `[ready]`, `[[warm]]`, or `http` in `[ready]`.
 pub(super) fn heading(table: &str) -> String {
     match (table, table.split_once('.')) {
-        ("copy" | "warm", _) => format!("[[{table}]]"),
+        ("copy" | "warm" | "restore", _) => format!("[[{table}]]"),
         (_, Some((outer, inner))) => format!("`{inner}` of {}", heading(outer)),
         _ => format!("[{table}]"),
     }

@@ -78,6 +78,8 @@ pub enum Workload {
         service: Service,
         /// Commands between ready and the snapshot, in order.
         warm: Vec<Warm>,
+        /// Commands in each restored machine before its service runs on, in order.
+        restore: Vec<Warm>,
     },
 }
 
@@ -143,7 +145,7 @@ pub struct Service {
     pub workdir: Option<String>,
 }
 
-/// `[[warm]]`.
+/// `[[warm]]` and `[[restore]]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Warm {
     /// Program and arguments.
@@ -270,11 +272,10 @@ fn sections(mut top: Table<'_>, errors: &mut Errors) -> Option<Smolfile> {
     let service = top
         .table("service", "service", errors)
         .map(|table| parse::service(table, errors));
-    let warm = top
-        .tables("warm", errors)
-        .into_iter()
-        .map(|table| parse::warm(table, errors))
-        .collect();
+    let [warm, restore] = ["warm", "restore"].map(|key| {
+        let tables = top.tables(key, errors).into_iter();
+        tables.map(|table| parse::warm(table, errors)).collect()
+    });
     let ready = top.table("ready", "ready", errors);
     if let Some(ready) = ready.as_ref().filter(|_| kernel_only) {
         check::console_only(ready, errors);
@@ -289,6 +290,7 @@ fn sections(mut top: Table<'_>, errors: &mut Errors) -> Option<Smolfile> {
             copies: copies.into_iter().collect::<Option<_>>()?,
             service: service?,
             warm,
+            restore,
         },
     };
     Some(Smolfile {

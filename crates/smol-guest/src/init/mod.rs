@@ -165,10 +165,18 @@ fn live(
     get_ready(&config, sup, world)?;
     if config.mode == Mode::Build {
         for (index, warm) in (0..).zip(&config.warm) {
-            run_warm(index, warm, sup, world)?;
+            sup.control.send(&Event::WarmStarted { index });
+            let (status, output_tail) = run_beside(Stage::Warm, index, warm, sup, world)?;
+            sup.control.send(&Event::WarmFinished {
+                index,
+                status,
+                output_tail,
+            });
         }
         snapshot::take(&config.snapshot, platform, sup, world)?;
-        let cpus = snapshot::resume(platform, sup, world)?;
+        let cpus = snapshot::resume(platform, sup)?;
+        run_restore(&config, sup, world)?;
+        snapshot::thaw(world)?;
         listen(platform, sup);
         let sample = identity::random_sample();
         sup.control.send(&Event::Resumed { sample });
@@ -221,7 +229,7 @@ fn start_service<'w>(
     config: &GuestConfig,
     sup: &mut Supervisor,
     world: &'w mut Option<World>,
-) -> Result<&'w World, Box<Failure>> {
+) -> Result<&'w World, End> {
     let failed = |why: String| Failure::at(Stage::Service, why);
     let cgroup = Cgroup::create(Path::new("/sys/fs/cgroup"), "service")
         .map_err(|e| failed(format!("cannot make the service's cgroup: {e}")))?;
@@ -229,6 +237,9 @@ fn start_service<'w>(
     new.env
         .extend(probes::prepare(&config.ready.probe, sup).map_err(failed)?);
     let new = world.insert(new);
+    if config.mode == Mode::Run {
+        run_restore(config, sup, new)?;
+    }
     let pid = sup
         .start_service(new, &config.service.cmd)
         .map_err(failed)?;
@@ -268,21 +279,39 @@ fn get_ready(config: &GuestConfig, sup: &mut Supervisor, world: &World) -> Resul
     Ok(())
 }
 
-fn run_warm(index: u32, warm: &Warm, sup: &mut Supervisor, world: &World) -> Result<(), End> {
+/// Gives the machine what it must have for itself, while the service stands still.
+fn run_restore(config: &GuestConfig, sup: &mut Supervisor, world: &World) -> Result<(), End> {
+    let beside = world.beside();
+    for (index, command) in (0..).zip(&config.restore) {
+        run_beside(Stage::Restore, index, command, sup, &beside)?;
+    }
+    Ok(())
+}
+
+/// Runs a `[[warm]]` or `[[restore]]` command, which must succeed; how it ended, and its last output.
+fn run_beside(
+    stage: Stage,
+    index: u32,
+    command: &Warm,
+    sup: &mut Supervisor,
+    world: &World,
+) -> Result<(ExitStatus, String), End> {
     let failed = |reason: String, last_saw, service_status| {
-        let reason = format!("warm command {index} ({}): {reason}", warm.cmd.join(" "));
+        let reason = format!(
+            "{stage} command {index} ({}): {reason}",
+            command.cmd.join(" ")
+        );
         Box::new(Failure {
-            stage: Stage::Warm,
+            stage,
             reason,
             probe: None,
             last_saw,
             service_status,
         })
     };
-    sup.control.send(&Event::WarmStarted { index });
-    let deadline = Instant::now() + Duration::from_millis(warm.timeout_ms);
+    let deadline = Instant::now() + Duration::from_millis(command.timeout_ms);
     let pid = sup
-        .start(world, &warm.cmd, Output::Separate, true)
+        .start(world, &command.cmd, Output::Separate, true)
         .map_err(|e| failed(e, None, None))?;
     let (status, output_tail) = sup
         .finish(pid, deadline)
@@ -295,16 +324,11 @@ fn run_warm(index: u32, warm: &Warm, sup: &mut Supervisor, world: &World) -> Res
             Interrupt::Stop(grace) => End::Stop(grace),
         })?;
     let Some(status) = status else {
-        let reason = format!("did not end within {} ms", warm.timeout_ms);
+        let reason = format!("did not end within {} ms", command.timeout_ms);
         return Err(failed(reason, Some(output_tail), None).into());
     };
-    sup.control.send(&Event::WarmFinished {
-        index,
-        status,
-        output_tail: output_tail.clone(),
-    });
     if status.success() {
-        return Ok(());
+        return Ok((status, output_tail));
     }
     Err(failed(status.to_string(), Some(output_tail), Some(status)).into())
 }

@@ -54,6 +54,16 @@ impl World {
         })
     }
 
+    /// The same world outside of the service's cgroup: for what runs while the service is frozen.
+    pub fn beside(&self) -> Self {
+        World {
+            user: self.user.clone(),
+            env: self.env.clone(),
+            workdir: self.workdir.clone(),
+            cgroup: None,
+        }
+    }
+
     /// Starts a command in this world: own session, no signal blocked or ignored, no input.
     pub fn spawn(&self, cmd: &[String], output: Output) -> Result<Spawned, String> {
         let (name, arguments) = cmd.split_first().ok_or("the command is empty")?;

@@ -10,6 +10,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::Timespec;
 
 use super::Failure;
+use super::cgroup::Cgroup;
 use super::identity;
 use super::platform::Platform;
 use super::process::World;
@@ -78,13 +79,8 @@ fn wait_for_break(sup: &mut Supervisor) -> io::Result<()> {
     Ok(())
 }
 
-/// Takes up the clone's identity, then lets the service run on. Returns the number of CPUs
-/// to bring online.
-pub(super) fn resume(
-    platform: &Platform,
-    sup: &mut Supervisor,
-    world: &World,
-) -> Result<u8, Box<Failure>> {
+/// Takes up the clone's identity. Returns the number of CPUs to bring online.
+pub(super) fn resume(platform: &Platform, sup: &mut Supervisor) -> Result<u8, Box<Failure>> {
     let failed = |reason: String| Failure::at(Stage::Restore, reason);
     sup.control
         .connect()
@@ -93,12 +89,13 @@ pub(super) fn resume(
     let params = read_params(sup).map_err(failed)?;
     identity::apply(&params, platform).map_err(failed)?;
     open_log(sup, Stage::Restore);
-    if let Some(cgroup) = &world.cgroup {
-        cgroup
-            .thaw()
-            .map_err(|e| failed(format!("cannot thaw the service: {e}")))?;
-    }
     Ok(params.online_cpus)
+}
+
+/// Lets the service run on.
+pub(super) fn thaw(world: &World) -> Result<(), Box<Failure>> {
+    let thawed = world.cgroup.as_ref().map_or(Ok(()), Cgroup::thaw);
+    thawed.map_err(|e| Failure::at(Stage::Restore, format!("cannot thaw the service: {e}")))
 }
 
 /// Opens the log stream; without one output goes to the console.

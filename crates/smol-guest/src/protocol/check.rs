@@ -38,10 +38,13 @@ impl GuestConfig {
         {
             return bad("service.workdir", "an absolute path");
         }
-        for warm in &self.warm {
-            check_command("warm.cmd", &warm.cmd)?;
-            if warm.timeout_ms == 0 {
-                return bad("warm.timeout_ms", "more than 0");
+        let warm = self.warm.iter().map(|c| ("warm.cmd", "warm.timeout_ms", c));
+        let restore = self.restore.iter();
+        let restore = restore.map(|c| ("restore.cmd", "restore.timeout_ms", c));
+        for (cmd, timeout, command) in warm.chain(restore) {
+            check_command(cmd, &command.cmd)?;
+            if command.timeout_ms == 0 {
+                return bad(timeout, "more than 0");
             }
         }
         if self.ready.timeout_ms == 0 || self.ready.interval_ms == 0 || self.ready.successes == 0 {

@@ -78,6 +78,10 @@ pub struct GuestConfig {
     /// Commands to run after ready and before the snapshot, in this order.
     #[serde(default)]
     pub warm: Vec<Warm>,
+    /// Commands to run in each restored machine before its service runs on, and at a cold boot
+    /// before it starts, in this order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub restore: Vec<Warm>,
     /// When the service counts as ready.
     pub ready: Ready,
     /// TCP ports the service answers on. For the record: forwards are not limited to them.
@@ -124,8 +128,8 @@ pub struct Service {
     pub workdir: Option<String>,
 }
 
-/// A command that warms the machine up before its snapshot: migrations, seeding, caches.
-/// It runs as the service's user, in its environment.
+/// A command beside the service. Before the snapshot it warms the machine up: migrations, seeding,
+/// caches. After a restore it makes what each machine must have for itself: host keys. It runs as the service's user, in its environment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Warm {

@@ -37,12 +37,13 @@ fn what_is_left_out_has_its_documented_default() {
         copies,
         service,
         warm,
+        restore,
         ..
     } = smolfile.workload
     else {
         panic!("a service")
     };
-    assert!(copies.is_empty() && warm.is_empty() && service.env.is_empty());
+    assert!(copies.is_empty() && warm.is_empty() && restore.is_empty() && service.env.is_empty());
     assert_eq!((service.user, service.workdir), (None, None));
 }
 
@@ -75,6 +76,9 @@ fn every_key_is_taken_over() {
         timeout = "1h"
         [[warm]]
         cmd = "second"
+        [[restore]]
+        cmd = ["ssh-keygen", "-A"]
+        timeout = "5s"
         [ready]
         http = { port = 80, path = "/a?b=%20", status = [200, 204], body = "^ok" }
         timeout = "5min"
@@ -117,6 +121,7 @@ fn every_key_is_taken_over() {
         copies,
         service,
         warm,
+        restore,
     } = smolfile.workload
     else {
         panic!("a service")
@@ -160,6 +165,13 @@ fn every_key_is_taken_over() {
     assert_eq!(
         (service.user.as_deref(), service.workdir.as_deref()),
         (Some("1000:1000"), Some("/srv"))
+    );
+    assert_eq!(
+        restore,
+        [Warm {
+            cmd: vec!["ssh-keygen".into(), "-A".into()],
+            timeout: Duration::from_secs(5)
+        }]
     );
     assert_eq!(
         warm[0],

@@ -199,6 +199,25 @@ error: [[warm]] without a [service]: there is nothing to warm up
 );
 
 mistake!(
+    restore_without_a_service,
+    r#"name = "k"
+[kernel]
+path = "vmlinux"
+[ready]
+log = "up"
+[[restore]]
+cmd = ["a"]
+"#,
+    r#"
+error: [[restore]] without a [service]: there is nothing to renew
+ --> Smolfile:6:3
+  |
+6 | [[restore]]
+  |   ^^^^^^^
+"#
+);
+
+mistake!(
     ports_without_a_service,
     r#"name = "k"
 ports = [80]

@@ -1,0 +1,152 @@
+//! The sources of a bundle's `[[copy]]`s, taken back out of the root file system that they went into.
+//!
+//! The lock says what each of them was: names, modes, digests. What the root file system holds under
+//! their destinations is used exactly where it is that. So a bundle can be built again from itself,
+//! unless it needs a file that is in it in another shape: a kernel, archive or folder of one's own.
+
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
+use std::path::{Component, Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use smol_cli::Interrupt;
+
+use crate::assemble::rootfs::tree::{Node, Tree};
+use crate::fetch;
+use crate::lock::{CopySource, Entry, EntryNode};
+use crate::smolfile;
+
+/// Makes the sources of `copies` again in the empty folder `into`, from `rootfs`. `locked` are
+/// those of the lock, one for each copy, in the same order. Gives the paths of what could not be
+/// made: not there, or not what the lock says.
+///
+/// # Errors
+/// A lock that belongs to another Smolfile or names places outside of its folder; a folder that
+/// cannot be written.
+pub fn restore(
+    copies: &[smolfile::Copy],
+    locked: &[CopySource],
+    rootfs: &Tree,
+    into: &Path,
+    interrupt: &Interrupt,
+) -> Result<Vec<String>> {
+    ensure!(
+        copies.len() == locked.len()
+            && copies.iter().zip(locked).all(|(c, l)| *c.src.get_ref() == l.src),
+        "the lock does not belong to the Smolfile: they name other files to copy"
+    );
+    let mut missing = Vec::new();
+    let mut done = HashSet::new();
+    for (copy, locked) in copies.iter().zip(locked) {
+        if !done.insert(&locked.src) {
+            continue;
+        }
+        for entry in &locked.contents {
+            interrupt.check()?;
+            let (place, dest) = places(copy, locked, entry, rootfs)?;
+            let place = inside(into, &place)?;
+            if !put(entry, locked, into, rootfs, &place, &dest)? {
+                missing.push(place.strip_prefix(into)?.display().to_string());
+            }
+        }
+    }
+    Ok(missing)
+}
+
+/// Where an entry is to be made, relative to the Smolfile's folder, and where the root file system
+/// has it.
+fn places(
+    copy: &smolfile::Copy,
+    locked: &CopySource,
+    entry: &Entry,
+    rootfs: &Tree,
+) -> Result<(String, String)> {
+    let dest = copy.dest.trim_end_matches('/');
+    if !is_file(locked) {
+        let below = &entry.path;
+        return Ok((format!("{}/{below}", locked.src), format!("{dest}/{below}")));
+    }
+    // As the copy itself: into a folder, under its own name.
+    let into_folder = copy.dest.ends_with('/') || rootfs.is_directory(dest)?;
+    let name = locked.src.rsplit('/').next().unwrap_or_default();
+    let dest = match into_folder {
+        true => format!("{dest}/{name}"),
+        false => dest.to_owned(),
+    };
+    Ok((locked.src.clone(), dest))
+}
+
+/// Whether a file alone is copied.
+fn is_file(locked: &CopySource) -> bool {
+    matches!(locked.contents.as_slice(), [Entry { path, node: EntryNode::File { .. } }] if path == ".")
+}
+
+/// A path below `folder` whose parent is there and not reached through a symbolic link: what a lock
+/// names is as hostile as the bundle that it came in.
+fn inside(folder: &Path, path: &str) -> Result<PathBuf> {
+    let plain = Path::new(path)
+        .components()
+        .all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
+    ensure!(plain, "the lock names {path:?}, which is outside of the Smolfile's folder");
+    let place = folder.join(path);
+    let parent = place.parent().context("a path without a folder")?;
+    let mut walked = folder.to_owned();
+    for part in parent.strip_prefix(folder)?.components() {
+        walked.push(part);
+        match fs::symlink_metadata(&walked) {
+            Ok(found) if found.is_dir() => {}
+            Ok(_) => bail!("the lock names {path:?}, which leads through something that is no folder"),
+            Err(_) => fs::create_dir(&walked)
+                .with_context(|| format!("cannot create {}", walked.display()))?,
+        }
+    }
+    Ok(place)
+}
+
+/// Makes one entry; `false` if the root file system does not have it as it was.
+fn put(
+    entry: &Entry,
+    locked: &CopySource,
+    into: &Path,
+    rootfs: &Tree,
+    place: &Path,
+    dest: &str,
+) -> Result<bool> {
+    let cannot = || format!("cannot create {}", place.display());
+    match &entry.node {
+        EntryNode::Directory => fs::create_dir(place).with_context(cannot)?,
+        EntryNode::Symlink(target) => symlink(target, place).with_context(cannot)?,
+        EntryNode::HardLink(first) => {
+            let first = inside(into, &format!("{}/{first}", locked.src))?;
+            if !first.is_file() {
+                return Ok(false);
+            }
+            fs::hard_link(first, place).with_context(cannot)?;
+        }
+        EntryNode::Special(_) => return Ok(false),
+        EntryNode::File { mode, sha256 } => {
+            let Some(id) = rootfs.lookup(dest)? else {
+                return Ok(false);
+            };
+            let Node::File(source) = &rootfs.inode(id).node else {
+                return Ok(false);
+            };
+            let mut file = create(place).with_context(cannot)?;
+            source.copy_to(&mut file).with_context(cannot)?;
+            file.flush().with_context(cannot)?;
+            file.set_permissions(PermissionsExt::from_mode(*mode)).with_context(cannot)?;
+            if fetch::sha256(place)? != *sha256 {
+                fs::remove_file(place).with_context(cannot)?;
+                return Ok(false);
+            }
+        }
+    }
+    Ok(true)
+}
+
+/// A new file, never one that is there, and never through a link.
+fn create(place: &Path) -> std::io::Result<File> {
+    File::options().write(true).create_new(true).mode(0o600).open(place)
+}
