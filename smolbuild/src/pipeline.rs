@@ -93,7 +93,7 @@ pub fn build_bundle(
     };
     let images = assemble::assemble(&mut plan, site, progress, interrupt)?;
     if let Some(file) = &settled.file {
-        lock::store(file, &plan.lock)?;
+        lock::keep(file, &plan.lock, progress)?;
     }
     if settled.net == Net::Offline {
         require_emulated_kernel(request.selected, &shared_cache)?;

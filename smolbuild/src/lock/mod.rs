@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::compare::differences;
 pub use self::present::{GUEST_BINARY, Surroundings, host_differences, present};
-pub use self::settle::{Policy, Settled, World, choose, refresh, settle, store};
+pub use self::settle::{Policy, Settled, World, choose, keep, refresh, settle};
 pub use crate::assemble::rootfs::PackagePin;
 
 /// Version of the lock's format.

@@ -91,7 +91,7 @@ pub fn settle(loaded: &Loaded, policy: &Policy, world: World) -> Result<Settled>
     if !complete && let Some(debian) = &mut lock.debian {
         choose(debian, world)?;
     }
-    store(&file, &lock)?;
+    keep(&file, &lock, world.progress)?;
     Ok(Settled {
         lock,
         net: net(locked, world.offline),
@@ -153,7 +153,6 @@ pub fn choose(debian: &mut Debian, world: World) -> Result<()> {
         &debian.suite,
         &debian.requested,
         world.downloads,
-        &mut |line| stage.note(line),
         world.interrupt,
     )?;
     stage.finish(&format!("{} packages", debian.packages.len()));
@@ -202,11 +201,39 @@ fn read(file: &Path) -> Result<Option<Lock>> {
     Ok(Some(Lock::parse(&bytes, &file.display().to_string())?))
 }
 
+/// Writes the lock of a build into its file, as [`store`]. Where nobody may write, a note will do: the
+/// bundle carries the lock.
+///
+/// # Errors
+/// As for [`store`] otherwise.
+pub fn keep(file: &Path, lock: &Lock, progress: &Progress) -> Result<()> {
+    let Err(error) = store(file, lock) else {
+        return Ok(());
+    };
+    let refused = error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<std::io::Error>())
+        .any(|cause| {
+            matches!(
+                cause.kind(),
+                ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem
+            )
+        });
+    if !refused {
+        return Err(error);
+    }
+    progress.note(&format!(
+        "the lock is in the bundle alone: {} cannot be written",
+        file.display()
+    ));
+    Ok(())
+}
+
 /// Writes the lock into a file, whole or not at all. A file that holds it already is not touched.
 ///
 /// # Errors
 /// The lock is longer than a bundle takes, or the file cannot be written.
-pub fn store(file: &Path, lock: &Lock) -> Result<()> {
+pub(super) fn store(file: &Path, lock: &Lock) -> Result<()> {
     let text = lock.to_text();
     if text.len() > MAX_SIZE {
         let what = format!(
@@ -235,9 +262,7 @@ pub fn store(file: &Path, lock: &Lock) -> Result<()> {
         new.persist(file).map_err(|error| error.error)?;
         File::open(folder)?.sync_all()
     };
-    write()
-        .with_context(|| format!("cannot write {}", file.display()))
-        .hint("a build with --locked writes no lock file")
+    write().with_context(|| format!("cannot write {}", file.display()))
 }
 
 #[cfg(test)]

@@ -64,7 +64,7 @@ impl Project {
     }
 
     fn refresh(&self) -> Vec<String> {
-        self.with(|loaded, world| refresh(loaded, world)).unwrap()
+        self.with(refresh).unwrap()
     }
 
     /// What `--locked` says of a lock that does not fit.

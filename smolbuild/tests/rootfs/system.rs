@@ -104,8 +104,7 @@ fn a_debian_system_is_a_function_of_its_packages_alone() {
     let downloads = scratch.path().join("downloads");
     let interrupt = Interrupt::detached().unwrap();
     let requested = ["redis-server".to_string()];
-    let packages =
-        debian::resolve("bookworm", &requested, &downloads, &mut |_| {}, &interrupt).unwrap();
+    let packages = debian::resolve("bookworm", &requested, &downloads, &interrupt).unwrap();
     let fetch = |packages: &[PackagePin], net| {
         debian::fetch(
             "bookworm",

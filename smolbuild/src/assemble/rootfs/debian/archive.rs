@@ -3,7 +3,6 @@
 //! Both go through apt in an empty system that mmdebstrap sets up for a release, so that the host's
 //! own apt and release do not matter. apt checks the signatures of its lists.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -30,7 +29,6 @@ pub fn resolve(
     suite: &str,
     requested: &[String],
     downloads: &Path,
-    progress: &mut dyn FnMut(&str),
     interrupt: &Interrupt,
 ) -> Result<Vec<PackagePin>> {
     let requested: Vec<_> = requested.iter().map(|name| quoted(name)).collect();
@@ -47,7 +45,7 @@ apt-cache show $(cat "$1/names") > "$1/records""#,
         )),
         requested = requested.join(" "),
     );
-    let asked = ask(suite, &script, downloads, progress, interrupt)
+    let asked = ask(suite, &script, downloads, interrupt)
         .with_context(|| format!("cannot choose the packages of a Debian {suite} system"))
         .hint("check the package names and the network")?;
     let names = asked.text("names")?;
@@ -81,11 +79,11 @@ pub fn fetch(
     progress: &mut dyn FnMut(&str),
     interrupt: &Interrupt,
 ) -> Result<Vec<PackagePin>> {
-    let mut missing = BTreeMap::new();
+    let mut missing = Vec::new();
     for pin in pins {
         let place = fetch::place(downloads, &pin.sha256);
         if !place.exists() || fetch::sha256(&place)? != pin.sha256 {
-            missing.insert(pin.sha256.clone(), pin.clone());
+            missing.push(pin.clone());
         }
     }
     if missing.is_empty() {
@@ -96,18 +94,18 @@ pub fn fetch(
             "offline, and {} of the lock {} not in the cache: {}",
             count(missing.len()),
             if missing.len() == 1 { "is" } else { "are" },
-            name(missing.values())
+            name(missing.iter())
         );
         return Err(Failure::new(ExitKind::Failed, what)
             .hint("build once without --offline")
             .into());
     }
     progress(&format!("fetching {}", count(missing.len())));
-    let wanted = missing.values().fold(String::new(), |mut lines, pin| {
+    let wanted = missing.iter().fold(String::new(), |mut lines, pin| {
         let _ = writeln!(lines, "{}={} {}", pin.name, pin.version, pin.sha256);
         lines
     });
-    let names: Vec<_> = missing.values().map(|pin| pin.name.as_str()).collect();
+    let names: Vec<_> = missing.iter().map(|pin| pin.name.as_str()).collect();
     // Only what is offered as it is pinned: apt-get downloads all or nothing.
     let script = format!(
         r#"set -e
@@ -123,11 +121,11 @@ if [ -s ../available ]; then apt-get -qq download $(cat ../available); fi"#,
         wanted = quoted(&wanted),
         names = names.join(" "),
     );
-    let asked = ask(suite, &script, downloads, progress, interrupt)
+    let asked = ask(suite, &script, downloads, interrupt)
         .with_context(|| format!("cannot fetch packages of Debian {suite}"))
         .hint("check the network")?;
     asked.keep(&mut missing, downloads)?;
-    Ok(missing.into_values().collect())
+    Ok(missing)
 }
 
 /// The error that pinned packages are gone.
@@ -167,13 +165,7 @@ struct Asked {
 }
 
 /// Runs `script` as a hook of an empty system of the release `suite`.
-fn ask(
-    suite: &str,
-    script: &str,
-    downloads: &Path,
-    progress: &mut dyn FnMut(&str),
-    interrupt: &Interrupt,
-) -> Result<Asked> {
+fn ask(suite: &str, script: &str, downloads: &Path, interrupt: &Interrupt) -> Result<Asked> {
     let scratch = fetch::Scratch::new(downloads)?;
     let folder: PathBuf = scratch.path().canonicalize()?;
     let out = folder.join("asked.tar");
@@ -188,11 +180,7 @@ fn ask(
     mmdebstrap::run(command, &mut |_| {}, interrupt)?;
     let mut tree = Tree::new();
     tree.apply_tar(&out)?;
-    progress("the archive has answered");
-    Ok(Asked {
-        tree,
-        scratch: scratch,
-    })
+    Ok(Asked { tree, scratch })
 }
 
 impl Asked {
@@ -203,7 +191,7 @@ impl Asked {
     }
 
     /// Moves the packages that are missing into `downloads`, each under its digest.
-    fn keep(&self, missing: &mut BTreeMap<String, PackagePin>, downloads: &Path) -> Result<()> {
+    fn keep(&self, missing: &mut Vec<PackagePin>, downloads: &Path) -> Result<()> {
         for (path, _, inode) in self.tree.walk() {
             let Node::File(source) = &inode.node else {
                 continue;
@@ -212,9 +200,9 @@ impl Asked {
                 continue;
             }
             let sha256 = fetch::sha256_of(|hasher| source.copy_to(hasher))?;
-            if missing.remove(&sha256).is_none() {
+            let Some(at) = missing.iter().position(|pin| pin.sha256 == sha256) else {
                 continue;
-            }
+            };
             let place = fetch::place(downloads, &sha256);
             let store = || -> Result<()> {
                 let mut new = tempfile::NamedTempFile::new_in(self.scratch.path())?;
@@ -228,6 +216,7 @@ impl Asked {
                 Ok(())
             };
             store().with_context(|| format!("cannot store {}", place.display()))?;
+            missing.remove(at);
         }
         Ok(())
     }
