@@ -73,7 +73,7 @@ const UNSAFE_ROOMS: &[&str] = &[
     "crates/smol-machine/src/machine.rs",
     "crates/smol-machine/src/memory.rs",
     "crates/smol-machine/src/probe.rs",
-    "smolbuild/src/assemble/rootfs/debian/bootstrap.rs",
+    "smolbuild/src/assemble/rootfs/debian/mmdebstrap.rs",
     "smolrun/src/detached.rs",
 ];
 

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand};
 use smol_cli::progress::Mode;
 use smol_host::Accel;
@@ -29,6 +30,8 @@ pub struct Cli {
 pub enum Command {
     /// Build a machine (the default command)
     Build(Build),
+    /// Renew the lock file: the newest packages, and all inputs as they are now
+    Lock(Lock),
     /// Make an ed25519 key pair for signing
     Keygen(Keygen),
     /// Sign an existing bundle
@@ -69,6 +72,12 @@ pub struct Build {
         env = "SMOL_ACCEL"
     )]
     pub accel: Accel,
+    /// Fail if the lock file is missing or out of date, instead of renewing it
+    #[arg(long, env = "SMOL_LOCKED", value_parser = BoolishValueParser::new())]
+    pub locked: bool,
+    /// Download nothing
+    #[arg(long, env = "SMOL_OFFLINE", value_parser = BoolishValueParser::new())]
+    pub offline: bool,
     /// Build kernel and rootfs afresh instead of taking them from the cache
     #[arg(long)]
     pub no_cache: bool,
@@ -83,6 +92,25 @@ pub struct Build {
     /// Show what the machine prints while it boots
     #[arg(short, long)]
     pub verbose: bool,
+    /// How progress is shown
+    #[arg(
+        long,
+        value_name = "auto|tty|plain|json",
+        default_value = "auto",
+        env = "SMOL_PROGRESS"
+    )]
+    pub progress: Mode,
+}
+
+/// `smolbuild lock`.
+#[derive(Debug, Args)]
+pub struct Lock {
+    /// Smolfile, or a folder that holds one
+    #[arg(default_value = ".", value_name = "SMOLFILE|DIR")]
+    pub path: PathBuf,
+    /// Download nothing: packages stay as they are locked
+    #[arg(long, env = "SMOL_OFFLINE", value_parser = BoolishValueParser::new())]
+    pub offline: bool,
     /// How progress is shown
     #[arg(
         long,

@@ -1,11 +1,13 @@
-//! Getting source packages from the distribution: the only stage that goes to the network for
-//! inputs of its own accord (root file systems get their packages through mmdebstrap).
+//! Getting source packages from the distribution, and the folder of downloads. (The packages of root
+//! file systems come through mmdebstrap: `assemble/rootfs/debian/archive.rs`.)
 //!
-//! A package is pinned by version and digest. It is kept in a downloads folder under its full name,
-//! which appears by a rename once the digest was checked.
+//! A package is pinned by version and digest. It is kept under its digest, by a rename once that was
+//! checked. What is in the folder of downloads is pinned, so
+//! it is never out of date; it can be deleted at any time.
 
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -19,6 +21,17 @@ use crate::subprocess;
 /// Lines of a failing program that an error shows.
 const LAST_LINES: usize = 10;
 
+/// What may be downloaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Net {
+    /// Nothing.
+    Offline,
+    /// Inputs that are pinned, in exactly that version.
+    Pinned,
+    /// Where a pinned version is not to be had any more, another one.
+    Open,
+}
+
 /// A package, exactly.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pin {
@@ -30,23 +43,43 @@ pub struct Pin {
     pub sha256: String,
 }
 
-/// The package file of `pin` in the folder `downloads`, fetched by apt if it is not there yet; or,
-/// when the archive no longer offers that version, the one it offers instead. What it is, is the
-/// second result; `say` is told when something is downloaded.
+/// The package file of `pin` in the folder `downloads`, fetched by apt if it is not there yet and
+/// `net` allows it; or, when the archive no longer offers that version, the one it offers instead.
+/// What it is, is the second result; `say` is told when something is downloaded.
 ///
 /// # Errors
-/// No apt here, or a package that it does not know (exit kind Host); a failing download; a digest
-/// that differs (Verification).
+/// It is not there, and may not be fetched; no apt here, or a package that it does not know (exit
+/// kind Host); only another version is on offer, and may not be taken (LockStale); a failing
+/// download; a digest that differs (Verification).
 pub fn package(
     pin: &Pin,
     downloads: &Path,
+    net: Net,
     say: &mut dyn FnMut(&str),
     interrupt: &Interrupt,
 ) -> Result<(PathBuf, Pin)> {
     if let Some(file) = present(pin, downloads)? {
         return Ok((file, pin.clone()));
     }
-    let chosen = choose(pin, &offers(&pin.package)?)?;
+    let Pin {
+        package, version, ..
+    } = pin;
+    if net == Net::Offline {
+        let what = format!("offline, and the package {package} {version} is not in the cache");
+        return Err(Failure::new(ExitKind::Failed, what)
+            .hint("build once without --offline")
+            .into());
+    }
+    let chosen = choose(pin, &offers(package)?)?;
+    if net == Net::Pinned && chosen != *pin {
+        let what = format!(
+            "the archive no longer offers {package} {version}, which the lock pins, but {}",
+            chosen.version
+        );
+        return Err(Failure::new(ExitKind::LockStale, what)
+            .hint("`smolbuild lock` takes what the archive offers now")
+            .into());
+    }
     if let Some(file) = present(&chosen, downloads)? {
         return Ok((file, chosen));
     }
@@ -69,32 +102,47 @@ pub fn unpack(deb: &Path, into: &Path, interrupt: &Interrupt) -> Result<()> {
 /// # Errors
 /// If it cannot be read.
 pub fn sha256(path: &Path) -> Result<String> {
-    let fail = || format!("cannot read {}", path.display());
-    let mut file = File::open(path).with_context(fail)?;
-    let mut hasher = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut buffer) {
-            Ok(0) => break,
-            Ok(read) => hasher.update(&buffer[..read]),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error).with_context(fail),
-        }
-    }
-    Ok(hasher
-        .finalize()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect())
+    File::open(path)
+        .and_then(|mut file| sha256_of(|hasher| io::copy(&mut file, hasher).map(drop)))
+        .with_context(|| format!("cannot read {}", path.display()))
 }
 
-fn place(pin: &Pin, downloads: &Path) -> PathBuf {
-    downloads.join(format!("{}_{}.deb", pin.package, pin.version))
+/// SHA-256 of what `write` writes, in hexadecimal.
+///
+/// # Errors
+/// Those of `write`.
+pub fn sha256_of(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<String> {
+    struct Hasher(Sha256);
+    impl Write for Hasher {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.update(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut hasher = io::BufWriter::with_capacity(1 << 20, Hasher(Sha256::new()));
+    write(&mut hasher)?;
+    let Hasher(hasher) = hasher
+        .into_inner()
+        .map_err(io::IntoInnerError::into_error)?;
+    Ok(hex(&hasher.finalize()))
+}
+
+/// Bytes in hexadecimal.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Where in the folder `downloads` a package with this SHA-256 is, or goes.
+pub fn place(downloads: &Path, sha256: &str) -> PathBuf {
+    downloads.join(format!("{sha256}.deb"))
 }
 
 /// The file of an earlier download, if it is still what it was.
 fn present(pin: &Pin, downloads: &Path) -> Result<Option<PathBuf>> {
-    let file = place(pin, downloads);
+    let file = place(downloads, &pin.sha256);
     Ok((file.exists() && sha256(&file)? == pin.sha256).then_some(file))
 }
 
@@ -160,14 +208,7 @@ fn choose(pin: &Pin, offers: &[Pin]) -> Result<Pin> {
 
 fn download(pin: &Pin, downloads: &Path, interrupt: &Interrupt) -> Result<PathBuf> {
     let cannot = || format!("cannot write in {}", downloads.display());
-    fs::create_dir_all(downloads).with_context(cannot)?;
-    sweep(downloads);
-    let folder = tempfile::Builder::new()
-        .prefix("new-")
-        .tempdir_in(downloads)
-        .with_context(cannot)?;
-    let lock = File::create(folder.path().join("lock")).with_context(cannot)?;
-    lock.try_lock().with_context(cannot)?;
+    let folder = Scratch::new(downloads)?;
     let mut command = subprocess::command("apt-get");
     // apt drops to its own user when run by root, who may not enter our folder; we only download.
     command.args(["-qq", "-o", "APT::Sandbox::User=root", "download"]);
@@ -202,12 +243,48 @@ fn download(pin: &Pin, downloads: &Path, interrupt: &Interrupt) -> Result<PathBu
         );
         return Err(Failure::new(ExitKind::Verification, what).into());
     }
-    let place = place(pin, downloads);
+    let place = place(downloads, &pin.sha256);
     File::open(&deb)
         .and_then(|file| file.sync_all())
         .with_context(cannot)?;
     fs::rename(&deb, &place).with_context(cannot)?;
     Ok(place)
+}
+
+/// A folder among the downloads for what is not complete yet, removed on drop, and by the next one
+/// if we are killed.
+pub struct Scratch {
+    folder: tempfile::TempDir,
+    _lock: File,
+}
+
+impl Scratch {
+    /// A fresh one in the folder `downloads`, which is made if it is missing.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub fn new(downloads: &Path) -> Result<Scratch> {
+        let cannot = || format!("cannot write in {}", downloads.display());
+        fs::create_dir_all(downloads).with_context(cannot)?;
+        sweep(downloads);
+        let folder = tempfile::Builder::new()
+            .prefix("new-")
+            // apt's own user works in it, too.
+            .permissions(PermissionsExt::from_mode(0o755))
+            .tempdir_in(downloads)
+            .with_context(cannot)?;
+        let lock = File::create(folder.path().join("lock")).with_context(cannot)?;
+        lock.try_lock().with_context(cannot)?;
+        Ok(Scratch {
+            folder,
+            _lock: lock,
+        })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
 }
 
 /// Removes the folders of downloads that were killed: nobody holds their locks.
@@ -309,15 +386,33 @@ mod tests {
             package(
                 &abc,
                 downloads.path(),
+                Net::Open,
                 &mut |_| panic!("nothing to fetch"),
                 &Interrupt::detached().unwrap(),
             )
         };
         assert!(ask().is_err());
-        fs::write(place(&abc, downloads.path()), "abc").unwrap();
-        assert_eq!(ask().unwrap(), (place(&abc, downloads.path()), abc.clone()));
-        fs::write(place(&abc, downloads.path()), "abd").unwrap();
+        fs::write(place(downloads.path(), &abc.sha256), "abc").unwrap();
+        assert_eq!(
+            ask().unwrap(),
+            (place(downloads.path(), &abc.sha256), abc.clone())
+        );
+        fs::write(place(downloads.path(), &abc.sha256), "abd").unwrap();
         assert!(ask().is_err());
+    }
+
+    #[test]
+    fn offline_a_missing_package_is_named_and_nobody_is_asked() {
+        let downloads = tempfile::tempdir().unwrap();
+        let error = package(
+            &pin("6.1.192-2", "ae95"),
+            downloads.path(),
+            Net::Offline,
+            &mut |_| panic!("nothing to fetch"),
+            &Interrupt::detached().unwrap(),
+        );
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("linux-source-6.1 6.1.192-2"), "{error}");
     }
 
     #[test]

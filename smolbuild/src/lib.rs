@@ -5,20 +5,23 @@
 //! | stage | room | from | to |
 //! |---|---|---|---|
 //! | read | [`smolfile`] | text | spanned, typed values, or all mistakes at once |
-//! | plan | [`plan`] | Smolfile and flags | everything that can change a byte, in one value |
-//! | fetch | [`fetch`] | package names | source packages |
+//! | lock | [`lock`] | Smolfile and lock file | every input, by version and digest |
+//! | plan | [`plan`] | Smolfile and lock | everything that can change a byte, in one value |
+//! | fetch | [`fetch`] | pinned packages | package files |
 //! | assemble | [`assemble`] | the Plan | kernel, initramfs, rootfs |
 //! | boot | [`boot`] | images | a machine that is ready, frozen: state and RAM |
 //! | pack | [`pack`] | images, state and RAM | a bundle |
 //!
-//! [`commands`] holds the subcommands; `commands/build.rs` walks the pipeline from top to bottom.
+//! [`pipeline`] walks through them from top to bottom. [`commands`] holds the subcommands.
 
 pub mod assemble;
 pub mod boot;
 pub mod cli;
 pub mod commands;
 pub mod fetch;
+pub mod lock;
 pub mod pack;
+pub mod pipeline;
 pub mod plan;
 pub mod smolfile;
 pub mod subprocess;

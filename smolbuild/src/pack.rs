@@ -23,7 +23,7 @@ pub fn spec(
     images: &Images,
     frozen: &Frozen,
     frozen_in: &Path,
-    smolfile: Vec<u8>,
+    smolfile: &str,
 ) -> Result<BundleSpec> {
     let state_path = frozen_in.join(STATE_FILE);
     let state = std::fs::read(&state_path)
@@ -37,8 +37,8 @@ pub fn spec(
             state,
             memory: frozen_in.join(MEMORY_FILE),
         }),
-        smolfile: Some(smolfile),
-        lock: None,
+        smolfile: Some(smolfile.as_bytes().to_vec()),
+        lock: Some(plan.lock.to_text().into_bytes()),
     })
 }
 

@@ -1,4 +1,4 @@
-//! From a Smolfile and flags to the Plan: everything that can change a byte of the bundle,
+//! From a Smolfile and its lock to the Plan: everything that can change a byte of the bundle,
 //! resolved, in one value. Pure.
 //!
 //! The digest of the Plan is the key of the build cache, and the seed of all randomness that the
@@ -12,21 +12,15 @@ use serde::Serialize;
 use smol_cli::{ErrorExt, ExitKind, Failure};
 use smol_guest::protocol::{self, GuestConfig, RUN_MODE_WORD};
 
+use crate::lock::Lock;
 use crate::smolfile::{self, Smolfile, Workload};
 
 /// Wall clock of the guest at power-on and time of all files, unless SOURCE_DATE_EPOCH says
 /// otherwise: 2026-01-01T00:00:00Z in seconds since the Unix epoch.
-pub const DEFAULT_EPOCH: u64 = 1_767_225_600;
+pub const DEFAULT_EPOCH: u32 = 1_767_225_600;
 
 /// Version of the Plan's own shape and meaning; part of its digest.
-const FORMAT: u32 = 1;
-
-/// What the command line and the environment add to the Smolfile.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Flags {
-    /// SOURCE_DATE_EPOCH, by [`parse_epoch`].
-    pub epoch: Option<u64>,
-}
+const FORMAT: u32 = 2;
 
 /// Everything that can change a byte of the bundle.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -44,8 +38,6 @@ pub struct Plan {
     pub cpus: u32,
     /// Guest memory in bytes.
     pub memory: u64,
-    /// Wall clock at power-on and time of all files, in seconds since the Unix epoch.
-    pub epoch: u64,
     /// The kernel and what it is told.
     pub kernel: Kernel,
     /// The root file system; without one the machine is just a kernel.
@@ -56,7 +48,10 @@ pub struct Plan {
     pub guest: Option<GuestConfig>,
     /// For a machine that is just a kernel: the line of the console that makes it ready.
     pub console_ready: Option<protocol::Ready>,
-    /// Digests of what goes in, by name: filled by the stages that fetch and assemble it, before
+    /// Every input, pinned. Where a pinned one is not to be had, the stage that gets another one
+    /// enters it here.
+    pub lock: Lock,
+    /// Digests of the images, by name: filled by the stage that assembles them, before
     /// [`Plan::digest`] and [`Plan::seed`] are final.
     pub inputs: BTreeMap<String, String>,
     /// Folder of the Smolfile, which the host paths of the Plan are relative to.
@@ -125,11 +120,11 @@ pub enum Boot {
 }
 
 impl Plan {
-    /// Resolves a Smolfile whose folder is `base_dir`.
+    /// Resolves a Smolfile whose folder is `base_dir`, with the inputs that `lock` pins.
     ///
     /// Errors: the guest could not act on the result (of kind [`ExitKind::Internal`], for the
     /// parser of the Smolfile lets nothing of that kind pass).
-    pub fn resolve(smolfile: &Smolfile, base_dir: &Path, flags: &Flags) -> anyhow::Result<Self> {
+    pub fn resolve(smolfile: &Smolfile, base_dir: &Path, lock: Lock) -> anyhow::Result<Self> {
         let guest = guest_config(smolfile);
         if let Some(guest) = &guest {
             guest.check().kind(ExitKind::Internal)?;
@@ -149,7 +144,6 @@ impl Plan {
             version: smolfile.version.clone(),
             cpus: smolfile.cpus,
             memory: smolfile.memory,
-            epoch: flags.epoch.unwrap_or(DEFAULT_EPOCH),
             kernel: Kernel {
                 source: (&smolfile.kernel.source).into(),
                 build_cmdline: cmdline(Boot::Build),
@@ -159,9 +153,15 @@ impl Plan {
             rootfs,
             copies,
             guest,
+            lock,
             inputs: BTreeMap::new(),
             base_dir: base_dir.to_owned(),
         })
+    }
+
+    /// Wall clock at power-on and time of all files, in seconds since the Unix epoch.
+    pub fn epoch(&self) -> u64 {
+        self.lock.builder.epoch.into()
     }
 
     /// TCP ports of the service.
@@ -341,9 +341,9 @@ impl From<&smolfile::Copy> for Copy {
 
 /// The value of SOURCE_DATE_EPOCH: seconds since the Unix epoch, up to 2106, which is as far as
 /// the time fields of a cpio archive reach.
-pub fn parse_epoch(text: &str) -> Result<u64, Failure> {
+pub fn parse_epoch(text: &str) -> Result<u32, Failure> {
     match text.parse::<u32>() {
-        Ok(seconds) if text.bytes().all(|b| b.is_ascii_digit()) => Ok(seconds.into()),
+        Ok(seconds) if text.bytes().all(|b| b.is_ascii_digit()) => Ok(seconds),
         _ => Err(Failure::new(
             ExitKind::Usage,
             format!("SOURCE_DATE_EPOCH is {text:?}, which is no time"),
@@ -394,7 +394,7 @@ mod tests {
         Plan::resolve(
             &smolfile::parse(source).unwrap(),
             Path::new("/base"),
-            &Flags::default(),
+            Lock::of_epoch(DEFAULT_EPOCH),
         )
         .unwrap()
     }
@@ -467,8 +467,8 @@ mod tests {
     #[test]
     fn the_digest_does_not_depend_on_where_the_smolfile_lies_or_how_it_is_laid_out() {
         let smolfile = smolfile::parse(SERVICE).unwrap();
-        let elsewhere =
-            Plan::resolve(&smolfile, Path::new("/elsewhere"), &Flags::default()).unwrap();
+        let lock = Lock::of_epoch(DEFAULT_EPOCH);
+        let elsewhere = Plan::resolve(&smolfile, Path::new("/elsewhere"), lock).unwrap();
         assert_eq!(elsewhere.digest(), plan(SERVICE).digest());
         let other_order = SERVICE.replace(r#"["redis", "curl"]"#, r#"[ "curl",  "redis" ]"#);
         assert_eq!(plan(&other_order).digest(), plan(SERVICE).digest());
@@ -511,9 +511,9 @@ mod tests {
         more.inputs.insert("kernel".into(), "blake3:00".into());
         seen.extend([more.digest(), more.seed()]);
         let smolfile = smolfile::parse(SERVICE).unwrap();
-        let flags = Flags { epoch: Some(0) };
+        let lock = Lock::of_epoch(0);
         seen.push(
-            Plan::resolve(&smolfile, Path::new("/base"), &flags)
+            Plan::resolve(&smolfile, Path::new("/base"), lock)
                 .unwrap()
                 .digest(),
         );
@@ -530,7 +530,7 @@ mod tests {
             .replace(env!("CARGO_PKG_VERSION"), "VERSION");
         assert_eq!(
             json,
-            r#"{"format":1,"builder":"VERSION","arch":"x86_64","name":"native","version":null,"cpus":1,"memory":268435456,"epoch":1767225600,"kernel":{"source":{"path":"guest.elf"},"build_cmdline":"root=whatever it likes","run_cmdline":"root=whatever it likes"},"rootfs":null,"copies":[],"guest":null,"console_ready":{"probe":{"log":{"pattern":"^up$"}},"timeout_ms":60000,"interval_ms":100,"successes":1},"inputs":{}}"#
+            r#"{"format":2,"builder":"VERSION","arch":"x86_64","name":"native","version":null,"cpus":1,"memory":268435456,"kernel":{"source":{"path":"guest.elf"},"build_cmdline":"root=whatever it likes","run_cmdline":"root=whatever it likes"},"rootfs":null,"copies":[],"guest":null,"console_ready":{"probe":{"log":{"pattern":"^up$"}},"timeout_ms":60000,"interval_ms":100,"successes":1},"lock":{"version":1,"builder":{"smolbuild":"VERSION","bundle-format":1,"guest-sha256":"0000000000000000000000000000000000000000000000000000000000000000","epoch":1767225600},"kernel":null,"debian":null,"file":[],"copy":[]},"inputs":{}}"#
         );
     }
 

@@ -144,7 +144,7 @@ fn programs(host: &Host) {
 /// their bytes. All else of the cache is the tests' own.
 fn caches(host: &Host) {
     let users = smol_cli::paths::cache_dir().expect("there is a cache folder");
-    for name in ["kernels", "sources", "debian", "emulated-host"] {
+    for name in ["kernels", "downloads", "debian", "emulated-host"] {
         let (from, to) = (users.join(name), host.cache().join(name));
         fs::create_dir_all(&from).expect("the cache can be written");
         if !to.exists() {

@@ -50,3 +50,6 @@ pub use key::{KeyId, PrivateKey, PublicKey};
 pub use reader::{Blob, Bundle};
 pub use signature::{Signature, SignatureError, sign};
 pub use writer::{BundleSpec, SnapshotSpec, Written, write, write_while};
+
+/// Major version of the format.
+pub const FORMAT_VERSION: u32 = 1;

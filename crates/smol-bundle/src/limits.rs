@@ -21,8 +21,10 @@ pub const MAX_INDEX_SIZE: u64 = 256 << 20;
 pub const MAX_STATE_SIZE: u64 = 16 << 20;
 /// Most bytes in index.json, in a manifest and in the configuration, each.
 pub const MAX_JSON_SIZE: u64 = 64 << 10;
-/// Most bytes in the Smolfile and in the lock, each.
+/// Most bytes in the Smolfile.
 pub const MAX_TEXT_SIZE: u64 = 1 << 20;
+/// Most bytes in the lock, which has a line for each package and each file.
+pub const MAX_LOCK_SIZE: u64 = 16 << 20;
 /// Most signatures.
 pub const MAX_SIGNATURES: usize = 16;
 /// Most entries in the archive.

@@ -117,7 +117,7 @@ fn validate(spec: &BundleSpec) -> Result<()> {
     for (name, bytes, limit) in [
         ("machine state", state, MAX_STATE_SIZE),
         ("Smolfile", spec.smolfile.as_ref(), MAX_TEXT_SIZE),
-        ("lock", spec.lock.as_ref(), MAX_TEXT_SIZE),
+        ("lock", spec.lock.as_ref(), MAX_LOCK_SIZE),
     ] {
         if let Some(len) = bytes.map(|b| b.len() as u64).filter(|len| *len > limit) {
             return Err(Error::InvalidSpec(format!(

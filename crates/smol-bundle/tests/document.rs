@@ -13,6 +13,7 @@ fn the_limits_table_is_the_librarys() {
         ("MAX_INDEX_SIZE", limits::MAX_INDEX_SIZE),
         ("MAX_STATE_SIZE", limits::MAX_STATE_SIZE),
         ("MAX_TEXT_SIZE", limits::MAX_TEXT_SIZE),
+        ("MAX_LOCK_SIZE", limits::MAX_LOCK_SIZE),
         ("MAX_IMAGE_SIZE", limits::MAX_IMAGE_SIZE),
         ("MAX_FRAME_PAGES", limits::MAX_FRAME_PAGES.into()),
         ("MAX_FRAME_OVERHEAD", limits::MAX_FRAME_OVERHEAD.into()),

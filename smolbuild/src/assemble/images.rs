@@ -5,15 +5,15 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use smol_cli::{Interrupt, Progress, human};
+use smol_cli::{ErrorExt, ExitKind, Interrupt, Progress, human};
 use smol_guest::protocol::GuestConfig;
 
-use super::rootfs::{self, CopySpec, RootfsSource, RootfsSpec};
-use super::{initramfs, kernel};
+use super::initramfs;
+use super::kernel::{self, Request};
+use super::rootfs::{self, CopySpec, DebianSpec, RootfsSource, RootfsSpec, debian};
+use crate::fetch::Net;
+use crate::lock::{self, GUEST_BINARY, Surroundings, World};
 use crate::plan::{self, KernelSource, Plan};
-
-/// The guest's PID 1, built with this program and a part of it.
-const GUEST_BINARY: &[u8] = include_bytes!(env!("SMOL_GUEST_BINARY"));
 
 /// The images of a machine.
 #[derive(Clone, Debug)]
@@ -26,61 +26,98 @@ pub struct Images {
     pub rootfs: Option<PathBuf>,
 }
 
-/// Makes the images in the folder `work`, with the help of `cache`, and enters their digests into
-/// the Plan.
+/// Where a build has its files, and what it may download.
+#[derive(Clone, Copy, Debug)]
+pub struct Site<'a> {
+    /// Kernels and installed systems that were made before.
+    pub cache: &'a Path,
+    /// Inputs that were downloaded before.
+    pub downloads: &'a Path,
+    /// Folder to make the images in.
+    pub work: &'a Path,
+    /// What may be downloaded.
+    pub net: Net,
+    /// What the environment adds.
+    pub surroundings: &'a Surroundings,
+}
+
+/// Makes the images, and enters their digests into the Plan; and into its lock what had to be taken
+/// instead of a pinned input that is not to be had any more, if that is allowed.
 ///
 /// # Errors
 /// Whatever keeps an image from being made.
 pub fn assemble(
     plan: &mut Plan,
-    cache: &Path,
-    work: &Path,
+    site: Site,
     progress: &Progress,
     interrupt: &Interrupt,
 ) -> Result<Images> {
-    let kernel = match &plan.kernel.source {
-        KernelSource::Path(path) => plan.host_path(path),
-        KernelSource::Recipe(name) => kernel::stage(name, cache, progress, interrupt)?,
-    };
+    let kernel = build_kernel(plan, site, progress, interrupt)?;
     interrupt.check()?;
     let mut images = Images {
         kernel,
         initramfs: None,
         rootfs: None,
     };
-    if let (Some(guest), Some(source)) = (&plan.guest, &plan.rootfs) {
-        images.rootfs = Some(build_rootfs(
-            plan,
-            source,
-            cache,
-            &work.join("rootfs"),
-            progress,
-            interrupt,
-        )?);
-        images.initramfs = Some(build_initramfs(guest, &work.join("initramfs"))?);
+    if plan.rootfs.is_some() {
+        images.rootfs = Some(build_rootfs(plan, site, progress, interrupt)?);
+    }
+    if let Some(guest) = &plan.guest {
+        images.initramfs = Some(build_initramfs(guest, &site.work.join("initramfs"))?);
     }
     enter_digests(plan, &images)?;
     Ok(images)
 }
 
-fn build_rootfs(
-    plan: &Plan,
-    source: &plan::Rootfs,
-    cache: &Path,
-    out: &Path,
+fn build_kernel(
+    plan: &mut Plan,
+    site: Site,
     progress: &Progress,
     interrupt: &Interrupt,
 ) -> Result<PathBuf> {
-    let source = match source {
-        plan::Rootfs::Debian { suite, packages } => RootfsSource::Debian(rootfs::DebianSpec {
-            suite: suite.clone(),
-            packages: packages.clone(),
-            sources: None,
-            snapshot: String::new(),
-            refresh: false,
-        }),
-        plan::Rootfs::Tar(path) => RootfsSource::Tar(plan.host_path(path)),
-        plan::Rootfs::Dir(path) => RootfsSource::Dir(plan.host_path(path)),
+    let name = match &plan.kernel.source {
+        KernelSource::Path(path) => return Ok(plan.host_path(path)),
+        KernelSource::Recipe(name) => name,
+    };
+    let pinned = plan.lock.kernel.as_mut().context("the lock has no kernel");
+    let pinned = pinned.kind(ExitKind::Internal)?;
+    let request = Request {
+        recipe: name,
+        source: site.surroundings.kernel_source(),
+        pinned: Some(pinned),
+        downloads: site.downloads,
+        net: site.net,
+        rebuild: false,
+    };
+    let (vmlinux, source) = kernel::obtain(&request, site.cache, progress, interrupt)?;
+    source.enter(pinned);
+    Ok(vmlinux)
+}
+
+fn build_rootfs(
+    plan: &mut Plan,
+    site: Site,
+    progress: &Progress,
+    interrupt: &Interrupt,
+) -> Result<PathBuf> {
+    let cache = site.cache.join("debian");
+    let source = match &plan.rootfs {
+        Some(plan::Rootfs::Tar(path)) => RootfsSource::Tar(plan.host_path(path)),
+        Some(plan::Rootfs::Dir(path)) => RootfsSource::Dir(plan.host_path(path)),
+        Some(plan::Rootfs::Debian { .. }) => {
+            let debian = plan
+                .lock
+                .debian
+                .as_mut()
+                .context("the lock has no packages");
+            let debian = debian.kind(ExitKind::Internal)?;
+            have_packages(debian, &cache, site, progress, interrupt)?;
+            RootfsSource::Debian(DebianSpec {
+                packages: debian.packages.clone(),
+                downloads: site.downloads.to_owned(),
+            })
+        }
+        None => RootfsSource::None,
     };
     let copies = plan.copies.iter().map(|c| CopySpec {
         src: plan.host_path(&c.src),
@@ -91,19 +128,63 @@ fn build_rootfs(
     let spec = RootfsSpec {
         source,
         copies: copies.collect(),
-        epoch: plan.epoch,
+        epoch: plan.epoch(),
     };
     let stage = progress.stage("rootfs", "assembling the root file system");
-    let packages = cache.join("debian");
     let image = rootfs::build_interruptible(
         &spec,
-        &packages,
-        out,
+        &cache,
+        &site.work.join("rootfs"),
         &mut |line| stage.note(line),
         interrupt,
     )?;
     stage.finish(&human::bytes(image.size));
     Ok(image.path)
+}
+
+/// Has the packages of a system, unless it is installed already. Those that are gone from the
+/// archive are replaced by what it offers now, if that is allowed.
+fn have_packages(
+    debian: &mut lock::Debian,
+    installed: &Path,
+    site: Site,
+    progress: &Progress,
+    interrupt: &Interrupt,
+) -> Result<()> {
+    let fetch = |debian: &lock::Debian| {
+        if debian::is_installed(&debian.packages, installed) {
+            return Ok(Vec::new());
+        }
+        debian::fetch(
+            &debian.suite,
+            &debian.packages,
+            site.downloads,
+            site.net,
+            &mut |line| progress.note(line),
+            interrupt,
+        )
+    };
+    let gone = fetch(debian)?;
+    if gone.is_empty() {
+        return Ok(());
+    }
+    let failure = debian::gone(&gone, &debian.suite);
+    if site.net != Net::Open {
+        return Err(failure.into());
+    }
+    progress.note(&format!("{failure}: choosing anew"));
+    let world = World {
+        downloads: site.downloads,
+        offline: false,
+        surroundings: site.surroundings,
+        progress,
+        interrupt,
+    };
+    lock::choose(debian, world)?;
+    match fetch(debian)? {
+        gone if gone.is_empty() => Ok(()),
+        gone => Err(debian::gone(&gone, &debian.suite)).kind(ExitKind::Failed),
+    }
 }
 
 fn build_initramfs(guest: &GuestConfig, out: &Path) -> Result<PathBuf> {

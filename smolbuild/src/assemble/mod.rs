@@ -5,4 +5,4 @@ pub mod initramfs;
 pub mod kernel;
 pub mod rootfs;
 
-pub use images::{Images, assemble};
+pub use images::{Images, Site, assemble};

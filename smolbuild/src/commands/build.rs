@@ -1,44 +1,29 @@
-//! `smolbuild [SMOLFILE|DIR]`: the pipeline, top to bottom.
+//! `smolbuild [SMOLFILE|DIR]`: what the command line asks of the pipeline, and what it is told.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result};
 use serde_json::json;
-use smol_bundle::Written;
-use smol_cli::progress::{Stage, render_waterfall};
-use smol_cli::{ExitKind, Failure, Interrupt, Progress, human, paths};
-use smol_guest::protocol::Event;
-use smol_host::Selected;
+use smol_cli::progress::render_waterfall;
+use smol_cli::{ExitKind, Failure, Interrupt, Progress, human};
 
-use super::{bundle_error, host_error, keys};
-use crate::assemble::{self, Images};
-use crate::boot::{self, Failed, Frozen, Job, Message};
+use super::{host_error, keys};
 use crate::cli::Build;
-use crate::pack;
-use crate::plan::{self, Flags, Plan};
+use crate::lock::{Policy, Surroundings};
+use crate::pipeline::{self, Built, Request};
 use crate::smolfile;
-use crate::work::WorkDir;
-
-/// Wall-clock limit of a boot, seconds. Waiting costs no time on virtual time, so only a guest
-/// that works all the while comes near it.
-const BOOT_LIMIT: u64 = 20 * 60;
 
 /// Builds the machine and writes its bundle.
 pub fn run(args: &Build, interrupt: &Interrupt) -> Result<()> {
     let progress = Progress::new(args.progress);
     let loaded = smolfile::load(&args.path)?;
     let key = args.sign.as_deref().map(keys::load_private).transpose()?;
-    let epoch = std::env::var("SOURCE_DATE_EPOCH")
-        .ok()
-        .map(|t| plan::parse_epoch(&t))
-        .transpose()?;
-    let mut plan = Plan::resolve(&loaded.smolfile, &loaded.base_dir, &Flags { epoch })?;
-    let out = args
+    let surroundings = Surroundings::of_environment()?;
+    let out: PathBuf = args
         .output
         .clone()
-        .unwrap_or_else(|| format!("{}.smolmachine", plan.name).into());
+        .unwrap_or_else(|| format!("{}.smolmachine", loaded.smolfile.name).into());
     for file in [Some(&out), args.metadata_file.as_ref()]
         .into_iter()
         .flatten()
@@ -49,43 +34,22 @@ pub fn run(args: &Build, interrupt: &Interrupt) -> Result<()> {
     if let Some(why) = &selected.why {
         progress.note(why);
     }
-    let shared_cache = paths::cache_dir()?;
-    let work = WorkDir::create(&shared_cache)?;
-    let cache = if args.no_cache {
-        work.subdir("cache")?
-    } else {
-        shared_cache.clone()
+    let request = Request {
+        smolfile: &loaded,
+        lock: Policy::File {
+            locked: args.locked,
+        },
+        offline: args.offline,
+        surroundings,
+        no_cache: args.no_cache,
+        selected: &selected,
+        watchdog: args.watchdog,
+        verbose: args.verbose,
+        out: &out,
+        key: key.as_ref(),
     };
-
-    let images = assemble::assemble(&mut plan, &cache, work.path(), &progress, interrupt)?;
-    let frozen_in = work.subdir("frozen")?;
-    let job = job(&plan, &images, args.watchdog, &frozen_in);
-    let frozen = boot(
-        &job,
-        &selected,
-        &shared_cache,
-        &progress,
-        args.verbose,
-        interrupt,
-    )?;
-    let spec = pack::spec(
-        &plan,
-        &images,
-        &frozen,
-        &frozen_in,
-        loaded.source.into_bytes(),
-    )?;
-    interrupt.check()?;
-    let written = pack(&spec, &out, &work, key.as_ref(), &progress, interrupt)?;
-    report(
-        &plan,
-        &out,
-        &written,
-        &frozen,
-        key.is_some(),
-        args,
-        &progress,
-    )
+    let built = pipeline::build_bundle(&request, &progress, interrupt)?;
+    report(&built, args, &out, key.is_some(), &progress)
 }
 
 /// Finds out before the work, not after it, whether there is a place for its result.
@@ -109,184 +73,20 @@ fn folder_of(file: &Path) -> &Path {
         .unwrap_or(Path::new("."))
 }
 
-fn job(plan: &Plan, images: &Images, watchdog: u64, out: &Path) -> Job {
-    let ready_line = plan.console_ready.as_ref().map(|r| match &r.probe {
-        smol_guest::protocol::Probe::Log { pattern } => pattern.clone(),
-        other => unreachable!(
-            "the parser gives a machine without a service nothing but a log probe, not {other}"
-        ),
-    });
-    Job {
-        kernel: images.kernel.clone(),
-        initramfs: images.initramfs.clone(),
-        rootfs: images.rootfs.clone(),
-        cmdline: plan.kernel.build_cmdline.clone(),
-        memory: plan.memory,
-        vcpus: u8::try_from(plan.cpus).expect("the parser allows few"),
-        epoch: plan.epoch,
-        seed: blake3::Hash::from_bytes(plan.seed()).to_hex().to_string(),
-        watchdog,
-        limit: plan
-            .console_ready
-            .as_ref()
-            .map_or(BOOT_LIMIT, |r| r.timeout_ms.div_ceil(1000)),
-        ready_line,
-        out: out.to_owned(),
-    }
-}
-
-/// Boots the machine until it is frozen, wherever it can run.
-fn boot(
-    job: &Job,
-    selected: &Selected,
-    cache: &Path,
-    progress: &Progress,
-    verbose: bool,
-    interrupt: &Interrupt,
-) -> Result<Frozen> {
-    let stages = Arc::new(Mutex::new(BootStages::new(progress, verbose)));
-    let report = {
-        let stages = stages.clone();
-        move |message| stages.lock().expect("no stage panics").message(message)
-    };
-    match selected.accel {
-        smol_host::Backend::Kvm => boot::local::run(job, interrupt, report)?,
-        smol_host::Backend::Emulated => boot::emulated::run(job, cache, interrupt, report)?,
-    }
-    let outcome = stages.lock().expect("no stage panics").outcome.take();
-    match outcome {
-        Some(Ok(frozen)) => Ok(frozen),
-        Some(Err(failed)) => Err(boot_error(&failed, interrupt)),
-        None => Err(Failure::new(ExitKind::Failed, "the machine ended without a word").into()),
-    }
-}
-
-/// Turns the machine's messages into progress: boot, service, warm, snapshot.
-struct BootStages {
-    progress: Progress,
-    current: Option<Stage>,
-    outcome: Option<Result<Frozen, Failed>>,
-    verbose: bool,
-}
-
-impl BootStages {
-    fn new(progress: &Progress, verbose: bool) -> Self {
-        let current = Some(progress.stage("boot", "booting the machine"));
-        Self {
-            progress: progress.clone(),
-            current,
-            outcome: None,
-            verbose,
-        }
-    }
-
-    fn start(&mut self, name: &str, message: &str) {
-        self.current = Some(self.progress.stage(name, message));
-    }
-
-    fn finish(&mut self, result: &str) {
-        if let Some(stage) = self.current.take() {
-            stage.finish(result);
-        }
-    }
-
-    fn message(&mut self, message: Message) {
-        match message {
-            Message::Guest(event) => self.event(&event),
-            Message::Log(line) if self.verbose => self.progress.note(&format!("service | {line}")),
-            Message::Console(line) if self.verbose => {
-                self.progress.note(&format!("console | {line}"))
-            }
-            Message::Log(_) | Message::Console(_) => {}
-            Message::Frozen(frozen) => {
-                self.finish(&format!(
-                    "{} of memory in use",
-                    human::bytes(frozen.nonzero_pages * 4096)
-                ));
-                if let Some(why) = pack::unreproducible(&frozen) {
-                    self.progress
-                        .note(&format!("warning: not reproducible: {why}"));
-                }
-                self.outcome = Some(Ok(frozen));
-            }
-            Message::Failed(failed) => self.outcome = Some(Err(failed)),
-        }
-    }
-
-    fn event(&mut self, event: &Event) {
-        match event {
-            Event::Booted => {
-                self.finish("up");
-                self.start("service", "starting the service");
-            }
-            Event::Ready { attempts } => self.finish(&format!("ready at attempt {attempts}")),
-            Event::WarmStarted { index } => {
-                self.start("warm", &format!("running warm command {}", index + 1))
-            }
-            Event::WarmFinished { status, .. } => self.finish(&status.to_string()),
-            Event::Quiesced => self.start("snapshot", "capturing the machine"),
-            Event::Warning { reason, .. } => self.progress.note(&format!("warning: {reason}")),
-            _ => {}
-        }
-    }
-}
-
-fn boot_error(failed: &Failed, interrupt: &Interrupt) -> anyhow::Error {
-    if failed.interrupted
-        && let Err(stopped) = interrupt.check()
-    {
-        return stopped.into();
-    }
-    let explanation = failed.explanation();
-    let error = anyhow::Error::from(Failure::new(ExitKind::Failed, failed.reason.clone()));
-    if explanation.is_empty() {
-        error
-    } else {
-        anyhow::Error::msg(explanation).context(error)
-    }
-}
-
-/// Writes the bundle beside its destination's name, signed or not; it appears whole or not at all.
-fn pack(
-    spec: &smol_bundle::BundleSpec,
-    out: &Path,
-    work: &WorkDir,
-    key: Option<&smol_bundle::PrivateKey>,
-    progress: &Progress,
-    interrupt: &Interrupt,
-) -> Result<Written> {
-    let stage = progress.stage("pack", "dropping equal pages, compressing");
-    let unsigned: PathBuf = if key.is_some() {
-        work.path().join("unsigned")
-    } else {
-        out.to_owned()
-    };
-    let mut advance = |done, total| stage.set(done, total);
-    let written = pack::write(spec, &unsigned, &mut advance, interrupt).map_err(|error| {
-        let stopped = interrupt.check().err().map(anyhow::Error::from);
-        stopped.unwrap_or_else(|| bundle_error(error))
-    })?;
-    stage.finish(&human::bytes(written.file_size));
-    if let Some(key) = key {
-        interrupt.check()?;
-        let stage = progress.stage("sign", "signing");
-        smol_bundle::sign(&unsigned, key, out).map_err(bundle_error)?;
-        stage.finish(&format!("by {}", key.public().id()));
-    }
-    Ok(written)
-}
-
 /// Waterfall, metadata and the one line that says what there is now.
 fn report(
-    plan: &Plan,
-    out: &Path,
-    written: &Written,
-    frozen: &Frozen,
-    signed: bool,
+    built: &Built,
     args: &Build,
+    out: &Path,
+    signed: bool,
     progress: &Progress,
 ) -> Result<()> {
     const WIDTH: usize = 40;
+    let Built {
+        plan,
+        frozen,
+        written,
+    } = built;
     let laps = progress.waterfall();
     if args.progress != smol_cli::progress::Mode::Json {
         eprint!("{}", render_waterfall(&laps, WIDTH));

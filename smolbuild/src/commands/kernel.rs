@@ -10,25 +10,29 @@ use smol_cli::{Interrupt, Progress, paths};
 
 use crate::assemble::kernel::{self, Request};
 use crate::cli::Kernel;
+use crate::fetch::Net;
 
 /// Builds the kernel, or finds it in the cache, and prints the path of its vmlinux.
 pub fn run(args: &Kernel, interrupt: &Interrupt) -> Result<()> {
     let progress = Progress::new(args.progress);
+    let cache = paths::cache_dir()?;
     let request = Request {
         recipe: &args.recipe,
         source: args.source.as_deref(),
+        pinned: None,
+        downloads: &cache.join("downloads"),
+        net: Net::Open,
         rebuild: args.no_cache,
     };
-    let cache = paths::cache_dir()?;
     let Some(output) = &args.output else {
-        let vmlinux = kernel::obtain(&request, &cache, &progress, interrupt)?;
+        let (vmlinux, _) = kernel::obtain(&request, &cache, &progress, interrupt)?;
         println!("{}", vmlinux.display());
         return Ok(());
     };
     let cannot = || format!("cannot write {}", output.display());
     // Before the minutes that a build takes; a build that is killed leaves no name behind.
     tempfile::tempfile_in(folder(output)).with_context(cannot)?;
-    let vmlinux = kernel::obtain(&request, &cache, &progress, interrupt)?;
+    let (vmlinux, _) = kernel::obtain(&request, &cache, &progress, interrupt)?;
     copy(&vmlinux, output).with_context(cannot)?;
     println!("{}", output.display());
     Ok(())

@@ -5,6 +5,7 @@ pub mod doctor;
 pub mod inspect;
 pub mod kernel;
 pub mod keys;
+pub mod lock;
 pub mod verify;
 
 use std::path::Path;

@@ -18,6 +18,17 @@ pub struct Loaded {
     pub source: String,
     /// Its folder, to which its paths are relative.
     pub base_dir: PathBuf,
+    /// The file itself.
+    pub path: PathBuf,
+}
+
+impl Loaded {
+    /// The lock file that belongs to it: `Smolfile.lock`, `redis.toml.lock`.
+    pub fn lock_path(&self) -> PathBuf {
+        let mut path = self.path.clone().into_os_string();
+        path.push(".lock");
+        path.into()
+    }
 }
 
 /// Reads a Smolfile, given its path or its folder's, and checks that the files it names exist.
@@ -39,6 +50,16 @@ pub fn load(path: &Path) -> anyhow::Result<Loaded> {
         .filter(|dir| !dir.as_os_str().is_empty())
         .unwrap_or(Path::new("."))
         .to_owned();
+    check(source, &path, base_dir)
+}
+
+/// A Smolfile from its text, as if it were the file `path` whose paths are relative to the folder
+/// `base_dir`.
+///
+/// # Errors
+/// As for [`load`].
+pub fn check(source: String, path: &Path, base_dir: PathBuf) -> anyhow::Result<Loaded> {
+    let shown = path.display().to_string();
     let failure = |diagnostics: Vec<Diagnostic>| {
         let text = render(&diagnostics, &shown, &source, smol_cli::colour_on_stderr());
         Failure::rendered(ExitKind::Usage, text)
@@ -52,6 +73,7 @@ pub fn load(path: &Path) -> anyhow::Result<Loaded> {
         smolfile,
         source,
         base_dir,
+        path: path.to_owned(),
     })
 }
 

@@ -30,7 +30,7 @@ mod tests;
 mod values;
 
 pub use diagnostic::{Diagnostic, Span, render};
-pub use load::{Loaded, load};
+pub use load::{Loaded, check as check_text, load};
 pub use parse::{MAX_CPUS, MEMORY};
 
 use table::{Errors, Table};

@@ -3,9 +3,11 @@
 use std::fs;
 use std::path::Path;
 
+use smol_cli::Interrupt;
 use smolbuild::assemble::rootfs::{
-    CopySpec, DebianSpec, RootfsImage, RootfsSource, RootfsSpec, build,
+    CopySpec, DebianSpec, PackagePin, RootfsImage, RootfsSource, RootfsSpec, build, debian,
 };
+use smolbuild::fetch::Net;
 
 use crate::common::*;
 
@@ -97,37 +99,63 @@ fn a_failed_build_leaves_the_old_image_and_no_other_file() {
 
 #[test]
 #[ignore = "installs Debian packages twice: needs root, mmdebstrap and a package mirror"]
-fn two_installations_of_a_debian_system_give_the_same_image() {
-    let packages = ["redis-server".to_string(), "python3-minimal".to_string()];
-    let debian = DebianSpec {
-        suite: "bookworm".into(),
-        packages: packages.into(),
-        ..DebianSpec::default()
-    };
+fn a_debian_system_is_a_function_of_its_packages_alone() {
     let scratch = tempfile::tempdir().unwrap();
-    let [first, second] = ["1", "2"].map(|snapshot| {
-        let debian = DebianSpec {
-            snapshot: snapshot.into(),
-            ..debian.clone()
-        };
-        build_quietly(
-            &spec(RootfsSource::Debian(debian)),
-            scratch.path(),
-            snapshot,
+    let downloads = scratch.path().join("downloads");
+    let interrupt = Interrupt::detached().unwrap();
+    let requested = ["redis-server".to_string()];
+    let packages = debian::resolve("bookworm", &requested, &downloads, &interrupt).unwrap();
+    let fetch = |packages: &[PackagePin], net| {
+        debian::fetch(
+            "bookworm",
+            packages,
+            &downloads,
+            net,
+            &mut |_| {},
+            &interrupt,
         )
+    };
+    let error = fetch(&packages, Net::Offline).unwrap_err().to_string();
+    assert!(error.contains("bash 5."), "{error}");
+    // What is not offered as it is pinned is named, and does not keep the rest from coming.
+    let mut wanted = packages.clone();
+    let gone = PackagePin {
+        version: "5.0-1".into(),
+        sha256: "ab".repeat(32),
+        ..packages[0].clone()
+    };
+    let other = PackagePin {
+        sha256: "cd".repeat(32),
+        ..packages[1].clone()
+    };
+    wanted.extend([gone.clone(), other.clone()]);
+    let mut missing = fetch(&wanted, Net::Pinned).unwrap();
+    missing.sort();
+    assert_eq!(missing, [gone, other]);
+    assert_eq!(fetch(&packages, Net::Offline).unwrap(), []);
+
+    let images = ["1", "2"].map(|name| {
+        let spec = spec(RootfsSource::Debian(DebianSpec {
+            packages: packages.clone(),
+            downloads: downloads.clone(),
+        }));
+        let cache = scratch.path().join(format!("cache-{name}"));
+        let image = scratch.path().join(name);
+        build(&spec, &cache, &image, &mut |_| {}).unwrap();
+        image
     });
-    assert_eq!(first.packages, second.packages);
-    let redis = first
-        .packages
-        .iter()
-        .find(|pin| pin.name == "redis-server")
-        .unwrap();
-    assert_eq!(redis.sha256.as_ref().unwrap().len(), 64);
     assert!(
-        fs::read(&first.path).unwrap() == fs::read(&second.path).unwrap(),
+        fs::read(&images[0]).unwrap() == fs::read(&images[1]).unwrap(),
         "the images differ"
     );
-    let tree = extract(&first.path, &scratch.path().join("out"));
-    assert!(tree.lookup("usr/bin/redis-server").unwrap().is_some());
-    assert!(tree.lookup("etc/resolv.conf").unwrap().is_none());
+    let tree = extract(&images[0], &scratch.path().join("out"));
+    let present = |path| tree.lookup(path).unwrap().is_some();
+    assert!(present("usr/bin/redis-server") && present("bin"));
+    for path in [
+        "etc/resolv.conf",
+        "etc/apt/sources.list",
+        "var/lib/apt/extended_states",
+    ] {
+        assert!(!present(path), "{path}");
+    }
 }

@@ -14,7 +14,7 @@ use crate::{Config, Digest, Error, Image, ImageKind, PageIndex, Result, Signatur
 pub(super) const OPAQUE: [(&str, &str, u64); 3] = [
     (oci::STATE, "the machine state", MAX_STATE_SIZE),
     (oci::SMOLFILE, "the Smolfile", MAX_TEXT_SIZE),
-    (oci::LOCK, "the lock", MAX_TEXT_SIZE),
+    (oci::LOCK, "the lock", MAX_LOCK_SIZE),
 ];
 
 pub(super) fn layer<'m>(manifest: &'m Manifest, media_type: &str) -> Option<&'m Descriptor> {

@@ -4,10 +4,12 @@ use std::process::{Command, Stdio};
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use smol_cli::{ExitKind, Failure};
 use smol_host::doctor;
 
 use super::recipe::Recipe;
+use crate::fetch;
 
 /// Raised when the stage's own doing changes the kernel that comes out.
 const STAGE_VERSION: u32 = 1;
@@ -74,6 +76,20 @@ pub fn require_tools() -> Result<(), Failure> {
             .into_iter()
             .fold(Failure::new(ExitKind::Host, check.detail), Failure::hint)),
     }
+}
+
+/// SHA-256 over the recipe's own files.
+pub fn recipe_sha256(recipe: &Recipe) -> String {
+    let mut hasher = Sha256::new();
+    for part in recipe
+        .files
+        .iter()
+        .flat_map(|(path, bytes)| [path.as_bytes(), bytes])
+    {
+        hasher.update((part.len() as u64).to_le_bytes());
+        hasher.update(part);
+    }
+    fetch::hex(&hasher.finalize())
 }
 
 /// Digest of the inputs: recipe, source (SHA-256 of its tarball), tools, and what they are told.

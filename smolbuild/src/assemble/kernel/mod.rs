@@ -23,7 +23,8 @@ use self::inputs::Toolchain;
 use self::make::Site;
 use self::recipe::Recipe;
 use self::shelf::{Info, Shelf};
-use crate::fetch;
+use crate::fetch::{self, Net, Pin};
+use crate::lock;
 
 /// Names a source tarball to build kernels from, where there is no apt to fetch the Debian package.
 pub const SOURCE_VARIABLE: &str = "SMOL_KERNEL_SOURCE";
@@ -35,48 +36,77 @@ pub struct Request<'a> {
     pub recipe: &'a str,
     /// A source tarball instead of the Debian package.
     pub source: Option<&'a Path>,
+    /// The source that a lock pins; without, that of the recipe.
+    pub pinned: Option<&'a lock::Kernel>,
+    /// Folder of downloads.
+    pub downloads: &'a Path,
+    /// What may be downloaded.
+    pub net: Net,
     /// Build even if the cache has it.
     pub rebuild: bool,
 }
 
-/// The vmlinux of the recipe `name`, in the cache, built if it is not there yet.
-///
-/// # Errors
-/// As for [`obtain`].
-pub fn stage(
-    name: &str,
-    cache: &Path,
-    progress: &Progress,
-    interrupt: &Interrupt,
-) -> Result<PathBuf> {
-    let source = std::env::var_os(SOURCE_VARIABLE).filter(|path| !path.is_empty());
-    let request = Request {
-        recipe: name,
-        source: source.as_deref().map(Path::new),
-        rebuild: false,
-    };
-    obtain(&request, cache, progress, interrupt)
+/// The source tarball that [`SOURCE_VARIABLE`] names.
+pub fn source_variable() -> Option<PathBuf> {
+    std::env::var_os(SOURCE_VARIABLE)
+        .filter(|path| !path.is_empty())
+        .map(PathBuf::from)
 }
 
-/// The vmlinux that was asked for, in the cache `cache`.
+/// What determines the kernel of the recipe `name`, for a lock: with the source tarball `tarball`;
+/// without, with the one of `kept`, if that is a lock of the same recipe.
+///
+/// # Errors
+/// An unknown recipe or no such tarball (exit kind Usage), missing tools (Host).
+pub fn pins(
+    name: &str,
+    tarball: Option<&Path>,
+    kept: Option<&lock::Kernel>,
+) -> Result<lock::Kernel> {
+    let recipe = recipe::find(name)?;
+    let recipe_sha256 = inputs::recipe_sha256(&recipe);
+    let kept = kept.filter(|kept| kept.recipe == name && kept.recipe_sha256 == recipe_sha256);
+    let source = match (tarball, kept) {
+        (Some(tarball), _) => Source::own(tarball, &recipe)?,
+        (None, Some(kept)) => Source::of_lock(kept),
+        (None, None) => Source::pinned(&recipe),
+    };
+    let Toolchain { gcc, ld } = Toolchain::of_host()?;
+    let mut pins = lock::Kernel {
+        recipe: name.to_owned(),
+        recipe_sha256,
+        source: String::new(),
+        source_sha256: String::new(),
+        package_sha256: None,
+        gcc,
+        ld,
+    };
+    source.enter(&mut pins);
+    Ok(pins)
+}
+
+/// The vmlinux that was asked for, in the cache `cache`, built if it is not there yet; and the source
+/// that it was built from, which is another than the pinned one if that is not to be had any more.
 ///
 /// # Errors
 /// An unknown recipe (exit kind Usage); tools, apt or the right processor missing (Host); a source
-/// that is not what the recipe pins (Verification); a step of the build that fails; no disk space.
+/// that is not what it is pinned as (Verification), or not to be had (LockStale, if it must be
+/// that); a step of the build that fails; no disk space.
 pub fn obtain(
     request: &Request,
     cache: &Path,
     progress: &Progress,
     interrupt: &Interrupt,
-) -> Result<PathBuf> {
+) -> Result<(PathBuf, Source)> {
     let recipe = recipe::find(request.recipe)?;
     require_arch(&recipe)?;
     let stage = progress.stage("kernel", &format!("kernel {}", request.recipe));
     let mut job = Job {
         toolchain: Toolchain::of_host()?,
-        source: match request.source {
-            Some(tarball) => Source::own(tarball)?,
-            None => Source::pinned(&recipe),
+        source: match (request.pinned, request.source) {
+            (Some(lock), _) => Source::of_lock(lock),
+            (None, Some(tarball)) => Source::own(tarball, &recipe)?,
+            (None, None) => Source::pinned(&recipe),
         },
         shelf: Shelf::new(cache),
         recipe,
@@ -86,12 +116,14 @@ pub fn obtain(
     if !request.rebuild
         && let Some(vmlinux) = job.cached()
     {
+        let source = job.source;
         stage.finish("cached");
-        return Ok(vmlinux);
+        return Ok((vmlinux, source));
     }
-    let result = job.build(request, &cache.join("downloads"));
+    let result = job.build(request);
     interrupt.check()?; // the user knows why it ended, and not where we were
     let (vmlinux, built) = result?;
+    let source = job.source;
     let size = fs::metadata(&vmlinux)
         .map(|meta| meta.len())
         .unwrap_or_default();
@@ -100,7 +132,7 @@ pub fn obtain(
     } else {
         "cached".to_owned()
     });
-    Ok(vmlinux)
+    Ok((vmlinux, source))
 }
 
 fn require_arch(recipe: &Recipe) -> Result<(), Failure> {
@@ -116,23 +148,29 @@ fn require_arch(recipe: &Recipe) -> Result<(), Failure> {
 }
 
 /// A source tarball.
-#[derive(Clone, Debug)]
-struct Source {
-    /// For people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// `PACKAGE VERSION` of a Debian package, or the name of a tarball.
     name: String,
     sha256: String,
+    /// Of the Debian package.
+    package_sha256: Option<String>,
 }
 
 impl Source {
-    fn own(tarball: &Path) -> Result<Source> {
-        let name = tarball
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
+    fn own(tarball: &Path, recipe: &Recipe) -> Result<Source> {
+        let sha256 = fetch::sha256(tarball).kind(ExitKind::Usage)?;
+        // The same bytes are the same source, by whichever way they came.
+        let pinned = Source::pinned(recipe);
+        if sha256 == pinned.sha256 {
+            return Ok(pinned);
+        }
+        let name = tarball.file_name().unwrap_or_default();
+        let name = name.to_string_lossy().replace(char::is_control, "?");
         Ok(Source {
             name,
-            sha256: fetch::sha256(tarball).kind(ExitKind::Usage)?,
+            sha256,
+            package_sha256: None,
         })
     }
 
@@ -141,7 +179,41 @@ impl Source {
         Source {
             name: format!("{} {}", debian.package, debian.version),
             sha256: debian.tarball_sha256.clone(),
+            package_sha256: Some(debian.sha256.clone()),
         }
+    }
+
+    fn of_lock(lock: &lock::Kernel) -> Source {
+        Source {
+            name: lock.source.clone(),
+            sha256: lock.source_sha256.clone(),
+            package_sha256: lock.package_sha256.clone(),
+        }
+    }
+
+    /// Writes it into a lock.
+    pub fn enter(&self, lock: &mut lock::Kernel) {
+        lock.source = self.name.clone();
+        lock.source_sha256 = self.sha256.clone();
+        lock.package_sha256 = self.package_sha256.clone();
+    }
+
+    /// The package that it is in, if it is known.
+    fn package(&self) -> Option<Pin> {
+        let (package, version) = self.name.split_once(' ')?;
+        // What becomes an argument of apt is a name and a version, whoever wrote the lock.
+        let plain = |text: &str| {
+            text.starts_with(|first: char| first.is_ascii_alphanumeric())
+                && text
+                    .bytes()
+                    .all(|byte| byte.is_ascii_alphanumeric() || b".+-~:".contains(&byte))
+        };
+        let known = plain(package) && plain(version);
+        known.then_some(Pin {
+            package: package.to_owned(),
+            version: version.to_owned(),
+            sha256: self.package_sha256.clone()?,
+        })
     }
 }
 
@@ -168,7 +240,7 @@ impl Job<'_> {
 
     /// Gives the kernel, and whether it was built just now: another process may have done so while
     /// we waited for our turn.
-    fn build(&mut self, request: &Request, downloads: &Path) -> Result<(PathBuf, bool)> {
+    fn build(&mut self, request: &Request) -> Result<(PathBuf, bool)> {
         inputs::require_tools()?;
         let turn = self.shelf.turn(self.stage, self.interrupt)?;
         if !request.rebuild
@@ -179,8 +251,8 @@ impl Job<'_> {
         let scratch = turn.scratch()?;
         let before = self.source.sha256.clone();
         let tarball = match request.source {
-            Some(tarball) => self.own_source(tarball)?,
-            None => self.debian_source(downloads, scratch.path())?,
+            Some(tarball) if fetch::sha256(tarball)? == before => self.own_source(tarball)?,
+            _ => self.debian_source(request, scratch.path())?,
         };
         // The archive offers another version than the pinned one: that may have been built before.
         if self.source.sha256 != before
@@ -235,35 +307,66 @@ impl Job<'_> {
     }
 
     /// The tarball out of the Debian package, unpacked in `folder`.
-    fn debian_source(&mut self, downloads: &Path, folder: &Path) -> Result<PathBuf> {
-        let debian = &self.recipe.metadata.source.debian;
-        let upstream = &self.recipe.metadata.source.upstream.tarball;
-        let (deb, got) = fetch::package(&debian.pin(), downloads, &mut |what| self.stage.note(what), self.interrupt)
-            .hint(format!(
-                "or give a source tarball: smolbuild kernel {} --source {upstream}; for all builds: {SOURCE_VARIABLE}={upstream}",
-                self.recipe.metadata.name
-            ))?;
-        let pinned = got.version == debian.version;
-        if !pinned {
-            self.stage.note(&format!(
-                "warning: the recipe {} pins {} {}, the archive offers {}: the kernel will differ from others'",
-                self.recipe.metadata.name, got.package, debian.version, got.version
-            ));
-        }
+    fn debian_source(&mut self, request: &Request, folder: &Path) -> Result<PathBuf> {
+        let recipe = &self.recipe.metadata;
+        let (pin, upstream) = (self.pin(request.net)?, &recipe.source.upstream.tarball);
+        let (deb, got) = fetch::package(
+            &pin,
+            request.downloads,
+            request.net,
+            &mut |what| self.stage.note(what),
+            self.interrupt,
+        )
+        .hint(format!(
+            "or give a source tarball: smolbuild kernel {} --source {upstream}; for all builds: {SOURCE_VARIABLE}={upstream}",
+            recipe.name
+        ))?;
         let unpacked = folder.join("package");
         fetch::unpack(&deb, &unpacked, self.interrupt)?;
-        let tarball = unpacked.join(debian.tarball());
+        let tarball = unpacked.join(recipe.source.debian.tarball());
         let name = format!("{} {}", got.package, got.version);
         let sha256 = fetch::sha256(&tarball)?;
-        if pinned && sha256 != debian.tarball_sha256 {
+        if got != pin {
+            self.stage.note(&format!(
+                "warning: {} {} is pinned, the archive offers {}: the kernel will differ from others'",
+                pin.package, pin.version, got.version
+            ));
+        } else if self.source.name == name && sha256 != self.source.sha256 {
             let what = format!(
                 "the tarball in {name} has the SHA-256 {sha256} instead of {}",
-                debian.tarball_sha256
+                self.source.sha256
             );
             return Err(Failure::new(ExitKind::Verification, what).into());
         }
-        self.source = Source { name, sha256 };
+        self.source = Source {
+            name,
+            sha256,
+            package_sha256: Some(got.sha256),
+        };
         Ok(tarball)
+    }
+
+    /// The package to take the source from. A lock may pin a tarball that is in none; then the
+    /// recipe's, if that will do.
+    fn pin(&self, net: Net) -> Result<Pin> {
+        if let Some(pin) = self.source.package() {
+            return Ok(pin);
+        }
+        let what = format!(
+            "the lock pins the kernel source {}, and it is not here",
+            self.source.name
+        );
+        if net == Net::Open {
+            self.stage.note(&format!(
+                "warning: {what}: taking the one that the recipe {} pins",
+                self.recipe.metadata.name
+            ));
+            return Ok(self.recipe.metadata.source.debian.pin());
+        }
+        Err(Failure::new(ExitKind::LockStale, what)
+            .hint(format!("name it: {SOURCE_VARIABLE}={}", self.source.name))
+            .hint("or `smolbuild lock` takes the one that the recipe pins")
+            .into())
     }
 
     /// Keeps the log of a build that failed, and says where.
@@ -288,6 +391,71 @@ mod tests {
 
     use super::*;
 
+    fn request(recipe: &str) -> Request<'_> {
+        Request {
+            recipe,
+            source: None,
+            pinned: None,
+            downloads: Path::new("/nonexistent"),
+            net: Net::Offline,
+            rebuild: false,
+        }
+    }
+
+    fn locked(source: &str, package_sha256: Option<&str>) -> lock::Kernel {
+        lock::Kernel {
+            source: source.into(),
+            source_sha256: "bb".repeat(32),
+            package_sha256: package_sha256.map(str::to_owned),
+            ..pins("smol-6.1", None, None).unwrap()
+        }
+    }
+
+    #[test]
+    fn a_lock_of_the_same_recipe_keeps_its_source_and_one_of_another_recipe_does_not() {
+        let kept = locked("linux-source-6.1 6.1.9-1", Some("aa"));
+        let pinned = pins("smol-6.1", None, Some(&kept)).unwrap();
+        assert_eq!(pinned, kept);
+        let other = lock::Kernel {
+            recipe_sha256: "cc".repeat(32),
+            ..kept
+        };
+        let pinned = pins("smol-6.1", None, Some(&other)).unwrap();
+        assert_eq!(pinned, pins("smol-6.1", None, None).unwrap());
+    }
+
+    #[test]
+    fn a_source_that_is_neither_here_nor_in_reach_is_named() {
+        let cache = tempfile::tempdir().unwrap();
+        let ask = |lock: &lock::Kernel, net| {
+            let request = Request {
+                pinned: Some(lock),
+                downloads: &cache.path().join("downloads"),
+                net,
+                ..request("smol-6.1")
+            };
+            let progress = Progress::new(Mode::Plain);
+            obtain(
+                &request,
+                cache.path(),
+                &progress,
+                &Interrupt::detached().unwrap(),
+            )
+            .unwrap_err()
+        };
+        let package = locked("linux-source-6.1 6.1.9-1", Some("aa"));
+        let error = ask(&package, Net::Offline);
+        assert!(
+            format!("{error:#}").contains("linux-source-6.1 6.1.9-1"),
+            "{error:#}"
+        );
+        for name in ["linux.tar.xz", "--option 1"] {
+            let error = ask(&locked(name, None), Net::Pinned);
+            assert_eq!(smol_cli::exit_kind(&error), ExitKind::LockStale);
+            assert!(format!("{error:#}").contains(name), "{error:#}");
+        }
+    }
+
     fn refused(request: &Request) -> anyhow::Error {
         let cache = tempfile::tempdir().unwrap();
         let error = obtain(
@@ -309,9 +477,8 @@ mod tests {
     fn a_source_tarball_that_does_not_exist_is_an_error_of_usage() {
         let source = Some(Path::new("/nonexistent/linux.tar.xz"));
         let error = refused(&Request {
-            recipe: "smol-6.1",
             source,
-            rebuild: false,
+            ..request("smol-6.1")
         });
         assert_eq!(smol_cli::exit_kind(&error), ExitKind::Usage);
         assert!(
@@ -322,11 +489,7 @@ mod tests {
 
     #[test]
     fn an_unknown_recipe_is_an_error_of_usage() {
-        let error = refused(&Request {
-            recipe: "../smol-6.1",
-            source: None,
-            rebuild: false,
-        });
+        let error = refused(&request("../smol-6.1"));
         assert_eq!(smol_cli::exit_kind(&error), ExitKind::Usage);
     }
 }

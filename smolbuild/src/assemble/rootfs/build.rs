@@ -8,7 +8,7 @@ use smol_cli::Interrupt;
 use tempfile::NamedTempFile;
 
 use super::CopySpec;
-use super::debian::{self, CacheLock, DebianSpec, PackagePin};
+use super::debian::{self, CacheLock, DebianSpec};
 use super::dir::{DirOptions, Modes, Owner};
 use super::erofs::{self, Mtimes, Options, Stats};
 use super::tree::Tree;
@@ -48,8 +48,6 @@ pub struct RootfsImage {
     pub path: PathBuf,
     /// Its length in bytes, a multiple of 2 MiB.
     pub size: u64,
-    /// Debian packages in it; empty for other sources.
-    pub packages: Vec<PackagePin>,
     /// What went into it.
     pub stats: Stats,
 }
@@ -80,7 +78,7 @@ pub fn build_interruptible(
     progress: &mut dyn FnMut(&str),
     interrupt: &Interrupt,
 ) -> Result<RootfsImage> {
-    let (mut tree, packages, _lock) = source_tree(spec, cache, progress, interrupt)?;
+    let (mut tree, _lock) = source_tree(spec, cache, progress, interrupt)?;
     for copy in &spec.copies {
         tree.copy(copy)?;
     }
@@ -104,12 +102,11 @@ pub fn build_interruptible(
     Ok(RootfsImage {
         path: out.to_owned(),
         size: stats.image_bytes,
-        packages,
         stats,
     })
 }
 
-type SourceTree = (Tree, Vec<PackagePin>, Option<CacheLock>);
+type SourceTree = (Tree, Option<CacheLock>);
 
 fn source_tree(
     spec: &RootfsSpec,
@@ -121,7 +118,7 @@ fn source_tree(
     match &spec.source {
         RootfsSource::Debian(debian) => {
             let system = debian::system(debian, cache, progress, interrupt)?;
-            return Ok((system.tree, system.packages, Some(system.lock)));
+            return Ok((system.tree, Some(system.lock)));
         }
         RootfsSource::Tar(path) => tree.apply_tar(path)?,
         RootfsSource::Dir(path) => {
@@ -133,7 +130,7 @@ fn source_tree(
         }
         RootfsSource::None => {}
     }
-    Ok((tree, Vec::new(), None))
+    Ok((tree, None))
 }
 
 /// Mount points, and the one file without which `localhost` has no address. The image is mounted

@@ -4,7 +4,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::plan::{Flags, Plan};
+use crate::plan::Plan;
 
 const SEED: &str = r#"name = "web"
 version = "1"
@@ -41,8 +41,8 @@ drop_caches = true
 fn survives(source: &str) {
     match parse(source) {
         Ok(smolfile) => {
-            let plan =
-                Plan::resolve(&smolfile, std::path::Path::new("."), &Flags::default()).unwrap();
+            let lock = crate::lock::Lock::of_epoch(0);
+            let plan = Plan::resolve(&smolfile, std::path::Path::new("."), lock).unwrap();
             assert_eq!(plan.guest.is_some(), plan.rootfs.is_some());
         }
         Err(diagnostics) => {

@@ -1,37 +1,39 @@
-//! Debian systems: packages, installed by mmdebstrap into a tar archive that is kept in the cache,
-//! made small and free of traces of the host when it is read back.
+//! Debian systems. A system is a list of packages, each by version and digest: those of a lock.
 //!
-//! `bootstrap` runs mmdebstrap and owns the cache, `slim` says which files an image does without,
-//! `packages` tells which packages are in it.
+//! | file | what it does |
+//! |---|---|
+//! | `archive.rs` | asks Debian's archive: which packages, and the packages themselves |
+//! | `bootstrap.rs` | installs exactly those into a tar archive that is kept in the cache |
+//! | `mmdebstrap.rs` | runs the program that does both |
+//! | `packages.rs` | reads what apt and dpkg say of packages |
+//! | `slim.rs` | which files an image does without |
 
+mod archive;
 mod bootstrap;
+mod mmdebstrap;
 mod packages;
 mod slim;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use smol_cli::Interrupt;
 
+pub use self::archive::{fetch, gone, resolve};
+pub use self::bootstrap::is_installed;
 pub use self::packages::PackagePin;
 use super::tree::{Meta, Node, Source, Tree};
+
+/// Largest status file of dpkg read (all of Debian has some 100 MB).
+const MAX_STATUS: u64 = 128 << 20;
 
 /// A Debian system to install.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DebianSpec {
-    /// Release: `bookworm`.
-    pub suite: String,
-    /// Packages besides the essential ones, as apt takes them: `redis-server`, or
-    /// `redis-server=5:7.0.15-1` for one version. Recommended packages are not installed.
-    pub packages: Vec<String>,
-    /// An apt sources file (one-line or deb822) to use; without, mmdebstrap's default for the
-    /// suite.
-    pub sources: Option<PathBuf>,
-    /// State of the package archive that is wanted: an opaque text that is part of the cache key,
-    /// such as the digest of a lock file. Another text means another installation.
-    pub snapshot: String,
-    /// Install anew even if the cache has it, and put the result there.
-    pub refresh: bool,
+    /// All its packages, sorted: it depends on nothing else.
+    pub packages: Vec<PackagePin>,
+    /// The folder that [`fetch`] has put them into.
+    pub downloads: PathBuf,
 }
 
 /// The tree of a Debian system. While it is used, [`Debian::lock`] keeps the cached archive in
@@ -39,8 +41,6 @@ pub struct DebianSpec {
 pub struct Debian {
     /// The files.
     pub tree: Tree,
-    /// What is installed, by name and architecture.
-    pub packages: Vec<PackagePin>,
     /// Keeps others from replacing the archive the tree's contents are in.
     pub lock: CacheLock,
 }
@@ -49,11 +49,12 @@ pub struct Debian {
 pub struct CacheLock(#[expect(dead_code, reason = "held for its lock")] std::fs::File);
 
 /// Install `spec`, or take it from `cache`, a directory for this purpose alone (made if missing).
+/// Nothing is downloaded.
 /// `progress` is told what happens, a line at a time.
 ///
 /// # Errors
-/// mmdebstrap is missing or fails (its last lines are in the error), the cache cannot be written, a
-/// broken archive.
+/// A package is not in the downloads, or damaged; mmdebstrap is missing or fails (its last lines are
+/// in the error); the cache cannot be written; a broken archive.
 pub fn system(
     spec: &DebianSpec,
     cache: &Path,
@@ -63,7 +64,14 @@ pub fn system(
     let entry = bootstrap::installed(spec, cache, progress, interrupt)?;
     let mut tree = Tree::new();
     tree.apply_tar(&entry.archive)?;
-    let packages = packages::installed(&tree)?;
+    let status = tree.read("var/lib/dpkg/status", MAX_STATUS)?;
+    let status = String::from_utf8_lossy(&status.unwrap_or_default()).into_owned();
+    let wanted = spec.packages.iter();
+    let wanted = wanted.map(|pin| (pin.name.clone(), pin.version.clone(), pin.arch.clone()));
+    ensure!(
+        packages::installed(&status) == wanted.collect::<Vec<_>>(),
+        "mmdebstrap installed other packages than those of the lock"
+    );
     slim::slim(&mut tree)?;
     if let Some(id) = tree.lookup("etc/machine-id")? {
         // Empty means "not set yet" to systemd and dbus, and can be mounted over.
@@ -82,7 +90,6 @@ pub fn system(
     }
     Ok(Debian {
         tree,
-        packages,
         lock: CacheLock(entry.lock),
     })
 }

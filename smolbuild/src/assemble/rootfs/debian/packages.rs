@@ -1,75 +1,71 @@
-//! Which packages a system has: from dpkg's status file, with digests from the package indexes they
-//! were chosen from.
+//! Which packages there are: read from what apt and dpkg tell in paragraphs of fields.
 
-use std::collections::HashMap;
-
-use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-use super::bootstrap::OFFERED;
-use crate::assemble::rootfs::tree::Tree;
+use crate::lock::rules;
 
-/// Largest list of packages read (all of Debian has some 6 MB).
-const MAX_LIST: u64 = 64 << 20;
-
-/// An installed package, exactly.
+/// A package, exactly.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct PackagePin {
     /// `redis-server`
+    #[serde(deserialize_with = "rules::word")]
     pub name: String,
     /// `5:7.0.15-1~deb12u4`
+    #[serde(deserialize_with = "rules::version")]
     pub version: String,
     /// `amd64`, or `all`.
+    #[serde(deserialize_with = "rules::word")]
     pub arch: String,
-    /// SHA-256 of the package file in hexadecimal, if the index of the archive named it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sha256: Option<String>,
+    /// SHA-256 of the package file in hexadecimal.
+    #[serde(deserialize_with = "rules::sha256")]
+    pub sha256: String,
 }
 
-/// The packages installed in `tree`, sorted.
-pub fn installed(tree: &Tree) -> Result<Vec<PackagePin>> {
-    let status = tree
-        .read("var/lib/dpkg/status", MAX_LIST)?
-        .unwrap_or_default();
-    let offered = tree.read(OFFERED, MAX_LIST)?.unwrap_or_default();
-    let offered = String::from_utf8_lossy(&offered);
-    let digests: HashMap<_, _> = offered
-        .lines()
-        .filter_map(|line| line.rsplit_once(' '))
-        .collect();
-    let mut pins = parse_status(&String::from_utf8_lossy(&status));
-    for pin in &mut pins {
-        let key = format!("{} {} {}", pin.name, pin.version, pin.arch);
-        pin.sha256 = digests.get(key.as_str()).map(|digest| digest.to_string());
-    }
-    Ok(pins)
-}
-
-/// Installed packages of a dpkg status file (deb822: stanzas of `Field: value`, continued by
-/// leading blanks).
-fn parse_status(status: &str) -> Vec<PackagePin> {
-    let mut pins: Vec<_> = status.split("\n\n").filter_map(parse_stanza).collect();
+/// The packages of an index: what `apt-cache show` prints. Sorted, each once.
+pub fn parse_records(records: &str) -> Vec<PackagePin> {
+    let mut pins: Vec<_> = records.split("\n\n").filter_map(parse_record).collect();
     pins.sort();
+    pins.dedup();
     pins
 }
 
-fn parse_stanza(stanza: &str) -> Option<PackagePin> {
-    let field = |name: &str| {
-        let value = |line: &str| {
-            line.strip_prefix(name)?
-                .strip_prefix(':')
-                .map(|value| value.trim().to_string())
-        };
-        stanza.lines().find_map(value)
-    };
-    // "install ok installed": what is wanted, whether it is broken, how far it is.
-    field("Status")?.ends_with(" installed").then_some(())?;
+/// The package of one paragraph, if it is complete.
+pub fn parse_record(record: &str) -> Option<PackagePin> {
     Some(PackagePin {
-        name: field("Package")?,
-        version: field("Version")?,
-        arch: field("Architecture")?,
-        sha256: None,
+        name: field(record, "Package")?,
+        version: field(record, "Version")?,
+        arch: field(record, "Architecture")?,
+        sha256: field(record, "SHA256")?.to_lowercase(),
     })
+}
+
+/// Name, version and architecture of the packages that a dpkg status file calls installed, sorted.
+pub fn installed(status: &str) -> Vec<(String, String, String)> {
+    let of = |stanza: &str| {
+        // "install ok installed": what is wanted, whether it is broken, how far it is.
+        field(stanza, "Status")?
+            .ends_with(" installed")
+            .then_some(())?;
+        Some((
+            field(stanza, "Package")?,
+            field(stanza, "Version")?,
+            field(stanza, "Architecture")?,
+        ))
+    };
+    let mut installed: Vec<_> = status.split("\n\n").filter_map(of).collect();
+    installed.sort();
+    installed
+}
+
+/// A field of a paragraph: `Field: value`, continued by leading blanks (deb822(5)).
+fn field(paragraph: &str, name: &str) -> Option<String> {
+    let value = |line: &str| {
+        line.strip_prefix(name)?
+            .strip_prefix(':')
+            .map(|value| value.trim().to_string())
+    };
+    paragraph.lines().find_map(value)
 }
 
 #[cfg(test)]
@@ -82,11 +78,22 @@ mod tests {
                       Description: a library\n Version: not this\nVersion: 1:1.2.13\n\n\
                       Package: gone\nStatus: deinstall ok config-files\nArchitecture: all\nVersion: 1\n\n\
                       Package: adduser\nStatus: install ok installed\nArchitecture: all\nVersion: 3.134\n";
-        let pins = parse_status(status);
-        let shown: Vec<_> = pins
+        let shown: Vec<_> = installed(status)
             .iter()
-            .map(|pin| format!("{} {} {}", pin.name, pin.version, pin.arch))
+            .map(|(name, version, arch)| format!("{name} {version} {arch}"))
             .collect();
         assert_eq!(shown, ["adduser 3.134 all", "zlib1g 1:1.2.13 amd64"]);
+    }
+
+    #[test]
+    fn a_package_that_is_listed_twice_is_one_and_half_a_record_is_none() {
+        let record = "Package: bash\nVersion: 5.2\nArchitecture: amd64\nSHA256: AB\n";
+        let half = "Package: dash\nVersion: 0.5\n";
+        let pins = parse_records(&format!("{record}\n{half}\n{record}"));
+        assert_eq!(pins.len(), 1);
+        assert_eq!(
+            (pins[0].name.as_str(), pins[0].sha256.as_str()),
+            ("bash", "ab")
+        );
     }
 }

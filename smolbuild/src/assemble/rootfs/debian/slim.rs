@@ -8,7 +8,6 @@ use crate::assemble::rootfs::tree::{Inode, Node, Tree};
 /// Files and directories that go, with all below them.
 const GONE: &[&str] = &[
     // Of the host, or of this one installation.
-    super::bootstrap::OFFERED,
     "etc/hostname",
     "etc/resolv.conf",
     "etc/.pwd.lock",
@@ -19,7 +18,10 @@ const GONE: &[&str] = &[
     "etc/subgid-",
     "etc/subuid-",
     "etc/apt/apt.conf.d/99mmdebstrap",
+    "etc/apt/sources.list",
     "etc/dpkg/dpkg.cfg.d/99mmdebstrap",
+    // Which packages were asked for by name: all of them, of a lock.
+    "var/lib/apt/extended_states",
     "var/lib/dbus/machine-id",
     "var/lib/dpkg/lock",
     "var/lib/dpkg/lock-frontend",
@@ -35,6 +37,7 @@ const GONE: &[&str] = &[
 /// Directories that stay, empty.
 const EMPTY: &[&str] = &[
     "dev",
+    "etc/apt/sources.list.d",
     "run",
     "tmp",
     "usr/share/man",
@@ -103,6 +106,8 @@ mod tests {
         ];
         let lost = [
             "dev/console",
+            "etc/apt/sources.list",
+            "etc/apt/sources.list.d/main.sources",
             "etc/resolv.conf",
             "etc/ssh/ssh_host_rsa_key",
             "usr/share/doc/bash/changelog.gz",

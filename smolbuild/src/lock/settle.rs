@@ -1,0 +1,270 @@
+//! The lock that a build goes by, and the file that it is in.
+
+use std::fs::{self, File};
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use smol_cli::{ErrorExt, ExitKind, Failure, Interrupt, Progress};
+
+use super::present::{Surroundings, present};
+use super::{Debian, Lock, MAX_SIZE, differences};
+use crate::assemble::rootfs::debian;
+use crate::fetch::Net;
+use crate::smolfile::Loaded;
+
+/// Most changes that a build tells one by one.
+const MOST_TOLD: usize = 8;
+
+/// Where the lock of a build comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Policy {
+    /// The file beside the Smolfile. If it is missing or does not fit, it is renewed in the parts
+    /// that do not; if `locked`, that is an error.
+    File {
+        /// Whether it must be there and fit.
+        locked: bool,
+    },
+    /// This one, whatever is on disk, and nothing is written.
+    Given(Box<Lock>),
+}
+
+/// How the world may be asked.
+#[derive(Clone, Copy)]
+pub struct World<'a> {
+    /// Folder of downloads.
+    pub downloads: &'a Path,
+    /// Whether nothing may be downloaded.
+    pub offline: bool,
+    /// What the environment adds.
+    pub surroundings: &'a Surroundings,
+    /// Who is told.
+    pub progress: &'a Progress,
+    /// The user's wish to stop.
+    pub interrupt: &'a Interrupt,
+}
+
+/// The lock of a build, and what may be downloaded for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settled {
+    /// The lock.
+    pub lock: Lock,
+    /// What may be downloaded.
+    pub net: Net,
+    /// The file that it is in.
+    pub file: Option<PathBuf>,
+}
+
+/// Settles the lock of a build; the file is written if it changed.
+///
+/// # Errors
+/// It is missing or does not fit, and must (exit kind LockStale, with all that differs); it cannot
+/// be read as one (Usage); Debian's packages cannot be chosen; the file cannot be written.
+pub fn settle(loaded: &Loaded, policy: &Policy, world: World) -> Result<Settled> {
+    let locked = match policy {
+        Policy::Given(lock) => {
+            return Ok(Settled {
+                lock: (**lock).clone(),
+                net: net(true, world.offline),
+                file: None,
+            });
+        }
+        Policy::File { locked } => *locked,
+    };
+    let file = loaded.lock_path();
+    let old = read(&file)?;
+    let (mut lock, complete) = present(loaded, old.as_ref(), world.surroundings, world.interrupt)?;
+    let changes = old.as_ref().map(|old| differences(old, &lock));
+    if locked {
+        match &changes {
+            None => return Err(missing(&file).into()),
+            Some(changes) if !changes.is_empty() => return Err(stale(&file, changes).into()),
+            Some(_) => {}
+        }
+    }
+    tell(
+        changes.as_deref().unwrap_or_default(),
+        &file,
+        world.progress,
+    );
+    if !complete && let Some(debian) = &mut lock.debian {
+        choose(debian, world)?;
+    }
+    keep(&file, &lock, world.progress)?;
+    Ok(Settled {
+        lock,
+        net: net(locked, world.offline),
+        file: Some(file),
+    })
+}
+
+fn net(locked: bool, offline: bool) -> Net {
+    match (offline, locked) {
+        (true, _) => Net::Offline,
+        (false, true) => Net::Pinned,
+        (false, false) => Net::Open,
+    }
+}
+
+/// Makes the lock file anew, with the newest packages and the recipe's kernel source, and gives what
+/// changed: nothing, if it was up to date. Offline, packages that fit the Smolfile stay.
+///
+/// # Errors
+/// As for [`settle`], but for the old file, which need not be one.
+pub fn refresh(loaded: &Loaded, world: World) -> Result<Vec<String>> {
+    let file = loaded.lock_path();
+    let old = read(&file).unwrap_or_else(|_| {
+        let note = format!("{} was no lock file: making it anew", file.display());
+        world.progress.note(&note);
+        None
+    });
+    let (mut lock, _) = present(loaded, None, world.surroundings, world.interrupt)?;
+    if let Some(debian) = &mut lock.debian {
+        let kept = old.as_ref().and_then(|lock| lock.debian.as_ref());
+        match kept.filter(|kept| kept.suite == debian.suite && kept.requested == debian.requested) {
+            Some(kept) if world.offline => debian.packages.clone_from(&kept.packages),
+            _ => choose(debian, world)?,
+        }
+    }
+    store(&file, &lock)?;
+    Ok(match old {
+        Some(old) => differences(&old, &lock),
+        None => vec![format!("{} is new", file.display())],
+    })
+}
+
+/// Chooses the packages of a system anew.
+///
+/// # Errors
+/// As for [`debian::resolve`]; there is no network to be used.
+pub fn choose(debian: &mut Debian, world: World) -> Result<()> {
+    if world.offline {
+        let what = format!(
+            "offline, and the lock has no packages for debian = {{ suite = {:?}, packages = {:?} }}",
+            debian.suite, debian.requested
+        );
+        return Err(Failure::new(ExitKind::Failed, what)
+            .hint("run `smolbuild lock` with a network first")
+            .into());
+    }
+    let stage = world.progress.stage("lock", "choosing packages");
+    debian.packages = debian::resolve(
+        &debian.suite,
+        &debian.requested,
+        world.downloads,
+        world.interrupt,
+    )?;
+    stage.finish(&format!("{} packages", debian.packages.len()));
+    Ok(())
+}
+
+fn missing(file: &Path) -> Failure {
+    let what = format!("there is no lock file {}", file.display());
+    Failure::new(ExitKind::LockStale, what).hint("make it: smolbuild lock")
+}
+
+fn stale(file: &Path, changes: &[String]) -> Failure {
+    let what = format!(
+        "the lock file {} is out of date:\n  {}",
+        file.display(),
+        changes.join("\n  ")
+    );
+    Failure::new(ExitKind::LockStale, what).hint("renew it: smolbuild lock")
+}
+
+fn tell(changes: &[String], file: &Path, progress: &Progress) {
+    let name = file.file_name().unwrap_or_default().display();
+    for change in changes.iter().take(MOST_TOLD) {
+        progress.note(&format!("{name}: {change}"));
+    }
+    if changes.len() > MOST_TOLD {
+        let more = changes.len() - MOST_TOLD;
+        progress.note(&format!("{name}: and {more} more changes"));
+    }
+}
+
+/// The lock in a file; nothing if there is none.
+fn read(file: &Path) -> Result<Option<Lock>> {
+    let cannot = || format!("cannot read {}", file.display());
+    let mut bytes = Vec::new();
+    match File::open(file) {
+        // One byte more than a lock may have is enough to see that it is none.
+        Ok(open) => open
+            .take(MAX_SIZE as u64 + 1)
+            .read_to_end(&mut bytes)
+            .with_context(cannot)
+            .kind(ExitKind::Usage)?,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error).with_context(cannot).kind(ExitKind::Usage),
+    };
+    Ok(Some(Lock::parse(&bytes, &file.display().to_string())?))
+}
+
+/// Writes the lock of a build into its file, as [`store`]. Where nobody may write, a note will do: the
+/// bundle carries the lock.
+///
+/// # Errors
+/// As for [`store`] otherwise.
+pub fn keep(file: &Path, lock: &Lock, progress: &Progress) -> Result<()> {
+    let Err(error) = store(file, lock) else {
+        return Ok(());
+    };
+    let refused = error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<std::io::Error>())
+        .any(|cause| {
+            matches!(
+                cause.kind(),
+                ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem
+            )
+        });
+    if !refused {
+        return Err(error);
+    }
+    progress.note(&format!(
+        "the lock is in the bundle alone: {} cannot be written",
+        file.display()
+    ));
+    Ok(())
+}
+
+/// Writes the lock into a file, whole or not at all. A file that holds it already is not touched.
+///
+/// # Errors
+/// The lock is longer than a bundle takes, or the file cannot be written.
+pub(super) fn store(file: &Path, lock: &Lock) -> Result<()> {
+    let text = lock.to_text();
+    if text.len() > MAX_SIZE {
+        let what = format!(
+            "the lock would be longer than {} MiB: it has a line for each file that is copied",
+            MAX_SIZE >> 20
+        );
+        return Err(Failure::new(ExitKind::Usage, what)
+            .hint("bring large folders along in a `[rootfs] tar` archive")
+            .into());
+    }
+    if fs::read(file).is_ok_and(|before| before == text.as_bytes()) {
+        return Ok(());
+    }
+    let parent = file.parent();
+    let folder = parent
+        .filter(|folder| !folder.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
+    let write = || -> std::io::Result<()> {
+        let mut new = tempfile::Builder::new()
+            .prefix(".lock-")
+            // As any new file: the umask takes its part.
+            .permissions(PermissionsExt::from_mode(0o666))
+            .tempfile_in(folder)?;
+        new.write_all(text.as_bytes())?;
+        new.as_file().sync_all()?;
+        new.persist(file).map_err(|error| error.error)?;
+        File::open(folder)?.sync_all()
+    };
+    write().with_context(|| format!("cannot write {}", file.display()))
+}
+
+#[cfg(test)]
+#[path = "settle_tests.rs"]
+mod tests;

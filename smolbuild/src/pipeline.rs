@@ -1,0 +1,292 @@
+//! The pipeline, top to bottom: from a Smolfile and its lock to a bundle.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use anyhow::Result;
+use smol_bundle::Written;
+use smol_cli::progress::Stage;
+use smol_cli::{ExitKind, Failure, Interrupt, Progress, human, paths};
+use smol_guest::protocol::Event;
+use smol_host::Selected;
+
+use crate::assemble::{self, Images, Site};
+use crate::boot::{self, Failed, Frozen, Job, Message};
+use crate::commands::bundle_error;
+use crate::fetch::Net;
+use crate::lock::{self, Policy, Surroundings, World};
+use crate::pack;
+use crate::plan::Plan;
+use crate::smolfile::Loaded;
+use crate::work::WorkDir;
+
+/// Wall-clock limit of a boot, seconds. Waiting costs no time on virtual time, so only a guest
+/// that works all the while comes near it.
+const BOOT_LIMIT: u64 = 20 * 60;
+
+/// What is to be built, and how.
+pub struct Request<'a> {
+    /// The Smolfile, and the folder with the files that it names.
+    pub smolfile: &'a Loaded,
+    /// Where its lock comes from.
+    pub lock: Policy,
+    /// Whether nothing may be downloaded.
+    pub offline: bool,
+    /// What the environment adds.
+    pub surroundings: Surroundings,
+    /// Whether kernel and root file system are built afresh. Downloads are taken from the cache all
+    /// the same: they are pinned by digest.
+    pub no_cache: bool,
+    /// Where the machine boots.
+    pub selected: &'a Selected,
+    /// Seconds after which the watchdog gives a guest that never pauses a tick.
+    pub watchdog: u64,
+    /// Whether console and service are shown.
+    pub verbose: bool,
+    /// The bundle to write.
+    pub out: &'a Path,
+    /// Signs it.
+    pub key: Option<&'a smol_bundle::PrivateKey>,
+}
+
+/// A bundle that was written.
+pub struct Built {
+    /// What it was built from, with what its digests turned out to be.
+    pub plan: Plan,
+    /// The machine as it was frozen.
+    pub frozen: Frozen,
+    /// The file.
+    pub written: Written,
+}
+
+/// Builds a machine and writes its bundle, which appears whole or not at all.
+///
+/// # Errors
+/// Whatever keeps a stage from being done.
+pub fn build_bundle(
+    request: &Request,
+    progress: &Progress,
+    interrupt: &Interrupt,
+) -> Result<Built> {
+    let loaded = request.smolfile;
+    let shared_cache = paths::cache_dir()?;
+    let downloads = shared_cache.join("downloads");
+    let world = World {
+        downloads: &downloads,
+        offline: request.offline,
+        surroundings: &request.surroundings,
+        progress,
+        interrupt,
+    };
+    let settled = lock::settle(loaded, &request.lock, world)?;
+    let mut plan = Plan::resolve(&loaded.smolfile, &loaded.base_dir, settled.lock)?;
+    let work = WorkDir::create(&shared_cache)?;
+    let site = Site {
+        cache: &match request.no_cache {
+            true => work.subdir("cache")?,
+            false => shared_cache.clone(),
+        },
+        downloads: &downloads,
+        work: work.path(),
+        net: settled.net,
+        surroundings: &request.surroundings,
+    };
+    let images = assemble::assemble(&mut plan, site, progress, interrupt)?;
+    if let Some(file) = &settled.file {
+        lock::keep(file, &plan.lock, progress)?;
+    }
+    if settled.net == Net::Offline {
+        require_emulated_kernel(request.selected, &shared_cache)?;
+    }
+    let frozen_in = work.subdir("frozen")?;
+    let job = job(&plan, &images, request.watchdog, &frozen_in);
+    let frozen = boot(&job, request, &shared_cache, progress, interrupt)?;
+    let spec = pack::spec(&plan, &images, &frozen, &frozen_in, &loaded.source)?;
+    interrupt.check()?;
+    let written = pack(&spec, request, &work, progress, interrupt)?;
+    Ok(Built {
+        plan,
+        frozen,
+        written,
+    })
+}
+
+/// Offline, an emulated host must have its kernel.
+fn require_emulated_kernel(selected: &Selected, cache: &Path) -> Result<()> {
+    use smol_host::emulated::kernel::{KERNEL_ROOT_VARIABLE, Kernel};
+    let needed = matches!(selected.accel, smol_host::Backend::Emulated)
+        && std::env::var_os(KERNEL_ROOT_VARIABLE).is_none();
+    if !needed || Kernel::cached(cache).is_some() {
+        return Ok(());
+    }
+    let what = "offline, and the kernel of the emulated host is not in the cache";
+    Err(Failure::new(ExitKind::Failed, what)
+        .hint("build once without --offline")
+        .into())
+}
+
+fn job(plan: &Plan, images: &Images, watchdog: u64, out: &Path) -> Job {
+    let ready_line = plan.console_ready.as_ref().map(|r| match &r.probe {
+        smol_guest::protocol::Probe::Log { pattern } => pattern.clone(),
+        other => unreachable!(
+            "the parser gives a machine without a service nothing but a log probe, not {other}"
+        ),
+    });
+    Job {
+        kernel: images.kernel.clone(),
+        initramfs: images.initramfs.clone(),
+        rootfs: images.rootfs.clone(),
+        cmdline: plan.kernel.build_cmdline.clone(),
+        memory: plan.memory,
+        vcpus: u8::try_from(plan.cpus).expect("the parser allows few"),
+        epoch: plan.epoch(),
+        seed: blake3::Hash::from_bytes(plan.seed()).to_hex().to_string(),
+        watchdog,
+        limit: plan
+            .console_ready
+            .as_ref()
+            .map_or(BOOT_LIMIT, |r| r.timeout_ms.div_ceil(1000)),
+        ready_line,
+        out: out.to_owned(),
+    }
+}
+
+/// Boots the machine until it is frozen, wherever it can run.
+fn boot(
+    job: &Job,
+    request: &Request,
+    cache: &Path,
+    progress: &Progress,
+    interrupt: &Interrupt,
+) -> Result<Frozen> {
+    let stages = Arc::new(Mutex::new(BootStages::new(progress, request.verbose)));
+    let report = {
+        let stages = stages.clone();
+        move |message| stages.lock().expect("no stage panics").message(message)
+    };
+    match request.selected.accel {
+        smol_host::Backend::Kvm => boot::local::run(job, interrupt, report)?,
+        smol_host::Backend::Emulated => boot::emulated::run(job, cache, interrupt, report)?,
+    }
+    let outcome = stages.lock().expect("no stage panics").outcome.take();
+    match outcome {
+        Some(Ok(frozen)) => Ok(frozen),
+        Some(Err(failed)) => Err(boot_error(&failed, interrupt)),
+        None => Err(Failure::new(ExitKind::Failed, "the machine ended without a word").into()),
+    }
+}
+
+/// Turns the machine's messages into progress: boot, service, warm, snapshot.
+struct BootStages {
+    progress: Progress,
+    current: Option<Stage>,
+    outcome: Option<Result<Frozen, Failed>>,
+    verbose: bool,
+}
+
+impl BootStages {
+    fn new(progress: &Progress, verbose: bool) -> Self {
+        let current = Some(progress.stage("boot", "booting the machine"));
+        Self {
+            progress: progress.clone(),
+            current,
+            outcome: None,
+            verbose,
+        }
+    }
+
+    fn start(&mut self, name: &str, message: &str) {
+        self.current = Some(self.progress.stage(name, message));
+    }
+
+    fn finish(&mut self, result: &str) {
+        if let Some(stage) = self.current.take() {
+            stage.finish(result);
+        }
+    }
+
+    fn message(&mut self, message: Message) {
+        match message {
+            Message::Guest(event) => self.event(&event),
+            Message::Log(line) if self.verbose => self.progress.note(&format!("service | {line}")),
+            Message::Console(line) if self.verbose => {
+                self.progress.note(&format!("console | {line}"))
+            }
+            Message::Log(_) | Message::Console(_) => {}
+            Message::Frozen(frozen) => {
+                self.finish(&format!(
+                    "{} of memory in use",
+                    human::bytes(frozen.nonzero_pages * 4096)
+                ));
+                if let Some(why) = pack::unreproducible(&frozen) {
+                    self.progress
+                        .note(&format!("warning: not reproducible: {why}"));
+                }
+                self.outcome = Some(Ok(frozen));
+            }
+            Message::Failed(failed) => self.outcome = Some(Err(failed)),
+        }
+    }
+
+    fn event(&mut self, event: &Event) {
+        match event {
+            Event::Booted => {
+                self.finish("up");
+                self.start("service", "starting the service");
+            }
+            Event::Ready { attempts } => self.finish(&format!("ready at attempt {attempts}")),
+            Event::WarmStarted { index } => {
+                self.start("warm", &format!("running warm command {}", index + 1))
+            }
+            Event::WarmFinished { status, .. } => self.finish(&status.to_string()),
+            Event::Quiesced => self.start("snapshot", "capturing the machine"),
+            Event::Warning { reason, .. } => self.progress.note(&format!("warning: {reason}")),
+            _ => {}
+        }
+    }
+}
+
+fn boot_error(failed: &Failed, interrupt: &Interrupt) -> anyhow::Error {
+    if failed.interrupted
+        && let Err(stopped) = interrupt.check()
+    {
+        return stopped.into();
+    }
+    let explanation = failed.explanation();
+    let error = anyhow::Error::from(Failure::new(ExitKind::Failed, failed.reason.clone()));
+    if explanation.is_empty() {
+        error
+    } else {
+        anyhow::Error::msg(explanation).context(error)
+    }
+}
+
+/// Writes the bundle beside its destination's name, signed or not; it appears whole or not at all.
+fn pack(
+    spec: &smol_bundle::BundleSpec,
+    request: &Request,
+    work: &WorkDir,
+    progress: &Progress,
+    interrupt: &Interrupt,
+) -> Result<Written> {
+    let (out, key) = (request.out, request.key);
+    let stage = progress.stage("pack", "dropping equal pages, compressing");
+    let unsigned: PathBuf = if key.is_some() {
+        work.path().join("unsigned")
+    } else {
+        out.to_owned()
+    };
+    let mut advance = |done, total| stage.set(done, total);
+    let written = pack::write(spec, &unsigned, &mut advance, interrupt).map_err(|error| {
+        let stopped = interrupt.check().err().map(anyhow::Error::from);
+        stopped.unwrap_or_else(|| bundle_error(error))
+    })?;
+    stage.finish(&human::bytes(written.file_size));
+    if let Some(key) = key {
+        interrupt.check()?;
+        let stage = progress.stage("sign", "signing");
+        smol_bundle::sign(&unsigned, key, out).map_err(bundle_error)?;
+        stage.finish(&format!("by {}", key.public().id()));
+    }
+    Ok(written)
+}
