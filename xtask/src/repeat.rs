@@ -65,6 +65,7 @@ enum Load {
 #[serde(rename_all = "camelCase")]
 struct Build {
     recipe: String,
+    /// From 0.
     number: u32,
     cpu_model: String,
     load: Load,
@@ -145,7 +146,7 @@ impl<'a> Soak<'a> {
         let first = self.folder.join(format!("{recipe}.smolmachine"));
         let bundle = match number {
             0 => first.clone(),
-            n => self.folder.join(format!("{recipe}-{n}.smolmachine")),
+            n => self.folder.join(other(recipe, n)),
         };
         let (plan, digest, seconds) = self.smolbuild(recipe, &bundle, &cpu_model, load)?;
         let same = equal(&first, &bundle)?;
@@ -258,19 +259,24 @@ impl<'a> Soak<'a> {
         }
         let differing: Vec<_> = self.done.iter().filter(|build| !build.same).collect();
         for Build { recipe, number, .. } in &differing {
-            let (first, other) = (
-                format!("{recipe}.smolmachine"),
-                format!("{recipe}-{number}.smolmachine"),
-            );
             println!(
-                "\n{} differs from {}",
-                self.folder.join(other).display(),
-                self.folder.join(first).display()
+                "\n{} differs from {recipe}.smolmachine beside it",
+                self.folder.join(other(recipe, *number)).display(),
             );
         }
-        ensure!(differing.is_empty(), "{} bundles differ", differing.len());
+        ensure!(
+            differing.is_empty(),
+            "{} of {} bundles differ from the first of their recipe",
+            differing.len(),
+            self.done.len()
+        );
         Ok(())
     }
+}
+
+/// Name of a bundle after the first.
+fn other(recipe: &str, number: u32) -> String {
+    format!("{recipe}-{}.smolmachine", number + 1)
 }
 
 /// What came of one recipe.
