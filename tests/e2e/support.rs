@@ -255,6 +255,11 @@ impl Process {
         Some((process, fields.get(1)?.parse().ok()?))
     }
 
+    /// Its command line, each argument with a NUL behind it; empty when it is gone.
+    pub fn arguments(&self) -> String {
+        fs::read_to_string(format!("/proc/{}/cmdline", self.pid)).unwrap_or_default()
+    }
+
     /// Whether it still runs.
     pub fn lives(&self) -> bool {
         Self::read(self.pid).is_some_and(|(process, _)| process.started == self.started)
@@ -352,6 +357,77 @@ pub fn redis(port: u16, command: &str) -> String {
         .strip_suffix("+OK\r\n")
         .unwrap_or_else(|| panic!("{command}: {answer:?}"))
         .to_owned()
+}
+
+/// One statement to PostgreSQL; the values of its rows, as text.
+#[track_caller]
+pub fn postgres(port: u16, statement: &str) -> Vec<String> {
+    let framed = |text: &[u8]| [&(text.len() as u32 + 4).to_be_bytes(), text].concat();
+    // "Message Formats" in PostgreSQL's manual: version 3.0, a simple query, and good-bye.
+    let start = framed(b"\0\x03\0\0user\0postgres\0database\0postgres\0\0");
+    let query = framed(&[statement.as_bytes(), b"\0"].concat());
+    let end = framed(b"");
+    let answer = exchange(port, &[&start, &b"Q"[..], &query, b"X", &end].concat());
+    let mut rest = answer.as_slice();
+    let mut values = Vec::new();
+    while let [kind, a, b, c, d, after @ ..] = rest {
+        let length = u32::from_be_bytes([*a, *b, *c, *d]) as usize - 4;
+        let (message, next) = after.split_at(length);
+        match kind {
+            b'D' => values.extend(row(message)),
+            b'E' => panic!("{statement}: {}", String::from_utf8_lossy(message)),
+            _ => {}
+        }
+        rest = next;
+    }
+    values
+}
+
+/// The values in a DataRow, none of which is null.
+fn row(message: &[u8]) -> Vec<String> {
+    let mut rest = &message[2..];
+    let mut values = Vec::new();
+    while let [a, b, c, d, after @ ..] = rest {
+        let (value, next) = after.split_at(u32::from_be_bytes([*a, *b, *c, *d]) as usize);
+        values.push(String::from_utf8_lossy(value).into_owned());
+        rest = next;
+    }
+    values
+}
+
+/// What a server draws for a new TLS 1.2 session: 32 bytes, and the session's id.
+#[track_caller]
+pub fn tls_session(port: u16) -> (Vec<u8>, Vec<u8>) {
+    let with_length = |bytes: &[u8]| [&(bytes.len() as u16).to_be_bytes(), bytes].concat();
+    let extension = |kind: u16, list: &[u8]| {
+        let list = with_length(list);
+        [&kind.to_be_bytes()[..], &with_length(&list)].concat()
+    };
+    // RFC 5246, 7.4.1.2: TLS 1.2, our random, no session, ECDHE-ECDSA-AES128-GCM-SHA256, no
+    // compression; then P-256 (RFC 8422) and its signatures.
+    let mut hello = [&[3, 3][..], &[7; 32], &[0]].concat();
+    hello.extend(with_length(&[0xc0, 0x2b]));
+    hello.extend([1, 0]);
+    let extensions = [extension(10, &[0, 23]), extension(13, &[4, 3])].concat();
+    hello.extend(with_length(&extensions));
+    let handshake = [&[1, 0][..], &with_length(&hello)].concat();
+    let record = [&[22, 3, 1][..], &with_length(&handshake)].concat();
+
+    let limit = Some(Duration::from_secs(60));
+    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("the port is open");
+    stream.set_read_timeout(limit).expect("it is not zero");
+    stream.write_all(&record).expect("it takes it");
+    // Headers of record and handshake, version, random, length of the session's id.
+    let mut answer = [0; 5 + 4 + 2 + 32 + 1];
+    stream.read_exact(&mut answer).expect("it answers");
+    assert_eq!(
+        (answer[0], answer[5], &answer[9..11]),
+        (22, 2, &[3, 3][..]),
+        "no ServerHello of TLS 1.2: {answer:?}"
+    );
+    let mut id = vec![0; answer[43].into()];
+    stream.read_exact(&mut id).expect("it goes on");
+    (answer[11..43].to_vec(), id)
 }
 
 /// One line to our own test service, and its answer.

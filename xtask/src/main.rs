@@ -1,4 +1,4 @@
-//! What is done with this repository: `cargo xtask demo`, `test`, `bench`.
+//! What is done with this repository: `cargo xtask demo`, `test`, `bench`, `repeat`.
 //!
 //! | module | purpose |
 //! |---|---|
@@ -7,10 +7,12 @@
 //! | [`demo`] | a service built, restored and asked, from nothing |
 //! | [`test`] | everything that must pass |
 //! | [`bench`] | the figures |
+//! | [`repeat`] | builds repeated, and compared byte for byte |
 
 mod bench;
 mod demo;
 mod packages;
+mod repeat;
 mod shell;
 mod test;
 
@@ -39,6 +41,8 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
+    /// Build recipes again and again, in emulated hosts of their own, and compare every byte
+    Repeat(repeat::Options),
 }
 
 fn main() -> ExitCode {
@@ -46,6 +50,7 @@ fn main() -> ExitCode {
         Command::Demo => demo::run(),
         Command::Test => test::run(),
         Command::Bench { json } => bench::run(json.as_deref()),
+        Command::Repeat(options) => repeat::run(&options),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -2,7 +2,9 @@
 
 use crate::inner::Host;
 use crate::suite::Suite;
-use crate::support::{ask, exchange, http_get, page, redis, unix_time, value};
+use crate::support::{
+    ask, exchange, http_get, page, postgres, redis, tls_session, unix_time, value,
+};
 use crate::tools::Machine;
 
 /// How far a restored machine's clock may be from the host's, s.
@@ -22,12 +24,21 @@ pub fn tests(suite: &mut Suite, host: &Host) {
         || python(host),
     );
     suite.test(
+        "two restored postgresql machines hold the same rows, and draw uuids of their own",
+        || postgresql(host),
+    );
+    suite.test(
+        "two restored web machines go on counting, and draw uuids and tls sessions of their own",
+        || web(host),
+    );
+    suite.test(
         "two restored services share what they remember, and differ in randomness and machine id",
         || service(host),
     );
-    suite.test("a restored machine brings its second cpu online", || {
-        second_cpu(host)
-    });
+    suite.test(
+        "a restored machine brings its second cpu online, and both work at once",
+        || second_cpu(host),
+    );
     suite.test(
         "a cold boot of the same bundle serves without the past",
         || cold(host),
@@ -102,6 +113,53 @@ fn python(host: &Host) {
     });
 }
 
+/// Its processes were forked by one that was frozen, after the restore.
+fn postgresql(host: &Host) {
+    pair(host, "postgresql", 5432, |ports| {
+        let one = |port, statement: &str| postgres(port, statement).join(" ");
+        for port in ports {
+            assert_eq!(
+                one(port, "SELECT text, sum FROM greeting"),
+                "hello from before the snapshot 200"
+            );
+            let time = one(port, "SELECT extract(epoch FROM now())");
+            assert_date(time.parse().unwrap());
+        }
+        let uuids = ports.map(|port| one(port, "SELECT gen_random_uuid()"));
+        assert_differ("uuids", uuids.each_ref().map(String::as_str));
+        one(ports[0], "UPDATE greeting SET text = 'mine'");
+        let texts = ports.map(|port| one(port, "SELECT text FROM greeting"));
+        assert_eq!(texts, ["mine", "hello from before the snapshot"]);
+    });
+}
+
+/// The workers of nginx have drawn from OpenSSL's generator before the snapshot, each from its own.
+fn web(host: &Host) {
+    let bundle = host.bundle("web");
+    let start = |name| host.tools.start(&bundle, name, &[8080, 8443]);
+    let machines = ["one", "two"].map(start);
+    let ports = machines.each_ref().map(|machine| machine.port(8080));
+    for port in ports {
+        assert_eq!(page(port, "/count"), "visit 5\n");
+    }
+    let identities = ports.map(|port| page(port, "/identity"));
+    for key in ["random", "uuid"] {
+        assert_differ(key, identities.each_ref().map(|text| value(text, key)));
+    }
+    let mut drawn = Vec::new();
+    for machine in &machines {
+        for _ in 0..4 {
+            let (random, id) = tls_session(machine.port(8443));
+            assert_eq!(id.len(), 32, "the id of a session");
+            drawn.extend([random, id]);
+        }
+    }
+    let count = drawn.len();
+    drawn.sort();
+    drawn.dedup();
+    assert_eq!(drawn.len(), count, "TLS sessions had something in common");
+}
+
 fn service(host: &Host) {
     pair(host, "service", 7777, |ports| {
         for port in ports {
@@ -123,10 +181,23 @@ fn service(host: &Host) {
 
 fn second_cpu(host: &Host) {
     let machine = host.tools.start(&host.service(), "smp", &[7777]);
-    assert_eq!(
-        ask(machine.port(7777), "read /sys/devices/system/cpu/online"),
-        "0-1"
-    );
+    let port = machine.port(7777);
+    assert_eq!(ask(port, "read /sys/devices/system/cpu/online"), "0-1");
+    // Rounds of work and seconds of CPU time, of a worker on each of the first CPUs.
+    let work = |cpus: usize| -> Vec<(f64, f64)> {
+        let told = ask(port, &format!("work 3000 {cpus}"));
+        let numbers = told.split_whitespace().map(|n| n.parse::<f64>().unwrap());
+        let numbers: Vec<f64> = numbers.collect();
+        let workers = numbers.chunks_exact(2).map(|w| (w[0], w[1] / 1e9));
+        workers.collect()
+    };
+    let (one, two) = (work(1), work(2));
+    assert_eq!((one.len(), two.len()), (1, 2));
+    let told = format!("alone {one:?}, together {two:?} (rounds, seconds of 3)");
+    let busy: f64 = two.iter().map(|(_, busy)| busy).sum();
+    assert!(busy > 1.5 * one[0].1, "{told}");
+    // What they get done depends on what else this machine does; but both get on.
+    assert!(two.iter().all(|w| w.0 > one[0].0 / 10.0), "{told}");
 }
 
 fn cold(host: &Host) {

@@ -9,11 +9,13 @@ use crate::host::{Host, keeps_bundles, smolfile, text};
 use crate::suite::Suite;
 use crate::support::run;
 
+/// All of recipes/.
+const RECIPES: [&str; 5] = ["hello", "redis", "python", "postgresql", "web"];
+
 pub fn tests(suite: &mut Suite, host: &Host) {
     // What later tests stand on is done whatever the words are.
     kernel(host);
-    let recipes =
-        ["hello", "redis", "python"].map(|name| (name, host.workspace.join("recipes").join(name)));
+    let recipes = RECIPES.map(|name| (name, host.workspace.join("recipes").join(name)));
     for (name, path) in recipes
         .into_iter()
         .chain([("service", smolfile(host, "service"))])

@@ -7,7 +7,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::host::Host;
 use crate::suite::Suite;
-use crate::support::{self, Running, ask, await_gone, descendants, eventually, free_port};
+use crate::support::{self, Running, ask, await_gone, descendants, eventually, free_port, run};
 
 /// An emulated host, and a guest in it, on a busy machine.
 const LIMIT: Duration = Duration::from_secs(300);
@@ -16,6 +16,10 @@ pub fn tests(suite: &mut Suite, host: &Host) {
     suite.test(
         "in an emulated host a machine serves, and its exit code comes out",
         || foreground(host),
+    );
+    suite.test(
+        "an emulated host is asked for by the bare name of a CPU model, or refused",
+        || cpu_model(host),
     );
     suite.test(
         "in an emulated host ctrl-c asks the service to stop",
@@ -53,6 +57,28 @@ fn foreground(host: &Host) {
     );
     await_gone(&below, Duration::from_secs(10));
     assert_eq!(host.tools.instances(), Vec::<String>::new());
+}
+
+fn cpu_model(host: &Host) {
+    let mut command = host.tools.run(&host.bundle("service"), "model");
+    command.args(["--accel", "emulated"]);
+    let told = run(command.env("SMOL_EMULATED_CPU", "max,-svm")).fail(5);
+    assert!(
+        told.contains("SMOL_EMULATED_CPU") && told.contains("-cpu help"),
+        "{told}"
+    );
+    let mut command = host.tools.run(&host.bundle("service"), "model");
+    command.args(["--accel", "emulated"]);
+    let running = Running::start(command.env("SMOL_EMULATED_CPU", "EPYC-Rome"));
+    eventually("QEMU with that model", LIMIT, || {
+        let below = descendants(running.pid());
+        below
+            .iter()
+            .any(|process| process.arguments().contains("-cpu\0EPYC-Rome\0"))
+            .then_some(())
+    });
+    running.signal(Signal::INT);
+    assert_eq!(running.finish(LIMIT).code, Some(130));
 }
 
 fn ctrl_c(host: &Host) {

@@ -6,6 +6,7 @@ mod emulated;
 mod interrupts;
 mod native;
 mod tampering;
+mod twice;
 
 use std::io::Write;
 use std::net::Ipv4Addr;
@@ -19,7 +20,7 @@ use crate::suite::Suite;
 use crate::support::free_port;
 
 /// Memory of the emulated host for its tmpfs and guests, MiB.
-const MEMORY: u32 = 3072;
+const MEMORY: u32 = 4096;
 
 /// Runs all tests whose names hold the words.
 pub fn main(words: &[String]) -> ExitCode {
@@ -28,6 +29,7 @@ pub fn main(words: &[String]) -> ExitCode {
     builds::tests(&mut suite, &host);
     native::tests(&mut suite, &host);
     bundles::tests(&mut suite, &host);
+    twice::tests(&mut suite, &host);
     tampering::tests(&mut suite, &host);
     emulated::tests(&mut suite, &host);
     interrupts::tests(&mut suite, &host);

@@ -13,21 +13,31 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <poll.h>
+#include <pthread.h>
+#include <sched.h>
 #include <signal.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/random.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
-enum { PORT = 7777, LINE = 1024, TICK_MS = 20 };
+enum { PORT = 7777, LINE = 1024, TICK_MS = 20, CPUS = 8 };
 
 static char remembered[LINE] = "nothing";
+/* Time since boot when that was said, ns. */
+static uint64_t remembered_at;
 /* How often the main loop looked at the clock, and how often that ran backwards. */
 static uint64_t ticks, backwards, last_tick;
 
@@ -83,6 +93,93 @@ static uint64_t sleep_for(unsigned long ms)
     return now(CLOCK_MONOTONIC) - begin;
 }
 
+/* "naps MS COUNT": how long each was. */
+static void send_naps(FILE *to, unsigned long ms, unsigned long count)
+{
+    for (unsigned long i = 0; i < count; i++)
+        fprintf(to, "%llu%s", (unsigned long long)sleep_for(ms), i + 1 < count ? " " : "\n");
+}
+
+/* The kernel refuses clock_gettime from now on. */
+static int refuse_clock(void)
+{
+    struct sock_filter lines[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_clock_gettime, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog filter = {sizeof lines / sizeof *lines, lines};
+    struct timespec t;
+    return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter) ||
+           !syscall(SYS_clock_gettime, CLOCK_MONOTONIC, &t);
+}
+
+/* "vdso N": how many of so many readings of the clock needed the kernel. */
+static void send_kernel_clocks(FILE *to, unsigned long count)
+{
+    unsigned long asked = 0;
+    int ends[2], status;
+    if (pipe(ends))
+        return;
+    pid_t child = fork();
+    if (child == 0) {
+        struct timespec t;
+        if (refuse_clock())
+            _exit(1);
+        for (unsigned long i = 0; i < count; i++)
+            asked += clock_gettime(CLOCK_MONOTONIC, &t) != 0;
+        _exit(write(ends[1], &asked, sizeof asked) != sizeof asked);
+    }
+    close(ends[1]);
+    if (child < 0 || waitpid(child, &status, 0) < 0 || status || read(ends[0], &asked, sizeof asked) != sizeof asked)
+        fprintf(to, "error: no readings\n");
+    else
+        fprintf(to, "%lu\n", asked);
+    close(ends[0]);
+}
+
+/* One that works all the time, on one CPU. */
+struct worker {
+    pthread_t thread;
+    int cpu;
+    uint64_t ms, rounds, busy_ns;
+};
+
+static void *work(void *argument)
+{
+    struct worker *worker = argument;
+    cpu_set_t only;
+    CPU_ZERO(&only);
+    CPU_SET(worker->cpu, &only);
+    if (sched_setaffinity(0, sizeof only, &only))
+        return NULL;
+    uint64_t until = now(CLOCK_MONOTONIC) + worker->ms * 1000000;
+    while (now(CLOCK_MONOTONIC) < until) {
+        for (volatile int i = 0; i < 1000; i++)
+            ;
+        worker->rounds++;
+    }
+    worker->busy_ns = now(CLOCK_THREAD_CPUTIME_ID);
+    return NULL;
+}
+
+/* "work MS CPUS": on each of the first CPUs at once, rounds of work and CPU time, ns. */
+static void send_work(FILE *to, unsigned long ms, unsigned long cpus)
+{
+    struct worker workers[CPUS] = {0};
+    for (unsigned long i = 0; i < cpus && i < CPUS; i++) {
+        workers[i].cpu = (int)i;
+        workers[i].ms = ms;
+        if (pthread_create(&workers[i].thread, NULL, work, &workers[i]))
+            exit(fail("cannot start a thread"));
+    }
+    for (unsigned long i = 0; i < cpus && i < CPUS; i++) {
+        pthread_join(workers[i].thread, NULL);
+        fprintf(to, "%llu %llu\n", (unsigned long long)workers[i].rounds, (unsigned long long)workers[i].busy_ns);
+    }
+}
+
 static void send_random(FILE *to)
 {
     unsigned char bytes[16];
@@ -102,13 +199,19 @@ static void send_bytes(FILE *to, unsigned long count)
 
 static void answer(FILE *to, const char *command, const char *rest)
 {
+    char *after;
+    unsigned long number = strtoul(rest, &after, 10);
+
     if (!strcmp(command, "ping")) {
         fputs("pong\n", to);
     } else if (!strcmp(command, "remember")) {
         snprintf(remembered, sizeof remembered, "%s", rest);
+        remembered_at = now(CLOCK_MONOTONIC);
         fputs("ok\n", to);
     } else if (!strcmp(command, "recall")) {
         fprintf(to, "%s\n", remembered);
+    } else if (!strcmp(command, "since")) { /* when it was told to remember, and now, ns since boot */
+        fprintf(to, "%llu %llu\n", (unsigned long long)remembered_at, (unsigned long long)now(CLOCK_MONOTONIC));
     } else if (!strcmp(command, "clock")) { /* wall clock, time since boot, ns */
         fprintf(to, "%llu %llu\n", (unsigned long long)now(CLOCK_REALTIME), (unsigned long long)now(CLOCK_MONOTONIC));
     } else if (!strcmp(command, "ticks")) {
@@ -116,11 +219,17 @@ static void answer(FILE *to, const char *command, const char *rest)
     } else if (!strcmp(command, "random")) {
         send_random(to);
     } else if (!strcmp(command, "sleep")) {
-        fprintf(to, "%llu\n", (unsigned long long)sleep_for(strtoul(rest, NULL, 10)));
+        fprintf(to, "%llu\n", (unsigned long long)sleep_for(number));
+    } else if (!strcmp(command, "naps")) {
+        send_naps(to, number, strtoul(after, NULL, 10));
+    } else if (!strcmp(command, "vdso")) {
+        send_kernel_clocks(to, number);
+    } else if (!strcmp(command, "work")) {
+        send_work(to, number, strtoul(after, NULL, 10));
     } else if (!strcmp(command, "read")) {
         send_file(to, rest);
     } else if (!strcmp(command, "bytes")) {
-        send_bytes(to, strtoul(rest, NULL, 10));
+        send_bytes(to, number);
     } else if (!strcmp(command, "say")) {
         printf("%s\n", rest);
         fputs("ok\n", to);

@@ -1,5 +1,6 @@
 //! [`EmulatedHost`]: what to run in an emulated host, and the QEMU command line for it.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd;
@@ -20,6 +21,11 @@ pub(crate) const QEMU_PACKAGE: &str = "qemu-system-x86";
 pub(super) const GUEST_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
 /// Address of QEMU's side of it.
 pub(super) const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
+/// The emulated CPU, by QEMU's name for it: another than [`CPU`], with which builds must give the
+/// same bytes.
+pub const CPU_VARIABLE: &str = "SMOL_EMULATED_CPU";
+/// The emulated CPU unless told otherwise: all that QEMU can emulate.
+const CPU: &str = "max";
 /// Memory beside what the job asks for: Linux, the initramfs and what lies in tmpfs.
 const BASE_MEMORY_MIB: u32 = 1024;
 /// Name of the virtio-serial port that carries the frames.
@@ -146,10 +152,11 @@ impl EmulatedHost {
                 )));
             }
         }
+        let cpu = cpu(std::env::var_os(CPU_VARIABLE))?;
         let kernel = Kernel::obtain(&self.cache)?;
         let initramfs = running::memory_file("initramfs", &self.initramfs(&kernel)?)?;
         running::start(&qemu, initramfs, |fds| {
-            self.command_line(&kernel.vmlinux(), fds)
+            self.command_line(&cpu, &kernel.vmlinux(), fds)
         })
     }
 
@@ -210,12 +217,12 @@ impl EmulatedHost {
         wanted
     }
 
-    fn command_line(&self, vmlinux: &Path, fds: &Fds) -> Vec<String> {
+    fn command_line(&self, cpu: &str, vmlinux: &Path, fds: &Fds) -> Vec<String> {
         let mut line = Vec::new();
         let mut option = |name: &str, value: String| line.extend([format!("-{name}"), value]);
         option("accel", "tcg,thread=multi".into());
         option("machine", "q35".into());
-        option("cpu", "max".into());
+        option("cpu", cpu.into());
         option("smp", "2".into());
         option(
             "m",
@@ -287,6 +294,23 @@ impl Fds {
     }
 }
 
+/// The emulated CPU by the value of [`CPU_VARIABLE`]. It is a bare name: QEMU's options for single
+/// features, behind a comma, would be another CPU than its name says.
+fn cpu(wanted: Option<OsString>) -> Result<String> {
+    let Some(name) = wanted else {
+        return Ok(CPU.into());
+    };
+    let name = name.to_string_lossy();
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    if !name.starts_with(|first: char| first.is_ascii_alphanumeric()) || !name.bytes().all(plain) {
+        return Err(HostError::new(format!(
+            "{CPU_VARIABLE} is {name:?}, which is no name of a CPU model"
+        ))
+        .mend(format!("{QEMU} -accel tcg -cpu help")));
+    }
+    Ok(name.into())
+}
+
 /// What to say when there is no QEMU.
 pub(crate) fn qemu_missing() -> HostError {
     HostError::new(format!("the emulated host needs {QEMU}, which is not here"))
@@ -338,7 +362,20 @@ mod tests {
             console: file(),
             port: 9,
         };
-        host.command_line(Path::new("/k/vmlinux"), &fds).join(" ")
+        host.command_line(CPU, Path::new("/k/vmlinux"), &fds)
+            .join(" ")
+    }
+
+    #[test]
+    fn a_cpu_model_is_a_bare_name() {
+        assert_eq!(cpu(None).unwrap(), "max");
+        for name in ["EPYC-Rome", "Opteron_G5-v1", "max"] {
+            assert_eq!(cpu(Some(name.into())).unwrap(), name);
+        }
+        for wrong in ["", "max,-svm", "-smp", "EPYC Rome", "Épyc"] {
+            let error = cpu(Some(wrong.into())).unwrap_err();
+            assert!(error.message.contains(CPU_VARIABLE), "{wrong:?}: {error}");
+        }
     }
 
     #[test]

@@ -19,6 +19,9 @@ const GONE: &[&str] = &[
     "etc/subuid-",
     "etc/apt/apt.conf.d/99mmdebstrap",
     "etc/apt/sources.list",
+    // A key that ssl-cert makes for this host: everybody's, in an image.
+    "etc/ssl/certs/ssl-cert-snakeoil.pem",
+    "etc/ssl/private/ssl-cert-snakeoil.key",
     "etc/dpkg/dpkg.cfg.d/99mmdebstrap",
     // Which packages were asked for by name: all of them, of a lock.
     "var/lib/apt/extended_states",
@@ -49,6 +52,8 @@ const EMPTY: &[&str] = &[
     "var/cache/man",
     "var/lib/apt/lists",
     "var/lib/apt/mirrors",
+    // The package makes a database, which is like no other: with a time and an identifier of its own.
+    "var/lib/postgresql",
     "var/tmp",
 ];
 
@@ -80,6 +85,10 @@ fn unwanted(path: &[u8], inode: &Inode) -> bool {
         _ if path.starts_with(b"usr/share/doc/") => !is_directory && name != b"copyright",
         b"var/lib/dpkg" => name.ends_with(b"-old"),
         b"etc/ssh" => name.starts_with(b"ssh_host_"),
+        // Links by the hash of the subject, which for the key above is this host's name.
+        b"etc/ssl/certs" => {
+            matches!(&inode.node, Node::Symlink(to) if to.ends_with(b"ssl-cert-snakeoil.pem"))
+        }
         // Translations. The locale C.UTF-8 is elsewhere (usr/lib/locale).
         b"usr/share/locale" => name != b"locale.alias",
         _ => false,
@@ -96,12 +105,14 @@ mod tests {
         let kept = [
             "dev",
             "etc/ssh/sshd_config",
+            "etc/ssl/certs/ca-certificates.crt",
             "usr/lib/locale/C.utf8/LC_CTYPE",
             "usr/share/doc/bash/copyright",
             "usr/share/locale/locale.alias",
             "usr/share/man",
             "var/cache/nginx/warm",
             "var/lib/dpkg/status",
+            "var/lib/postgresql",
             "var/log/redis",
         ];
         let lost = [
@@ -110,21 +121,24 @@ mod tests {
             "etc/apt/sources.list.d/main.sources",
             "etc/resolv.conf",
             "etc/ssh/ssh_host_rsa_key",
+            "etc/ssl/certs/62742064.0",
+            "etc/ssl/certs/ssl-cert-snakeoil.pem",
+            "etc/ssl/private/ssl-cert-snakeoil.key",
             "usr/share/doc/bash/changelog.gz",
             "usr/share/locale/de/LC_MESSAGES/bash.mo",
             "usr/share/man/man1/bash.1.gz",
             "var/cache/apt/pkgcache.bin",
             "var/lib/dpkg/status-old",
+            "var/lib/postgresql/15/main/PG_VERSION",
             "var/log/redis/redis.log",
             "var/log/dpkg.log",
         ];
         for path in kept.iter().chain(&lost) {
-            if path
-                .rsplit('/')
-                .next()
-                .is_some_and(|name| ["dev", "man", "redis"].contains(&name))
-            {
+            let name = path.rsplit('/').next().unwrap();
+            if ["dev", "man", "postgresql", "redis"].contains(&name) {
                 tree.mkdir(path, 0o755).unwrap();
+            } else if name == "62742064.0" {
+                tree.symlink(path, "ssl-cert-snakeoil.pem").unwrap();
             } else {
                 tree.file(path, 0o644, Vec::new()).unwrap();
             }

@@ -1,0 +1,92 @@
+//! Recipes built a second time, on another host: the same bytes.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::host::Host;
+use crate::suite::Suite;
+use crate::support::run;
+
+/// The emulated CPU of the second builds; that of the first ones is QEMU's `max`.
+const OTHER_CPU: &str = "EPYC-Rome";
+/// The smallest recipe, and the one whose machine does the most at once.
+const RECIPES: [&str; 2] = ["hello", "postgresql"];
+
+pub fn tests(suite: &mut Suite, host: &Host) {
+    for recipe in RECIPES {
+        suite.test(
+            &format!("{recipe} built again elsewhere gives the same bundle, byte for byte"),
+            || again(host, recipe),
+        );
+    }
+}
+
+/// From another folder, its packages installed anew, on another emulated CPU. Each build boots an
+/// emulated host for itself.
+fn again(host: &Host, recipe: &str) {
+    let folder = host.folder("again");
+    let copy = folder.join("elsewhere");
+    copy_folder(&host.workspace.join("recipes").join(recipe), &copy);
+    let cache = folder.join("cache");
+    fs::create_dir(&cache).unwrap();
+    // The kernel is compiled once, for that takes minutes.
+    for name in ["kernels", "sources", "emulated-host"] {
+        symlink(host.cache().join(name), cache.join(name)).unwrap();
+    }
+    let second = folder.join("second.smolmachine");
+    let mut build = host.build(&copy, &second);
+    build
+        .args(["--accel", "emulated"])
+        .env("SMOL_CACHE_DIR", &cache)
+        .env("SMOL_EMULATED_CPU", OTHER_CPU);
+    run(&mut build).succeed();
+    assert_same(host, &host.bundle(recipe), &second);
+    fs::remove_dir_all(&folder).unwrap();
+}
+
+/// Fails with what differs first.
+#[track_caller]
+fn assert_same(host: &Host, one: &Path, two: &Path) {
+    if fs::read(one).unwrap() != fs::read(two).unwrap() {
+        let (one_is, two_is) = (one.display(), two.display());
+        panic!(
+            "{one_is} and {two_is} differ: {}",
+            difference(host, one, two)
+        );
+    }
+}
+
+/// What `smolbuild diff` says; where there is none, the kind of the first blob that differs.
+fn difference(host: &Host, one: &Path, two: &Path) -> String {
+    let diff = || {
+        let mut command = host.tools.smolbuild();
+        command.arg("diff");
+        command
+    };
+    if run(diff().arg("--help")).code == Some(0) {
+        let told = run(diff().arg(one).arg(two));
+        return told.stdout + &told.stderr;
+    }
+    let [one, two] = [one, two].map(|bundle| host.inspect(bundle));
+    let blobs = |inspected: &Value| inspected["blobs"].as_array().unwrap().clone();
+    let mut pairs = blobs(&one).into_iter().zip(blobs(&two));
+    match pairs.find(|(one, two)| one["digest"] != two["digest"]) {
+        Some((one, two)) => format!("{one} is not {two}"),
+        None => "the number of blobs, or the signature".into(),
+    }
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    fs::create_dir(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        match entry.file_type().unwrap().is_dir() {
+            true => copy_folder(&entry.path(), &to),
+            false => drop(fs::copy(entry.path(), to).unwrap()),
+        }
+    }
+}
