@@ -12,11 +12,13 @@
 //! | pack | [`pack`] | images, state and RAM | a bundle |
 //!
 //! [`commands`] holds the subcommands; `commands/build.rs` walks the pipeline from top to bottom.
+//! [`diff`] says what differs between two bundles.
 
 pub mod assemble;
 pub mod boot;
 pub mod cli;
 pub mod commands;
+pub mod diff;
 pub mod fetch;
 pub mod pack;
 pub mod plan;
