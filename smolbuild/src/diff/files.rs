@@ -38,7 +38,10 @@ pub enum Kind {
 pub fn compare(a: &Tree, b: &Tree) -> Result<Vec<FileChange>> {
     let (a, b) = (Names::new(a), Names::new(b));
     let mut changes = Vec::new();
-    let paths = a.paths.keys().chain(b.paths.keys().filter(|p| !a.paths.contains_key(*p)));
+    let paths = a
+        .paths
+        .keys()
+        .chain(b.paths.keys().filter(|p| !a.paths.contains_key(*p)));
     for path in paths {
         let shown = format!("/{}", path.escape_ascii());
         let (kind, details) = match (a.paths.get(path), b.paths.get(path)) {
@@ -109,7 +112,10 @@ fn metadata(a: &Inode, b: &Inode) -> Vec<String> {
         let show = |time: Option<u64>| time.map_or("none".into(), |time| time.to_string());
         out.push(format!("time {} -> {}", show(x.mtime), show(y.mtime)));
     }
-    let names = x.xattrs.keys().chain(y.xattrs.keys().filter(|n| !x.xattrs.contains_key(*n)));
+    let names = x
+        .xattrs
+        .keys()
+        .chain(y.xattrs.keys().filter(|n| !x.xattrs.contains_key(*n)));
     for name in names.filter(|name| x.xattrs.get(*name) != y.xattrs.get(*name)) {
         out.push(format!("attribute {}", name.escape_ascii()));
     }
@@ -123,9 +129,11 @@ fn nodes(a: &Node, b: &Node) -> Result<Vec<String>> {
         | (Node::Fifo, Node::Fifo)
         | (Node::Socket, Node::Socket) => None,
         (Node::File(x), Node::File(y)) => contents(x, y)?,
-        (Node::Symlink(x), Node::Symlink(y)) => (x != y)
-            .then(|| format!("target {} -> {}", x.escape_ascii(), y.escape_ascii())),
-        (Node::CharDevice(x), Node::CharDevice(y)) | (Node::BlockDevice(x), Node::BlockDevice(y)) => {
+        (Node::Symlink(x), Node::Symlink(y)) => {
+            (x != y).then(|| format!("target {} -> {}", x.escape_ascii(), y.escape_ascii()))
+        }
+        (Node::CharDevice(x), Node::CharDevice(y))
+        | (Node::BlockDevice(x), Node::BlockDevice(y)) => {
             (x != y).then(|| format!("device {} -> {}", device(x), device(y)))
         }
         _ => Some(format!("{} -> {}", type_name(a), type_name(b))),

@@ -107,6 +107,9 @@ fn version(path: &Path) -> Result<Option<String>> {
 
 fn small(path: &Path) -> Result<Vec<u8>> {
     let size = path.metadata().map_or(0, |m| m.len());
-    anyhow::ensure!(size <= MAX_BOOT_IMAGE, "it has {size} bytes (at most {MAX_BOOT_IMAGE})");
+    anyhow::ensure!(
+        size <= MAX_BOOT_IMAGE,
+        "it has {size} bytes (at most {MAX_BOOT_IMAGE})"
+    );
     std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
 }

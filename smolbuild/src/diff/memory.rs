@@ -161,6 +161,8 @@ fn group(pages: &[Page], a: Option<&Owners<'_>>, b: Option<&Owners<'_>>) -> Memo
             places,
         })
         .collect();
-    memory.owners.sort_by_key(|group| std::cmp::Reverse(group.pages));
+    memory
+        .owners
+        .sort_by_key(|group| std::cmp::Reverse(group.pages));
     memory
 }

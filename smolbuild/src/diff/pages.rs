@@ -44,7 +44,10 @@ impl<'b> Side<'b> {
     }
 
     fn extents(&self, kind: ImageKind) -> &[Extent] {
-        self.bundle.index().image(kind).map_or(&[], |image| image.extents())
+        self.bundle
+            .index()
+            .image(kind)
+            .map_or(&[], |image| image.extents())
     }
 }
 
@@ -86,7 +89,10 @@ pub fn differing(
         _ => false,
     };
     let mut pages = Vec::new();
-    let (mut left, mut right) = (vec![0; PIECE as usize * PAGE], vec![0; PIECE as usize * PAGE]);
+    let (mut left, mut right) = (
+        vec![0; PIECE as usize * PAGE],
+        vec![0; PIECE as usize * PAGE],
+    );
     for run in runs(a.extents(kind), b.extents(kind)) {
         let (Some(content_a), Some(content_b)) = (run.a, run.b) else {
             pages.extend(run.first..run.first + run.pages);
@@ -112,7 +118,9 @@ pub fn differing(
 pub fn read(file: &File, first: u32, out: &mut [u8]) -> Result<()> {
     let (mut offset, mut rest) = (u64::from(first) * PAGE as u64, out);
     while !rest.is_empty() {
-        let count = file.read_at(rest, offset).context("cannot read an unpacked image")?;
+        let count = file
+            .read_at(rest, offset)
+            .context("cannot read an unpacked image")?;
         if count == 0 {
             rest.fill(0);
             break;
@@ -133,7 +141,10 @@ struct Run {
 
 /// Both lists of extents, cut at the borders of either.
 fn runs(a: &[Extent], b: &[Extent]) -> Vec<Run> {
-    let borders = a.iter().chain(b).flat_map(|e| [e.first_page, e.first_page + e.pages]);
+    let borders = a
+        .iter()
+        .chain(b)
+        .flat_map(|e| [e.first_page, e.first_page + e.pages]);
     let mut borders: Vec<u32> = borders.collect();
     borders.sort_unstable();
     borders.dedup();
@@ -152,7 +163,10 @@ fn content<'e>(
     extents: &mut std::iter::Peekable<impl Iterator<Item = &'e Extent>>,
     page: u32,
 ) -> Option<Content> {
-    while extents.next_if(|e| e.first_page + e.pages <= page).is_some() {}
+    while extents
+        .next_if(|e| e.first_page + e.pages <= page)
+        .is_some()
+    {}
     let extent = extents.peek()?;
     let skip = page - extent.first_page;
     Some(match extent.content {

@@ -4,11 +4,11 @@ use std::fmt::Write as _;
 
 use smol_cli::human::{self, printable};
 
+use super::Report;
 use super::files::{FileChange, Kind};
 use super::images::ImageChange;
 use super::memory::{Group, Memory, Place};
 use super::values::Change;
-use super::Report;
 
 /// Longest value that is shown whole, in characters.
 const MAX_VALUE: usize = 100;
@@ -25,7 +25,13 @@ impl Report {
             limit,
         };
         text.line(&format!("A {}\nB {}", self.digests[0], self.digests[1]));
-        text.section("manifest", self.manifest.len(), "value", &self.manifest, change);
+        text.section(
+            "manifest",
+            self.manifest.len(),
+            "value",
+            &self.manifest,
+            change,
+        );
         for (name, image) in [
             ("kernel", &self.kernel),
             ("initramfs", &self.initramfs),
@@ -53,7 +59,14 @@ impl Text {
         self.out.push('\n');
     }
 
-    fn section<T>(&mut self, name: &str, count: usize, unit: &str, items: &[T], show: impl Fn(&T) -> String) {
+    fn section<T>(
+        &mut self,
+        name: &str,
+        count: usize,
+        unit: &str,
+        items: &[T],
+        show: impl Fn(&T) -> String,
+    ) {
         if count > 0 {
             self.line(&format!("\n{name}: {}", counted(count as u64, unit)));
             self.items(items, show);
@@ -71,12 +84,16 @@ impl Text {
     }
 
     fn image(&mut self, name: &str, image: &ImageChange) {
-        let [a, b] = image.sizes.map(|size| size.map_or("none".into(), human::bytes));
+        let [a, b] = image
+            .sizes
+            .map(|size| size.map_or("none".into(), human::bytes));
         let sizes = match image.sizes[0] == image.sizes[1] {
             true => String::new(),
             false => format!(", {a} -> {b}"),
         };
-        let first = image.first_byte.map(|byte| format!(", from byte {byte} on"));
+        let first = image
+            .first_byte
+            .map(|byte| format!(", from byte {byte} on"));
         let pages = counted(image.pages, "page");
         let first = first.unwrap_or_default();
         self.line(&format!("\n{name}: {pages}{first}{sizes}"));
@@ -91,7 +108,9 @@ impl Text {
             let count = |kind| image.files.iter().filter(|file| file.kind == kind).count();
             let (added, removed) = (count(Kind::Added), count(Kind::Removed));
             let changed = count(Kind::Changed);
-            self.line(&format!("  files: {added} added, {removed} removed, {changed} changed"));
+            self.line(&format!(
+                "  files: {added} added, {removed} removed, {changed} changed"
+            ));
             self.items(&image.files, file);
         }
     }
@@ -106,7 +125,10 @@ impl Text {
             Some(_) => self.items(&memory.owners, group),
             None => memory.owners.iter().for_each(|owner| {
                 self.line(&format!("  {}", group(owner)));
-                owner.places.iter().for_each(|at| self.line(&format!("      {}", place(at))));
+                owner
+                    .places
+                    .iter()
+                    .for_each(|at| self.line(&format!("      {}", place(at))));
             }),
         }
         for note in &memory.notes {
@@ -117,7 +139,10 @@ impl Text {
 
 fn change(change: &Change) -> String {
     let path = &change.path;
-    match (change.a.as_deref().map(short), change.b.as_deref().map(short)) {
+    match (
+        change.a.as_deref().map(short),
+        change.b.as_deref().map(short),
+    ) {
         (Some(a), Some(b)) => format!("{path}: {a} -> {b}"),
         (Some(a), None) => format!("{path}: - {a}"),
         (None, Some(b)) => format!("{path}: + {b}"),
@@ -166,7 +191,11 @@ fn counted(count: u64, unit: &str) -> String {
 
 fn short(value: &str) -> String {
     match value.char_indices().nth(MAX_VALUE) {
-        Some((end, _)) => format!("{}... ({} characters)", &value[..end], value.chars().count()),
+        Some((end, _)) => format!(
+            "{}... ({} characters)",
+            &value[..end],
+            value.chars().count()
+        ),
         None => value.to_owned(),
     }
 }
@@ -234,7 +263,10 @@ mod tests {
             "  1 page of kernel: jiffies at 0x5555 (physical 0x2000), 4 bytes",
             "  (B: no table)",
         ] {
-            assert!(text.lines().any(|l| l == line), "{line:?} is not in:\n{text}");
+            assert!(
+                text.lines().any(|l| l == line),
+                "{line:?} is not in:\n{text}"
+            );
         }
         assert!(!text.contains('\x1b') && text.contains("... (200 characters)"));
         assert!(!text.contains("kernel: 0"));
@@ -244,7 +276,10 @@ mod tests {
     fn all_is_all_and_the_same_is_one_line() {
         let mut report = report();
         let text = report.text(None);
-        assert!(!text.contains("more (--all)") && text.contains("n2: 0"), "{text}");
+        assert!(
+            !text.contains("more (--all)") && text.contains("n2: 0"),
+            "{text}"
+        );
         assert!(text.contains("      0x5555 (physical 0x1000)"), "{text}");
         report.digests[1] = report.digests[0].clone();
         assert_eq!(report.text(None), "the same: sha256:a\n");

@@ -56,7 +56,10 @@ mod tests {
             documents(b"{\"irqchip\":{\"x\":16}}", b"{\"irqchip\":{\"x\":17}}"),
             [Change::new("irqchip.x", "0x10", "0x11")]
         );
-        assert_eq!(documents(b"abc", b"abd"), [Change::new("byte 2", "0x63", "0x64")]);
+        assert_eq!(
+            documents(b"abc", b"abd"),
+            [Change::new("byte 2", "0x63", "0x64")]
+        );
         // The same document in another form is another state all the same.
         assert_eq!(documents(b"{\"a\": 1}", b"{\"a\":1}").len(), 1);
     }

@@ -164,7 +164,10 @@ pub fn lines(name: &str, a: &[u8], b: &[u8]) -> Vec<Change> {
     let shorter = x.len().min(y.len());
     let begin = x.iter().zip(&y).take_while(|(x, y)| x == y).count();
     let ends = x.iter().rev().zip(y.iter().rev());
-    let end = ends.take_while(|(x, y)| x == y).count().min(shorter - begin);
+    let end = ends
+        .take_while(|(x, y)| x == y)
+        .count()
+        .min(shorter - begin);
     let (x, y) = (&x[begin..x.len() - end], &y[begin..y.len() - end]);
     let mut out = Vec::new();
     for i in 0..x.len().max(y.len()) {

@@ -8,7 +8,7 @@
 pub const MAGIC: &[u8; 16] = b"smol layout tbl\0";
 /// The version that this reads, and the bytes of its table.
 pub const VERSION: u32 = 1;
-const SIZE: usize = 16 + 8 + 5 * 8 + 47 * 4;
+const SIZE: usize = 16 + 8 + 5 * 8 + 48 * 4;
 
 macro_rules! table {
     ($($(#[$doc:meta])* $name:ident { $($field:ident),+ })+) => {
@@ -138,7 +138,7 @@ mod tests {
         bytes.extend(version.to_le_bytes());
         bytes.extend(size.to_le_bytes());
         (1..=5u64).for_each(|n| bytes.extend((n << 40).to_le_bytes()));
-        (1..=47u32).for_each(|n| bytes.extend(n.to_le_bytes()));
+        (1..=48u32).for_each(|n| bytes.extend(n.to_le_bytes()));
         bytes
     }
 
@@ -148,7 +148,7 @@ mod tests {
         assert_eq!((found.text, found.init_task), (1 << 40, 5 << 40));
         assert_eq!((found.task.comm, found.task.thread_node), (1, 7));
         assert_eq!((found.page.size, found.page.slab_cache), (24, 31));
-        assert_eq!(found.values.pg_swapbacked, 47);
+        assert_eq!(found.values.pg_swapbacked, 48);
     }
 
     #[test]
@@ -176,6 +176,6 @@ mod tests {
                 .sum()
         };
         // `version` and `size` are u32, too.
-        assert_eq!((declared("u32 "), declared("u64 ")), (47 + 2, 5));
+        assert_eq!((declared("u32 "), declared("u64 ")), (48 + 2, 5));
     }
 }

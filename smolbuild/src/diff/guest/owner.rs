@@ -118,7 +118,7 @@ impl<'r> Owners<'r> {
 
     /// Whether the kernel's symbols were found.
     pub fn knows_symbols(&self) -> bool {
-        self.symbols.len() > 0
+        !self.symbols.is_empty()
     }
 
     fn kernel(&self) -> Option<Kernel<'_>> {
@@ -186,9 +186,10 @@ impl<'r> Owners<'r> {
         match self.uses.get(&gpa) {
             Some(Use::Kernel(va)) => self.kernel_memory(*va, offsets),
             Some(Use::KernelTable) => Owner::new("page tables of the kernel"),
-            Some(Use::UserTable(n)) => {
-                Owner::new(format!("page tables of process {}", self.processes[*n].name))
-            }
+            Some(Use::UserTable(n)) => Owner::new(format!(
+                "page tables of process {}",
+                self.processes[*n].name
+            )),
             Some(Use::User(n, va)) => self.process_memory(gpa, *n, va + first),
             None => self.by_page(gpa, first).unwrap_or_else(|| fallback(gpa)),
         }
@@ -196,7 +197,9 @@ impl<'r> Owners<'r> {
 
     fn per_cpu_variable(&self, gpa: u64, offsets: &[usize]) -> Option<Owner> {
         let base = gpa.checked_sub(self.per_cpu?)?;
-        let names = names(offsets, |offset| self.symbols.per_cpu_at(base + offset as u64));
+        let names = names(offsets, |offset| {
+            self.symbols.per_cpu_at(base + offset as u64)
+        });
         (!names.is_empty()).then(|| Owner::new(format!("kernel, per CPU: {}", names.join(", "))))
     }
 
@@ -206,7 +209,10 @@ impl<'r> Owners<'r> {
             let names = names(offsets, |offset| self.symbols.at(va + offset as u64));
             return match names.is_empty() {
                 true => Owner::at("kernel image", format!("{first:#x}")),
-                false => Owner::at(format!("kernel: {}", names.join(", ")), format!("{first:#x}")),
+                false => Owner::at(
+                    format!("kernel: {}", names.join(", ")),
+                    format!("{first:#x}"),
+                ),
             };
         }
         if let Some(task) = self.tasks.iter().find(|task| task.stack.contains(&va)) {
@@ -346,7 +352,7 @@ fn boot_memory(gpa: u64) -> Owner {
         PAGE_TABLES..0xc000 => "boot: page tables",
         CMDLINE..0x21000 => "boot: command line",
         0x9f000..0xa0000 => "boot: MP table",
-        0..HIMEM => "boot: below 1 MiB",
+        _ if gpa < HIMEM => "boot: below 1 MiB",
         _ => "kernel, set aside at boot",
     };
     Owner::at(name, format!("{gpa:#x}"))

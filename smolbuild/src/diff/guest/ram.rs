@@ -18,7 +18,7 @@ const PRESENT: u64 = 1;
 const LARGE: u64 = 1 << 7;
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 /// Page tables that may be read in all walks together.
-const TABLES: u32 = 1 << 18;
+const TABLES: u32 = 1 << 16;
 
 /// A memory image as the guest's physical address space.
 pub struct Ram<'i> {
@@ -194,7 +194,11 @@ impl Space<'_> {
         visit: &mut dyn FnMut(Met) -> ControlFlow<()>,
     ) -> ControlFlow<()> {
         let Some(entries) = self.ram.table(table) else {
-            return ControlFlow::Continue(());
+            // Beyond memory, or enough altogether.
+            return match self.ram.budget.get() {
+                0 => ControlFlow::Break(()),
+                _ => ControlFlow::Continue(()),
+            };
         };
         visit(Met::Table(table & ADDRESS))?;
         let size = 1u64 << (12 + 9 * level);
@@ -222,7 +226,7 @@ fn canonical(va: u64) -> u64 {
 }
 
 #[cfg(test)]
-pub mod testing {
+pub(super) mod testing {
     use super::*;
 
     /// Memory with page tables, made by hand.
@@ -288,8 +292,11 @@ mod tests {
         memory.map(Builder::TOP, kernel + PAGE, 1 << 40);
         memory.bytes[21 * 4096 - 2..21 * 4096].copy_from_slice(b"he");
         memory.bytes[22 * 4096..][..4].copy_from_slice(b"llo\0");
-        let ram = Ram::new(memory.bytes.as_slice(), memory.bytes.len() as u64);
-        let space = Space { ram: &ram, top: Builder::TOP };
+        let ram = Ram::new(&memory.bytes, memory.bytes.len() as u64);
+        let space = Space {
+            ram: &ram,
+            top: Builder::TOP,
+        };
         assert_eq!(space.translate(user + 5), Some(20 * PAGE + 5));
         assert_eq!(space.translate(user + 2 * PAGE), None);
         assert_eq!(space.text(user + PAGE - 2, 100).as_deref(), Some("hello"));
@@ -302,9 +309,16 @@ mod tests {
             met.push(found);
             ControlFlow::Continue(())
         });
-        let pages = |va, gpa| Met::Pages { va, gpa, size: PAGE };
+        let pages = |va, gpa| Met::Pages {
+            va,
+            gpa,
+            size: PAGE,
+        };
         assert_eq!(met.len(), 6);
-        assert_eq!(met[4..], [pages(kernel, 21 * PAGE), pages(kernel + PAGE, 1 << 40)]);
+        assert_eq!(
+            met[4..],
+            [pages(kernel, 21 * PAGE), pages(kernel + PAGE, 1 << 40)]
+        );
     }
 
     #[test]
@@ -313,8 +327,11 @@ mod tests {
         for entry in 0..512 {
             memory.put(Builder::TOP + entry * 8, Builder::TOP | 7);
         }
-        let ram = Ram::new(memory.bytes.as_slice(), memory.bytes.len() as u64);
-        let space = Space { ram: &ram, top: Builder::TOP };
+        let ram = Ram::new(&memory.bytes, memory.bytes.len() as u64);
+        let space = Space {
+            ram: &ram,
+            top: Builder::TOP,
+        };
         let mut tables = 0u32;
         space.walk(0, u64::MAX, &mut |met| {
             tables += u32::from(matches!(met, Met::Table(_)));

@@ -107,7 +107,9 @@ fn task(kernel: Kernel<'_>, task: u64) -> Option<Task> {
     let (at, values) = (&kernel.layout.task, &kernel.layout.values);
     let stack = kernel.follow(task, at.stack)?;
     Some(Task {
-        comm: kernel.space.text(task.checked_add(at.comm)?, values.comm_len.min(64) as usize)?,
+        comm: kernel
+            .space
+            .text(task.checked_add(at.comm)?, values.comm_len.min(64) as usize)?,
         pid: kernel.u32(task, at.pid)?,
         stack: stack..stack.checked_add(values.thread_size)?,
     })
@@ -127,14 +129,18 @@ fn mappings(kernel: Kernel<'_>, mm: u64) -> Option<Vec<Mapping>> {
     let at = &kernel.layout.mm;
     let root = kernel.u64(mm, at.tree_root)?;
     let number = |offset| kernel.u64(mm, offset);
-    let (brk, stack) = (number(at.start_brk)?..number(at.brk)?, number(at.start_stack)?);
+    let (brk, stack) = (
+        number(at.start_brk)?..number(at.brk)?,
+        number(at.start_stack)?,
+    );
     let data = number(at.start_data)?..number(at.end_data)?;
     let mut out = Vec::new();
     for area in areas(kernel, root) {
         let vma = &kernel.layout.vma;
         let range = kernel.u64(area, vma.start)?..kernel.u64(area, vma.end)?;
         let file = kernel.follow(area, vma.file);
-        let path = file.and_then(|file| kernel.path(kernel.follow(file, kernel.layout.file.dentry)?));
+        let path =
+            file.and_then(|file| kernel.path(kernel.follow(file, kernel.layout.file.dentry)?));
         let name = match path {
             Some(path) => path,
             None if range.contains(&stack) => "stack".into(),
@@ -176,7 +182,9 @@ fn maple_node(kernel: Kernel<'_>, entry: u64, max: u64, depth: u32, out: &mut Ve
     let (node, slots_at) = (entry & !0xff, 8 * (1 + pivots));
     for slot in 0..=pivots {
         let pivot = match slot < pivots {
-            true => kernel.u64(node, 8 * (1 + slot)).filter(|pivot| *pivot != 0 || slot == 0),
+            true => kernel
+                .u64(node, 8 * (1 + slot))
+                .filter(|pivot| *pivot != 0 || slot == 0),
             false => None,
         };
         let last = pivot.unwrap_or(max).min(max);
@@ -193,7 +201,11 @@ fn maple_node(kernel: Kernel<'_>, entry: u64, max: u64, depth: u32, out: &mut Ve
 
 /// Address spaces without the kernel's help: pages whose upper half is that of a known top-level
 /// page table, and that map something below.
-pub fn guessed<'r>(ram: &'r Ram<'r>, known_top: u64, pages: impl Iterator<Item = u64>) -> Vec<Process> {
+pub fn guessed<'r>(
+    ram: &'r Ram<'r>,
+    known_top: u64,
+    pages: impl Iterator<Item = u64>,
+) -> Vec<Process> {
     let Some(known) = ram.table(known_top) else {
         return Vec::new();
     };
@@ -203,10 +215,18 @@ pub fn guessed<'r>(ram: &'r Ram<'r>, known_top: u64, pages: impl Iterator<Item =
         if ram.read(gpa, &mut page).is_none() {
             continue;
         }
-        let entries: Vec<u64> = page.as_chunks::<8>().0.iter().map(|e| u64::from_le_bytes(*e)).collect();
+        let entries: Vec<u64> = page
+            .as_chunks::<8>()
+            .0
+            .iter()
+            .map(|e| u64::from_le_bytes(*e))
+            .collect();
         // The kernel may set Accessed bits in one of them only.
         let same = |a: u64, b: u64| a & !0x60 == b & !0x60;
-        let upper = entries[256..].iter().zip(&known[256..]).all(|(a, b)| same(*a, *b));
+        let upper = entries[256..]
+            .iter()
+            .zip(&known[256..])
+            .all(|(a, b)| same(*a, *b));
         if !upper || entries[..256].iter().all(|entry| *entry == 0) {
             continue;
         }
@@ -225,7 +245,10 @@ pub fn guessed<'r>(ram: &'r Ram<'r>, known_top: u64, pages: impl Iterator<Item =
 fn program(space: Space<'_>) -> Option<String> {
     let mut found = None;
     space.walk(0x7ff0_0000_0000, 0x7fff_ffff_ffff, &mut |met| {
-        if let Met::Pages { gpa, size: PAGE, .. } = met {
+        if let Met::Pages {
+            gpa, size: PAGE, ..
+        } = met
+        {
             let mut page = [0; PAGE as usize];
             if space.ram.read(gpa, &mut page).is_some() {
                 found = name_at_end(&page).or(found.take());
@@ -261,10 +284,13 @@ mod tests {
         memory.map(other, 0x7fff_1234_5000, 31 * PAGE);
         memory.bytes[32 * 4096 - 8 - 15..32 * 4096 - 8].copy_from_slice(b"\0/usr/bin/redis");
         memory.bytes[32 * 4096 - 9] = 0;
-        let ram = Ram::new(memory.bytes.as_slice(), memory.bytes.len() as u64);
+        let ram = Ram::new(&memory.bytes, memory.bytes.len() as u64);
         let found = guessed(&ram, Builder::TOP, (0..40).map(|page| page * PAGE));
         assert_eq!(found.len(), 1);
-        assert_eq!((found[0].name.as_str(), found[0].top), ("/usr/bin/redi", other));
+        assert_eq!(
+            (found[0].name.as_str(), found[0].top),
+            ("/usr/bin/redi", other)
+        );
         assert_eq!(found[0].mapping(0x7fff_1234_5000), "stack");
     }
 }
