@@ -40,6 +40,8 @@ pub enum Command {
     Verify(Verify),
     /// Show what is in a bundle
     Inspect(Inspect),
+    /// Tell what differs between two bundles
+    Diff(Diff),
     /// Build a kernel recipe
     Kernel(Kernel),
     /// Tell what this host can do, and the command that mends what it cannot
@@ -164,6 +166,21 @@ pub struct Verify {
 pub struct Inspect {
     /// Bundle to look into
     pub bundle: PathBuf,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `smolbuild diff`.
+#[derive(Debug, Args)]
+pub struct Diff {
+    /// First bundle
+    pub a: PathBuf,
+    /// Second bundle
+    pub b: PathBuf,
+    /// Show everything, not only the first 20 of each section
+    #[arg(long)]
+    pub all: bool,
     /// As JSON
     #[arg(long)]
     pub json: bool,

@@ -13,11 +13,13 @@
 //! | pack | [`pack`] | images, state and RAM | a bundle |
 //!
 //! [`pipeline`] walks through them from top to bottom. [`commands`] holds the subcommands.
+//! [`diff`] says what differs between two bundles.
 
 pub mod assemble;
 pub mod boot;
 pub mod cli;
 pub mod commands;
+pub mod diff;
 pub mod fetch;
 pub mod lock;
 pub mod pack;

@@ -11,22 +11,25 @@ fn main() -> ExitCode {
     smol_host::emulated::init::main_if_requested();
     smol_cli::install_panic_hook();
     match run(Cli::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => smol_cli::report(&error),
     }
 }
 
-fn run(cli: Cli) -> anyhow::Result<()> {
+fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let interrupt = Interrupt::install()?;
     match cli.command.unwrap_or(Command::Build(cli.build)) {
-        Command::Build(args) => commands::build::run(&args, &interrupt),
-        Command::Lock(args) => commands::lock::run(&args, &interrupt),
-        Command::Keygen(args) => commands::keys::keygen(&args),
-        Command::Sign(args) => commands::keys::sign(&args),
-        Command::Verify(args) => commands::verify::run(&args),
-        Command::Inspect(args) => commands::inspect::run(&args),
-        Command::Kernel(args) => commands::kernel::run(&args, &interrupt),
-        Command::Doctor(args) => commands::doctor::run(&args),
-        Command::BootJob { file } => smolbuild::boot::emulated::inner(&file, &interrupt),
+        Command::Build(args) => commands::build::run(&args, &interrupt)?,
+        Command::Lock(args) => commands::lock::run(&args, &interrupt)?,
+        Command::Keygen(args) => commands::keys::keygen(&args)?,
+        Command::Sign(args) => commands::keys::sign(&args)?,
+        Command::Verify(args) => commands::verify::run(&args)?,
+        Command::Inspect(args) => commands::inspect::run(&args)?,
+        // Its exit code says whether they are the same.
+        Command::Diff(args) => return commands::diff::run(&args, &interrupt),
+        Command::Kernel(args) => commands::kernel::run(&args, &interrupt)?,
+        Command::Doctor(args) => commands::doctor::run(&args)?,
+        Command::BootJob { file } => smolbuild::boot::emulated::inner(&file, &interrupt)?,
     }
+    Ok(ExitCode::SUCCESS)
 }

@@ -11,5 +11,7 @@ mod host;
 mod image;
 #[path = "rootfs/initramfs.rs"]
 mod initramfs;
+#[path = "rootfs/readback.rs"]
+mod readback;
 #[path = "rootfs/system.rs"]
 mod system;

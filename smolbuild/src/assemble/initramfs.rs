@@ -2,7 +2,9 @@
 //! Documentation/driver-api/early-userspace/buffer-format.rst).
 //!
 //! Uncompressed, for it goes straight into the guest's memory, and free of anything from the host:
-//! sorted, inodes numbered from 1, all times 0.
+//! sorted, inodes numbered from 1, all times 0. [`read`] is the way back.
+
+pub mod read;
 
 use std::collections::HashMap;
 use std::io::Write;

@@ -1,6 +1,8 @@
 //! On-disk structures of EROFS, as Linux 6.1 defines them in fs/erofs/erofs_fs.h. All numbers are
 //! little-endian.
 
+use anyhow::{Result, bail, ensure};
+
 use crate::assemble::rootfs::tree::{Device, Node, Xattrs};
 
 /// Block size in bytes: the page size, which DAX demands.
@@ -54,6 +56,56 @@ impl SuperBlock {
         block[SUPER_OFFSET + 4..SUPER_OFFSET + 8].copy_from_slice(&sum.to_le_bytes());
         block
     }
+
+    /// Reads block 0 of an image, and refuses features that are not written here.
+    pub fn decode(block: &[u8; BLOCK as usize]) -> Result<Self> {
+        let at = |offset: usize| SUPER_OFFSET + offset;
+        ensure!(u32_at(block, at(0)) == SUPER_MAGIC, "it is not EROFS");
+        let mut summed = block[SUPER_OFFSET..].to_vec();
+        summed[4..8].fill(0);
+        let has_sum = u32_at(block, at(8)) & FEATURE_COMPAT_SB_CHKSUM != 0;
+        let sum = u32_at(block, at(4));
+        ensure!(
+            !has_sum || sum == crc32c(&summed),
+            "the superblock's checksum is wrong"
+        );
+        let (bits, incompatible) = (block[at(12)], u32_at(block, at(80)));
+        ensure!(
+            u32::from(bits) == BLOCK.trailing_zeros(),
+            "it has blocks of 2^{bits} bytes, not of {BLOCK}"
+        );
+        ensure!(
+            incompatible == 0,
+            "it has features that smolbuild does not write ({incompatible:#x})"
+        );
+        let mut uuid = [0; 16];
+        uuid.copy_from_slice(&block[at(48)..at(64)]);
+        Ok(SuperBlock {
+            root_nid: u16_at(block, at(14)),
+            inodes: u64_at(block, at(16)),
+            epoch: u64_at(block, at(24)),
+            blocks: u32_at(block, at(36)),
+            meta_block: u32_at(block, at(40)),
+            uuid,
+        })
+    }
+
+    /// Where the metadata area begins in the image, in bytes.
+    pub fn meta_offset(&self) -> u64 {
+        u64::from(self.meta_block) * BLOCK
+    }
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes([bytes[at], bytes[at + 1]])
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from(u16_at(bytes, at)) | u32::from(u16_at(bytes, at + 2)) << 16
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
 }
 
 /// CRC-32C (Castagnoli, reflected) from all ones and without the final inversion, as the kernel's
@@ -126,11 +178,62 @@ impl InodeHead {
             out.extend([0; 4]);
         }
     }
+
+    /// Reads a head; a compact one is in the first 32 bytes and has the image's time.
+    pub fn decode(bytes: &[u8; 64], epoch: u64) -> Result<Self> {
+        let format = u16_at(bytes, 0);
+        let layout = match format >> 1 & 7 {
+            0 => DataLayout::FlatPlain,
+            2 => DataLayout::FlatInline,
+            other => bail!("data layout {other}, which smolbuild does not write"),
+        };
+        let xattr_size = match usize::from(u16_at(bytes, 2)) {
+            0 => 0,
+            count => 12 + (count - 1) * 4,
+        };
+        let head = InodeHead {
+            extended: format & 1 == 1,
+            layout,
+            xattr_size,
+            mode: u16_at(bytes, 4).into(),
+            nlink: u16_at(bytes, 6).into(),
+            size: u32_at(bytes, 8).into(),
+            union: u32_at(bytes, 16),
+            serial: u32_at(bytes, 20),
+            uid: u16_at(bytes, 24).into(),
+            gid: u16_at(bytes, 26).into(),
+            mtime: epoch,
+        };
+        if !head.extended {
+            return Ok(head);
+        }
+        Ok(InodeHead {
+            size: u64_at(bytes, 8),
+            uid: u32_at(bytes, 24),
+            gid: u32_at(bytes, 28),
+            mtime: u64_at(bytes, 32),
+            nlink: u32_at(bytes, 44),
+            ..head
+        })
+    }
+
+    /// Whether the mode is that of a directory.
+    pub fn is_directory(&self) -> bool {
+        self.mode & 0o170000 == 0o040000
+    }
 }
 
 /// The kernel's 32-bit encoding of a device number (`new_encode_dev`).
 pub fn encode_device(device: Device) -> u32 {
     (device.minor & 0xff) | device.major << 8 | (device.minor & !0xff) << 12
+}
+
+/// The device number that [`encode_device`] encoded.
+pub fn decode_device(encoded: u32) -> Device {
+    Device {
+        major: encoded >> 8 & 0xfff,
+        minor: encoded & 0xff | encoded >> 12 & 0xfff00,
+    }
 }
 
 /// Extended attributes as they stand behind the inode: a header, then entries padded to four bytes.
@@ -161,8 +264,21 @@ fn xattr_index(name: &[u8]) -> Option<(u8, &[u8])> {
     }
 }
 
+/// The name that was split into a namespace's number and `suffix`.
+pub fn xattr_name(index: u8, suffix: &[u8]) -> Result<Vec<u8>> {
+    let prefix: &[u8] = match index {
+        1 => b"user.",
+        2 => b"system.posix_acl_access",
+        3 => b"system.posix_acl_default",
+        4 => b"trusted.",
+        6 => b"security.",
+        _ => bail!("an extended attribute in the unknown namespace {index}"),
+    };
+    Ok([prefix, suffix].concat())
+}
+
 /// Length of a directory entry without its name.
-const DIRENT: usize = 12;
+pub const DIRENT: usize = 12;
 
 /// A directory entry: the number of an inode, its type, its name.
 pub struct Dirent<'a> {

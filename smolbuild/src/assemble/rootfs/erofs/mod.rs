@@ -12,10 +12,12 @@
 //! rest of its data
 //! ```
 //!
-//! [`format`] has the structures, [`layout`] decides where inodes go.
+//! [`format`] has the structures, [`layout`] decides where inodes go, [`read`](mod@read) is the way
+//! back.
 
 mod format;
 mod layout;
+pub mod read;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -26,6 +28,7 @@ use anyhow::{Context, Result, ensure};
 
 use self::format::{BLOCK, DataLayout, Dirent, InodeHead, SuperBlock};
 use self::layout::{Layout, Placed};
+pub use self::read::read;
 use super::tree::{InodeId, Node, Source, Tree};
 
 /// File contents are read and written in pieces of this many bytes: a multiple of the block size.

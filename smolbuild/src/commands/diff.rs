@@ -1,0 +1,35 @@
+//! `smolbuild diff`: what differs between two bundles.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use smol_cli::Interrupt;
+
+use super::{bundle_error, open_bundle};
+use crate::cli::Diff;
+use crate::diff;
+
+/// Items that are shown of each section unless all are asked for.
+const SHOWN: usize = 20;
+
+/// Verifies both bundles byte by byte, compares them, and exits with 0 if they are the same, with 1
+/// if they differ.
+pub fn run(args: &Diff, interrupt: &Interrupt) -> Result<ExitCode> {
+    let (a, b) = (open_bundle(&args.a)?, open_bundle(&args.b)?);
+    for bundle in [&a, &b] {
+        bundle.verify_all(&mut |_, _| {}).map_err(bundle_error)?;
+        interrupt.check()?;
+    }
+    let report = diff::compare(&a, &b, Some(interrupt))?;
+    if args.json {
+        let mut json = serde_json::to_value(&report)?;
+        json["same"] = report.is_same().into();
+        println!("{}", serde_json::to_string_pretty(&json)?);
+    } else {
+        print!("{}", report.text((!args.all).then_some(SHOWN)));
+    }
+    Ok(match report.is_same() {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::from(1),
+    })
+}
