@@ -32,6 +32,8 @@ pub enum Command {
     Build(Build),
     /// Renew the lock file: the newest packages, and all inputs as they are now
     Lock(Lock),
+    /// Build a bundle again from the Smolfile and the lock in it, and compare
+    Reproduce(Reproduce),
     /// Make an ed25519 key pair for signing
     Keygen(Keygen),
     /// Sign an existing bundle
@@ -113,6 +115,48 @@ pub struct Lock {
     /// Download nothing: packages stay as they are locked
     #[arg(long, env = "SMOL_OFFLINE", value_parser = BoolishValueParser::new())]
     pub offline: bool,
+    /// How progress is shown
+    #[arg(
+        long,
+        value_name = "auto|tty|plain|json",
+        default_value = "auto",
+        env = "SMOL_PROGRESS"
+    )]
+    pub progress: Mode,
+}
+
+/// `smolbuild reproduce`.
+#[derive(Debug, Args)]
+pub struct Reproduce {
+    /// Bundle to build again
+    pub bundle: PathBuf,
+    /// Folder with the files that its Smolfile names [default: take them out of the bundle]
+    #[arg(long, value_name = "DIR")]
+    pub context: Option<PathBuf>,
+    /// Keep what is built in this file
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// How to run the machine
+    #[arg(
+        long,
+        value_name = "auto|kvm|emulated",
+        default_value = "auto",
+        env = "SMOL_ACCEL"
+    )]
+    pub accel: Accel,
+    /// Download nothing
+    #[arg(long, env = "SMOL_OFFLINE", value_parser = BoolishValueParser::new())]
+    pub offline: bool,
+    /// Build kernel and rootfs afresh instead of taking them from the cache
+    #[arg(long)]
+    pub no_cache: bool,
+    /// Seconds of the host's clock that the machine may compute without pause
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, env = "SMOL_WATCHDOG",
+          value_parser = clap::value_parser!(u64).range(1..))]
+    pub watchdog: u64,
+    /// Show what the machine prints while it boots
+    #[arg(short, long)]
+    pub verbose: bool,
     /// How progress is shown
     #[arg(
         long,

@@ -26,5 +26,6 @@ pub mod pack;
 pub mod pipeline;
 pub mod plan;
 pub mod smolfile;
+pub mod sources;
 pub mod subprocess;
 pub mod work;

@@ -27,6 +27,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Inspect(args) => commands::inspect::run(&args)?,
         // Its exit code says whether they are the same.
         Command::Diff(args) => return commands::diff::run(&args, &interrupt),
+        Command::Reproduce(args) => commands::reproduce::run(&args, &interrupt)?,
         Command::Kernel(args) => commands::kernel::run(&args, &interrupt)?,
         Command::Doctor(args) => commands::doctor::run(&args)?,
         Command::BootJob { file } => smolbuild::boot::emulated::inner(&file, &interrupt)?,

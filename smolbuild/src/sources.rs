@@ -34,7 +34,10 @@ pub fn restore(
 ) -> Result<Vec<String>> {
     ensure!(
         copies.len() == locked.len()
-            && copies.iter().zip(locked).all(|(c, l)| *c.src.get_ref() == l.src),
+            && copies
+                .iter()
+                .zip(locked)
+                .all(|(c, l)| *c.src.get_ref() == l.src),
         "the lock does not belong to the Smolfile: they name other files to copy"
     );
     let mut missing = Vec::new();
@@ -84,12 +87,18 @@ fn is_file(locked: &CopySource) -> bool {
 }
 
 /// A path below `folder` whose parent is there and not reached through a symbolic link: what a lock
-/// names is as hostile as the bundle that it came in.
-fn inside(folder: &Path, path: &str) -> Result<PathBuf> {
+/// or a Smolfile names is as hostile as the bundle that it came in. Folders on the way are made.
+///
+/// # Errors
+/// A path that leads out of the folder; one that cannot be made.
+pub fn inside(folder: &Path, path: &str) -> Result<PathBuf> {
     let plain = Path::new(path)
         .components()
         .all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
-    ensure!(plain, "the lock names {path:?}, which is outside of the Smolfile's folder");
+    ensure!(
+        plain,
+        "the bundle names {path:?}, which is outside of the Smolfile's folder"
+    );
     let place = folder.join(path);
     let parent = place.parent().context("a path without a folder")?;
     let mut walked = folder.to_owned();
@@ -97,7 +106,9 @@ fn inside(folder: &Path, path: &str) -> Result<PathBuf> {
         walked.push(part);
         match fs::symlink_metadata(&walked) {
             Ok(found) if found.is_dir() => {}
-            Ok(_) => bail!("the lock names {path:?}, which leads through something that is no folder"),
+            Ok(_) => {
+                bail!("the bundle names {path:?}, which leads through something that is no folder")
+            }
             Err(_) => fs::create_dir(&walked)
                 .with_context(|| format!("cannot create {}", walked.display()))?,
         }
@@ -136,7 +147,8 @@ fn put(
             let mut file = create(place).with_context(cannot)?;
             source.copy_to(&mut file).with_context(cannot)?;
             file.flush().with_context(cannot)?;
-            file.set_permissions(PermissionsExt::from_mode(*mode)).with_context(cannot)?;
+            file.set_permissions(PermissionsExt::from_mode(*mode))
+                .with_context(cannot)?;
             if fetch::sha256(place)? != *sha256 {
                 fs::remove_file(place).with_context(cannot)?;
                 return Ok(false);
@@ -148,5 +160,9 @@ fn put(
 
 /// A new file, never one that is there, and never through a link.
 fn create(place: &Path) -> std::io::Result<File> {
-    File::options().write(true).create_new(true).mode(0o600).open(place)
+    File::options()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(place)
 }

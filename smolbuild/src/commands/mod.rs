@@ -7,6 +7,7 @@ pub mod inspect;
 pub mod kernel;
 pub mod keys;
 pub mod lock;
+pub mod reproduce;
 pub mod verify;
 
 use std::path::Path;

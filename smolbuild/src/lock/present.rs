@@ -7,7 +7,7 @@ use anyhow::Result;
 use sha2::{Digest, Sha256};
 use smol_cli::Interrupt;
 
-use super::{Builder, Debian, Lock, Role, VERSION, compare, files};
+use super::{Builder, Debian, Lock, Role, VERSION, files};
 use crate::assemble::kernel;
 use crate::fetch;
 use crate::plan::DEFAULT_EPOCH;
@@ -100,22 +100,6 @@ fn request(suite: &str, packages: &[String]) -> Debian {
         requested,
         packages: Vec::new(),
     }
-}
-
-/// In what this program and this host differ from those that a lock was made by: smolbuild, guest,
-/// kernel recipe, gcc, ld. Its epoch and sources are taken as they are.
-///
-/// # Errors
-/// The lock's kernel recipe is not known here, or there is no gcc or ld.
-pub fn host_differences(lock: &Lock) -> Result<Vec<String>> {
-    let mut lines = compare::builder(&lock.builder, &builder(Some(lock.builder.epoch)));
-    if let Some(kernel) = &lock.kernel {
-        let mut here = kernel::pins(&kernel.recipe, None, None)?;
-        here.source.clone_from(&kernel.source);
-        here.source_sha256.clone_from(&kernel.source_sha256);
-        lines.extend(compare::kernel(kernel, &here));
-    }
-    Ok(lines)
 }
 
 impl Surroundings {

@@ -1,0 +1,240 @@
+//! `smolbuild reproduce`: builds a bundle once more from the Smolfile and the lock in it, and
+//! compares.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use smol_bundle::{Bundle, ImageKind};
+use smol_cli::{ErrorExt, ExitKind, Failure, Interrupt, Progress, human};
+use tempfile::TempDir;
+
+use super::{bundle_error, host_error, open_bundle};
+use crate::assemble::rootfs::erofs;
+use crate::cli::Reproduce;
+use crate::diff;
+use crate::lock::{self, Lock, Policy, Surroundings};
+use crate::pipeline::{self, Request};
+use crate::smolfile::{self, KernelSource, Loaded, Rootfs, Smolfile, Workload};
+use crate::sources;
+
+/// So many differences of each kind are shown; `smolbuild diff --all` shows the others.
+const SHOWN: usize = 20;
+/// Threads that unpack the root file system.
+const THREADS: usize = 2;
+
+/// Builds the bundle again. It is the same, or the error says that it is not.
+///
+/// # Errors
+/// The bundle makes no claim, or has no lock; what is built is not the same (all of kind Failed, with
+/// what differs on stdout); this smolbuild or its host have other inputs than the lock (LockStale);
+/// files that are neither in the bundle nor in the folder that was given (Usage).
+pub fn run(args: &Reproduce, interrupt: &Interrupt) -> Result<()> {
+    let progress = Progress::new(args.progress);
+    let bundle = open_bundle(&args.bundle)?;
+    require_claim(&bundle)?;
+    let (source, lock) = inputs(&bundle)?;
+    let selected = smol_host::select(args.accel).map_err(host_error)?;
+    if let Some(why) = &selected.why {
+        progress.note(why);
+    }
+    let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
+    let loaded = load(source, &lock, &bundle, args, &folder, &progress, interrupt)?;
+    let surroundings = Surroundings {
+        // The lock's.
+        epoch: None,
+        ..Surroundings::of_environment()?
+    };
+    require_inputs(&loaded, &lock, &surroundings, interrupt)?;
+    let out = match &args.output {
+        Some(file) => file.clone(),
+        None => folder.path().join("again.smolmachine"),
+    };
+    let request = Request {
+        smolfile: &loaded,
+        lock: Policy::Given(Box::new(lock)),
+        offline: args.offline,
+        surroundings,
+        no_cache: args.no_cache,
+        selected: &selected,
+        watchdog: args.watchdog,
+        verbose: args.verbose,
+        out: &out,
+        key: None,
+    };
+    pipeline::build_bundle(&request, &progress, interrupt)?;
+    compare(&bundle, &out, args, &progress, interrupt)
+}
+
+/// Says the verdict, and what differs.
+fn compare(
+    bundle: &Bundle,
+    out: &Path,
+    args: &Reproduce,
+    progress: &Progress,
+    interrupt: &Interrupt,
+) -> Result<()> {
+    let again = open_bundle(out)?;
+    let name = &bundle.config().name;
+    if again.digest() == bundle.digest() {
+        println!("{name}  reproduced  {}", bundle.digest());
+        return Ok(());
+    }
+    let stage = progress.stage("diff", "comparing");
+    let report = diff::compare(bundle, &again, Some(interrupt))?;
+    stage.finish("different");
+    print!("{}", report.text(Some(SHOWN)));
+    let failure = Failure::new(
+        ExitKind::Failed,
+        format!("{name} is not reproduced: what was built here (B) differs from the bundle (A)"),
+    );
+    Err(match &args.output {
+        Some(file) => failure.hint(format!(
+            "all differences: smolbuild diff --all {} {}",
+            args.bundle.display(),
+            file.display()
+        )),
+        None => failure.hint("-o FILE keeps what is built, for `smolbuild diff --all`"),
+    }
+    .into())
+}
+
+/// Refuses a bundle that does not say of itself that it can be built again: its reason tells more
+/// than a comparison.
+fn require_claim(bundle: &Bundle) -> Result<()> {
+    let claim = bundle.config().reproducible.as_ref();
+    let why = match claim {
+        Some(claim) if claim.claimed => return Ok(()),
+        Some(claim) => claim.reason.as_deref().unwrap_or("it gives no reason"),
+        None => "it says nothing about it",
+    };
+    let what = format!(
+        "{} does not claim to be reproducible: {}",
+        bundle.config().name,
+        human::printable(why)
+    );
+    Err(Failure::new(ExitKind::Failed, what).into())
+}
+
+/// The Smolfile's text and the lock, which the bundle carries.
+fn inputs(bundle: &Bundle) -> Result<(String, Lock)> {
+    let absent = |what: &str| {
+        let message = format!("the bundle holds no {what}: it cannot be built again from itself");
+        Failure::new(ExitKind::Failed, message)
+    };
+    let smolfile = bundle.smolfile().map_err(bundle_error)?;
+    let lock = bundle.lock().map_err(bundle_error)?;
+    let smolfile = smolfile.ok_or_else(|| absent("Smolfile"))?;
+    let lock = lock.ok_or_else(|| absent("lock"))?;
+    let smolfile = String::from_utf8(smolfile)
+        .context("the Smolfile in the bundle is not UTF-8 text")
+        .kind(ExitKind::Verification)?;
+    let lock = Lock::parse(&lock, "the lock in the bundle").kind(ExitKind::Verification)?;
+    Ok((smolfile, lock))
+}
+
+/// Refuses to build from other inputs than those of the lock: the result would tell nothing.
+fn require_inputs(
+    loaded: &Loaded,
+    lock: &Lock,
+    surroundings: &Surroundings,
+    interrupt: &Interrupt,
+) -> Result<()> {
+    let (here, _) = lock::present(loaded, Some(lock), surroundings, interrupt)?;
+    let differences = lock::differences(lock, &here);
+    if differences.is_empty() {
+        return Ok(());
+    }
+    let what = format!(
+        "this is not what the bundle was built from (the bundle's -> here): {}",
+        human::printable(&differences.join("; "))
+    );
+    Err(Failure::new(ExitKind::LockStale, what)
+        .hint("use the smolbuild, the compiler and the files that it was built with")
+        .into())
+}
+
+/// The Smolfile with the files that it names: those of the folder that was given, or else what can
+/// be taken out of the bundle.
+fn load(
+    source: String,
+    lock: &Lock,
+    bundle: &Bundle,
+    args: &Reproduce,
+    folder: &TempDir,
+    progress: &Progress,
+    interrupt: &Interrupt,
+) -> Result<Loaded> {
+    let base = match &args.context {
+        Some(context) => context.clone(),
+        None => {
+            let parsed = smolfile::parse(&source)
+                .map_err(|_| anyhow::anyhow!("the Smolfile in the bundle is none"))
+                .kind(ExitKind::Verification)?;
+            let base = folder.path().join("context");
+            fs::create_dir(&base).with_context(|| format!("cannot create {}", base.display()))?;
+            let missing = take_out(&parsed, lock, bundle, folder, &base, progress, interrupt)?;
+            if !missing.is_empty() {
+                return Err(not_in_bundle(&missing).into());
+            }
+            base
+        }
+    };
+    smolfile::check_text(source, &base.join("Smolfile"), base)
+}
+
+fn not_in_bundle(missing: &[String]) -> Failure {
+    let what = format!(
+        "the bundle does not hold what it was built from as it was: {}",
+        human::printable(&missing.join(", "))
+    );
+    Failure::new(ExitKind::Usage, what)
+        .hint("give the folder of its Smolfile, with the files as they were: --context DIR")
+}
+
+/// Puts the files that the Smolfile names into `base`, and gives the names of those that the bundle
+/// does not have in their first shape.
+fn take_out(
+    smolfile: &Smolfile,
+    lock: &Lock,
+    bundle: &Bundle,
+    folder: &TempDir,
+    base: &Path,
+    progress: &Progress,
+    interrupt: &Interrupt,
+) -> Result<Vec<String>> {
+    let mut missing = Vec::new();
+    if let KernelSource::Path(path) = &smolfile.kernel.source {
+        let place = sources::inside(base, path.get_ref())?;
+        extract(bundle, ImageKind::Kernel, &place)?;
+    }
+    let Workload::Service { rootfs, copies, .. } = &smolfile.workload else {
+        return Ok(missing);
+    };
+    if let Rootfs::Tar(path) | Rootfs::Dir(path) = rootfs {
+        missing.push(path.get_ref().clone());
+    }
+    if !copies.is_empty() {
+        let stage = progress.stage("sources", "taking the copied files out of the bundle");
+        let image = folder.path().join("rootfs");
+        extract(bundle, ImageKind::Rootfs, &image)?;
+        let tree = erofs::read(&image)?;
+        missing.extend(sources::restore(
+            copies,
+            &lock.copies,
+            &tree,
+            base,
+            interrupt,
+        )?);
+        stage.finish("");
+    }
+    Ok(missing)
+}
+
+fn extract(bundle: &Bundle, kind: ImageKind, place: &PathBuf) -> Result<()> {
+    let file =
+        File::create_new(place).with_context(|| format!("cannot create {}", place.display()))?;
+    bundle
+        .extract(kind, &file, THREADS, &mut |_, _| {})
+        .map_err(bundle_error)
+}
