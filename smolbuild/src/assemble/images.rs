@@ -1,12 +1,13 @@
 //! From a Plan to the three images that a machine boots from.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use smol_cli::{Interrupt, Progress, human};
 use smol_guest::protocol::GuestConfig;
+use smol_machine::boot;
 
 use super::rootfs::{self, CopySpec, RootfsSource, RootfsSpec};
 use super::{initramfs, kernel};
@@ -18,7 +19,7 @@ const GUEST_BINARY: &[u8] = include_bytes!(env!("SMOL_GUEST_BINARY"));
 /// The images of a machine.
 #[derive(Clone, Debug)]
 pub struct Images {
-    /// Kernel.
+    /// Kernel; one of ours is at its place in the address space already.
     pub kernel: PathBuf,
     /// Initramfs; absent for a machine that is just a kernel.
     pub initramfs: Option<PathBuf>,
@@ -60,7 +61,23 @@ pub fn assemble(
         images.initramfs = Some(build_initramfs(guest, &work.join("initramfs"))?);
     }
     enter_digests(plan, &images)?;
+    place_kernel(plan, &mut images, &work.join("kernel"))?;
     Ok(images)
+}
+
+/// Moves a smol kernel to the address that follows from the Plan's seed before it is booted. Then
+/// the pages of it in the machine's memory are those of the image in the bundle, which has them
+/// once.
+fn place_kernel(plan: &Plan, images: &mut Images, out: &Path) -> Result<()> {
+    if !boot::is_smol_kernel(&images.kernel)? {
+        return Ok(());
+    }
+    let cmdline = &plan.kernel.build_cmdline;
+    if let Some(image) = boot::place_kernel(&images.kernel, cmdline, &plan.seed())? {
+        fs::write(out, image).with_context(|| format!("cannot write {}", out.display()))?;
+        images.kernel = out.to_owned();
+    }
+    Ok(())
 }
 
 fn build_rootfs(
