@@ -121,6 +121,10 @@ impl Machine {
 
         let cpu = Cpu::for_boot(model, &hv::supported_cpuid()?)?;
         let (vm, vcpus) = assemble(&ram, pmem.as_ref(), &cpu, config.vcpus)?;
+        if virtual_epoch.is_some() {
+            // What a kernel learns from MSRs at boot is in the snapshot.
+            vm.pin_msrs()?;
+        }
         vcpus[0].enter(&entry)?;
         let paravirt = smol.then(|| match virtual_epoch {
             Some(epoch) => Paravirt::building(epoch),

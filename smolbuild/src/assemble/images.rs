@@ -1,12 +1,13 @@
 //! From a Plan to the three images that a machine boots from.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use smol_cli::{ErrorExt, ExitKind, Interrupt, Progress, human};
 use smol_guest::protocol::GuestConfig;
+use smol_machine::boot;
 
 use super::initramfs;
 use super::kernel::{self, Request};
@@ -18,7 +19,7 @@ use crate::plan::{self, KernelSource, Plan};
 /// The images of a machine.
 #[derive(Clone, Debug)]
 pub struct Images {
-    /// Kernel.
+    /// Kernel; one of ours is at its place in the address space already.
     pub kernel: PathBuf,
     /// Initramfs; absent for a machine that is just a kernel.
     pub initramfs: Option<PathBuf>,
@@ -66,7 +67,23 @@ pub fn assemble(
         images.initramfs = Some(build_initramfs(guest, &site.work.join("initramfs"))?);
     }
     enter_digests(plan, &images)?;
+    place_kernel(plan, &mut images, &site.work.join("kernel"))?;
     Ok(images)
+}
+
+/// Moves a smol kernel to the address that follows from the Plan's seed before it is booted. Then
+/// the pages of it in the machine's memory are those of the image in the bundle, which has them
+/// once.
+fn place_kernel(plan: &Plan, images: &mut Images, out: &Path) -> Result<()> {
+    if !boot::is_smol_kernel(&images.kernel)? {
+        return Ok(());
+    }
+    let cmdline = &plan.kernel.build_cmdline;
+    if let Some(image) = boot::place_kernel(&images.kernel, cmdline, &plan.seed())? {
+        fs::write(out, image).with_context(|| format!("cannot write {}", out.display()))?;
+        images.kernel = out.to_owned();
+    }
+    Ok(())
 }
 
 fn build_kernel(

@@ -13,6 +13,9 @@ const BOOT_FLAG: u16 = 0xaa55;
 const HDRS: u32 = u32::from_le_bytes(*b"HdrS");
 const PROTOCOL: u16 = 0x020f;
 const LOADER_UNDEFINED: u8 = 0xff;
+/// hdr.loadflags: a protected-mode kernel at 1 MiB; its addresses are random, and shall be.
+const LOADED_HIGH: u8 = 1;
+const KASLR_FLAG: u8 = 1 << 1;
 const E820_RAM: u32 = 1;
 /// setup_data node with entropy (arch/x86/include/uapi/asm/bootparam.h).
 const SETUP_RNG_SEED: u32 = 9;
@@ -29,7 +32,7 @@ pub(super) fn prepare(rip: u64, info: &BootInfo, ram: &Ram) -> Result<Entry> {
     params.hdr.header = HDRS;
     params.hdr.version = PROTOCOL;
     params.hdr.type_of_loader = LOADER_UNDEFINED;
-    params.hdr.loadflags = 1;
+    params.hdr.loadflags = LOADED_HIGH | if info.random { KASLR_FLAG } else { 0 };
     params.hdr.kernel_alignment = 0x100_0000;
     params.hdr.cmd_line_ptr = layout::CMDLINE as u32;
     params.hdr.cmdline_size = info.cmdline.len() as u32 + 1;

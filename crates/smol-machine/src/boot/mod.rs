@@ -1,20 +1,22 @@
 //! From files to a guest that stands before its first instruction.
 //!
 //! A smol kernel (by its ELF note) takes the 64-bit Linux boot protocol, because only that carries
-//! the seed of its random number generator. Any other image is entered by PVH if it has that note,
-//! else by the 64-bit protocol too.
+//! the seed of its random number generator, and is moved to a virtual address that follows from
+//! the seed. Any other image is entered by PVH if it has that note, else by the 64-bit protocol
+//! too, where it was linked for.
 
 mod linux64;
 mod mptable;
 mod note;
 mod pvh;
+mod relocate;
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{Cursor, Read, Seek, SeekFrom};
 use std::path::Path;
 
 use linux_loader::loader::elf::PvhBootCapability;
-use linux_loader::loader::{Elf, KernelLoader};
+use linux_loader::loader::{Elf, KernelLoader, KernelLoaderResult};
 use vm_memory::{Bytes, GuestAddress, ReadVolatile};
 
 use crate::config::MachineConfig;
@@ -47,7 +49,16 @@ pub(crate) struct BootInfo<'a> {
     /// (GPA, size) of the initramfs.
     pub(crate) initramfs: Option<(u64, u64)>,
     pub(crate) seed: &'a [u8; 32],
+    /// Whether the kernel is to place its own regions at random as well.
+    pub(crate) random: bool,
 }
+
+/// Largest smol kernel, bytes: it is moved in memory of ours.
+const MAX_KERNEL: u64 = 256 << 20;
+
+/// The kernel's command line word against the randomisation of its addresses
+/// (Documentation/admin-guide/kernel-parameters.txt).
+const FIXED_WORD: &str = "nokaslr";
 
 /// Tells whether the ELF image at `path` is a smol kernel of an ABI that this build speaks.
 pub fn is_smol_kernel(path: &Path) -> Result<bool> {
@@ -58,6 +69,39 @@ pub fn is_smol_kernel(path: &Path) -> Result<bool> {
             reason,
         })
         .map(|abi| abi == Some(crate::paravirt::ABI))
+}
+
+/// The smol kernel at `path`, moved to where [`crate::Machine::boot`] would move it with this
+/// command line and this seed. A kernel that was moved before can be moved on. `None` for one that
+/// cannot be moved: it has no table of relocations.
+///
+/// # Errors
+/// [`Error::File`] if it cannot be read, [`Error::Kernel`] if it contradicts itself.
+pub fn place_kernel(path: &Path, cmdline: &str, seed: &[u8; 32]) -> Result<Option<Vec<u8>>> {
+    let err = |source| Error::File {
+        what: "kernel",
+        path: path.to_owned(),
+        source,
+    };
+    let bad = |reason| Error::Kernel {
+        path: path.to_owned(),
+        reason,
+    };
+    let mut image = Vec::new();
+    let file = open("kernel", path)?;
+    file.take(MAX_KERNEL + 1)
+        .read_to_end(&mut image)
+        .map_err(err)?;
+    if image.len() as u64 > MAX_KERNEL {
+        return Err(bad(format!("it is larger than {} MiB", MAX_KERNEL >> 20)));
+    }
+    let seed = is_random(cmdline).then_some(seed);
+    let slide = relocate::place(&mut image, seed).map_err(bad)?;
+    Ok(slide.map(|_| image))
+}
+
+fn is_random(cmdline: &str) -> bool {
+    !cmdline.split_whitespace().any(|word| word == FIXED_WORD)
 }
 
 fn open(what: &'static str, path: &Path) -> Result<File> {
@@ -74,14 +118,21 @@ pub(crate) fn load(config: &MachineConfig, smol: bool, cmdline: &str, ram: &Ram)
         path: config.kernel.clone(),
         reason,
     };
-    let mut image = open("kernel", &config.kernel)?;
-    let loaded =
-        Elf::load(ram, None, &mut image, Some(GuestAddress(layout::HIMEM))).map_err(|e| {
-            bad(format!(
-                "it is no ELF vmlinux that fits into {} MiB: {e}",
-                config.memory >> 20
-            ))
-        })?;
+    let placed = match smol {
+        true => place_kernel(&config.kernel, cmdline, &config.seed)?,
+        false => None,
+    };
+    let random = placed.is_some() && is_random(cmdline);
+    let loaded = match placed {
+        Some(image) => load_elf(&mut Cursor::new(image), ram),
+        None => load_elf(&mut open("kernel", &config.kernel)?, ram),
+    };
+    let loaded = loaded.map_err(|e| {
+        bad(format!(
+            "it is no ELF vmlinux that fits into {} MiB: {e}",
+            config.memory >> 20
+        ))
+    })?;
     let initramfs = match &config.initramfs {
         Some(path) => Some(load_initramfs(path, config.memory, loaded.kernel_end, ram)?),
         None => None,
@@ -91,6 +142,7 @@ pub(crate) fn load(config: &MachineConfig, smol: bool, cmdline: &str, ram: &Ram)
         memory: config.memory,
         initramfs,
         seed: &config.seed,
+        random,
     };
     write_cmdline(cmdline, ram)?;
     mptable::write(config.vcpus, ram)?;
@@ -99,6 +151,13 @@ pub(crate) fn load(config: &MachineConfig, smol: bool, cmdline: &str, ram: &Ram)
         _ => linux64::prepare(loaded.kernel_load.0, &info, ram),
     }
     .map_err(|e| bad(e.to_string()))
+}
+
+fn load_elf(
+    image: &mut (impl Read + ReadVolatile + Seek),
+    ram: &Ram,
+) -> linux_loader::loader::Result<KernelLoaderResult> {
+    Elf::load(ram, None, image, Some(GuestAddress(layout::HIMEM)))
 }
 
 /// Puts the initramfs at the top of low RAM, above the kernel.
@@ -167,6 +226,3 @@ fn read_at(file: &mut File, offset: u64, len: usize) -> std::io::Result<Vec<u8>>
     file.read_exact(&mut bytes)?;
     Ok(bytes)
 }
-
-#[allow(unused_imports)]
-use ReadVolatile as _;

@@ -78,6 +78,10 @@ pub trait Vm: Sized + Send + Sync + 'static {
     /// a memslot costs milliseconds once the controllers stand.
     fn create_irqchip(&self, pit: bool) -> Result<()>;
 
+    /// Lets the guest have the MSRs of the pinned CPU and no others, which raise #GP. What the
+    /// hypervisor would make of them is up to the host: its processor, its settings.
+    fn pin_msrs(&self) -> Result<()>;
+
     /// vCPU with this APIC id, showing this CPU.
     fn create_vcpu(&self, id: u8, cpu: &Cpu) -> Result<Self::Vcpu>;
 

@@ -19,6 +19,14 @@ const STAGE_VERSION: u32 = 1;
 pub const MAKE_ARGUMENTS: &[&str] = &["ARCH=x86_64", "LOCALVERSION="];
 /// What is taken out of the kernel: the symbols are in kallsyms, the comment names the compiler.
 pub const STRIP_ARGUMENTS: &[&str] = &["--strip-all", "--remove-section=.comment"];
+/// What is put into a kernel that can be moved: the list of its addresses, by the tool that Linux
+/// builds for it. smol-machine's `boot/relocate.rs` says what is in the section.
+pub const RELOCATIONS_TOOL: &str = "arch/x86/tools/relocs";
+/// Makes the file with that section's content: not moved yet, and the list.
+pub const RELOCATIONS_SCRIPT: &str =
+    r"{ printf '\0\0\0\0\0\0\0\0' && arch/x86/tools/relocs vmlinux; } >relocs";
+/// Adds that section.
+pub const RELOCATIONS_ARGUMENT: &str = "--add-section=.smol.relocs=relocs";
 
 /// The compiler and the linker, by what they say of themselves.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -103,6 +111,7 @@ pub fn digest(recipe: &Recipe, source_sha256: &str, toolchain: &Toolchain) -> bl
         MAKE_ARGUMENTS
             .iter()
             .chain(STRIP_ARGUMENTS)
+            .chain(&[RELOCATIONS_SCRIPT, RELOCATIONS_ARGUMENT])
             .map(|argument| argument.as_bytes()),
     );
     let mut hasher = blake3::Hasher::new_derive_key("smolbuild kernel inputs");

@@ -15,7 +15,9 @@ use anyhow::{Context, Result, anyhow, ensure};
 use smol_cli::progress::Stage;
 use smol_cli::{ExitKind, Failure, Interrupt};
 
-use super::inputs::{MAKE_ARGUMENTS, STRIP_ARGUMENTS};
+use super::inputs::{
+    MAKE_ARGUMENTS, RELOCATIONS_ARGUMENT, RELOCATIONS_SCRIPT, RELOCATIONS_TOOL, STRIP_ARGUMENTS,
+};
 use super::recipe::Recipe;
 use crate::subprocess;
 
@@ -175,12 +177,16 @@ impl Build<'_> {
 
     fn strip(&mut self) -> Result<PathBuf> {
         let stripped = self.site.folder.join("vmlinux");
-        let mut strip = self.command("strip");
-        strip
-            .args(STRIP_ARGUMENTS)
-            .arg("-o")
-            .arg(&stripped)
-            .arg("vmlinux");
+        let mut strip = self.command("objcopy");
+        strip.args(STRIP_ARGUMENTS);
+        if self.tree.join(RELOCATIONS_TOOL).exists() {
+            let mut list = self.command("/bin/sh");
+            list.args(["-c", RELOCATIONS_SCRIPT]);
+            self.run(list)
+                .context("cannot list the relocations of the kernel")?;
+            strip.arg(RELOCATIONS_ARGUMENT);
+        }
+        strip.arg("vmlinux").arg(&stripped);
         self.run(strip).context("cannot strip the kernel")?;
         let synced = File::open(&stripped).and_then(|file| file.sync_all());
         synced.with_context(|| format!("cannot store {}", stripped.display()))?;

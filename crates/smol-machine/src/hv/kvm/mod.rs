@@ -11,7 +11,7 @@ use kvm_bindings::{
     KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, kvm_irqchip, kvm_pit_config,
     kvm_userspace_memory_region,
 };
-use kvm_ioctls::{Kvm, VmFd};
+use kvm_ioctls::{Kvm, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd};
 
 use super::Vm;
 use crate::cpu::{Cpu, CpuidEntry};
@@ -23,6 +23,16 @@ pub use vcpu::KvmVcpu;
 const PIC_MASTER: u32 = 0;
 const PIC_SLAVE: u32 = 1;
 const IOAPIC: u32 = 2;
+
+/// What a guest may read and write while it is built: first index, count. These are the MSRs that
+/// a captured vCPU holds, and those that KVM carries in the system registers.
+const PINNED_MSRS: [(u32, u32); 5] = [
+    (0x0000_001b, 1), // APIC_BASE
+    (0x0000_0174, 3), // SYSENTER_CS, SYSENTER_ESP, SYSENTER_EIP
+    (0x0000_0277, 1), // PAT
+    (0xc000_0080, 5), // EFER, STAR, LSTAR, CSTAR, SFMASK
+    (0xc000_0100, 3), // FS_BASE, GS_BASE, KERNEL_GS_BASE
+];
 
 /// A machine of KVM.
 #[derive(Debug)]
@@ -100,6 +110,19 @@ impl Vm for KvmVm {
                 .map_err(Error::hv("KVM_CREATE_PIT2"))?;
         }
         Ok(())
+    }
+
+    fn pin_msrs(&self) -> Result<()> {
+        let ranges = PINNED_MSRS.map(|(base, msr_count)| MsrFilterRange {
+            flags: MsrFilterRangeFlags::READ | MsrFilterRangeFlags::WRITE,
+            base,
+            msr_count,
+            // KVM reads whole 64-bit words, whatever the count.
+            bitmap: &[0xff; 8],
+        });
+        self.vm
+            .set_msr_filter(MsrFilterDefaultAction::DENY, &ranges)
+            .map_err(Error::hv("KVM_X86_SET_MSR_FILTER"))
     }
 
     fn create_vcpu(&self, id: u8, cpu: &Cpu) -> Result<KvmVcpu> {
