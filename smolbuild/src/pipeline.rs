@@ -8,11 +8,11 @@ use smol_bundle::Written;
 use smol_cli::progress::Stage;
 use smol_cli::{ExitKind, Failure, Interrupt, Progress, human, paths};
 use smol_guest::protocol::Event;
-use smol_host::Selected;
+use smol_host::{Accel, Selected};
 
 use crate::assemble::{self, Images, Site};
 use crate::boot::{self, Failed, Frozen, Job, Message};
-use crate::commands::bundle_error;
+use crate::commands::{bundle_error, host_error};
 use crate::fetch::Net;
 use crate::lock::{self, Policy, Surroundings, World};
 use crate::pack;
@@ -38,7 +38,7 @@ pub struct Request<'a> {
     /// the same: they are pinned by digest.
     pub no_cache: bool,
     /// Where the machine boots.
-    pub selected: &'a Selected,
+    pub accel: Accel,
     /// Seconds after which the watchdog gives a guest that never pauses a tick.
     pub watchdog: u64,
     /// Whether console and service are shown.
@@ -80,6 +80,10 @@ pub fn build_bundle(
     };
     let settled = lock::settle(loaded, &request.lock, world)?;
     let mut plan = Plan::resolve(&loaded.smolfile, &loaded.base_dir, settled.lock)?;
+    let selected = smol_host::select(request.accel).map_err(host_error)?;
+    if let Some(why) = &selected.why {
+        progress.note(why);
+    }
     let work = WorkDir::create(&shared_cache)?;
     let site = Site {
         cache: &match request.no_cache {
@@ -96,11 +100,18 @@ pub fn build_bundle(
         lock::keep(file, &plan.lock, progress)?;
     }
     if settled.net == Net::Offline {
-        require_emulated_kernel(request.selected, &shared_cache)?;
+        require_emulated_kernel(&selected, &shared_cache)?;
     }
     let frozen_in = work.subdir("frozen")?;
     let job = job(&plan, &images, request.watchdog, &frozen_in);
-    let frozen = boot(&job, request, &shared_cache, progress, interrupt)?;
+    let frozen = boot(
+        &job,
+        &selected,
+        &shared_cache,
+        progress,
+        request.verbose,
+        interrupt,
+    )?;
     let spec = pack::spec(&plan, &images, &frozen, &frozen_in, &loaded.source)?;
     interrupt.check()?;
     let written = pack(&spec, request, &work, progress, interrupt)?;
@@ -154,17 +165,18 @@ fn job(plan: &Plan, images: &Images, watchdog: u64, out: &Path) -> Job {
 /// Boots the machine until it is frozen, wherever it can run.
 fn boot(
     job: &Job,
-    request: &Request,
+    selected: &Selected,
     cache: &Path,
     progress: &Progress,
+    verbose: bool,
     interrupt: &Interrupt,
 ) -> Result<Frozen> {
-    let stages = Arc::new(Mutex::new(BootStages::new(progress, request.verbose)));
+    let stages = Arc::new(Mutex::new(BootStages::new(progress, verbose)));
     let report = {
         let stages = stages.clone();
         move |message| stages.lock().expect("no stage panics").message(message)
     };
-    match request.selected.accel {
+    match selected.accel {
         smol_host::Backend::Kvm => boot::local::run(job, interrupt, report)?,
         smol_host::Backend::Emulated => boot::emulated::run(job, cache, interrupt, report)?,
     }

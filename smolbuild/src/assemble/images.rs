@@ -13,7 +13,7 @@ use super::initramfs;
 use super::kernel::{self, Request};
 use super::rootfs::{self, CopySpec, DebianSpec, RootfsSource, RootfsSpec, debian};
 use crate::fetch::Net;
-use crate::lock::{self, GUEST_BINARY, Surroundings, World};
+use crate::lock::{self, GUEST_BINARY, PackagePin, Surroundings, World};
 use crate::plan::{self, KernelSource, Plan};
 
 /// The images of a machine.
@@ -168,18 +168,27 @@ fn have_packages(
     progress: &Progress,
     interrupt: &Interrupt,
 ) -> Result<()> {
-    let fetch = |debian: &lock::Debian| {
+    let fetch = |debian: &lock::Debian| -> Result<Vec<PackagePin>> {
         if debian::is_installed(&debian.packages, installed) {
             return Ok(Vec::new());
         }
-        debian::fetch(
+        let mut stage = None;
+        let gone = debian::fetch(
             &debian.suite,
             &debian.packages,
             site.downloads,
             site.net,
-            &mut |line| progress.note(line),
+            &mut |what| stage = Some(progress.stage("fetch", what)),
             interrupt,
-        )
+        )?;
+        if let Some(stage) = stage {
+            stage.finish(if gone.is_empty() {
+                "all there"
+            } else {
+                "some are gone"
+            });
+        }
+        Ok(gone)
     };
     let gone = fetch(debian)?;
     if gone.is_empty() {

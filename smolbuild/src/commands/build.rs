@@ -8,7 +8,7 @@ use serde_json::json;
 use smol_cli::progress::render_waterfall;
 use smol_cli::{ExitKind, Failure, Interrupt, Progress, human};
 
-use super::{host_error, keys};
+use super::keys;
 use crate::cli::Build;
 use crate::lock::{Policy, Surroundings};
 use crate::pipeline::{self, Built, Request};
@@ -30,10 +30,6 @@ pub fn run(args: &Build, interrupt: &Interrupt) -> Result<()> {
     {
         check_writable(file)?;
     }
-    let selected = smol_host::select(args.accel).map_err(host_error)?;
-    if let Some(why) = &selected.why {
-        progress.note(why);
-    }
     let request = Request {
         smolfile: &loaded,
         lock: Policy::File {
@@ -42,7 +38,7 @@ pub fn run(args: &Build, interrupt: &Interrupt) -> Result<()> {
         offline: args.offline,
         surroundings,
         no_cache: args.no_cache,
-        selected: &selected,
+        accel: args.accel,
         watchdog: args.watchdog,
         verbose: args.verbose,
         out: &out,

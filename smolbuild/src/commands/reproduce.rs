@@ -9,7 +9,7 @@ use smol_bundle::{Bundle, ImageKind};
 use smol_cli::{ErrorExt, ExitKind, Failure, Interrupt, Progress, human};
 use tempfile::TempDir;
 
-use super::{bundle_error, host_error, open_bundle};
+use super::{bundle_error, open_bundle};
 use crate::assemble::rootfs::erofs;
 use crate::cli::Reproduce;
 use crate::diff;
@@ -34,10 +34,6 @@ pub fn run(args: &Reproduce, interrupt: &Interrupt) -> Result<()> {
     let bundle = open_bundle(&args.bundle)?;
     require_claim(&bundle)?;
     let (source, lock) = inputs(&bundle)?;
-    let selected = smol_host::select(args.accel).map_err(host_error)?;
-    if let Some(why) = &selected.why {
-        progress.note(why);
-    }
     let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
     let loaded = load(source, &lock, &bundle, args, &folder, &progress, interrupt)?;
     let surroundings = Surroundings {
@@ -56,7 +52,7 @@ pub fn run(args: &Reproduce, interrupt: &Interrupt) -> Result<()> {
         offline: args.offline,
         surroundings,
         no_cache: args.no_cache,
-        selected: &selected,
+        accel: args.accel,
         watchdog: args.watchdog,
         verbose: args.verbose,
         out: &out,

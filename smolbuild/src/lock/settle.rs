@@ -166,9 +166,9 @@ fn missing(file: &Path) -> Failure {
 
 fn stale(file: &Path, changes: &[String]) -> Failure {
     let what = format!(
-        "the lock file {} is out of date:\n  {}",
+        "the lock file {} is out of date:\n{}",
         file.display(),
-        changes.join("\n  ")
+        changes.join("\n")
     );
     Failure::new(ExitKind::LockStale, what).hint("renew it: smolbuild lock")
 }

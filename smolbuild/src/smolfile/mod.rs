@@ -65,6 +65,7 @@ pub struct Smolfile {
 
 /// What a machine runs.
 #[derive(Debug, Clone, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "a program holds one of them")]
 pub enum Workload {
     /// Nothing but its kernel, which is a [`KernelSource::Path`].
     Kernel,
