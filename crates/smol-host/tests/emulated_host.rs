@@ -297,5 +297,10 @@ fn port_taken(cache: &Path) {
     let port = holder.local_addr().unwrap().port();
     let host = host(cache, &["serve"]).forward(Ipv4Addr::LOCALHOST, port, 80);
     let error = host.spawn().unwrap().wait().unwrap_err();
-    assert!(error.message.contains("host forwarding"), "{error}");
+    for words in ["QEMU: exit status: 1", "host forwarding"] {
+        assert!(
+            error.message.contains(words),
+            "{words:?} is not in: {error}"
+        );
+    }
 }

@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -22,6 +22,8 @@ use crate::error::{HostError, Result};
 
 /// How long the emulated host may take until its init speaks; about 3 s on an idle machine.
 const BOOT_LIMIT: Duration = Duration::from_secs(180);
+/// How long QEMU may take to be gone when its end of the port is.
+const END: Duration = Duration::from_millis(500);
 /// How many of the console's last lines an error shows.
 const TAIL_LINES: usize = 20;
 
@@ -44,6 +46,8 @@ pub enum Event {
 pub struct RunningHost {
     port: UnixStream,
     control: Controller,
+    /// How QEMU ended, once it has.
+    ended: mpsc::Receiver<ExitStatus>,
     logs: Logs,
 }
 
@@ -92,7 +96,7 @@ pub(super) fn start(
     // SAFETY: prepare_child makes only system calls and touches no memory of the parent's threads.
     unsafe { command.pre_exec(move || prepare_child(&inherited)) };
 
-    let process = spawn_on_keeper(command, (fds, inner))
+    let (process, ended) = spawn_on_keeper(command, (fds, inner))
         .map_err(HostError::io(format!("cannot start {}", qemu.display())))?;
     port.set_read_timeout(Some(BOOT_LIMIT))
         .map_err(HostError::io("cannot set a time limit"))?;
@@ -106,6 +110,7 @@ pub(super) fn start(
     Ok(RunningHost {
         port,
         control,
+        ended,
         logs,
     })
 }
@@ -124,9 +129,14 @@ fn prepare_child(inherited: &[RawFd]) -> std::io::Result<()> {
 
 /// Spawns `command` on a thread that lives as long as the child and reaps it: the parent death
 /// signal goes by the parent *thread*, and the caller's may end before the machine does.
-/// `keep` stays open until the child has its own copies. Returns the child's pidfd.
-fn spawn_on_keeper(mut command: Command, keep: impl Send + 'static) -> std::io::Result<OwnedFd> {
+/// `keep` stays open until the child has its own copies. Returns the child's pidfd, and where its
+/// end is told.
+fn spawn_on_keeper(
+    mut command: Command,
+    keep: impl Send + 'static,
+) -> std::io::Result<(OwnedFd, mpsc::Receiver<ExitStatus>)> {
     let (sender, receiver) = mpsc::channel();
+    let (teller, ended) = mpsc::channel();
     thread::Builder::new()
         .name("qemu-keeper".into())
         .spawn(move || {
@@ -140,16 +150,19 @@ fn spawn_on_keeper(mut command: Command, keep: impl Send + 'static) -> std::io::
             match spawned {
                 Ok((mut child, process)) => {
                     let _ = sender.send(Ok(process));
-                    let _ = child.wait();
+                    if let Ok(status) = child.wait() {
+                        let _ = teller.send(status);
+                    }
                 }
                 Err(e) => {
                     let _ = sender.send(Err(e));
                 }
             }
         })?;
-    receiver
+    let process = receiver
         .recv()
-        .unwrap_or_else(|_| Err(std::io::ErrorKind::BrokenPipe.into()))
+        .unwrap_or_else(|_| Err(std::io::ErrorKind::BrokenPipe.into()))?;
+    Ok((process, ended))
 }
 
 /// A file in memory with these contents: nothing to remove, whatever becomes of us.
@@ -259,8 +272,12 @@ impl RunningHost {
 
     /// The error for an end before the job's: with what QEMU said and the end of the console.
     fn broken(&self, what: &str) -> HostError {
+        let ended = self.ended.recv_timeout(END);
         self.control.kill();
         let mut message = what.to_owned();
+        if let Ok(status) = ended {
+            message += &format!("; QEMU: {status}");
+        }
         for (name, log) in [
             ("QEMU", &self.logs.qemu),
             ("its console", &self.logs.console),
