@@ -2,6 +2,7 @@
 
 mod builds;
 mod bundles;
+mod diff;
 mod emulated;
 mod interrupts;
 mod native;
@@ -29,6 +30,7 @@ pub fn main(words: &[String]) -> ExitCode {
     native::tests(&mut suite, &host);
     bundles::tests(&mut suite, &host);
     tampering::tests(&mut suite, &host);
+    diff::tests(&mut suite, &host);
     emulated::tests(&mut suite, &host);
     interrupts::tests(&mut suite, &host);
     run_inner(&mut suite, &host, words);
