@@ -2,6 +2,7 @@
 
 mod builds;
 mod bundles;
+mod diff;
 mod emulated;
 mod interrupts;
 mod native;
@@ -31,6 +32,7 @@ pub fn main(words: &[String]) -> ExitCode {
     bundles::tests(&mut suite, &host);
     twice::tests(&mut suite, &host);
     tampering::tests(&mut suite, &host);
+    diff::tests(&mut suite, &host);
     emulated::tests(&mut suite, &host);
     interrupts::tests(&mut suite, &host);
     run_inner(&mut suite, &host, words);

@@ -332,4 +332,21 @@ mod tests {
         assert_eq!(Kallsyms::find(&whole[..whole.len() - 600]), None);
         assert_eq!(Kallsyms::find(&[]), None);
     }
+
+    /// Kernels of recipes that are in the cache; there may be none.
+    #[test]
+    fn the_symbols_of_real_kernels_are_found() {
+        let cache = smol_cli::paths::cache_dir().unwrap().join("kernels");
+        let folders = std::fs::read_dir(cache).into_iter().flatten().flatten();
+        for path in folders.map(|folder| folder.path().join("vmlinux")) {
+            let Ok(image) = std::fs::read(&path) else {
+                continue;
+            };
+            let found = Kallsyms::find(&image).unwrap_or_else(|| panic!("{}", path.display()));
+            let text = found.address("_text").unwrap();
+            assert_eq!(found.at(text).unwrap().address, text);
+            assert!(found.address("entry_SYSCALL_64").unwrap() > text);
+            assert!(found.len() > 10_000 && !found.per_cpu.is_empty());
+        }
+    }
 }

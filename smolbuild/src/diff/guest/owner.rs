@@ -22,6 +22,10 @@ const MAX_IMAGE: u64 = 128 << 20;
 /// length.
 const DIRECT_MAP: u64 = 0xffff_8880_0000_0000;
 const DIRECT_MAP_LEN: u64 = 64 << 40;
+/// The array of `struct page` of the same kernels; and entry stacks and tables, where they are in
+/// all kernels (Linux, Documentation/x86/x86_64/mm.rst).
+const VMEMMAP: Range<u64> = 0xffff_ea00_0000_0000..0xffff_eb00_0000_0000;
+const CPU_ENTRY_AREA: Range<u64> = 0xffff_fe00_0000_0000..0xffff_fe80_0000_0000;
 /// The registers that hold the address of the system call entry, and of the CPU's area while the
 /// processor is in user space.
 const MSR_LSTAR: u32 = 0xc000_0082;
@@ -142,11 +146,13 @@ impl<'r> Owners<'r> {
         let mut each = |gpa: u64, size: u64, make: &dyn Fn(u64) -> Use| {
             for page in pages.range(gpa..gpa.saturating_add(size)) {
                 let new = make(page - gpa);
-                // Some memory of the kernel image is mapped elsewhere, too.
-                if matches!(new, Use::Kernel(va) if IMAGE.contains(&va)) {
-                    uses.insert(*page, new);
-                } else {
-                    uses.entry(*page).or_insert(new);
+                // The kernel image wins over other mappings of the kernel, but not over processes:
+                // what was needed for booting alone is free memory now, and still mapped there.
+                let is_image = |user: &Use| matches!(user, Use::Kernel(va) if IMAGE.contains(va));
+                let known = uses.entry(*page).or_insert(new);
+                let of_process = matches!(new, Use::User(..) | Use::UserTable(_));
+                if is_image(&new) || of_process && is_image(known) {
+                    *known = new;
                 }
             }
         };
@@ -184,7 +190,8 @@ impl<'r> Owners<'r> {
             return owner;
         }
         match self.uses.get(&gpa) {
-            Some(Use::Kernel(va)) => self.kernel_memory(*va, offsets),
+            Some(Use::Kernel(va)) if IMAGE.contains(va) => self.image_memory(gpa, *va, offsets),
+            Some(Use::Kernel(va)) => self.kernel_memory(va + first),
             Some(Use::KernelTable) => Owner::new("page tables of the kernel"),
             Some(Use::UserTable(n)) => Owner::new(format!(
                 "page tables of process {}",
@@ -203,31 +210,45 @@ impl<'r> Owners<'r> {
         (!names.is_empty()).then(|| Owner::new(format!("kernel, per CPU: {}", names.join(", "))))
     }
 
-    fn kernel_memory(&self, va: u64, offsets: &[usize]) -> Owner {
-        let first = va + offsets.first().map_or(0, |offset| *offset as u64);
-        if IMAGE.contains(&va) {
-            let names = names(offsets, |offset| self.symbols.at(va + offset as u64));
-            return match names.is_empty() {
-                true => Owner::at("kernel image", format!("{first:#x}")),
-                false => Owner::at(
-                    format!("kernel: {}", names.join(", ")),
-                    format!("{first:#x}"),
-                ),
-            };
+    /// The kernel image; what was freed of it after booting is not reserved any more.
+    fn image_memory(&self, gpa: u64, va: u64, offsets: &[usize]) -> Owner {
+        let first = offsets.first().map_or(0, |offset| *offset as u64);
+        let freed = self.kernel().and_then(|kernel| {
+            let at = &kernel.layout.page;
+            let flags = kernel.u64(kernel.page_at(gpa)?, at.flags)?;
+            let reserved = flags >> (kernel.layout.values.pg_reserved & 63) & 1 == 1;
+            (!reserved).then(|| self.by_page(gpa, first)).flatten()
+        });
+        if let Some(owner) = freed {
+            return owner;
         }
+        let names = names(offsets, |offset| self.symbols.at(va + offset as u64));
+        let name = match names.is_empty() {
+            true => "kernel image, data without names".into(),
+            false => format!("kernel: {}", names.join(", ")),
+        };
+        Owner::at(name, format!("{:#x}", va + first))
+    }
+
+    /// What the kernel maps outside of its image and of the direct mapping.
+    fn kernel_memory(&self, va: u64) -> Owner {
+        let at = |name: &str| Owner::at(name, format!("{va:#x}"));
         if let Some(task) = self.tasks.iter().find(|task| task.stack.contains(&va)) {
-            let name = format!("kernel stack of {} ({})", task.comm, task.pid);
-            return Owner::at(name, format!("{first:#x}"));
+            return at(&format!("kernel stack of {} ({})", task.comm, task.pid));
         }
-        if let Some(layout) = &self.layout
-            && let Some(offset) = first.checked_sub(layout.vmemmap)
-            && let Some(number) = offset.checked_div(layout.page.size)
-            && number < 1 << 36
-        {
-            let of = number * PAGE;
-            return Owner::at("page structures", format!("that of the page at {of:#x}"));
+        if CPU_ENTRY_AREA.contains(&va) {
+            return at("kernel, CPU entry area");
         }
-        Owner::at("kernel, mapped memory", format!("{first:#x}"))
+        match &self.layout {
+            Some(layout) if va >= layout.vmemmap => {
+                let number = (va - layout.vmemmap).checked_div(layout.page.size);
+                let page = number.and_then(|number| number.checked_mul(PAGE));
+                let place = format!("that of the page at {:#x}", page.unwrap_or(0));
+                Owner::at("page structures", place)
+            }
+            None if VMEMMAP.contains(&va) => at("page structures"),
+            _ => at("kernel, vmalloc"),
+        }
     }
 
     fn process_memory(&self, gpa: u64, number: usize, va: u64) -> Owner {
@@ -290,6 +311,16 @@ fn image(space: Space<'_>) -> Vec<u8> {
     bytes
 }
 
+/// Symbols that mark an end: what lies behind them has no name.
+const ENDS: &[&str] = &[
+    "_etext",
+    "_einittext",
+    "_edata",
+    "_end",
+    "__end_rodata",
+    "__bss_stop",
+];
+
 /// The symbols that cover the bytes at `offsets`, the first few, each once.
 fn names<'s>(
     offsets: &[usize],
@@ -297,7 +328,8 @@ fn names<'s>(
 ) -> Vec<&'s str> {
     const MOST: usize = 3;
     let mut names: Vec<&str> = Vec::new();
-    for name in offsets.iter().filter_map(|offset| symbol(*offset)) {
+    let symbols = offsets.iter().filter_map(|offset| symbol(*offset));
+    for name in symbols.filter(|symbol| !ENDS.contains(&symbol.name.as_str())) {
         if names.last() != Some(&name.name.as_str()) {
             if names.len() == MOST {
                 names.push("...");

@@ -227,7 +227,10 @@ pub fn guessed<'r>(
             .iter()
             .zip(&known[256..])
             .all(|(a, b)| same(*a, *b));
-        if !upper || entries[..256].iter().all(|entry| *entry == 0) {
+        // What starts further CPUs has a piece of the kernel's half in its lower one, too.
+        let lower = || entries[..256].iter().filter(|entry| **entry != 0);
+        let borrowed = lower().any(|entry| known[256..].iter().any(|e| same(*entry, *e)));
+        if !upper || borrowed || lower().next().is_none() {
             continue;
         }
         let space = Space { ram, top: gpa };
