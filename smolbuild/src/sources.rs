@@ -166,3 +166,138 @@ fn create(place: &Path) -> std::io::Result<File> {
         .mode(0o600)
         .open(place)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::smolfile::Workload;
+
+    const SMOLFILE: &str = r#"
+        name = "x"
+        [rootfs]
+        tar = "base.tar"
+        [[copy]]
+        src = "app"
+        dest = "/srv"
+        [[copy]]
+        src = "conf/app.conf"
+        dest = "/etc/"
+        [service]
+        cmd = ["x"]
+        [ready]
+        tcp = 1
+    "#;
+
+    fn copies() -> Vec<smolfile::Copy> {
+        let smolfile = smolfile::parse(SMOLFILE).unwrap();
+        let Workload::Service { copies, .. } = smolfile.workload else {
+            unreachable!()
+        };
+        copies
+    }
+
+    fn file(path: &str, content: &[u8]) -> Entry {
+        let digest = <sha2::Sha256 as sha2::Digest>::digest(content);
+        let node = EntryNode::File {
+            mode: 0o755,
+            sha256: fetch::hex(&digest),
+        };
+        Entry {
+            path: path.into(),
+            node,
+        }
+    }
+
+    fn entry(path: &str, node: EntryNode) -> Entry {
+        Entry {
+            path: path.into(),
+            node,
+        }
+    }
+
+    fn locked(app: Vec<Entry>) -> Vec<CopySource> {
+        let conf = vec![file(".", b"key = 1\n")];
+        [("app", app), ("conf/app.conf", conf)]
+            .map(|(src, contents)| CopySource {
+                src: src.into(),
+                contents,
+            })
+            .into()
+    }
+
+    fn rootfs() -> Tree {
+        let mut tree = Tree::new();
+        for (path, content) in [
+            ("srv/run", "#!/bin/sh\n"),
+            ("srv/lib/data", "abc"),
+            ("etc/app.conf", "key = 1\n"),
+        ] {
+            tree.file(path, 0o600, content.as_bytes().to_vec()).unwrap();
+        }
+        tree
+    }
+
+    fn restored(app: Vec<Entry>) -> (tempfile::TempDir, Result<Vec<String>>) {
+        let into = tempfile::tempdir().unwrap();
+        let interrupt = Interrupt::detached().unwrap();
+        let missing = restore(&copies(), &locked(app), &rootfs(), into.path(), &interrupt);
+        (into, missing)
+    }
+
+    #[test]
+    fn files_folders_and_links_are_made_as_the_lock_has_them() {
+        let (into, missing) = restored(vec![
+            entry("alias", EntryNode::Symlink("lib/data".into())),
+            entry("lib", EntryNode::Directory),
+            file("lib/data", b"abc"),
+            entry("lib/more", EntryNode::HardLink("lib/data".into())),
+            file("run", b"#!/bin/sh\n"),
+        ]);
+        assert_eq!(missing.unwrap(), Vec::<String>::new());
+        let path = |name: &str| into.path().join(name);
+        assert_eq!(fs::read(path("app/alias")).unwrap(), b"abc");
+        assert_eq!(fs::read(path("app/lib/more")).unwrap(), b"abc");
+        let mode = fs::metadata(path("app/run")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o755, "the lock's, not the image's");
+        assert_eq!(fs::read(path("conf/app.conf")).unwrap(), b"key = 1\n");
+    }
+
+    #[test]
+    fn what_the_root_file_system_has_otherwise_is_missing_and_not_made() {
+        let (into, missing) = restored(vec![
+            file("gone", b"abc"),
+            file("run", b"#!/bin/sh\necho other\n"),
+            entry("tape", EntryNode::Special("pipe".into())),
+        ]);
+        assert_eq!(missing.unwrap(), ["app/gone", "app/run", "app/tape"]);
+        assert!(!into.path().join("app/run").exists());
+    }
+
+    #[test]
+    fn nothing_is_made_outside_of_the_folder() {
+        let outside = tempfile::tempdir().unwrap();
+        let target = outside.path().display().to_string();
+        for hostile in [
+            vec![
+                entry("way", EntryNode::Symlink(target.clone())),
+                file("way/data", b"abc"),
+            ],
+            vec![file("../data", b"abc")],
+            vec![file("/data", b"abc")],
+        ] {
+            let (_, outcome) = restored(hostile);
+            assert!(!matches!(outcome, Ok(missing) if missing.is_empty()));
+            assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
+        }
+    }
+
+    #[test]
+    fn the_lock_of_another_smolfile_is_refused() {
+        let mut other = locked(Vec::new());
+        other[0].src = "other".into();
+        let into = tempfile::tempdir().unwrap();
+        let interrupt = Interrupt::detached().unwrap();
+        let outcome = restore(&copies(), &other, &rootfs(), into.path(), &interrupt);
+        assert!(outcome.unwrap_err().to_string().contains("does not belong"));
+    }
+}

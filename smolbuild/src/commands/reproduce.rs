@@ -13,7 +13,8 @@ use super::{bundle_error, open_bundle};
 use crate::assemble::rootfs::erofs;
 use crate::cli::Reproduce;
 use crate::diff;
-use crate::lock::{self, Lock, Policy, Surroundings};
+use crate::fetch;
+use crate::lock::{self, Lock, Policy, Role, Surroundings};
 use crate::pipeline::{self, Request};
 use crate::smolfile::{self, KernelSource, Loaded, Rootfs, Smolfile, Workload};
 use crate::sources;
@@ -203,6 +204,12 @@ fn take_out(
     if let KernelSource::Path(path) = &smolfile.kernel.source {
         let place = sources::inside(base, path.get_ref())?;
         extract(bundle, ImageKind::Kernel, &place)?;
+        // A smol kernel is in the bundle as it was moved to its place, not as it was named.
+        let sha256 = fetch::sha256(&place)?;
+        let locked = lock.files.iter().find(|file| file.role == Role::Kernel);
+        if locked.is_none_or(|file| file.sha256 != sha256) {
+            missing.push(path.get_ref().clone());
+        }
     }
     let Workload::Service { rootfs, copies, .. } = &smolfile.workload else {
         return Ok(missing);
