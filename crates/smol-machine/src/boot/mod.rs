@@ -226,3 +226,38 @@ fn read_at(file: &mut File, offset: u64, len: usize) -> std::io::Result<Vec<u8>>
     file.read_exact(&mut bytes)?;
     Ok(bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_lies_where_its_seed_says_unless_the_command_line_forbids_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("vmlinux");
+        let linked = relocate::tests::movable_kernel();
+        std::fs::write(&path, &linked).unwrap();
+        let place = |cmdline, seed| place_kernel(&path, cmdline, &[seed; 32]).unwrap();
+        assert_ne!(place("quiet", 1).unwrap(), linked);
+        assert_eq!(place("quiet", 1), place("nokaslr.x=1 quiet", 1));
+        assert_ne!(place("quiet", 1), place("quiet", 2));
+        assert_eq!(place("quiet nokaslr", 1).unwrap(), linked);
+    }
+
+    #[test]
+    fn kernels_that_cannot_be_moved_are_told_from_those_that_contradict_themselves() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("vmlinux");
+        let mut kernel = relocate::tests::movable_kernel();
+        kernel.truncate(kernel.len() - 1);
+        std::fs::write(&path, &kernel).unwrap();
+        let error = place_kernel(&path, "", &[1; 32]).unwrap_err().to_string();
+        assert!(
+            error.contains("its table of relocations is cut off"),
+            "{error}"
+        );
+        kernel[60] = 0; // no sections
+        std::fs::write(&path, &kernel).unwrap();
+        assert_eq!(place_kernel(&path, "", &[1; 32]).unwrap(), None);
+    }
+}

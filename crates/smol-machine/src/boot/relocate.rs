@@ -208,7 +208,7 @@ fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     const TEXT: u64 = 0x100;
@@ -249,6 +249,11 @@ mod tests {
 
     /// A table with a place of each kind.
     const WORDS: [u32; 6] = [0, LINKED, 0, LINKED + 8, 0, LINKED + 12];
+
+    /// A kernel with a place of each kind.
+    pub fn movable_kernel() -> Vec<u8> {
+        kernel(&WORDS)
+    }
 
     fn refusal(change: impl FnOnce(&mut Vec<u8>)) -> String {
         let mut image = kernel(&WORDS);
