@@ -13,7 +13,8 @@
 //! | pack | [`pack`] | images, state and RAM | a bundle |
 //!
 //! [`pipeline`] walks through them from top to bottom. [`commands`] holds the subcommands.
-//! [`diff`] says what differs between two bundles.
+//! [`diff`] says what differs between two bundles; [`sources`] takes copied files back out of one, so
+//! that it can be built again.
 
 pub mod assemble;
 pub mod boot;
