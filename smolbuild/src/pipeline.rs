@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
 use smol_bundle::Written;
@@ -79,6 +80,9 @@ pub fn build_bundle(
         interrupt,
     };
     let settled = lock::settle(loaded, &request.lock, world)?;
+    if let Some(warning) = recent_epoch(settled.lock.builder.epoch.into(), SystemTime::now()) {
+        progress.note(&warning);
+    }
     let mut plan = Plan::resolve(&loaded.smolfile, &loaded.base_dir, settled.lock)?;
     let selected = smol_host::select(request.accel).map_err(host_error)?;
     if let Some(why) = &selected.why {
@@ -119,6 +123,19 @@ pub fn build_bundle(
         plan,
         frozen,
         written,
+    })
+}
+
+/// Programs that draw from a generator of their own reseed it by the clock (OpenSSL's does so after an
+/// hour at the latest). A machine whose clock hardly jumps at its restore goes on with the seed that
+/// all machines of the bundle have.
+fn recent_epoch(epoch: u64, now: SystemTime) -> Option<String> {
+    const OLD_ENOUGH: Duration = Duration::from_secs(3600);
+    let old_enough = UNIX_EPOCH + Duration::from_secs(epoch) + OLD_ENOUGH <= now;
+    (!old_enough).then(|| {
+        "warning: SOURCE_DATE_EPOCH is less than an hour ago: TLS libraries in machines that are \
+         restored soon may draw alike, for their clocks tell them no reason to reseed"
+            .to_owned()
     })
 }
 
@@ -301,4 +318,19 @@ fn pack(
         stage.finish(&format!("by {}", key.public().id()));
     }
     Ok(written)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_hardly_jumps_at_the_restore_is_warned_of() {
+        let now = UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        assert_eq!(recent_epoch(crate::plan::DEFAULT_EPOCH.into(), now), None);
+        assert_eq!(recent_epoch(1_799_996_400, now), None);
+        for recent in [1_799_996_401, 1_800_000_000, 1_900_000_000] {
+            assert!(recent_epoch(recent, now).is_some(), "{recent}");
+        }
+    }
 }

@@ -181,6 +181,8 @@ const MACHINES: &[(&str, &str)] = &[
             tcp = 7777
             [[warm]]
             cmd = ["/service", "ask", "remember the past"]
+            [[restore]]
+            cmd = ["/service", "--draw", "/run/own"]
         "#,
     ),
     (

@@ -68,12 +68,17 @@ fn spinning(host: &Host) {
         .tools
         .smolbuild()
         .args(["inspect", "--json"])
-        .arg(bundle))
+        .arg(&bundle))
     .succeed();
     let shown: Value = serde_json::from_str(&shown).unwrap();
     let claim = &shown["config"]["reproducible"];
     assert_eq!(claim["claimed"], false);
     contains(claim["reason"].as_str().unwrap(), &["watchdog tick at "]);
+    let told = run(host.tools.smolbuild().arg("reproduce").arg(&bundle)).fail(1);
+    contains(
+        &told,
+        &["spin does not claim to be reproducible: watchdog tick at "],
+    );
 }
 
 fn late(host: &Host) {

@@ -172,6 +172,8 @@ fn service(host: &Host) {
             "random",
             "read /etc/machine-id",
             "read /proc/sys/kernel/random/uuid",
+            // What a [[restore]] command has made.
+            "read /run/own",
         ] {
             let answers = ports.map(|port| ask(port, question));
             assert_differ(question, answers.each_ref().map(String::as_str));
@@ -216,5 +218,6 @@ fn cold(host: &Host) {
         .tools
         .start_with(&host.service(), "cold-service", &[7777], &["--cold"]);
     assert_eq!(ask(machine.port(7777), "recall"), "nothing");
+    assert_eq!(ask(machine.port(7777), "read /run/own").len(), 16);
     assert_eq!(exchange(machine.port(7777), b"ping\n"), b"pong\n");
 }

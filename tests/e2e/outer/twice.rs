@@ -4,11 +4,9 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use serde_json::Value;
-
 use crate::host::Host;
 use crate::suite::Suite;
-use crate::support::run;
+use crate::support::{names, run};
 
 /// The emulated CPU of the second builds; that of the first ones is QEMU's `max`.
 const OTHER_CPU: &str = "EPYC-Rome";
@@ -22,6 +20,10 @@ pub fn tests(suite: &mut Suite, host: &Host) {
             || again(host, recipe),
         );
     }
+    suite.test(
+        "python is reproduced from its bundle alone, on another emulated CPU",
+        || reproduced(host),
+    );
 }
 
 /// From another folder, its packages installed anew, on another emulated CPU. Each build boots an
@@ -47,31 +49,37 @@ fn again(host: &Host, recipe: &str) {
     fs::remove_dir_all(&folder).unwrap();
 }
 
-/// Fails with what differs first.
+/// Without its Smolfile, lock and application: they are in the bundle.
+fn reproduced(host: &Host) {
+    let folder = host.folder("reproduced");
+    let bundle = folder.join("python.smolmachine");
+    fs::copy(host.bundle("python"), &bundle).unwrap();
+    let mut reproduce = host.tools.smolbuild();
+    reproduce
+        .current_dir(&folder)
+        .arg("reproduce")
+        .arg(&bundle)
+        .args(["--accel", "emulated"])
+        .env("SMOL_EMULATED_CPU", OTHER_CPU);
+    let told = run(&mut reproduce).succeed();
+    let digest = host.inspect(&bundle)["digest"].clone();
+    assert_eq!(
+        told,
+        format!("python  reproduced  {}\n", digest.as_str().unwrap())
+    );
+    assert_eq!(names(&folder), ["python.smolmachine"]);
+}
+
+/// Fails with what differs.
 #[track_caller]
 fn assert_same(host: &Host, one: &Path, two: &Path) {
     if fs::read(one).unwrap() != fs::read(two).unwrap() {
         let (one_is, two_is) = (one.display(), two.display());
+        let told = run(host.tools.smolbuild().arg("diff").arg(one).arg(two));
         panic!(
-            "{one_is} and {two_is} differ: {}",
-            difference(host, one, two)
+            "{one_is} and {two_is} differ: {}{}",
+            told.stdout, told.stderr
         );
-    }
-}
-
-/// What `smolbuild diff` says; where there is none, the first blob that differs.
-fn difference(host: &Host, one: &Path, two: &Path) -> String {
-    const NO_SUCH_COMMAND: Option<i32> = Some(2);
-    let told = run(host.tools.smolbuild().arg("diff").arg(one).arg(two));
-    if told.code != NO_SUCH_COMMAND {
-        return told.stdout + &told.stderr;
-    }
-    let [one, two] = [one, two].map(|bundle| host.inspect(bundle));
-    let blobs = |inspected: &Value| inspected["blobs"].as_array().unwrap().clone();
-    let mut pairs = blobs(&one).into_iter().zip(blobs(&two));
-    match pairs.find(|(one, two)| one["digest"] != two["digest"]) {
-        Some((one, two)) => format!("{one} is not {two}"),
-        None => "the number of blobs, or the signature".into(),
     }
 }
 

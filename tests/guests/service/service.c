@@ -6,6 +6,7 @@
  *   service --exit N        complains and ends with exit code N
  *   service --late SECONDS  sleeps, then serves
  *   service --spin          computes until another process stops it, then serves
+ *   service --draw FILE     writes a random number to a file
  *   service ask WORDS...    sends a line to the running service, prints its answer
  *
  * SIGTERM ends it with code 0, after a line on stdout.
@@ -306,6 +307,16 @@ static int ask(int count, char **words)
     return n < 0;
 }
 
+static int draw(const char *path)
+{
+    uint64_t number;
+    FILE *file = fopen(path, "w");
+    if (!file || getrandom(&number, sizeof number, 0) != sizeof number)
+        return fail(path);
+    fprintf(file, "%016llx\n", (unsigned long long)number);
+    return fclose(file) ? fail(path) : 0;
+}
+
 /* Waits for another process without ever letting it run: only a timer interrupt can. */
 static int spin(void)
 {
@@ -339,6 +350,8 @@ int main(int argc, char **argv)
         fprintf(stderr, "service: there is no configuration\n");
         return atoi(argv[2]);
     }
+    if (argc > 2 && !strcmp(argv[1], "--draw"))
+        return draw(argv[2]);
     if (argc > 2 && !strcmp(argv[1], "--late")) {
         sleep(atoi(argv[2]));
         return serve();
