@@ -43,6 +43,10 @@ pub fn tests(suite: &mut Suite, host: &Host) {
         "a cold boot of the same bundle serves without the past",
         || cold(host),
     );
+    suite.test(
+        "the kernel and the service lie where the build put them, and elsewhere at each cold boot",
+        || addresses(host),
+    );
 }
 
 /// Runs `check` with two machines of a bundle, and the ports that lead to port `guest` of them.
@@ -220,4 +224,29 @@ fn cold(host: &Host) {
     assert_eq!(ask(machine.port(7777), "recall"), "nothing");
     assert_eq!(ask(machine.port(7777), "read /run/own").len(), 16);
     assert_eq!(exchange(machine.port(7777), b"ping\n"), b"pong\n");
+}
+
+/// Two cold boots, because two kernels out of some hundred may lie at the same place.
+fn addresses(host: &Host) {
+    let machines = [
+        ("here", &[][..]),
+        ("there", &[]),
+        ("elsewhere", &["--cold"]),
+        ("anywhere", &["--cold"]),
+    ];
+    let [here, there, elsewhere, anywhere] = machines.map(|(name, options)| {
+        let machine = host
+            .tools
+            .start_with(&host.service(), name, &[7777], options);
+        let symbols = ask(machine.port(7777), "read /proc/kallsyms");
+        let kernel = symbols.lines().find(|line| line.ends_with(" _stext"));
+        let kernel = kernel.expect("the kernel's first symbol").to_owned();
+        let maps = ask(machine.port(7777), "read /proc/self/maps");
+        let stack = maps.lines().find(|line| line.ends_with("[stack]"));
+        (kernel, stack.expect("the service has a stack").to_owned())
+    });
+    assert_eq!(here, there);
+    assert!(here.0 != elsewhere.0 || here.0 != anywhere.0, "{here:?}");
+    assert!(here.1 != elsewhere.1 && elsewhere.1 != anywhere.1);
+    assert!(!here.0.starts_with("0000000000000000"), "{here:?}");
 }
