@@ -145,13 +145,15 @@ fn host(error: Error) -> anyhow::Error {
 
 impl Wires {
     fn hooks(&self, spec: &RunSpec, vsock: bool) -> anyhow::Result<(Hooks, Option<VsockHandle>)> {
-        let vsock = match vsock {
-            true => Some(
-                Vsock::live(GUEST_CID.into(), None).context("cannot set up the vsock device")?,
-            ),
-            false => None,
+        let (device, handle) = match (vsock, spec.has.initramfs) {
+            (true, true) => {
+                let live = Vsock::live(GUEST_CID.into(), None);
+                Some(live.context("cannot set up the vsock device")?).unzip()
+            }
+            // The device of its snapshot; without smol-guest there is nobody to talk to.
+            (true, false) => (Some(Vsock::deaf(GUEST_CID.into())), None),
+            (false, _) => (None, None),
         };
-        let (device, handle) = vsock.unzip();
         let console = || self.console(spec);
         Ok((
             Hooks {

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use smol_bundle::Bundle;
 use smol_cli::{ErrorExt, ExitKind, Failure, Interrupt, Progress, paths};
-use smol_host::Backend;
+use smol_host::{Accel, Backend};
+use smol_machine::hv;
 
 use crate::cli::RunArgs;
 use crate::instance::{self, Instance, Record};
@@ -24,6 +25,9 @@ use crate::{detached, emulated, materialise, orders};
 /// # Errors
 /// Whatever keeps it from running to the end of its service.
 pub fn run(args: &RunArgs, start: Moment) -> anyhow::Result<ExitCode> {
+    if args.accel != Accel::Emulated && !args.detach {
+        hv::prepare();
+    }
     let interrupt = Interrupt::install().context("cannot catch signals")?;
     let progress = Progress::new(args.progress);
     let spec = prepare(args, start, &progress, &interrupt)?;
@@ -168,12 +172,16 @@ pub fn host(
     let running = |up: &Up| instance.set_running(&up.ports);
     if spec.emulated {
         let host = emulated::Outer::spawn(spec)?;
-        instance.take_orders(host.orders())?;
+        instance.control()?.serve(host.orders());
         orders::from_signals(interrupt, host.orders());
         return host.run(spec, &output, &*report, running);
     }
     let supervisor = Supervisor::new();
-    instance.take_orders(supervisor.orders())?;
-    orders::from_signals(interrupt, supervisor.orders());
-    supervisor.run(spec, output, report, running)
+    let control = instance.control()?;
+    let (by_socket, by_signal) = (supervisor.orders(), supervisor.orders());
+    let started = || {
+        control.serve(by_socket);
+        orders::from_signals(interrupt, by_signal);
+    };
+    supervisor.run(spec, output, report, started, running)
 }

@@ -226,7 +226,6 @@ impl Machine {
         let board = &*self.board;
         let (first, others) = self.vcpus.split_first_mut().expect("a machine has a vCPU");
         std::thread::scope(|scope| {
-            scope.spawn(|| control.kick_until_stopped());
             for vcpu in others {
                 scope.spawn(|| control.run_vcpu(vcpu, board));
             }
@@ -414,6 +413,10 @@ impl StopHandle {
     /// Does not wait. A request before the run counts for the run.
     pub fn request(&self, stop: Stop) {
         self.0.stop(Ok(stop));
+        if self.0.running.load(Ordering::SeqCst) > 0 {
+            let control = self.0.clone();
+            std::thread::spawn(move || control.kick_until_stopped());
+        }
     }
 }
 
@@ -429,7 +432,6 @@ impl Control {
 
     fn stop(&self, outcome: Result<Stop>) {
         self.lock().outcome.get_or_insert(outcome);
-        self.changed.notify_all();
     }
 
     fn take_outcome(&self) -> Result<Stop> {
@@ -440,16 +442,11 @@ impl Control {
         self.lock().outcome.is_some()
     }
 
-    /// Brings every vCPU out of the guest once the machine stops. A signal that arrives just
+    /// Brings every vCPU out of the guest, once there is an outcome. A signal that arrives just
     /// before KVM_RUN is lost, so it is sent again until the last thread has left its loop.
+    /// Whoever stops the machine does this: no thread has to stand by for it.
     fn kick_until_stopped(&self) {
         let mut inner = self.lock();
-        while inner.outcome.is_none() {
-            inner = self
-                .changed
-                .wait(inner)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
         while self.running.load(Ordering::SeqCst) > 0 {
             for thread in &inner.threads {
                 // SAFETY: threads take themselves off this list, under its lock, before they end.
@@ -480,6 +477,7 @@ impl Control {
         self.running.fetch_sub(1, Ordering::SeqCst);
         drop(inner);
         self.changed.notify_all();
+        self.kick_until_stopped();
     }
 
     /// Runs the guest, exit by exit. `None` when another thread has stopped the machine.

@@ -19,6 +19,19 @@ pub trait StreamSink: Send {
     fn close(&mut self, port: u32, stream: u64);
 }
 
+/// Refuses every stream.
+pub(super) struct Refuse;
+
+impl StreamSink for Refuse {
+    fn open(&mut self, _port: u32, _stream: u64) -> bool {
+        false
+    }
+
+    fn data(&mut self, _port: u32, _stream: u64, _bytes: &[u8]) {}
+
+    fn close(&mut self, _port: u32, _stream: u64) {}
+}
+
 type Shared = Arc<Mutex<Box<dyn StreamSink>>>;
 
 fn lock(sink: &Shared) -> MutexGuard<'_, Box<dyn StreamSink>> {
