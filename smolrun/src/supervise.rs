@@ -20,6 +20,7 @@ use smol_guest::protocol::{Event, ExitStatus};
 use smol_machine::devices::virtio::vsock::VsockHandle;
 use smol_machine::{Stop, StopHandle};
 
+use crate::first::FirstStart;
 use crate::guest::{self, Streams};
 use crate::metrics::{Metrics, Moment};
 use crate::orders::Order;
@@ -36,6 +37,8 @@ const SIGN_OF_LIFE: Duration = Duration::from_secs(300);
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long the last words of a guest that has reset itself may be under way.
 const LAST_WORDS: Duration = Duration::from_millis(300);
+/// The guest goes first: where processors are few, what nobody waits for would take its time.
+const HEAD_START: Duration = Duration::from_millis(3);
 /// What may wait for the loop; a guest that floods it with events waits.
 const QUEUE: usize = 64;
 
@@ -81,6 +84,7 @@ impl Supervisor {
     pub fn run(
         self,
         spec: &RunSpec,
+        first: Option<&FirstStart>,
         output: Arc<Output>,
         report: Arc<dyn Report>,
         started: impl FnOnce() + Send,
@@ -98,7 +102,7 @@ impl Supervisor {
             mut machine,
             vsock,
             restored,
-        } = restore::start(spec, &wires, &*report)?;
+        } = restore::start(spec, first, &wires, &*report)?;
         let metrics = Metrics {
             restored: Some(restored),
             machine_ms: Some(begin.elapsed_ms()),
@@ -126,10 +130,14 @@ impl Supervisor {
             exited: None,
             failed: None,
         };
+        if let Some(first) = first {
+            first.attach(machine.stop_handle());
+        }
         let Supervisor { events, happened } = self;
         // Dropped when the machine, and with it the guest's open streams, need be kept no longer.
         let (release, released) = channel::<()>();
         let follow = move || {
+            thread::sleep(HEAD_START);
             started();
             if !spec.has.initramfs {
                 watch.up();

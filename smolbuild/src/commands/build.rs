@@ -197,11 +197,29 @@ impl BootStages {
                 self.progress.note(&format!("console | {line}"))
             }
             Message::Log(_) | Message::Console(_) => {}
-            Message::Frozen(frozen) => {
+            Message::Captured { nonzero_pages } => {
                 self.finish(&format!(
                     "{} of memory in use",
-                    human::bytes(frozen.nonzero_pages * 4096)
+                    human::bytes(nonzero_pages * 4096)
                 ));
+                self.start("rehearsal", "looking what a restored machine touches first");
+            }
+            Message::Frozen(frozen) => {
+                match (&frozen.working_set, &frozen.no_working_set) {
+                    (Some(set), _) => self.finish(&format!(
+                        "{} of memory, {} of the root file system",
+                        human::bytes(set.memory_pages * 4096),
+                        human::bytes(set.rootfs_pages * 4096)
+                    )),
+                    (None, why) => {
+                        self.finish("not found out");
+                        let why = why.as_deref().unwrap_or_default();
+                        self.progress.note(&format!(
+                            "warning: {why}: the bundle will start more slowly, and differ from one \
+                             that is built where this works"
+                        ));
+                    }
+                }
                 self.outcome = Some(Ok(frozen));
             }
             Message::Failed(failed) => self.outcome = Some(Err(failed)),

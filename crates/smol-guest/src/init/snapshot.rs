@@ -78,13 +78,12 @@ fn wait_for_break(sup: &mut Supervisor) -> io::Result<()> {
     Ok(())
 }
 
-/// Takes up the clone's identity, then lets the service run on. Returns the number of CPUs
-/// to bring online.
+/// Takes up the clone's identity, then lets the service run on. Returns what else is asked for.
 pub(super) fn resume(
     platform: &Platform,
     sup: &mut Supervisor,
     world: &World,
-) -> Result<u8, Box<Failure>> {
+) -> Result<RestoreParams, Box<Failure>> {
     let failed = |reason: String| Failure::at(Stage::Restore, reason);
     sup.control
         .connect()
@@ -98,7 +97,7 @@ pub(super) fn resume(
             .thaw()
             .map_err(|e| failed(format!("cannot thaw the service: {e}")))?;
     }
-    Ok(params.online_cpus)
+    Ok(params)
 }
 
 /// Opens the log stream; without one output goes to the console.
