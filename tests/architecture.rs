@@ -69,10 +69,13 @@ const UNSAFE_ROOMS: &[&str] = &[
     "crates/smol-guest/src/init/",
     "crates/smol-guest/src/main.rs",
     "crates/smol-host/src/emulated/",
+    "crates/smol-machine/src/demand.rs",
     "crates/smol-machine/src/hv/",
     "crates/smol-machine/src/machine.rs",
     "crates/smol-machine/src/memory.rs",
+    "crates/smol-machine/src/prefetch.rs",
     "crates/smol-machine/src/probe.rs",
+    "crates/smol-machine/src/uffd.rs",
     "smolbuild/src/assemble/rootfs/debian/mmdebstrap.rs",
     "smolrun/src/detached.rs",
 ];

@@ -5,13 +5,14 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use smol_bundle::{
-    BundleSpec, ClockMode, Config, CpuContract, Reproducible, SnapshotSpec, Tsc, TscNeeds, Written,
+    BundleSpec, ClockMode, Config, CpuContract, Reproducible, SnapshotSpec, Tsc, TscNeeds,
+    WorkingSet, Written,
 };
 use smol_cli::Interrupt;
 use smol_machine::cpu;
 
 use crate::assemble::Images;
-use crate::boot::{Frozen, MEMORY_FILE, STATE_FILE};
+use crate::boot::{Frozen, MEMORY_FILE, STATE_FILE, WORKING_SET_FILE};
 use crate::plan::Plan;
 
 /// Describes the bundle of a machine that was frozen into the folder `frozen_in`.
@@ -36,10 +37,20 @@ pub fn spec(
         snapshot: Some(SnapshotSpec {
             state,
             memory: frozen_in.join(MEMORY_FILE),
+            working_set: working_set(frozen, frozen_in)?,
         }),
         smolfile: Some(smolfile.as_bytes().to_vec()),
         lock: Some(plan.lock.to_text().into_bytes()),
     })
+}
+
+fn working_set(frozen: &Frozen, frozen_in: &Path) -> Result<WorkingSet> {
+    if frozen.working_set.is_none() {
+        return Ok(WorkingSet::default());
+    }
+    let path = frozen_in.join(WORKING_SET_FILE);
+    let text = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    serde_json::from_slice(&text).with_context(|| format!("{}", path.display()))
 }
 
 /// Writes the bundle, unless the user wants us to stop.
@@ -93,6 +104,11 @@ fn claim(frozen: &Frozen) -> Reproducible {
 pub fn unreproducible(frozen: &Frozen) -> Option<String> {
     if !frozen.virtual_time {
         return Some("the kernel runs on the host's clock".to_owned());
+    }
+    if let Some(why) = &frozen.no_working_set {
+        return Some(format!(
+            "what a restored machine touches first was not found out: {why}"
+        ));
     }
     let at = frozen.first_tick_ms?;
     Some(format!(

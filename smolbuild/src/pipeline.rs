@@ -242,11 +242,22 @@ impl BootStages {
                 self.progress.note(&format!("console | {line}"))
             }
             Message::Log(_) | Message::Console(_) => {}
-            Message::Frozen(frozen) => {
+            Message::Captured { nonzero_pages } => {
                 self.finish(&format!(
                     "{} of memory in use",
-                    human::bytes(frozen.nonzero_pages * 4096)
+                    human::bytes(nonzero_pages * 4096)
                 ));
+                self.start("rehearsal", "looking what a restored machine touches first");
+            }
+            Message::Frozen(frozen) => {
+                self.finish(&match &frozen.working_set {
+                    Some(set) => format!(
+                        "{} of memory, {} of the root file system",
+                        human::bytes(set.memory_pages * 4096),
+                        human::bytes(set.rootfs_pages * 4096)
+                    ),
+                    None => "not found out".to_owned(),
+                });
                 if let Some(why) = pack::unreproducible(&frozen) {
                     self.progress
                         .note(&format!("warning: not reproducible: {why}"));

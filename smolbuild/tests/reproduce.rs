@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use assert_cmd::Command;
 use smol_bundle::{
     BundleSpec, ClockMode, Config, CpuContract, Reproducible, SnapshotSpec, Tsc, TscNeeds,
+    WorkingSet,
 };
 
 const MEMORY: u64 = 16 << 20;
@@ -66,6 +67,7 @@ fn bundle(folder: &Path, claim: Option<Reproducible>, lock: Option<Vec<u8>>) -> 
         snapshot: Some(SnapshotSpec {
             state: b"{}".to_vec(),
             memory,
+            working_set: WorkingSet::default(),
         }),
         smolfile: Some(fs::read(folder.join("Smolfile")).unwrap()),
         lock,

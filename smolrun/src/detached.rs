@@ -113,7 +113,7 @@ pub fn main() -> anyhow::Result<ExitCode> {
         waits: AtomicBool::new(true),
         metrics_file: spec.metrics_file.clone(),
     });
-    let outcome = run::host(&spec, Standard::Log, parent.clone(), &interrupt);
+    let outcome = run::host(&spec, None, Standard::Log, parent.clone(), &interrupt);
     if !parent.waits.load(Ordering::SeqCst) {
         return outcome.map(|end| end.exit_code());
     }

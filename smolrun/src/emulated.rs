@@ -275,7 +275,7 @@ pub fn inner(spec: &str) -> anyhow::Result<ExitCode> {
         }
     });
     let output = Arc::new(Output::new(true, None));
-    let message = match supervisor.run(&spec, output, lines.clone(), |_| {}) {
+    let message = match supervisor.run(&spec, None, output, lines.clone(), || {}, |_| {}) {
         Ok(end) => end.message(),
         Err(error) => Message::failed(&error),
     };

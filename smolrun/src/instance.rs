@@ -180,6 +180,11 @@ impl Instance {
         Ok(instance)
     }
 
+    /// Its folder.
+    pub fn folder(&self) -> &Path {
+        self.dir().path()
+    }
+
     fn dir(&self) -> &OwnedDir {
         self.dir.as_ref().expect("it is taken by drop alone")
     }
@@ -187,7 +192,7 @@ impl Instance {
     fn save(&self) -> anyhow::Result<()> {
         let record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
         let mut file = tempfile::NamedTempFile::new_in(self.dir().path())?;
-        serde_json::to_writer(&mut file, &*record)?;
+        file.write_all(&serde_json::to_vec(&*record)?)?;
         file.persist(self.dir().path().join(RECORD))?;
         Ok(())
     }
@@ -212,18 +217,28 @@ impl Instance {
         Log::create(&path).with_context(|| format!("cannot create {}", path.display()))
     }
 
-    /// Takes orders through the control socket, on threads of their own. A connection stays open
-    /// until the process ends, by which its other end sees that.
+    /// The control socket. Who connects is served by [`Control::serve`], and waits until then.
     ///
     /// # Errors
     /// If the socket cannot be created.
-    pub fn take_orders(&self, give: impl Fn(Order) + Send + 'static) -> anyhow::Result<()> {
+    pub fn control(&self) -> anyhow::Result<Control> {
         let listener = UnixListener::bind(self.dir().short_path(SOCKET)).with_context(|| {
             format!("cannot create {}", self.dir().path().join(SOCKET).display())
         })?;
+        Ok(Control(listener))
+    }
+}
+
+/// The socket through which an instance is told what to do.
+pub struct Control(UnixListener);
+
+impl Control {
+    /// Takes orders, on a thread of its own. A connection stays open until the process ends, by
+    /// which its other end sees that.
+    pub fn serve(self, give: impl Fn(Order) + Send + 'static) {
         thread::spawn(move || {
             let mut open = Vec::new();
-            for stream in listener.incoming() {
+            for stream in self.0.incoming() {
                 let Ok(stream) = stream else {
                     thread::sleep(Duration::from_millis(20));
                     continue;
@@ -239,7 +254,6 @@ impl Instance {
                 }
             }
         });
-        Ok(())
     }
 }
 
@@ -465,9 +479,8 @@ mod tests {
         fs::create_dir(&root).unwrap();
         let instance = Instance::claim(&root, record("r")).unwrap();
         let (give, given) = std::sync::mpsc::channel();
-        instance
-            .take_orders(move |order| give.send(order).unwrap())
-            .unwrap();
+        let control = instance.control().unwrap();
+        control.serve(move |order| give.send(order).unwrap());
         let mut stream = connect(&root, "r").unwrap();
         let order = Order::stop(Duration::from_secs(3));
         stream.write_all(order.line().as_bytes()).unwrap();

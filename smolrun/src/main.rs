@@ -6,6 +6,7 @@
 //!   -d: detached --> the same, in a process |
 //!       of its own                          +--> emulated: the same supervise, inside of QEMU
 //! ```
+//! The first start of a bundle runs while it is being unpacked: [`first`].
 //! Files that appear whole, folders that are owned: [`owned`]. Processes talk in [`report`]
 //! messages one way and [`orders`] the other.
 
@@ -13,6 +14,7 @@ mod cli;
 mod commands;
 mod detached;
 mod emulated;
+mod first;
 mod guest;
 mod identity;
 mod instance;

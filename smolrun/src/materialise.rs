@@ -5,6 +5,7 @@
 //!   <sha256 of the manifest>/           0700, appears whole by a rename
 //!     kernel initramfs rootfs memory    0400, every frame verified when it was unpacked
 //!     state.json                        0400, verified by its digest
+//!     working-set                       0400, what of the rootfs and the memory is touched first
 //!   <sha256 of the manifest>.tmp/       being unpacked by a living process, or left by a dead one
 //! ```
 //!
@@ -24,12 +25,29 @@ use anyhow::Context as _;
 use smol_bundle::{Bundle, ImageKind};
 use smol_cli::{ErrorExt, ExitKind, Failure, Interrupt, Progress, human};
 
+use smol_machine::prefetch::Runs;
+
 use crate::owned::OwnedDir;
 
 /// File name of the machine state.
 pub const STATE: &str = "state.json";
+/// File name of the working set.
+const WORKING_SET: &str = "working-set";
 /// Ending of folders that are being unpacked.
 const TEMPORARY: &str = "tmp";
+
+/// Where the bundle's images are under `cache`, or will be, and whether they are there.
+///
+/// # Errors
+/// If the cache cannot be used.
+pub fn look(bundle: &Bundle, cache: &Path) -> anyhow::Result<(PathBuf, bool)> {
+    let root = cache.join("bundles");
+    private(&root)?;
+    sweep(&root);
+    let done = root.join(bundle.digest().hex());
+    let complete = is_complete(bundle, &done)?;
+    Ok((done, complete))
+}
 
 /// The folder of the bundle's images under `cache`, unpacked if it is not there yet.
 ///
@@ -42,11 +60,8 @@ pub fn images(
     progress: &Progress,
     interrupt: &Interrupt,
 ) -> anyhow::Result<PathBuf> {
-    let root = cache.join("bundles");
-    private(&root)?;
-    sweep(&root);
-    let done = root.join(bundle.digest().hex());
-    if is_complete(bundle, &done)? {
+    let (done, complete) = look(bundle, cache)?;
+    if complete {
         return Ok(done);
     }
     let temporary = done.with_extension(TEMPORARY);
@@ -67,7 +82,9 @@ pub fn images(
             return Err(with_advice(error));
         }
     }
-    let _ = File::open(&root).and_then(|folder| folder.sync_all());
+    let _ = done
+        .parent()
+        .map(|root| File::open(root).and_then(|folder| folder.sync_all()));
     Ok(done)
 }
 
@@ -114,9 +131,55 @@ fn unpack_into(
         let written = file.write_all(&state).and_then(|()| file.sync_all());
         written.with_context(|| cannot(owned.path()))?;
     }
+    let mut file = create(&owned.path().join(WORKING_SET))?;
+    let written = file
+        .write_all(&encode(bundle))
+        .and_then(|()| file.sync_all());
+    written.with_context(|| cannot(owned.path()))?;
     owned.sync().with_context(|| cannot(owned.path()))?;
     stage.finish(&human::bytes(size));
     Ok(true)
+}
+
+/// Kinds of images whose first pages are known.
+const WORKING: [ImageKind; 2] = [ImageKind::Rootfs, ImageKind::Memory];
+
+/// For each of [`WORKING`] the number of runs, then the runs; all numbers little endian.
+fn encode(bundle: &Bundle) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for kind in WORKING {
+        let runs = bundle
+            .index()
+            .image(kind)
+            .map_or(&[][..], |image| image.working_set());
+        bytes.extend((runs.len() as u32).to_le_bytes());
+        for run in runs {
+            bytes.extend(run.first.to_le_bytes());
+            bytes.extend(run.pages.to_le_bytes());
+        }
+    }
+    bytes
+}
+
+/// The working set of the images in `folder`: of the rootfs and of the memory. Without it a start
+/// is slower, no more.
+pub fn working_set(folder: &Path) -> [Runs; 2] {
+    decode(&fs::read(folder.join(WORKING_SET)).unwrap_or_default()).unwrap_or_default()
+}
+
+fn decode(bytes: &[u8]) -> Option<[Runs; 2]> {
+    let mut words = bytes
+        .as_chunks::<4>()
+        .0
+        .iter()
+        .map(|word| u32::from_le_bytes(*word));
+    let mut runs = || {
+        let count = words.next()?;
+        (0..count)
+            .map(|_| Some((words.next()?, words.next()?)))
+            .collect::<Option<Runs>>()
+    };
+    Some([runs()?, runs()?])
 }
 
 fn failure(error: smol_bundle::Error, folder: &Path) -> anyhow::Error {
@@ -173,7 +236,8 @@ fn is_complete(bundle: &Bundle, folder: &Path) -> anyhow::Result<bool> {
         .into_iter()
         .find(|b| b.media_type == smol_bundle::oci::STATE);
     let state = state.map(|blob| (STATE, Some(blob.size)));
-    Ok(images.chain(state).all(|(name, size)| {
+    let set = (WORKING_SET, Some(encode(bundle).len() as u64));
+    Ok(images.chain(state).chain([set]).all(|(name, size)| {
         fs::symlink_metadata(folder.join(name)).is_ok_and(|meta| {
             let closed = meta.uid() == me() && meta.mode() & 0o022 == 0;
             meta.is_file() && closed && Some(meta.len()) == size
@@ -259,7 +323,14 @@ mod tests {
         let folder = unpack(&sample, cache.path()).unwrap();
         assert_eq!(
             names(&folder),
-            ["initramfs", "kernel", "memory", "rootfs", "state.json"]
+            [
+                "initramfs",
+                "kernel",
+                "memory",
+                "rootfs",
+                "state.json",
+                "working-set"
+            ]
         );
         for name in ["initramfs", "kernel", "memory", "rootfs"] {
             let packed = fs::read(sample.dir.path().join(name)).unwrap();

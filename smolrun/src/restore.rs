@@ -13,9 +13,10 @@ use smol_guest::protocol::{GUEST_CID, RUN_MODE_WORD};
 use smol_machine::config::{Clock, MachineConfig};
 use smol_machine::cpu::{self, CpuidEntry};
 use smol_machine::devices::virtio::vsock::{Vsock, VsockHandle};
-use smol_machine::machine::{Hooks, RestoreConfig};
+use smol_machine::machine::{Hooks, RestoreConfig, Time};
 use smol_machine::{Error, Machine, MachineState, hv};
 
+use crate::first::FirstStart;
 use crate::identity;
 use crate::materialise;
 use crate::metrics::Moment;
@@ -51,37 +52,66 @@ pub struct Ready {
 ///
 /// # Errors
 /// If neither is possible.
-pub fn start(spec: &RunSpec, wires: &Wires, report: &dyn Report) -> anyhow::Result<Ready> {
+pub fn start(
+    spec: &RunSpec,
+    first: Option<&FirstStart>,
+    wires: &Wires,
+    report: &dyn Report,
+) -> anyhow::Result<Ready> {
     if !spec.cold {
-        match restore(spec, wires)? {
+        match restore(spec, first, wires)? {
             Ok(ready) => return Ok(ready),
             Err(why) => report.note(&format!("{why}: booting cold")),
         }
+    }
+    if let Some(first) = first {
+        first.unpack()?;
     }
     boot(spec, wires)
 }
 
 /// The inner error is a reason to boot cold.
-fn restore(spec: &RunSpec, wires: &Wires) -> anyhow::Result<Result<Ready, String>> {
+fn restore(
+    spec: &RunSpec,
+    first: Option<&FirstStart>,
+    wires: &Wires,
+) -> anyhow::Result<Result<Ready, String>> {
     if !spec.has.snapshot {
         return Ok(Err("the bundle holds no snapshot".into()));
     }
     if let Err(why) = check_contract(&spec.config.cpu).map_err(host)? {
         return Ok(Err(format!("the snapshot needs another host: {why}")));
     }
-    let path = spec.images.join(materialise::STATE);
-    let state = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let state = match first {
+        Some(first) => first.state()?,
+        None => {
+            let path = spec.images.join(materialise::STATE);
+            fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?
+        }
+    };
     let state = match MachineState::from_json(&state) {
         Ok(state) => state,
         Err(error) => return Ok(Err(error.to_string())),
     };
     let wants_vsock = state.devices.get(VSOCK_WINDOW).is_some_and(Option::is_some);
     let (hooks, vsock) = wires.hooks(spec, wants_vsock)?;
-    let config = RestoreConfig {
-        memory: spec.image(ImageKind::Memory),
-        rootfs: spec.rootfs(),
+    let machine = match first {
+        Some(first) => {
+            first.serve();
+            Machine::restore_on_demand(first.demand(), &state, hooks, Time::Live)
+        }
+        None => {
+            let [rootfs_first, memory_first] = materialise::working_set(&spec.images);
+            let config = RestoreConfig {
+                memory: spec.image(ImageKind::Memory),
+                rootfs: spec.rootfs(),
+                memory_first,
+                rootfs_first,
+            };
+            Machine::restore(&config, &state, hooks)
+        }
     };
-    match Machine::restore(&config, &state, hooks) {
+    match machine {
         Ok(machine) => Ok(Ok(Ready {
             machine,
             vsock,
@@ -145,13 +175,15 @@ fn host(error: Error) -> anyhow::Error {
 
 impl Wires {
     fn hooks(&self, spec: &RunSpec, vsock: bool) -> anyhow::Result<(Hooks, Option<VsockHandle>)> {
-        let vsock = match vsock {
-            true => Some(
-                Vsock::live(GUEST_CID.into(), None).context("cannot set up the vsock device")?,
-            ),
-            false => None,
+        let (device, handle) = match (vsock, spec.has.initramfs) {
+            (true, true) => {
+                let live = Vsock::live(GUEST_CID.into(), None);
+                Some(live.context("cannot set up the vsock device")?).unzip()
+            }
+            // The device of its snapshot; without smol-guest there is nobody to talk to.
+            (true, false) => (Some(Vsock::deaf(GUEST_CID.into())), None),
+            (false, _) => (None, None),
         };
-        let (device, handle) = vsock.unzip();
         let console = || self.console(spec);
         Ok((
             Hooks {

@@ -7,9 +7,11 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use smol_bundle::Bundle;
 use smol_cli::{ErrorExt, ExitKind, Failure, Interrupt, Progress, paths};
-use smol_host::Backend;
+use smol_host::{Accel, Backend};
+use smol_machine::hv;
 
 use crate::cli::RunArgs;
+use crate::first::FirstStart;
 use crate::instance::{self, Instance, Record};
 use crate::metrics::{Metrics, Moment};
 use crate::output::Output;
@@ -24,9 +26,12 @@ use crate::{detached, emulated, materialise, orders};
 /// # Errors
 /// Whatever keeps it from running to the end of its service.
 pub fn run(args: &RunArgs, start: Moment) -> anyhow::Result<ExitCode> {
+    if args.accel != Accel::Emulated && !args.detach {
+        hv::prepare();
+    }
     let interrupt = Interrupt::install().context("cannot catch signals")?;
     let progress = Progress::new(args.progress);
-    let spec = prepare(args, start, &progress, &interrupt)?;
+    let (spec, first) = prepare(args, start, &progress, &interrupt)?;
     let terminal = Terminal {
         machine: spec.config.name.clone(),
         progress,
@@ -35,7 +40,13 @@ pub fn run(args: &RunArgs, start: Moment) -> anyhow::Result<ExitCode> {
     if args.detach {
         return detached::start(&spec, &terminal, &interrupt);
     }
-    let end = host(&spec, Standard::Output, Arc::new(terminal), &interrupt)?;
+    let end = host(
+        &spec,
+        first,
+        Standard::Output,
+        Arc::new(terminal),
+        &interrupt,
+    )?;
     if end == End::Killed {
         // By a signal of ours, before the service could end: the exit code tells which.
         interrupt.check()?;
@@ -43,13 +54,13 @@ pub fn run(args: &RunArgs, start: Moment) -> anyhow::Result<ExitCode> {
     Ok(end.exit_code())
 }
 
-/// Opens, verifies and unpacks the bundle, and decides where it runs.
+/// Opens and verifies the bundle, decides where it runs, and unpacks it, unless it can run meanwhile.
 fn prepare(
     args: &RunArgs,
     start: Moment,
     progress: &Progress,
     interrupt: &Interrupt,
-) -> anyhow::Result<RunSpec> {
+) -> anyhow::Result<(RunSpec, Option<FirstStart>)> {
     let note = |text: &str| progress.note(&format!("smolrun: {text}"));
     let path = args.bundle.as_deref().context("no bundle was named")?;
     let bundle = open(path)?;
@@ -85,25 +96,37 @@ fn prepare(
     };
 
     let moment = Moment::now();
-    let images = materialise::images(&bundle, &paths::cache_dir()?, progress, interrupt)?;
-    metrics.materialise_ms = Some(moment.elapsed_ms());
-
-    let moment = Moment::now();
     let selected = smol_host::select(args.accel).map_err(emulated::host_failure)?;
     metrics.accel_ms = Some(moment.elapsed_ms());
     if let Some(why) = &selected.why {
         note(why);
     }
+    let moment = Moment::now();
+    let cache = paths::cache_dir()?;
+    let (images, complete) = materialise::look(&bundle, &cache)?;
+    let may_run_meanwhile =
+        has.snapshot && !args.cold && selected.accel == Backend::Kvm && !args.detach;
+    let (digest, config) = (bundle.digest().to_string(), config.clone());
+    let room = (!complete && may_run_meanwhile).then(|| FirstStart::room(&bundle));
+    let first = match room.flatten() {
+        _ if complete => None,
+        Some(room) => Some(FirstStart::new(bundle, room, &cache, interrupt)),
+        None => {
+            materialise::images(&bundle, &cache, progress, interrupt)?;
+            None
+        }
+    };
+    metrics.materialise_ms = Some(moment.elapsed_ms());
     interrupt.check()?;
     let absolute = |path: &Path| {
         std::path::absolute(path)
             .with_context(|| format!("cannot make {} absolute", path.display()))
     };
-    Ok(RunSpec {
+    let spec = RunSpec {
         name,
         bundle: absolute(path)?,
-        digest: bundle.digest().to_string(),
-        config: config.clone(),
+        digest,
+        config,
         images: absolute(&images)?,
         has,
         ports: args.publish.clone(),
@@ -113,7 +136,8 @@ fn prepare(
         metrics_file: args.metrics_file.as_deref().map(absolute).transpose()?,
         metrics,
         start,
-    })
+    };
+    Ok((spec, first))
 }
 
 fn open(path: &Path) -> anyhow::Result<Bundle> {
@@ -142,12 +166,14 @@ pub enum Standard {
     Log,
 }
 
-/// Runs the machine as an instance of this process, to its end.
+/// Runs the machine as an instance of this process, to its end; at a first start while its bundle
+/// is being unpacked.
 ///
 /// # Errors
 /// If it cannot be run, or ends in another way than it should.
 pub fn host(
     spec: &RunSpec,
+    first: Option<FirstStart>,
     standard: Standard,
     report: Arc<dyn Report>,
     interrupt: &Interrupt,
@@ -168,12 +194,30 @@ pub fn host(
     let running = |up: &Up| instance.set_running(&up.ports);
     if spec.emulated {
         let host = emulated::Outer::spawn(spec)?;
-        instance.take_orders(host.orders())?;
+        instance.control()?.serve(host.orders());
         orders::from_signals(interrupt, host.orders());
         return host.run(spec, &output, &*report, running);
     }
+    if let Some(first) = &first {
+        first.belongs_to(instance.folder());
+    }
     let supervisor = Supervisor::new();
-    instance.take_orders(supervisor.orders())?;
-    orders::from_signals(interrupt, supervisor.orders());
-    supervisor.run(spec, output, report, running)
+    let control = instance.control()?;
+    let (by_socket, by_signal) = (supervisor.orders(), supervisor.orders());
+    let started = || {
+        control.serve(by_socket);
+        orders::from_signals(interrupt, by_signal);
+    };
+    let outcome = supervisor.run(
+        spec,
+        first.as_ref(),
+        output,
+        report.clone(),
+        started,
+        running,
+    );
+    if let Some(first) = first {
+        first.finish(|text| report.note(text))?;
+    }
+    outcome
 }

@@ -4,10 +4,12 @@
 //! ```text
 //! control stream --\                        /--> ports open, "restored in ..."
 //! orders ----------+--> Happening --> loop --+--> request to shut down, then force
-//! machine thread --/                        \--> exit code, or why not
+//! the machine -----/                        \--> exit code, or why not
 //! ```
+//! The machine runs on the thread that made it, so that nothing has to be waited for between the
+//! two; the loop gets a thread of its own.
 
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, channel, sync_channel};
 use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -16,8 +18,9 @@ use anyhow::Context as _;
 use smol_cli::{ExitKind, Failure};
 use smol_guest::protocol::{Event, ExitStatus};
 use smol_machine::devices::virtio::vsock::VsockHandle;
-use smol_machine::{Machine, Stop, StopHandle};
+use smol_machine::{Stop, StopHandle};
 
+use crate::first::FirstStart;
 use crate::guest::{self, Streams};
 use crate::metrics::{Metrics, Moment};
 use crate::orders::Order;
@@ -34,6 +37,8 @@ const SIGN_OF_LIFE: Duration = Duration::from_secs(300);
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long the last words of a guest that has reset itself may be under way.
 const LAST_WORDS: Duration = Duration::from_millis(300);
+/// The guest goes first: where processors are few, what nobody waits for would take its time.
+const HEAD_START: Duration = Duration::from_millis(3);
 /// What may wait for the loop; a guest that floods it with events waits.
 const QUEUE: usize = 64;
 
@@ -71,16 +76,19 @@ impl Supervisor {
         move |order| drop(events.send(Happening::Order(order)))
     }
 
-    /// Runs the machine to its end. `running` is called when the service runs.
+    /// Runs the machine to its end. `started` is called when its first instruction is under way,
+    /// and with it all that need not come before; `running` when the service runs.
     ///
     /// # Errors
     /// If the machine cannot be made, or ends in another way than it should.
     pub fn run(
         self,
         spec: &RunSpec,
+        first: Option<&FirstStart>,
         output: Arc<Output>,
         report: Arc<dyn Report>,
-        running: impl FnOnce(&Up),
+        started: impl FnOnce() + Send,
+        running: impl FnOnce(&Up) + Send,
     ) -> anyhow::Result<End> {
         // A port that is taken is told before anything is started.
         let ports = ports::bind(&spec.ports)?;
@@ -91,10 +99,10 @@ impl Supervisor {
             first_output: Arc::default(),
         };
         let Ready {
-            machine,
+            mut machine,
             vsock,
             restored,
-        } = restore::start(spec, &wires, &*report)?;
+        } = restore::start(spec, first, &wires, &*report)?;
         let metrics = Metrics {
             restored: Some(restored),
             machine_ms: Some(begin.elapsed_ms()),
@@ -122,44 +130,40 @@ impl Supervisor {
             exited: None,
             failed: None,
         };
-        let (thread, release) = run_on_thread(machine, self.events.clone())?;
-        if !spec.has.initramfs {
-            watch.up();
+        if let Some(first) = first {
+            first.attach(machine.stop_handle());
         }
-        let stopped = watch.follow(&self.happened);
-        if watch.wants_last_words(&stopped) {
-            watch.listen(&self.happened, LAST_WORDS);
-        }
-        drop(release);
-        thread
-            .join()
-            .ok()
-            .context("the machine's thread has died")?;
-        while !streams.are_done() {
-            watch.listen(&self.happened, Duration::from_millis(5));
-        }
-        watch.listen(&self.happened, Duration::ZERO);
-        watch.finish(stopped)
+        let Supervisor { events, happened } = self;
+        // Dropped when the machine, and with it the guest's open streams, need be kept no longer.
+        let (release, released) = channel::<()>();
+        let follow = move || {
+            thread::sleep(HEAD_START);
+            started();
+            if !spec.has.initramfs {
+                watch.up();
+            }
+            let stopped = watch.follow(&happened);
+            if watch.wants_last_words(&stopped) {
+                watch.listen(&happened, LAST_WORDS);
+            }
+            drop(release);
+            while !streams.are_done() {
+                watch.listen(&happened, Duration::from_millis(5));
+            }
+            watch.listen(&happened, Duration::ZERO);
+            watch.finish(stopped)
+        };
+        thread::scope(|scope| {
+            let thread = thread::Builder::new().name("supervisor".into());
+            let follower = thread
+                .spawn_scoped(scope, follow)
+                .context("cannot start the supervisor's thread")?;
+            let _ = events.send(Happening::Stopped(machine.run()));
+            let _ = released.recv();
+            drop(machine);
+            follower.join().ok().context("the supervisor has died")?
+        })
     }
-}
-
-/// Runs the machine on a thread of its own, and keeps it, and with it the guest's open streams,
-/// until the returned sender is dropped.
-fn run_on_thread(
-    mut machine: Machine,
-    events: SyncSender<Happening>,
-) -> anyhow::Result<(thread::JoinHandle<()>, std::sync::mpsc::Sender<()>)> {
-    let (release, released) = std::sync::mpsc::channel::<()>();
-    let thread = thread::Builder::new().name("machine".into());
-    let thread = thread.spawn(move || {
-        let stopped = machine.run();
-        let _ = events.send(Happening::Stopped(stopped));
-        let _ = released.recv();
-    });
-    Ok((
-        thread.context("cannot start the machine's thread")?,
-        release,
-    ))
 }
 
 /// The state of the loop.

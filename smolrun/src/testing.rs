@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use smol_bundle::{
     Bundle, BundleSpec, ClockMode, Config, CpuContract, PrivateKey, SnapshotSpec, Tsc, TscNeeds,
+    WorkingSet,
 };
 use tempfile::TempDir;
 
@@ -69,6 +70,7 @@ fn write(dir: &Path, out: &Path) {
         snapshot: Some(SnapshotSpec {
             state: b"{}".to_vec(),
             memory: file("memory", memory),
+            working_set: WorkingSet::default(),
         }),
         smolfile: None,
         lock: None,

@@ -3,26 +3,54 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use smol_bundle::{BundleSpec, ClockMode, Config, CpuContract, SnapshotSpec, Tsc, TscNeeds};
+use smol_bundle::{
+    Bundle, BundleSpec, ClockMode, Config, CpuContract, ImageKind, Run, SnapshotSpec, Tsc,
+    TscNeeds, WorkingSet,
+};
 use smol_machine::config::{Clock, MachineConfig};
 use smol_machine::machine::{Hooks, Machine, Stop, StopHandle};
 use tempfile::TempDir;
 
 const MEMORY: u64 = 32 << 20;
 const ENTRY: u32 = 0x10_0000;
+/// A page that nothing else is near to.
+const FAR: u32 = 24 << 20;
 
 /// A PVH kernel (Xen's docs/misc/pvh.pandoc): prints each text on the serial port, then resets
 /// the machine or halts for ever.
 fn kernel(texts: &[&str], reset: bool) -> Vec<u8> {
-    let mut code = vec![0x66, 0xba, 0xf8, 0x03]; // mov dx, 0x3f8
+    let mut code = Vec::new();
+    print(&mut code, texts);
+    finish(code, reset)
+}
+
+/// One that first writes `!` to a far page, and between its second and third text prints what
+/// stands there.
+fn far_kernel(texts: [&str; 3]) -> Vec<u8> {
+    let at = FAR.to_le_bytes();
+    let mut code = [&[0xc6, 0x05][..], &at, b"!"].concat(); // mov byte [FAR], '!'
+    print(&mut code, &texts[..2]);
+    code.push(0xa0); // mov al, [FAR]
+    code.extend(at);
+    code.push(0xee); // out dx, al
+    print(&mut code, &texts[2..]);
+    finish(code, true)
+}
+
+fn print(code: &mut Vec<u8>, texts: &[&str]) {
+    code.extend([0x66, 0xba, 0xf8, 0x03]); // mov dx, 0x3f8
     for byte in texts.iter().flat_map(|text| text.bytes()) {
         code.extend([0xb0, byte, 0xee]); // mov al, byte; out dx, al
     }
+}
+
+fn finish(mut code: Vec<u8>, reset: bool) -> Vec<u8> {
     if reset {
         code.extend([0xb0, 0xfe, 0xe6, 0x64]); // mov al, 0xfe; out 0x64, al
     }
@@ -128,7 +156,18 @@ fn freeze(kernel: &Path, dir: &Path) -> SnapshotSpec {
         .unwrap();
     let state = machine.capture().unwrap().to_json();
     smol_machine::memory::write_image(machine.ram(), &image).unwrap();
-    SnapshotSpec { state, memory }
+    SnapshotSpec {
+        state,
+        memory,
+        // All that is needed up to a far page.
+        working_set: WorkingSet {
+            memory: vec![Run {
+                first: 0,
+                pages: FAR / 4096,
+            }],
+            rootfs: Vec::new(),
+        },
+    }
 }
 
 /// A bundle, and folders of its own for everything that smolrun keeps.
@@ -276,6 +315,72 @@ fn a_snapshot_goes_on_where_it_was_taken_and_as_often_as_wanted() {
         succeed(&scene.run().arg("--cold").output().unwrap()),
         "booted\nrestored\n"
     );
+}
+
+/// The bundle is in the cache, whole.
+fn is_unpacked(scene: &Scene) -> bool {
+    let names = fs::read_dir(scene.dir.path().join("cache/bundles")).unwrap();
+    let names: Vec<_> = names.map(|name| name.unwrap().file_name()).collect();
+    names.len() == 1 && !names[0].to_str().unwrap().ends_with("tmp")
+}
+
+#[test]
+fn the_first_start_runs_out_of_the_bundle_and_leaves_it_unpacked() {
+    let Some(scene) = Scene::new(&far_kernel(["booted\n", "far: ", "\n"]), true, |_| {}) else {
+        return;
+    };
+    for start in 0..3 {
+        assert_eq!(
+            succeed(&scene.run().output().unwrap()),
+            "far: !\n",
+            "{start}"
+        );
+        assert!(is_unpacked(&scene));
+    }
+    fs::remove_dir_all(scene.dir.path().join("cache")).unwrap();
+    let both = [scene.run(), scene.run()].map(|mut run| {
+        run.stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap()
+    });
+    for child in both {
+        assert_eq!(succeed(&child.wait_with_output().unwrap()), "far: !\n");
+    }
+    assert!(is_unpacked(&scene));
+}
+
+#[test]
+fn a_flipped_bit_in_a_late_frame_stops_the_machine_when_the_frame_is_needed() {
+    let Some(scene) = Scene::new(&far_kernel(["booted\n", "far: ", "\n"]), true, |_| {}) else {
+        return;
+    };
+    let bundle = Bundle::open(&scene.bundle).unwrap();
+    let blob = bundle.layout().into_iter();
+    let mut blob = blob.filter(|blob| blob.media_type == ImageKind::Memory.media_type());
+    let frames = bundle.index().image(ImageKind::Memory).unwrap().frames();
+    assert!(frames.len() > 1, "the far page has a frame of its own");
+    let at = blob.next().unwrap().offset + frames.last().unwrap().offset + 9;
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .open(&scene.bundle)
+        .unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+    let output = scene.run().output().unwrap();
+    let (out, told) = (text(&output.stdout), text(&output.stderr));
+    assert_eq!(output.status.code(), Some(4), "{output:?}");
+    assert!(
+        told.contains("of the memory image") && told.contains("blake3"),
+        "{told}"
+    );
+    // Where pages come on demand, the machine ran until it needed that one.
+    let on_demand = smol_machine::demand::Demand::new(16 << 20, 0).is_ok();
+    assert_eq!(out, if on_demand { "far: " } else { "" });
+    assert!(!is_unpacked(&scene));
+    assert_eq!(scene.instances(), 0);
 }
 
 #[test]

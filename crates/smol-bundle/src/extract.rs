@@ -132,8 +132,10 @@ impl Bundle {
 
     /// Everything of an image that is not zero, in the order in which it lies in the bundle.
     fn pieces_by_frame(&self, kind: ImageKind) -> Vec<Piece> {
-        let pages = self.index().image(kind).map_or(0, |i| i.pages());
-        let mut pieces = self.index().pieces(kind, 0, pages);
+        let Some(image) = self.index().image(kind) else {
+            return Vec::new();
+        };
+        let mut pieces = self.index().pieces(kind, 0, image.pages());
         pieces.sort_unstable();
         pieces
     }
@@ -213,12 +215,82 @@ impl Bundle {
     }
 }
 
+/// Which pages of one image are in which frame: for readers that take pages as they are asked for.
+#[derive(Debug)]
+pub struct FrameMap {
+    /// By frame.
+    pieces: Vec<Piece>,
+    /// Where each frame's begin in `pieces`.
+    begins: Vec<usize>,
+}
+
+impl Bundle {
+    /// The map of an image; empty if the bundle does not hold it.
+    pub fn frame_map(&self, kind: ImageKind) -> FrameMap {
+        let pieces = self.pieces_by_frame(kind);
+        let mut begins = Vec::new();
+        for (i, piece) in pieces.iter().enumerate() {
+            if i == 0 || !same_frame(&pieces[i - 1], piece) {
+                begins.push(i);
+            }
+        }
+        FrameMap { pieces, begins }
+    }
+
+    /// The piece that holds one page of an image; `None` for a page of zeros.
+    ///
+    /// # Panics
+    /// If the bundle does not hold the image or the page lies beyond its end.
+    pub fn piece(&self, kind: ImageKind, page: u32) -> Option<Piece> {
+        self.index().pieces(kind, page, 1).into_iter().next()
+    }
+}
+
+impl FrameMap {
+    /// How many frames hold pages of the image.
+    pub fn frames(&self) -> usize {
+        self.begins.len()
+    }
+
+    /// The place in this map of the frame that a piece is in.
+    pub fn find(&self, piece: &Piece) -> Option<usize> {
+        let key = |piece: &Piece| (piece.source, piece.frame);
+        let at = self
+            .begins
+            .binary_search_by_key(&key(piece), |&begin| key(&self.pieces[begin]));
+        at.ok()
+    }
+
+    /// What the frame at place `at` holds of the image, never nothing.
+    ///
+    /// # Panics
+    /// If there is no such place.
+    pub fn pieces(&self, at: usize) -> &[Piece] {
+        let end = self
+            .begins
+            .get(at + 1)
+            .copied()
+            .unwrap_or(self.pieces.len());
+        &self.pieces[self.begins[at]..end]
+    }
+}
+
+impl Piece {
+    /// The piece's pages out of its frame.
+    ///
+    /// # Panics
+    /// If that is not its frame.
+    pub fn of<'r>(&self, frame: &'r [u8]) -> &'r [u8] {
+        let begin = self.page_in_frame as usize * PAGE_SIZE;
+        &frame[begin..begin + self.pages as usize * PAGE_SIZE]
+    }
+}
+
 /// Where a piece belongs in an image of `size` bytes, and its bytes out of its frame.
 fn place<'r>(piece: &Piece, raw: &'r [u8], size: u64) -> (u64, &'r [u8]) {
     let offset = u64::from(piece.page) * PAGE_SIZE as u64;
-    let begin = piece.page_in_frame as usize * PAGE_SIZE;
-    let len = (piece.pages as usize * PAGE_SIZE).min((size - offset) as usize);
-    (offset, &raw[begin..begin + len])
+    let bytes = piece.of(raw);
+    (offset, &bytes[..bytes.len().min((size - offset) as usize)])
 }
 
 fn same_frame(a: &Piece, b: &Piece) -> bool {

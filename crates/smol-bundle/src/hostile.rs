@@ -13,7 +13,7 @@ use crate::oci::{self, Descriptor, Manifest};
 use crate::signature::Signature;
 use crate::{
     Bundle, BundleSpec, Config, Error, ImageKind, PageIndex, PrivateKey, SignatureError,
-    SnapshotSpec, write,
+    SnapshotSpec, WorkingSet, write,
 };
 
 const PAGE: usize = 4096;
@@ -52,6 +52,7 @@ impl Parts {
             snapshot: Some(SnapshotSpec {
                 state: b"state".to_vec(),
                 memory: path("memory"),
+                working_set: WorkingSet::default(),
             }),
             smolfile: Some(b"name = 'hello'".to_vec()),
             lock: None,
@@ -308,8 +309,8 @@ fn a_newer_format_is_refused_by_name() {
     says(&message, "application/vnd.smol.machine.v2");
     says(&message, "update smol");
     says(
-        &refusal(|p| p.layer(oci::INDEX)[8] = 2),
-        "page index version 2",
+        &refusal(|p| p.layer(oci::INDEX)[8] = 3),
+        "page index version 3",
     );
 }
 

@@ -8,6 +8,8 @@ mod tests;
 
 pub(crate) use codec::Flaw;
 
+use serde::{Deserialize, Serialize};
+
 use crate::limits::PAGE_SIZE;
 
 /// The images that a bundle can hold, in the order in which they are stored.
@@ -70,6 +72,23 @@ pub struct Image {
     size: u64,
     frames: Vec<Frame>,
     extents: Vec<Extent>,
+    working_set: Vec<Run>,
+}
+
+/// Pages side by side in an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Run {
+    /// The first page's number.
+    pub first: u32,
+    /// Pages, at least 1.
+    pub pages: u32,
+}
+
+impl Run {
+    /// The number after its last page's; `None` beyond what a number can be.
+    pub fn end(self) -> Option<u32> {
+        self.first.checked_add(self.pages)
+    }
 }
 
 /// A frame: consecutive stored pages, compressed together.
@@ -152,6 +171,8 @@ pub struct ImageStats {
     pub in_boot: u64,
     /// Pages stored in frames of this image.
     pub stored: u64,
+    /// Pages of the working set, of whatever kind.
+    pub working_set: u64,
     /// Frames.
     pub frames: u64,
     /// The stored pages before compression, bytes.
@@ -174,6 +195,7 @@ impl Image {
             size,
             frames: Vec::new(),
             extents: Vec::new(),
+            working_set: Vec::new(),
         }
     }
 
@@ -200,6 +222,12 @@ impl Image {
     /// The runs that make up the image, from its first page to its last.
     pub fn extents(&self) -> &[Extent] {
         &self.extents
+    }
+
+    /// The pages that a restored machine touches first, in that order; empty if nobody has looked.
+    /// The runs do not overlap.
+    pub fn working_set(&self) -> &[Run] {
+        &self.working_set
     }
 
     /// Length of the frames blob, bytes; 0 means that there is none.
@@ -238,6 +266,30 @@ impl Image {
         }
     }
 
+    /// Sets the working set: runs in the order of first touch, which need be neither joined nor
+    /// free of overlaps; pages beyond the image do not count.
+    pub(crate) fn set_working_set(&mut self, touched: &[Run]) {
+        let end = self.pages();
+        let mut seen = vec![false; end as usize];
+        self.working_set.clear();
+        let pages = touched
+            .iter()
+            .flat_map(|run| run.first..run.end().unwrap_or(u32::MAX).min(end));
+        for page in pages {
+            if seen.get(page as usize) != Some(&false) {
+                continue;
+            }
+            seen[page as usize] = true;
+            match self.working_set.last_mut() {
+                Some(run) if run.end() == Some(page) => run.pages += 1,
+                _ => self.working_set.push(Run {
+                    first: page,
+                    pages: 1,
+                }),
+            }
+        }
+    }
+
     fn extent_of(&self, page: u32) -> usize {
         self.extents.partition_point(|e| e.first_page <= page) - 1
     }
@@ -256,6 +308,11 @@ impl Image {
             in_rootfs: 0,
             in_boot: 0,
             stored: u64::from(self.stored()),
+            working_set: self
+                .working_set
+                .iter()
+                .map(|run| u64::from(run.pages))
+                .sum(),
             frames: self.frames.len() as u64,
             raw_bytes: u64::from(self.stored()) * PAGE_SIZE as u64,
             compressed_bytes: self.blob_len(),

@@ -44,12 +44,14 @@ mod writer;
 pub use config::{ClockMode, Config, CpuContract, Reproducible, Tsc, TscNeeds};
 pub use digest::Digest;
 pub use error::{Error, Result};
-pub use extract::FrameReader;
-pub use index::{Content, Extent, Frame, Image, ImageKind, ImageStats, PageIndex, Piece, Stats};
+pub use extract::{FrameMap, FrameReader};
+pub use index::{
+    Content, Extent, Frame, Image, ImageKind, ImageStats, PageIndex, Piece, Run, Stats,
+};
 pub use key::{KeyId, PrivateKey, PublicKey};
 pub use reader::{Blob, Bundle};
 pub use signature::{Signature, SignatureError, sign};
-pub use writer::{BundleSpec, SnapshotSpec, Written, write, write_while};
+pub use writer::{BundleSpec, SnapshotSpec, WorkingSet, Written, write, write_while};
 
 /// Major version of the format.
 pub const FORMAT_VERSION: u32 = 1;

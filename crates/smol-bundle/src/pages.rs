@@ -12,7 +12,7 @@ use rustix::fs::{SeekFrom, seek};
 
 use crate::archive::BlobWriter;
 use crate::frame::{self, Packed};
-use crate::index::{Content, Image};
+use crate::index::{Content, Image, Run};
 use crate::limits::*;
 use crate::{Error, ImageKind, Result};
 
@@ -77,6 +77,10 @@ impl Source {
         }
     }
 
+    pub(crate) fn kind(&self) -> ImageKind {
+        self.kind
+    }
+
     pub(crate) fn size(&self) -> u64 {
         self.size
     }
@@ -110,10 +114,12 @@ impl Source {
     }
 }
 
-/// Writes the frames of `source` to `blob` and returns the image's part of the index.
+/// Writes the frames of `source` to `blob` and returns the image's part of the index. The pages of
+/// `touched` come first, in that order and in frames of their own, then the others in theirs.
 /// `advance` is told the bytes of the image that are done; its error ends the writing.
 pub(crate) fn pack(
     source: &Source,
+    touched: &[Run],
     known: &mut Known,
     blob: &mut BlobWriter<'_, '_>,
     advance: &mut dyn FnMut(u64) -> Result<()>,
@@ -121,13 +127,16 @@ pub(crate) fn pack(
     let mut packer = Packer {
         image: Image::new(source.kind, source.size),
         own: HashMap::new(),
+        early: HashMap::new(),
         frames: Frames::new(blob),
         page: 0,
     };
+    packer.image.set_working_set(touched);
     let others = match source.kind {
         ImageKind::Memory => Some(&*known),
         _ => None,
     };
+    packer.working_set(source, others)?;
     let mut buffer = vec![0; READ];
     let mut at = 0;
     while at < source.size {
@@ -158,6 +167,8 @@ pub(crate) fn pack(
 struct Packer<'b, 'w, 'a> {
     image: Image,
     own: HashMap<PageHash, u32>,
+    /// What was decided on the pages of the working set.
+    early: HashMap<u32, Content>,
     frames: Frames<'b, 'w, 'a>,
     /// Number of the next page.
     page: u32,
@@ -171,28 +182,51 @@ impl Packer<'_, '_, '_> {
         }
     }
 
-    fn page(&mut self, bytes: &[u8], others: Option<&Known>) -> Result<()> {
-        if is_zero(bytes) {
-            self.zeros(1);
-            return Ok(());
+    /// The pages that come first.
+    fn working_set(&mut self, source: &Source, others: Option<&Known>) -> Result<()> {
+        let mut bytes = vec![0; PAGE_SIZE];
+        for run in self.image.working_set().to_vec() {
+            for page in run.first..run.first + run.pages {
+                source.read(&mut bytes, u64::from(page) * PAGE_SIZE as u64)?;
+                let content = self.content(page, &bytes, others)?;
+                self.early.insert(page, content);
+            }
         }
-        let hash = blake3::hash(bytes).into();
-        let content = if let Some(&(image, page)) = others.and_then(|o| o.0.get(&hash)) {
-            Content::Same { image, page }
-        } else if let Some(&page) = self.own.get(&hash) {
-            Content::Same {
-                image: self.image.kind(),
-                page,
-            }
-        } else {
-            self.own.insert(hash, self.page);
-            Content::Stored {
-                slot: self.frames.page(bytes, &mut self.image)?,
-            }
+        self.frames.end_frame();
+        Ok(())
+    }
+
+    fn page(&mut self, bytes: &[u8], others: Option<&Known>) -> Result<()> {
+        let content = match self.early.get(&self.page) {
+            Some(&content) => content,
+            None => self.content(self.page, bytes, others)?,
         };
         self.image.push_pages(1, content);
         self.page += 1;
         Ok(())
+    }
+
+    /// Where the bytes of a page are; puts them into a frame if they are nowhere yet.
+    fn content(&mut self, page: u32, bytes: &[u8], others: Option<&Known>) -> Result<Content> {
+        if is_zero(bytes) {
+            return Ok(Content::Zero);
+        }
+        let hash = blake3::hash(bytes).into();
+        Ok(
+            if let Some(&(image, page)) = others.and_then(|o| o.0.get(&hash)) {
+                Content::Same { image, page }
+            } else if let Some(&page) = self.own.get(&hash) {
+                Content::Same {
+                    image: self.image.kind(),
+                    page,
+                }
+            } else {
+                self.own.insert(hash, page);
+                Content::Stored {
+                    slot: self.frames.page(bytes, &mut self.image)?,
+                }
+            },
+        )
     }
 }
 
@@ -206,8 +240,10 @@ fn is_zero(page: &[u8]) -> bool {
 struct Frames<'b, 'w, 'a> {
     blob: &'b mut BlobWriter<'w, 'a>,
     threads: usize,
-    /// Raw frames; all but the last are full.
+    /// Raw frames; all but the last are done.
     batch: Vec<Vec<u8>>,
+    /// The last is done as well, full or not.
+    ended: bool,
     /// Stored pages so far.
     stored: u32,
 }
@@ -219,6 +255,7 @@ impl<'b, 'w, 'a> Frames<'b, 'w, 'a> {
             blob,
             threads,
             batch: Vec::new(),
+            ended: false,
             stored: 0,
         }
     }
@@ -227,7 +264,7 @@ impl<'b, 'w, 'a> Frames<'b, 'w, 'a> {
     fn page(&mut self, bytes: &[u8], image: &mut Image) -> Result<u32> {
         const FULL: usize = FRAME_PAGES as usize * PAGE_SIZE;
         match self.batch.last_mut() {
-            Some(frame) if frame.len() < FULL => frame.extend_from_slice(bytes),
+            Some(frame) if frame.len() < FULL && !self.ended => frame.extend_from_slice(bytes),
             _ => {
                 if self.batch.len() == self.threads * BATCH {
                     self.flush(image)?;
@@ -235,10 +272,16 @@ impl<'b, 'w, 'a> Frames<'b, 'w, 'a> {
                 let mut frame = Vec::with_capacity(FULL);
                 frame.extend_from_slice(bytes);
                 self.batch.push(frame);
+                self.ended = false;
             }
         }
         self.stored += 1;
         Ok(self.stored - 1)
+    }
+
+    /// The next page begins a new frame.
+    fn end_frame(&mut self) {
+        self.ended = true;
     }
 
     fn flush(&mut self, image: &mut Image) -> Result<()> {

@@ -3,13 +3,15 @@
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 use crate::archive::ArchiveWriter;
 use crate::index::PageIndex;
 use crate::limits::*;
 use crate::oci::{self, Descriptor, Manifest};
 use crate::output::Output;
 use crate::pages::{self, Known, Source};
-use crate::{Config, Digest, Error, ImageKind, Result, Stats};
+use crate::{Config, Digest, Error, ImageKind, Result, Run, Stats};
 
 /// What goes into a bundle. The bytes of the bundle depend on the contents alone, not on names,
 /// times or holes of the files.
@@ -38,6 +40,19 @@ pub struct SnapshotSpec {
     pub state: Vec<u8>,
     /// Guest RAM, exactly [`Config::memory`] bytes; holes count as zeros.
     pub memory: PathBuf,
+    /// What the machine touches first when it is restored.
+    pub working_set: WorkingSet,
+}
+
+/// Pages in the order in which a restored machine touches them first. Pages that are named again,
+/// or that do not exist, do not count.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WorkingSet {
+    /// Of guest RAM.
+    pub memory: Vec<Run>,
+    /// Of the root file system.
+    pub rootfs: Vec<Run>,
 }
 
 /// What was written.
@@ -86,7 +101,8 @@ pub fn write_while(
     let output = Output::create(out)?;
     let mut archive = ArchiveWriter::new(output.file(), out);
     archive.file("oci-layout", oci::OCI_LAYOUT)?;
-    let (index, mut layers) = write_images(&sources, &mut archive, &mut advance)?;
+    let working_set = spec.snapshot.as_ref().map(|s| &s.working_set);
+    let (index, mut layers) = write_images(&sources, working_set, &mut archive, &mut advance)?;
     for (media_type, bytes) in texts(spec, &index)? {
         archive.blob(&bytes)?;
         layers.push(Descriptor::of(media_type, &bytes));
@@ -155,6 +171,7 @@ fn sources(spec: &BundleSpec) -> Result<Vec<Source>> {
 /// Writes the frames of every image, one blob each.
 fn write_images(
     sources: &[Source],
+    working_set: Option<&WorkingSet>,
     archive: &mut ArchiveWriter<'_>,
     advance: &mut dyn FnMut(u64) -> Result<()>,
 ) -> Result<(PageIndex, Vec<Descriptor>)> {
@@ -162,7 +179,12 @@ fn write_images(
     let (mut images, mut layers) = (Vec::new(), Vec::new());
     for source in sources {
         let mut blob = archive.stream();
-        let image = pages::pack(source, &mut known, &mut blob, advance)?;
+        let touched = match (source.kind(), working_set) {
+            (ImageKind::Memory, Some(set)) => &set.memory[..],
+            (ImageKind::Rootfs, Some(set)) => &set.rootfs[..],
+            _ => &[],
+        };
+        let image = pages::pack(source, touched, &mut known, &mut blob, advance)?;
         if let Some((digest, size)) = blob.finish()? {
             layers.push(Descriptor::new(image.kind().media_type(), digest, size));
         }

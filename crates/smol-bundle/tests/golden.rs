@@ -16,5 +16,5 @@ fn the_golden_bundle_has_the_pinned_bytes() {
     assert_eq!(written.file_size, file.len() as u64);
 }
 
-const MANIFEST: &str = "sha256:5685dacbd30ddebc3cea34ff19ddffaa26ef4c415d7810214a8adbcdf8ad74a4";
-const FILE: &str = "sha256:33f8ce09d5d922b2b6d658447831a49252fb1d1eaa71beba966da2781116d9de";
+const MANIFEST: &str = "sha256:e07a02d2d8cc4a1ed0a387688ad2ba75c6f676fe368662cb1f3a407aa17dce37";
+const FILE: &str = "sha256:981ef5f5093d1e6ca7e1ab448d7351f166c7df21d058fb16c13df1b841707323";

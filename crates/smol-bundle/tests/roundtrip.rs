@@ -7,7 +7,9 @@ use std::ops::ControlFlow;
 use std::os::unix::fs::MetadataExt;
 
 use common::*;
-use smol_bundle::{Bundle, Error, ImageKind, write, write_while};
+use smol_bundle::{
+    Bundle, BundleSpec, Error, ImageKind, SnapshotSpec, WorkingSet, write, write_while,
+};
 
 #[test]
 fn every_image_comes_out_as_it_went_in() {
@@ -48,6 +50,49 @@ fn every_image_comes_out_as_it_went_in() {
 }
 
 #[test]
+fn the_working_set_lies_first_in_frames_of_its_own() {
+    let work = Work::new();
+    let bundle = Bundle::open(&work.bundle()).unwrap();
+    let memory = bundle.index().image(ImageKind::Memory).unwrap();
+    let runs: Vec<_> = memory
+        .working_set()
+        .iter()
+        .map(|r| (r.first, r.pages))
+        .collect();
+    assert_eq!(runs, [(60, 4), (11, 1), (0, 1), (64, 1), (90, 1)]);
+    // Stored are pages 60 to 64 and 90; 11 is in the rootfs, 0 is zero.
+    assert_eq!(memory.frames()[0].pages, 6);
+    let raw = bundle.frame(ImageKind::Memory, 0).unwrap();
+    let expected = [
+        &work.images.memory[60 * PAGE..65 * PAGE],
+        &work.images.memory[90 * PAGE..91 * PAGE],
+    ];
+    assert!(raw == expected.concat());
+    let rootfs = bundle.index().image(ImageKind::Rootfs).unwrap();
+    assert_eq!(
+        (rootfs.frames()[0].pages, rootfs.working_set().len()),
+        (2, 1)
+    );
+    let without = BundleSpec {
+        snapshot: work.spec().snapshot.map(|snapshot| SnapshotSpec {
+            working_set: WorkingSet::default(),
+            ..snapshot
+        }),
+        ..work.spec()
+    };
+    let other = Bundle::open(&work.write(&without, "without").0).unwrap();
+    assert!(
+        other
+            .index()
+            .image(ImageKind::Memory)
+            .unwrap()
+            .working_set()
+            .is_empty()
+    );
+    assert_ne!(other.digest(), bundle.digest());
+}
+
+#[test]
 fn zero_pages_stay_holes_when_extracted() {
     let mut images = Images::sample();
     images.memory = vec![0; 64 << 20];
@@ -75,13 +120,15 @@ fn frames_can_be_read_one_by_one() {
     let bundle = Bundle::open(&work.bundle()).unwrap();
     let rootfs = bundle.index().image(ImageKind::Rootfs).unwrap();
     let pages: Vec<_> = rootfs.frames().iter().map(|f| f.pages).collect();
-    assert_eq!(pages, [32, 6]);
-    let first = bundle.frame(ImageKind::Rootfs, 0).unwrap();
-    assert_eq!(first.len(), 32 * PAGE);
-    assert!(first[..7 * PAGE] == work.images.rootfs[..7 * PAGE]);
-    assert!(first[7 * PAGE..] == work.images.rootfs[8 * PAGE..33 * PAGE]);
+    assert_eq!(pages, [2, 32, 4]);
+    // Pages 4 and 5 are the working set; 7 is zero.
+    let pages =
+        |range: std::ops::Range<usize>| &work.images.rootfs[range.start * PAGE..range.end * PAGE];
+    assert!(bundle.frame(ImageKind::Rootfs, 0).unwrap() == pages(4..6));
+    let rest = [pages(0..4), pages(6..7), pages(8..35)].concat();
+    assert!(bundle.frame(ImageKind::Rootfs, 1).unwrap() == rest);
     assert!(matches!(
-        bundle.frame(ImageKind::Rootfs, 2),
+        bundle.frame(ImageKind::Rootfs, 3),
         Err(Error::Missing { .. })
     ));
 }

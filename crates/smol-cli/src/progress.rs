@@ -105,6 +105,11 @@ impl Progress {
         Self::with_display(display)
     }
 
+    /// Progress that nobody sees: of what is done beside something else.
+    pub fn silent() -> Self {
+        Self::with_display(Display::Plain(Mutex::new(Box::new(io::sink()))))
+    }
+
     fn bars() -> Display {
         Display::Bars(MultiProgress::with_draw_target(ProgressDrawTarget::stderr()))
     }

@@ -289,6 +289,7 @@ impl Guest {
             machine_id: MachineId::from_random([9; 16]),
             hostname: Some("clone".into()),
             online_cpus: 1,
+            rehearsal: false,
         };
         self.events
             .get_mut()

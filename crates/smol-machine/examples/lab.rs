@@ -128,6 +128,8 @@ fn restore(args: &Args, console: Console) -> Result<(), Failure> {
     let config = RestoreConfig {
         memory: dir.join("memory"),
         rootfs: args.get("--rootfs").map(PathBuf::from),
+        memory_first: Vec::new(),
+        rootfs_first: Vec::new(),
     };
     let mut machine = Machine::restore(&config, &state, hooks(&console))?;
     *console.handle.lock().unwrap() = Some(machine.stop_handle());

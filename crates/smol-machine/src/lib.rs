@@ -6,6 +6,9 @@
 //! | [`machine`] | the machine: boot or restore, run until it stops, capture |
 //! | [`layout`] | the guest-physical memory map |
 //! | [`memory`] | guest RAM: anonymous or copy-on-write over a memory image; writing it out |
+//! | [`demand`] | memory that is filled while the machine runs |
+//! | [`prefetch`] | the working set in memory before it is asked for |
+//! | `uffd` | userfaultfd(2), under both |
 //! | [`boot`] | kernel images into guest RAM: 64-bit Linux protocol and PVH |
 //! | [`cpu`] | the pinned CPU model, and what it asks of a host |
 //! | [`paravirt`] | smol ABI 1: virtual time, the snapshot point, the thaw |
@@ -19,6 +22,7 @@
 pub mod boot;
 pub mod config;
 pub mod cpu;
+pub mod demand;
 pub mod devices;
 mod error;
 pub mod hv;
@@ -26,8 +30,10 @@ pub mod layout;
 pub mod machine;
 pub mod memory;
 pub mod paravirt;
+pub mod prefetch;
 pub mod probe;
 pub mod state;
+mod uffd;
 
 pub use config::{Clock, MachineConfig};
 pub use error::{Error, Result};

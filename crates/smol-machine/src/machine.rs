@@ -7,10 +7,8 @@
 //! ```
 //! Every vCPU has a thread of its own; the first runs on the caller's.
 
-use std::fs::File;
 use std::io::Write;
-use std::os::fd::AsRawFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -19,6 +17,7 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::config::{Clock, MAX_VCPUS, MachineConfig};
 use crate::cpu::{Cpu, Model};
+use crate::demand::{Contents, Demand};
 use crate::devices::serial::Serial;
 use crate::devices::virtio::console::Console;
 use crate::devices::virtio::pmem::Pmem;
@@ -26,8 +25,9 @@ use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::vsock::Vsock;
 use crate::devices::{self, Board, DeviceSet};
 use crate::hv::{self, Exit, HostVcpu, HostVm, Vcpu, Vm};
-use crate::memory::{self, Ram};
+use crate::memory::{self, PmemImage, Ram};
 use crate::paravirt::{self, Paravirt};
+use crate::prefetch::{Prefetch, Runs};
 use crate::state::{self, MachineState};
 use crate::{Error, Result, boot, layout};
 
@@ -66,6 +66,23 @@ pub struct RestoreConfig {
     pub memory: PathBuf,
     /// The image that was attached as virtio-pmem.
     pub rootfs: Option<PathBuf>,
+    /// Pages of RAM that will be touched first.
+    pub memory_first: Runs,
+    /// Pages of the rootfs that will be touched first.
+    pub rootfs_first: Runs,
+}
+
+/// How time goes on in a machine that is brought back.
+#[derive(Clone, Copy, Debug)]
+pub enum Time {
+    /// On the host's clock, with the host's randomness.
+    Live,
+    /// As if it had not been stopped: it is still being built. Kernels without the paravirtual
+    /// interface go on on the host's clock.
+    Building {
+        /// Seeds virtio-rng anew.
+        seed: [u8; 32],
+    },
 }
 
 /// A machine that stands still.
@@ -76,7 +93,7 @@ pub struct Machine {
     ram: Ram,
     control: Arc<Control>,
     cpu: Cpu,
-    pmem: Option<PmemImage>,
+    pmem: Option<Arc<PmemImage>>,
     possible_vcpus: u8,
     /// The watchdog's; only on virtual time.
     patience: Option<Duration>,
@@ -103,7 +120,7 @@ impl Machine {
         let pmem = config
             .rootfs
             .as_deref()
-            .map(|p| PmemImage::map(p, layout::pmem_gpa(config.memory)))
+            .map(|p| PmemImage::map(p, layout::pmem_gpa(config.memory)).map(Arc::new))
             .transpose()?;
         let building = matches!(config.clock, Clock::Virtual { .. });
         let rng = if building {
@@ -111,7 +128,7 @@ impl Machine {
         } else {
             Rng::host()
         };
-        let devices = device_set(hooks.console, pmem.as_ref(), hooks.vsock, rng);
+        let devices = device_set(hooks.console, pmem.as_deref(), hooks.vsock, rng);
         let cmdline = format!(
             "{} {}",
             config.cmdline,
@@ -120,7 +137,7 @@ impl Machine {
         let entry = boot::load(config, smol, cmdline.trim(), &ram)?;
 
         let cpu = Cpu::for_boot(model, &hv::supported_cpuid()?)?;
-        let (vm, vcpus) = assemble(&ram, pmem.as_ref(), &cpu, config.vcpus)?;
+        let (vm, vcpus) = assemble(&ram, pmem.as_deref(), &cpu, config.vcpus)?;
         if virtual_epoch.is_some() {
             // What a kernel learns from MSRs at boot is in the snapshot.
             vm.pin_msrs()?;
@@ -157,12 +174,61 @@ impl Machine {
     /// For states that this build or this host cannot take, and files that cannot be read.
     pub fn restore(config: &RestoreConfig, state: &MachineState, hooks: Hooks) -> Result<Self> {
         check(state)?;
-        let ram = memory::copy_on_write(state.memory, &config.memory)?;
+        let (ram, image) = memory::copy_on_write(state.memory, &config.memory)?;
         let pmem = config
             .rootfs
             .as_deref()
-            .map(|p| PmemImage::map(p, layout::pmem_gpa(state.memory)))
+            .map(|p| PmemImage::map(p, layout::pmem_gpa(state.memory)).map(Arc::new))
             .transpose()?;
+        let rootfs = pmem.as_ref().map(|pmem| (pmem, &config.rootfs_first));
+        let err = |e: std::io::Error| Error::Memory(format!("the working set: {e}"));
+        let prefetch = Prefetch::new(&ram, image, &config.memory_first, rootfs).map_err(err)?;
+        let launch = |handle: StopHandle| {
+            if !prefetch.can_wait() {
+                return prefetch.finish().map_err(err);
+            }
+            std::thread::spawn(move || {
+                if let Err(e) = prefetch.finish() {
+                    handle.stop(Err(err(e)));
+                }
+            });
+            Ok(())
+        };
+        Self::revive(ram, pmem, state, hooks, Time::Live, launch)
+    }
+
+    /// Brings a captured machine back into memory that is filled while it runs: somebody must
+    /// serve `demand` from now on. The sizes of `demand` are those of the state.
+    ///
+    /// # Errors
+    /// As for [`Machine::restore`].
+    pub fn restore_on_demand(
+        demand: &Demand,
+        state: &MachineState,
+        hooks: Hooks,
+        time: Time,
+    ) -> Result<Self> {
+        check(state)?;
+        let memory: u64 = demand.ram.iter().map(|r| r.len()).sum();
+        if memory != state.memory {
+            return Err(Error::bad_state(format!(
+                "it has {} bytes of RAM, not {memory}",
+                state.memory
+            )));
+        }
+        let (ram, rootfs) = (demand.ram.clone(), demand.rootfs.clone());
+        Self::revive(ram, rootfs, state, hooks, time, |_| Ok(()))
+    }
+
+    /// `launch` is called when the hypervisor has its part and before anything touches memory.
+    fn revive(
+        ram: Ram,
+        pmem: Option<Arc<PmemImage>>,
+        state: &MachineState,
+        hooks: Hooks,
+        time: Time,
+        launch: impl FnOnce(StopHandle) -> Result<()>,
+    ) -> Result<Self> {
         let pmem_size = pmem.as_ref().map_or(0, |p| p.len);
         if pmem_size != state.pmem {
             return Err(Error::bad_state(format!(
@@ -170,8 +236,15 @@ impl Machine {
                 state.pmem
             )));
         }
-        let devices = device_set(hooks.console, pmem.as_ref(), hooks.vsock, Rng::host());
-        let (vm, vcpus) = assemble(&ram, pmem.as_ref(), &state.cpu, state.possible_vcpus)?;
+        let rng = match time {
+            Time::Live => Rng::host(),
+            Time::Building { seed } => Rng::seeded(&seed),
+        };
+        let devices = device_set(hooks.console, pmem.as_deref(), hooks.vsock, rng);
+        let (vm, vcpus) = assemble(&ram, pmem.as_deref(), &state.cpu, state.possible_vcpus)?;
+        if state.paravirt.is_some() && matches!(time, Time::Building { .. }) {
+            vm.pin_msrs()?;
+        }
         for (vcpu, state) in vcpus.iter().zip(&state.vcpus) {
             vcpu.restore(state)?;
         }
@@ -179,18 +252,21 @@ impl Machine {
         if let Some(timers) = &state.timers {
             vm.restore_timers(timers)?;
         }
-        let paravirt = state
-            .paravirt
-            .clone()
-            .map(|p| Paravirt::live(Some(p), vcpus[0].tsc_khz()));
+        let paravirt = state.paravirt.clone().map(|p| match time {
+            Time::Live => Paravirt::live(Some(p), vcpus[0].tsc_khz()),
+            Time::Building { .. } => Paravirt::still_building(p),
+        });
+        let virtual_time = paravirt.is_some() && matches!(time, Time::Building { .. });
         let board = Board::new(
             &vm,
             &ram,
             Serial::new(hooks.serial),
             devices,
             paravirt,
-            false,
+            virtual_time,
         );
+        let control = Arc::<Control>::default();
+        launch(StopHandle(control.clone()))?;
         board.restore(&state.devices)?;
         board.resume();
         Ok(Self {
@@ -198,7 +274,7 @@ impl Machine {
             board: Arc::new(board),
             vm,
             ram,
-            control: Arc::default(),
+            control,
             cpu: state.cpu,
             pmem,
             possible_vcpus: state.possible_vcpus,
@@ -214,6 +290,14 @@ impl Machine {
     /// The guest's RAM. Nobody may touch it while the machine runs.
     pub fn ram(&self) -> &Ram {
         &self.ram
+    }
+
+    /// RAM and root file system, to be read. Nobody may touch them while the machine runs.
+    pub fn contents(&self) -> Contents {
+        Contents {
+            ram: self.ram.clone(),
+            rootfs: self.pmem.clone(),
+        }
     }
 
     /// VM exits so far.
@@ -244,7 +328,6 @@ impl Machine {
         let board = &*self.board;
         let (first, others) = self.vcpus.split_first_mut().expect("a machine has a vCPU");
         std::thread::scope(|scope| {
-            scope.spawn(|| control.kick_until_stopped());
             if let Some(patience) = self.patience {
                 scope.spawn(move || control.watch(board, patience));
             }
@@ -356,61 +439,6 @@ fn assemble(
     Ok((Arc::new(vm), vcpus))
 }
 
-/// The rootfs image, mapped shared and read-only: all machines of a host share its pages.
-struct PmemImage {
-    gpa: u64,
-    host: *mut u8,
-    len: u64,
-}
-
-// SAFETY: the mapping is never written and never moves.
-unsafe impl Send for PmemImage {}
-
-impl PmemImage {
-    fn map(path: &Path, gpa: u64) -> Result<Self> {
-        let err = |source| Error::File {
-            what: "rootfs image",
-            path: path.to_owned(),
-            source,
-        };
-        let file = File::open(path).map_err(err)?;
-        let len = file.metadata().map_err(err)?.len();
-        if len == 0 || len > layout::MAX_PMEM || !len.is_multiple_of(layout::PMEM_ALIGN) {
-            return Err(Error::Config(format!(
-                "the rootfs image {} has {len} bytes; it must be a multiple of 2 MiB up to {} GiB",
-                path.display(),
-                layout::MAX_PMEM >> 30
-            )));
-        }
-        // SAFETY: a fresh mapping of a whole file, at an address of the kernel's choice.
-        let host = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                len as usize,
-                libc::PROT_READ,
-                libc::MAP_SHARED,
-                file.as_raw_fd(),
-                0,
-            )
-        };
-        if host == libc::MAP_FAILED {
-            return Err(err(std::io::Error::last_os_error()));
-        }
-        Ok(Self {
-            gpa,
-            host: host.cast(),
-            len,
-        })
-    }
-}
-
-impl Drop for PmemImage {
-    fn drop(&mut self) {
-        // SAFETY: this mapping was made by `map` and nothing refers to it any more.
-        unsafe { libc::munmap(self.host.cast(), self.len as usize) };
-    }
-}
-
 /// What the threads of a machine share.
 #[derive(Default)]
 struct Control {
@@ -435,7 +463,15 @@ impl StopHandle {
     /// Makes [`Machine::run`] return with `stop`, unless it is about to return for another reason.
     /// Does not wait. A request before the run counts for the run.
     pub fn request(&self, stop: Stop) {
-        self.0.stop(Ok(stop));
+        self.stop(Ok(stop));
+    }
+
+    fn stop(&self, outcome: Result<Stop>) {
+        self.0.stop(outcome);
+        if self.0.running.load(Ordering::SeqCst) > 0 {
+            let control = self.0.clone();
+            std::thread::spawn(move || control.kick_until_stopped());
+        }
     }
 }
 
@@ -451,7 +487,6 @@ impl Control {
 
     fn stop(&self, outcome: Result<Stop>) {
         self.lock().outcome.get_or_insert(outcome);
-        self.changed.notify_all();
     }
 
     fn take_outcome(&self) -> Result<Stop> {
@@ -462,16 +497,11 @@ impl Control {
         self.lock().outcome.is_some()
     }
 
-    /// Brings every vCPU out of the guest once the machine stops. A signal that arrives just
+    /// Brings every vCPU out of the guest, once there is an outcome. A signal that arrives just
     /// before KVM_RUN is lost, so it is sent again until the last thread has left its loop.
+    /// Whoever stops the machine does this: no thread has to stand by for it.
     fn kick_until_stopped(&self) {
         let mut inner = self.lock();
-        while inner.outcome.is_none() {
-            inner = self
-                .changed
-                .wait(inner)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
         while self.running.load(Ordering::SeqCst) > 0 {
             for thread in &inner.threads {
                 // SAFETY: threads take themselves off this list, under its lock, before they end.
@@ -533,6 +563,7 @@ impl Control {
         self.running.fetch_sub(1, Ordering::SeqCst);
         drop(inner);
         self.changed.notify_all();
+        self.kick_until_stopped();
     }
 
     /// Runs the guest, exit by exit. `None` when another thread has stopped the machine.

@@ -1,6 +1,7 @@
 //! Guest RAM: where its pages come from and how they are written out.
 
 use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -25,8 +26,8 @@ pub fn anonymous(memory: u64) -> Result<Ram> {
 }
 
 /// RAM whose pages are those of the memory image at `path` until they are written:
-/// copy-on-write, so any number of machines share one image.
-pub fn copy_on_write(memory: u64, path: &Path) -> Result<Ram> {
+/// copy-on-write, so any number of machines share one image. Also the image.
+pub fn copy_on_write(memory: u64, path: &Path) -> Result<(Ram, Arc<File>)> {
     let err = |source| Error::File {
         what: "memory image",
         path: path.to_owned(),
@@ -39,7 +40,8 @@ pub fn copy_on_write(memory: u64, path: &Path) -> Result<Ram> {
             "the memory image has {size} bytes, the machine {memory}"
         )));
     }
-    build(memory, Some(Arc::new(file)))
+    let file = Arc::new(file);
+    Ok((build(memory, Some(file.clone()))?, file))
 }
 
 fn build(memory: u64, image: Option<Arc<File>>) -> Result<Ram> {
@@ -69,6 +71,98 @@ fn build(memory: u64, image: Option<Arc<File>>) -> Result<Ram> {
         offset += len;
     }
     Ram::from_regions(regions).map_err(|e| fail(&e))
+}
+
+/// The rootfs image, mapped shared and read-only: all machines of a host share its pages.
+#[derive(Debug)]
+pub(crate) struct PmemImage {
+    pub(crate) gpa: u64,
+    pub(crate) host: *mut u8,
+    pub(crate) len: u64,
+}
+
+// SAFETY: nobody writes through the pointer, and the mapping never moves.
+unsafe impl Send for PmemImage {}
+// SAFETY: as above.
+unsafe impl Sync for PmemImage {}
+
+impl PmemImage {
+    pub(crate) fn map(path: &Path, gpa: u64) -> Result<Self> {
+        let err = |source| Error::File {
+            what: "rootfs image",
+            path: path.to_owned(),
+            source,
+        };
+        let file = File::open(path).map_err(err)?;
+        let len = file.metadata().map_err(err)?.len();
+        if len == 0 || len > layout::MAX_PMEM || !len.is_multiple_of(layout::PMEM_ALIGN) {
+            return Err(Error::Config(format!(
+                "the rootfs image {} has {len} bytes; it must be a multiple of 2 MiB up to {} GiB",
+                path.display(),
+                layout::MAX_PMEM >> 30
+            )));
+        }
+        Self::new(gpa, len, libc::MAP_SHARED, file.as_raw_fd()).map_err(err)
+    }
+
+    /// Room for an image that is filled while the machine runs (see [`crate::demand`]).
+    pub(crate) fn anonymous(len: u64, gpa: u64) -> Result<Self> {
+        if len > layout::MAX_PMEM || !len.is_multiple_of(layout::PMEM_ALIGN) {
+            return Err(Error::bad_state(format!(
+                "its rootfs image has {len} bytes"
+            )));
+        }
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        Self::new(gpa, len, flags, -1)
+            .map_err(|e| Error::Memory(format!("cannot map {} MiB: {e}", len >> 20)))
+    }
+
+    /// Reads from `offset` on; `None` beyond the end.
+    pub(crate) fn read(&self, offset: u64, to: &mut [u8]) -> Option<()> {
+        let end = offset.checked_add(to.len() as u64)?;
+        if end > self.len {
+            return None;
+        }
+        // SAFETY: the range lies in the mapping, which is readable and never written; the source
+        // of `to` is another allocation.
+        unsafe {
+            std::ptr::copy_nonoverlapping(
+                self.host.add(offset as usize),
+                to.as_mut_ptr(),
+                to.len(),
+            );
+        }
+        Some(())
+    }
+
+    fn new(gpa: u64, len: u64, flags: libc::c_int, fd: libc::c_int) -> std::io::Result<Self> {
+        // SAFETY: a fresh mapping, at an address of the kernel's choice.
+        let host = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                len as usize,
+                libc::PROT_READ,
+                flags,
+                fd,
+                0,
+            )
+        };
+        if host == libc::MAP_FAILED {
+            return Err(std::io::Error::last_os_error());
+        }
+        Ok(Self {
+            gpa,
+            host: host.cast(),
+            len,
+        })
+    }
+}
+
+impl Drop for PmemImage {
+    fn drop(&mut self) {
+        // SAFETY: this mapping was made by `map` and nothing refers to it any more.
+        unsafe { libc::munmap(self.host.cast(), self.len as usize) };
+    }
 }
 
 /// What [`write_image`] found.
@@ -146,7 +240,7 @@ mod tests {
         let stats = write_image(&ram, &File::create(&path).unwrap()).unwrap();
         assert_eq!((stats.pages, stats.nonzero), (4096, 4));
 
-        let twin = copy_on_write(16 << 20, &path).unwrap();
+        let (twin, _) = copy_on_write(16 << 20, &path).unwrap();
         for gpa in [0u64, 5 << 20, (5 << 20) + 4096, (16 << 20) - 8] {
             assert_eq!(
                 twin.read_obj::<u64>(GuestAddress(gpa)).unwrap(),
@@ -154,7 +248,7 @@ mod tests {
             );
         }
         twin.write_obj(1u64, GuestAddress(5 << 20)).unwrap();
-        let third = copy_on_write(16 << 20, &path).unwrap();
+        let (third, _) = copy_on_write(16 << 20, &path).unwrap();
         assert_eq!(
             third.read_obj::<u64>(GuestAddress(5 << 20)).unwrap(),
             (5 << 20) ^ 0xdead_beef

@@ -92,6 +92,14 @@ impl Paravirt {
         }
     }
 
+    /// The interface of a machine under construction that was captured and goes on.
+    pub fn still_building(state: ParavirtState) -> Self {
+        Self {
+            state,
+            ..Self::building(0)
+        }
+    }
+
     /// The interface of a machine on the host's clock; `state` where it was restored.
     pub fn live(state: Option<ParavirtState>, tsc_khz: u32) -> Self {
         let state = state.unwrap_or(ParavirtState {

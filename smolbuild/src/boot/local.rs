@@ -12,8 +12,12 @@ use smol_machine::devices::virtio::vsock::Vsock;
 use smol_machine::machine::Hooks;
 use smol_machine::{Machine, Stop, StopHandle, memory};
 
+use super::rehearsal;
 use super::streams::{Console, GuestStreams, Observer};
-use super::{Failed, Frozen, Job, MEMORY_FILE, Message, STATE_FILE};
+use super::{Failed, Frozen, Job, MEMORY_FILE, Message, STATE_FILE, Touched, WORKING_SET_FILE};
+
+/// Wall-clock limit of the rehearsal: the service is up already.
+const REHEARSAL_LIMIT: Duration = Duration::from_secs(5 * 60);
 
 /// Boots the job's machine and freezes it. What happens is told through `report`, ending with
 /// [`Message::Frozen`] or [`Message::Failed`].
@@ -57,7 +61,7 @@ pub fn run(
     let message = match stop? {
         Stop::Snapshot if !observer.guest_failed() => {
             let boot_ms = start.elapsed().as_millis() as u64;
-            Message::Frozen(freeze(job, &mut machine, boot_ms)?)
+            Message::Frozen(freeze(job, &mut machine, boot_ms, &observer, interrupt)?)
         }
         stop => Message::Failed(explain(
             &observer,
@@ -89,7 +93,7 @@ fn config(job: &Job) -> Result<MachineConfig> {
 }
 
 /// Stops the machine when the user asks for it or the time is up.
-fn spawn_guard(
+pub(super) fn spawn_guard(
     handle: StopHandle,
     interrupt: Interrupt,
     limit: Duration,
@@ -107,7 +111,13 @@ fn spawn_guard(
     })
 }
 
-fn freeze(job: &Job, machine: &mut Machine, boot_ms: u64) -> Result<Frozen> {
+fn freeze(
+    job: &Job,
+    machine: &mut Machine,
+    boot_ms: u64,
+    observer: &Observer,
+    interrupt: &Interrupt,
+) -> Result<Frozen> {
     let start = Instant::now();
     let state = machine.capture()?;
     let write = |name: &str| format!("cannot write {}", job.out.join(name).display());
@@ -115,7 +125,24 @@ fn freeze(job: &Job, machine: &mut Machine, boot_ms: u64) -> Result<Frozen> {
     let stats = memory::write_image(machine.ram(), &image).with_context(|| write(MEMORY_FILE))?;
     image.sync_all().with_context(|| write(MEMORY_FILE))?;
     std::fs::write(job.out.join(STATE_FILE), state.to_json()).with_context(|| write(STATE_FILE))?;
+    let capture_ms = start.elapsed().as_millis() as u64;
+    observer.report(Message::Captured {
+        nonzero_pages: stats.nonzero,
+    });
+    let limit = Duration::from_secs(job.limit).min(REHEARSAL_LIMIT);
+    let set = rehearsal::watch(job, &state, machine.contents(), limit, interrupt)
+        .context("cannot bring the frozen machine back")?;
+    if let Ok(set) = &set {
+        std::fs::write(job.out.join(WORKING_SET_FILE), serde_json::to_vec(set)?)
+            .with_context(|| write(WORKING_SET_FILE))?;
+    }
+    let count = |runs: &[smol_bundle::Run]| runs.iter().map(|run| u64::from(run.pages)).sum();
     Ok(Frozen {
+        working_set: set.as_ref().ok().map(|set| Touched {
+            memory_pages: count(&set.memory),
+            rootfs_pages: count(&set.rootfs),
+        }),
+        no_working_set: set.err(),
         cpu_features: state
             .cpu
             .features
@@ -130,7 +157,7 @@ fn freeze(job: &Job, machine: &mut Machine, boot_ms: u64) -> Result<Frozen> {
         pages: stats.pages,
         nonzero_pages: stats.nonzero,
         boot_ms,
-        capture_ms: start.elapsed().as_millis() as u64,
+        capture_ms,
     })
 }
 

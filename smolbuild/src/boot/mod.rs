@@ -6,6 +6,7 @@
 
 pub mod emulated;
 pub mod local;
+mod rehearsal;
 mod streams;
 
 use std::path::PathBuf;
@@ -17,6 +18,9 @@ use smol_guest::protocol::Event;
 pub const STATE_FILE: &str = "state.json";
 /// File with the RAM image, in [`Job::out`].
 pub const MEMORY_FILE: &str = "memory";
+
+/// File with the [`smol_bundle::WorkingSet`], in [`Job::out`], if there is one.
+pub const WORKING_SET_FILE: &str = "working-set.json";
 
 /// Lines of console and service output that an error shows.
 const TAIL_LINES: usize = 25;
@@ -61,6 +65,11 @@ pub enum Message {
     Log(String),
     /// The kernel or smol-guest wrote a line.
     Console(String),
+    /// The machine is frozen; what it touches first is looked at next.
+    Captured {
+        /// Pages of RAM that hold something.
+        nonzero_pages: u64,
+    },
     /// The machine is frozen, the files are complete.
     Frozen(Frozen),
     /// It is not going to be.
@@ -90,6 +99,20 @@ pub struct Frozen {
     pub boot_ms: u64,
     /// Wall-clock time of capturing and writing, ms.
     pub capture_ms: u64,
+    /// What a restored machine touches first, if that could be found out.
+    pub working_set: Option<Touched>,
+    /// Why not.
+    pub no_working_set: Option<String>,
+}
+
+/// How much a restored machine touches before it has proved ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Touched {
+    /// Pages of RAM.
+    pub memory_pages: u64,
+    /// Pages of the root file system.
+    pub rootfs_pages: u64,
 }
 
 /// Why no machine was frozen.

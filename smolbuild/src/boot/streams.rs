@@ -250,11 +250,13 @@ impl StreamSink for GuestStreams {
         true
     }
 
-    fn data(&mut self, port: u32, _stream: u64, bytes: &[u8]) {
+    /// Nothing ever flows back.
+    fn data(&mut self, port: u32, _stream: u64, bytes: &[u8]) -> Vec<u8> {
         match port {
             protocol::CONTROL_PORT => self.control(bytes),
             _ => self.log(bytes),
         }
+        Vec::new()
     }
 
     fn close(&mut self, _port: u32, _stream: u64) {}

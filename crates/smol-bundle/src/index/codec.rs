@@ -4,15 +4,16 @@
 //! allocation, references for existence, run lengths for being the longest possible (one map, one
 //! encoding).
 
-use super::{Content, Extent, Image, ImageKind, PageIndex};
+use super::{Content, Extent, Image, ImageKind, PageIndex, Run};
 use crate::limits::*;
 
 const MAGIC: [u8; 8] = *b"smolpidx";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const HEADER_LEN: usize = 24;
 const IMAGE_LEN: usize = 32;
 const FRAME_LEN: usize = 40;
 const EXTENT_LEN: usize = 12;
+const RUN_LEN: usize = 8;
 
 impl PageIndex {
     /// The blob.
@@ -24,7 +25,8 @@ impl PageIndex {
         out.extend((self.images.len() as u32).to_le_bytes());
         out.extend([0; 4]);
         for image in &self.images {
-            out.extend([image.kind.id(), 0, 0, 0, 0, 0, 0, 0]);
+            out.extend([image.kind.id(), 0, 0, 0]);
+            out.extend((image.working_set.len() as u32).to_le_bytes());
             out.extend(image.size.to_le_bytes());
             out.extend(image.blob_len().to_le_bytes());
             out.extend((image.frames.len() as u32).to_le_bytes());
@@ -46,6 +48,10 @@ impl PageIndex {
                 out.extend([kind, image, 0, 0]);
                 out.extend(start.to_le_bytes());
             }
+            for run in &image.working_set {
+                out.extend(run.first.to_le_bytes());
+                out.extend(run.pages.to_le_bytes());
+            }
         }
         out
     }
@@ -60,6 +66,7 @@ impl PageIndex {
             let head = ImageHead::parse(&mut at, images.last())?;
             expected_len += u64::from(head.frames) * FRAME_LEN as u64;
             expected_len += u64::from(head.extents) * EXTENT_LEN as u64;
+            expected_len += u64::from(head.runs) * RUN_LEN as u64;
             images.push(head);
         }
         if expected_len != bytes.len() as u64 {
@@ -207,13 +214,15 @@ struct ImageHead {
     blob_len: u64,
     frames: u32,
     extents: u32,
+    runs: u32,
 }
 
 impl ImageHead {
     fn parse(at: &mut Cursor<'_>, previous: Option<&ImageHead>) -> Result<Self, Flaw> {
-        let [id, zeros @ ..] = at.take::<8>()?;
-        let kind = ImageKind::from_id(id).filter(|_| zeros == [0; 7]);
+        let [id, zeros @ ..] = at.take::<4>()?;
+        let kind = ImageKind::from_id(id).filter(|_| zeros == [0; 3]);
         let kind = kind.ok_or_else(|| at.flaw(format!("unknown image {id}")))?;
+        let runs = at.u32()?;
         if previous.is_some_and(|p| p.kind >= kind) {
             return Err(at.flaw(format!("the {kind} image is out of order")));
         }
@@ -223,6 +232,7 @@ impl ImageHead {
             blob_len: at.u64()?,
             frames: at.u32()?,
             extents: at.u32()?,
+            runs,
         };
         if !(1..=MAX_IMAGE_SIZE).contains(&head.size) {
             return Err(at.flaw(format!(
@@ -231,10 +241,16 @@ impl ImageHead {
             )));
         }
         let pages = head.size.div_ceil(PAGE_SIZE as u64);
-        if u64::from(head.frames) > pages || u64::from(head.extents) > pages {
+        if [head.frames, head.extents, head.runs]
+            .iter()
+            .any(|n| u64::from(*n) > pages)
+        {
             return Err(at.flaw(format!(
-                "{kind} has more frames or extents than its {pages} pages"
+                "{kind} has more frames, extents or runs than its {pages} pages"
             )));
+        }
+        if head.runs > 0 && !matches!(kind, ImageKind::Rootfs | ImageKind::Memory) {
+            return Err(at.flaw(format!("{kind} has a working set")));
         }
         Ok(head)
     }
@@ -270,7 +286,34 @@ impl ImageHead {
             )));
         }
         self.parse_extents(&mut image, at)?;
+        self.parse_runs(&mut image, at)?;
         Ok(image)
+    }
+
+    fn parse_runs(&self, image: &mut Image, at: &mut Cursor<'_>) -> Result<(), Flaw> {
+        image.working_set.reserve_exact(self.runs as usize);
+        for n in 0..self.runs {
+            let run = Run {
+                first: at.u32()?,
+                pages: at.u32()?,
+            };
+            let last = image.working_set.last().and_then(|run| run.end());
+            let sound = run.pages > 0 && run.end().is_some_and(|end| end <= image.pages());
+            if !sound || last == Some(run.first) {
+                return Err(at.flaw(format!("{} run {n} is malformed", self.kind)));
+            }
+            image.working_set.push(run);
+        }
+        let mut sorted: Vec<_> = image
+            .working_set
+            .iter()
+            .map(|r| (r.first, r.pages))
+            .collect();
+        sorted.sort_unstable();
+        match sorted.array_windows().all(|[a, b]| a.0 + a.1 <= b.0) {
+            true => Ok(()),
+            false => Err(at.flaw(format!("{} has a page twice in its working set", self.kind))),
+        }
     }
 
     fn parse_extents(&self, image: &mut Image, at: &mut Cursor<'_>) -> Result<(), Flaw> {

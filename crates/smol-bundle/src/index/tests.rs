@@ -64,6 +64,44 @@ fn what_is_encoded_is_what_is_parsed() {
 }
 
 #[test]
+fn a_working_set_is_joined_and_counts_each_page_once() {
+    let run = |first, pages| Run { first, pages };
+    let mut index = sample();
+    image(&mut index, Memory).set_working_set(&[
+        run(8, 1),
+        run(9, 1),
+        run(2, 3),
+        run(8, 3),
+        run(11, 7),
+        run(u32::MAX, u32::MAX),
+    ]);
+    let memory = index.image(Memory).unwrap();
+    assert_eq!(memory.working_set(), [run(8, 2), run(2, 3), run(10, 1)]);
+    assert_eq!(PageIndex::parse(&index.encode()).unwrap(), index);
+    assert_eq!(index.stats().images[2].working_set, 6);
+}
+
+#[test]
+fn a_working_set_that_is_none_is_refused() {
+    let many: Vec<_> = (0..12).map(|n| (n * 2 % 11, 1)).collect();
+    type Runs<'a> = &'a [(u32, u32)];
+    let cases: [(ImageKind, Runs, &str); 7] = [
+        (Memory, &[(3, 0)], "run 0 is malformed"),
+        (Memory, &[(11, 1)], "run 0 is malformed"),
+        (Memory, &[(1, u32::MAX)], "run 0 is malformed"),
+        (Memory, &[(1, 2), (3, 1)], "run 1 is malformed"),
+        (Memory, &[(5, 2), (1, 1), (6, 1)], "a page twice"),
+        (Memory, &many, "runs than its 11 pages"),
+        (Kernel, &[(0, 1)], "kernel has a working set"),
+    ];
+    for (kind, runs, wanted) in cases {
+        let set = runs.iter().map(|&(first, pages)| Run { first, pages });
+        let why = refusal(|index| image(index, kind).working_set = set.collect());
+        assert!(why.contains(wanted), "{why}");
+    }
+}
+
+#[test]
 fn runs_that_continue_each_other_are_one_extent() {
     let mut image = Image::new(Memory, 6 * 4096);
     for slot in [0, 1, 3, 4] {
@@ -154,9 +192,9 @@ fn a_blob_of_another_length_is_refused_before_the_tables_are_read() {
 #[test]
 fn a_newer_version_is_named() {
     let mut bytes = sample().encode();
-    bytes[8] = 2;
-    assert_eq!(PageIndex::parse(&bytes).unwrap_err().newer, Some(2));
-    bytes[8] = 0;
+    bytes[8] = 3;
+    assert_eq!(PageIndex::parse(&bytes).unwrap_err().newer, Some(3));
+    bytes[8] = 1;
     assert_eq!(PageIndex::parse(&bytes).unwrap_err().newer, None);
 }
 

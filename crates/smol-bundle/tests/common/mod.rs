@@ -7,8 +7,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use smol_bundle::{
-    Bundle, BundleSpec, ClockMode, Config, CpuContract, Reproducible, SnapshotSpec, Tsc, TscNeeds,
-    Written, write,
+    Bundle, BundleSpec, ClockMode, Config, CpuContract, Reproducible, Run, SnapshotSpec, Tsc,
+    TscNeeds, WorkingSet, Written, write,
 };
 use tempfile::TempDir;
 
@@ -75,6 +75,15 @@ impl Images {
     }
 }
 
+/// Of memory pages of their own, some of them twice, a reference and a zero page; of the rootfs two.
+pub fn working_set() -> WorkingSet {
+    let run = |first, pages| Run { first, pages };
+    WorkingSet {
+        memory: vec![run(60, 4), run(11, 1), run(0, 1), run(62, 3), run(90, 1)],
+        rootfs: vec![run(4, 2)],
+    }
+}
+
 pub fn config() -> Config {
     Config {
         name: "sample".into(),
@@ -138,6 +147,7 @@ impl Work {
             snapshot: Some(SnapshotSpec {
                 state: b"opaque state".to_vec(),
                 memory: self.path("memory"),
+                working_set: working_set(),
             }),
             smolfile: Some(b"name = \"sample\"\n".to_vec()),
             lock: Some(b"version = 1\n".to_vec()),

@@ -174,17 +174,20 @@ fn live(
             });
         }
         snapshot::take(&config.snapshot, platform, sup, world)?;
-        let cpus = snapshot::resume(platform, sup)?;
+        let params = snapshot::resume(platform, sup)?;
         run_restore(&config, sup, world)?;
         snapshot::thaw(world)?;
         listen(platform, sup);
         let sample = identity::random_sample();
         sup.control.send(&Event::Resumed { sample });
-        for reason in cpus::bring_online(cpus) {
+        for reason in cpus::bring_online(params.online_cpus) {
             sup.control.send(&Event::Warning {
                 stage: Stage::Restore,
                 reason,
             });
+        }
+        if params.rehearsal {
+            rehearse(&config, sup, world)?;
         }
     }
     loop {
@@ -276,6 +279,16 @@ fn get_ready(config: &GuestConfig, sup: &mut Supervisor, world: &World) -> Resul
     })?;
     sup.matcher = None;
     sup.control.send(&Event::Ready { attempts });
+    Ok(())
+}
+
+/// Does what a restored machine is asked to do first.
+fn rehearse(config: &GuestConfig, sup: &mut Supervisor, world: &World) -> Result<(), End> {
+    // A line of the log and a notification come once.
+    if !matches!(config.ready.probe, Probe::Log { .. } | Probe::Notify) {
+        get_ready(config, sup, world)?;
+    }
+    sup.control.send(&Event::Rehearsed);
     Ok(())
 }
 

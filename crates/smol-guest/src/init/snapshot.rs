@@ -79,8 +79,11 @@ fn wait_for_break(sup: &mut Supervisor) -> io::Result<()> {
     Ok(())
 }
 
-/// Takes up the clone's identity. Returns the number of CPUs to bring online.
-pub(super) fn resume(platform: &Platform, sup: &mut Supervisor) -> Result<u8, Box<Failure>> {
+/// Takes up the clone's identity. Returns what else is asked for.
+pub(super) fn resume(
+    platform: &Platform,
+    sup: &mut Supervisor,
+) -> Result<RestoreParams, Box<Failure>> {
     let failed = |reason: String| Failure::at(Stage::Restore, reason);
     sup.control
         .connect()
@@ -89,7 +92,7 @@ pub(super) fn resume(platform: &Platform, sup: &mut Supervisor) -> Result<u8, Bo
     let params = read_params(sup).map_err(failed)?;
     identity::apply(&params, platform).map_err(failed)?;
     open_log(sup, Stage::Restore);
-    Ok(params.online_cpus)
+    Ok(params)
 }
 
 /// Lets the service run on.

@@ -327,7 +327,8 @@ impl fmt::Display for Stage {
 /// A build: `Booted ServiceStarted ProbeFailed* Ready (WarmStarted WarmFinished)* Quiesced`,
 /// then the stream is closed and the snapshot asked for (through `/dev/smol`, or by
 /// `Snapshot` on the still open stream where the kernel has no such device).
-/// A restore, on a new stream: `Restored`, the host's [`RestoreParams`], `Resumed`.
+/// A restore, on a new stream: `Restored`, the host's [`RestoreParams`], `Resumed`; in a rehearsal
+/// then `Ready` (unless readiness is told once only), `Rehearsed`.
 /// A cold boot: `Booted ServiceStarted ProbeFailed* Ready`.
 /// Any of them may end with `Failed`, or with `Stopping` and `ServiceExited`; after these
 /// the guest resets itself.
@@ -380,6 +381,8 @@ pub enum Event {
         /// machines tell the same.
         sample: String,
     },
+    /// In a rehearsal: the service was asked once more whether it is ready, and was.
+    Rehearsed,
     /// The service ended. The guest resets itself after this.
     ServiceExited {
         /// How it ended.
@@ -429,6 +432,10 @@ pub struct RestoreParams {
     /// How many CPUs shall be online in all, the first one included.
     #[serde(default = "one_cpu")]
     pub online_cpus: u8,
+    /// The builder looks what a restore touches: the guest shows what it does first, once, and
+    /// tells [`Event::Rehearsed`].
+    #[serde(default)]
+    pub rehearsal: bool,
 }
 
 fn one_cpu() -> u8 {

@@ -94,6 +94,7 @@ fn restore_parameters_come_through_and_hide_their_entropy() {
         machine_id: MachineId::from_random([0xff; 16]),
         hostname: Some("clone-1".into()),
         online_cpus: 4,
+        rehearsal: false,
     };
     let line = encode_line(&params).unwrap();
     assert_eq!(decode_line::<RestoreParams>(&line).unwrap(), params);

@@ -9,7 +9,7 @@ use crate::{Error, Result};
 #[cfg(target_os = "linux")]
 pub mod kvm;
 #[cfg(target_os = "linux")]
-pub use kvm::{KvmVcpu as HostVcpu, KvmVm as HostVm, supported_cpuid};
+pub use kvm::{KvmVcpu as HostVcpu, KvmVm as HostVm, prepare, supported_cpuid};
 
 /// Why a vCPU came out of the guest.
 #[derive(Debug)]

@@ -78,7 +78,9 @@ impl StreamSink for Anything {
     fn open(&mut self, port: u32, _: u64) -> bool {
         port < 8
     }
-    fn data(&mut self, _: u32, _: u64, _: &[u8]) {}
+    fn data(&mut self, _: u32, _: u64, bytes: &[u8]) -> Vec<u8> {
+        bytes.to_vec()
+    }
     fn close(&mut self, _: u32, _: u64) {}
 }
 

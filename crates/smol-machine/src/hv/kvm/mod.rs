@@ -5,7 +5,8 @@
 mod convert;
 mod vcpu;
 
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::thread::{self, JoinHandle};
 
 use kvm_bindings::{
     KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, kvm_irqchip, kvm_pit_config,
@@ -50,8 +51,50 @@ fn kvm() -> Result<&'static Kvm> {
     Ok(KVM.get_or_init(|| kvm))
 }
 
+/// What [`prepare`] has made ahead of need.
+struct Ahead {
+    cpuid: Vec<CpuidEntry>,
+    vm: Mutex<Option<VmFd>>,
+}
+
+static PREPARING: Mutex<Option<JoinHandle<Result<Ahead>>>> = Mutex::new(None);
+
+/// Begins with what every machine needs, whichever it is, on a thread of its own: opens KVM, asks
+/// what it supports and creates one machine. That takes KVM as long as a program needs to find out
+/// which machine it wants.
+pub fn prepare() {
+    let make = || {
+        let cpuid = ask_supported_cpuid()?;
+        let vm = kvm()?.create_vm().map_err(Error::hv("KVM_CREATE_VM"))?;
+        Ok(Ahead {
+            cpuid,
+            vm: Mutex::new(Some(vm)),
+        })
+    };
+    // Without a thread, or with an error, all of it is done when it is asked for.
+    let thread = thread::Builder::new().spawn(make).ok();
+    *PREPARING.lock().unwrap_or_else(PoisonError::into_inner) = thread;
+}
+
+/// What was made ahead, waiting for it if it is being made.
+fn ahead() -> Option<&'static Ahead> {
+    static AHEAD: OnceLock<Option<Ahead>> = OnceLock::new();
+    let wait = || {
+        let mut preparing = PREPARING.lock().unwrap_or_else(PoisonError::into_inner);
+        preparing.take()?.join().ok()?.ok()
+    };
+    AHEAD.get_or_init(wait).as_ref()
+}
+
 /// CPUID leaves that guests can be given here; no machine is needed to ask.
 pub fn supported_cpuid() -> Result<Vec<CpuidEntry>> {
+    match ahead() {
+        Some(ahead) => Ok(ahead.cpuid.clone()),
+        None => ask_supported_cpuid(),
+    }
+}
+
+fn ask_supported_cpuid() -> Result<Vec<CpuidEntry>> {
     let table = kvm()?
         .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
         .map_err(Error::hv("KVM_GET_SUPPORTED_CPUID"))?;
@@ -66,7 +109,17 @@ impl Vm for KvmVm {
     type Vcpu = KvmVcpu;
 
     fn new() -> Result<Self> {
-        let vm = kvm()?.create_vm().map_err(Error::hv("KVM_CREATE_VM"))?;
+        let spare = ahead().and_then(|ahead| {
+            ahead
+                .vm
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take()
+        });
+        let vm = match spare {
+            Some(vm) => vm,
+            None => kvm()?.create_vm().map_err(Error::hv("KVM_CREATE_VM"))?,
+        };
         vm.set_tss_address(layout::KVM_TSS)
             .map_err(Error::hv("KVM_SET_TSS_ADDR"))?;
         Ok(Self { vm })

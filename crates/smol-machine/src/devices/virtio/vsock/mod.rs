@@ -89,6 +89,15 @@ impl Vsock {
         Ok((Self::new(guest_cid, Box::new(host)), handle))
     }
 
+    /// A live machine's device that nobody in the host listens to: every connection of the guest
+    /// is refused, and no thread is needed for that.
+    pub fn deaf(guest_cid: u64) -> Self {
+        Self::new(
+            guest_cid,
+            Box::new(sink::SinkHost::new(Box::new(sink::Refuse))),
+        )
+    }
+
     fn new(guest_cid: u64, host: Box<dyn host::Host>) -> Self {
         Self {
             guest_cid,

@@ -150,7 +150,12 @@ impl Mux {
                 connection.requested = false;
                 self.enqueue(key);
             }
-            (op::RW, false) if !connection.guest_done => connection.send(data)?,
+            (op::RW, false) if !connection.guest_done => {
+                connection.send(data)?;
+                if connection.stream.socket().is_none() {
+                    self.enqueue(key); // nobody will say that it has an answer
+                }
+            }
             (op::CREDIT_UPDATE, false) => {}
             (op::CREDIT_REQUEST, false) => {
                 let update = connection.packet(key, self.guest_cid, op::CREDIT_UPDATE);

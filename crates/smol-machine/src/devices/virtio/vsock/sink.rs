@@ -1,8 +1,9 @@
-//! The host's side while building: streams from the guest end in a callback, and nothing ever
-//! flows the other way. All of it happens on the vCPU thread, so what the guest sees depends on
+//! The host's side while building: streams from the guest end in a callback, and nothing flows
+//! the other way but what that answers. All of it happens on the vCPU thread, so what the guest sees depends on
 //! nothing but what it did.
 
-use std::io;
+use std::collections::VecDeque;
+use std::io::{self, Read as _};
 use std::net::Shutdown;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -13,10 +14,26 @@ use super::host::{Host, Stream};
 pub trait StreamSink: Send {
     /// The guest connects to `port`; false refuses. `stream` numbers the streams from 0.
     fn open(&mut self, port: u32, stream: u64) -> bool;
-    /// Bytes on an open stream, in order.
-    fn data(&mut self, port: u32, stream: u64, bytes: &[u8]);
+    /// Bytes on an open stream, in order; what is returned goes back to the guest. While a machine
+    /// is built, that must depend on nothing but what it said.
+    fn data(&mut self, port: u32, stream: u64, bytes: &[u8]) -> Vec<u8>;
     /// The guest sends no more on a stream that was opened; called once.
     fn close(&mut self, port: u32, stream: u64);
+}
+
+/// Refuses every stream.
+pub(super) struct Refuse;
+
+impl StreamSink for Refuse {
+    fn open(&mut self, _port: u32, _stream: u64) -> bool {
+        false
+    }
+
+    fn data(&mut self, _port: u32, _stream: u64, _bytes: &[u8]) -> Vec<u8> {
+        Vec::new()
+    }
+
+    fn close(&mut self, _port: u32, _stream: u64) {}
 }
 
 type Shared = Arc<Mutex<Box<dyn StreamSink>>>;
@@ -52,6 +69,7 @@ impl Host for SinkHost {
             sink: self.sink.clone(),
             port,
             id,
+            answer: VecDeque::new(),
             closed: false,
         }))
     }
@@ -61,6 +79,8 @@ struct SinkStream {
     sink: Shared,
     port: u32,
     id: u64,
+    /// For the guest.
+    answer: VecDeque<u8>,
     closed: bool,
 }
 
@@ -74,13 +94,16 @@ impl SinkStream {
 
 impl Stream for SinkStream {
     fn send(&mut self, data: &[u8]) -> io::Result<usize> {
-        lock(&self.sink).data(self.port, self.id, data);
+        let answer = lock(&self.sink).data(self.port, self.id, data);
+        self.answer.extend(answer);
         Ok(data.len())
     }
 
-    /// Nothing, until the guest has finished; then the end, so that its socket is done too.
-    fn receive(&mut self, _buf: &mut [u8]) -> io::Result<usize> {
-        if self.closed {
+    /// The sink's answers; when the guest has finished, the end, so that its socket is done too.
+    fn receive(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if !self.answer.is_empty() {
+            self.answer.read(buf)
+        } else if self.closed {
             Ok(0)
         } else {
             Err(io::ErrorKind::WouldBlock.into())
