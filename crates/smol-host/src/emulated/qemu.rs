@@ -319,10 +319,12 @@ pub(crate) fn qemu_missing() -> HostError {
 
 /// - `panic=-1`: a dead kernel ends QEMU (with -no-reboot) and does not hang.
 /// - `tsc=reliable`: guests with several vCPUs need a stable TSC, which TCG gives but does not announce.
+/// - `no_timer_check`: on a busy host the kernel's check that timer interrupts come in time fails, and
+///   it panics.
 /// - `mitigations=off`: an emulated CPU has nothing to mitigate, and every indirect call is dear.
 fn kernel_command_line() -> String {
     format!(
-        "console=ttyS0 loglevel=4 panic=-1 tsc=reliable mitigations=off nokaslr random.trust_cpu=on \
+        "console=ttyS0 loglevel=4 panic=-1 tsc=reliable no_timer_check mitigations=off nokaslr random.trust_cpu=on \
          rdinit={SELF} -- {INIT_ARGUMENT}"
     )
 }
