@@ -281,7 +281,8 @@ fn in_use(name: &str) -> Failure {
 /// # Errors
 /// As [`Instance::claim`].
 pub fn check_free(root: &Path, name: &str) -> anyhow::Result<()> {
-    match list(root).iter().any(|record| record.name == name) {
+    let folder = root.join(name);
+    match folder.join(RECORD).exists() && OwnedDir::if_abandoned(&folder).is_none() {
         true => Err(in_use(name).into()),
         false => Ok(()),
     }
@@ -301,6 +302,11 @@ pub fn list(root: &Path) -> Vec<Record> {
     }
     records.sort_by(|a, b| a.name.cmp(&b.name));
     records
+}
+
+/// Removes what the dead have left behind: it may be much, and lies in memory.
+pub fn sweep(root: &Path) {
+    list(root);
 }
 
 /// The running machine of this name.

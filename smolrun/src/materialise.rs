@@ -43,9 +43,11 @@ const TEMPORARY: &str = "tmp";
 pub fn look(bundle: &Bundle, cache: &Path) -> anyhow::Result<(PathBuf, bool)> {
     let root = cache.join("bundles");
     private(&root)?;
-    sweep(&root);
     let done = root.join(bundle.digest().hex());
     let complete = is_complete(bundle, &done)?;
+    if !complete {
+        sweep(&root);
+    }
     Ok((done, complete))
 }
 

@@ -185,7 +185,8 @@ pub fn host(
         &spec.digest,
         spec.accel(),
     );
-    let instance = Instance::claim(&instance::root()?, record)?;
+    let root = instance::root()?;
+    let instance = Instance::claim(&root, record)?;
     let log = instance.create_log()?;
     if standard == Standard::Log {
         rustix::stdio::dup2_stderr(log.file()).context("cannot write to the log")?;
@@ -207,6 +208,7 @@ pub fn host(
     let started = || {
         control.serve(by_socket);
         orders::from_signals(interrupt, by_signal);
+        instance::sweep(&root);
     };
     let outcome = supervisor.run(
         spec,

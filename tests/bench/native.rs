@@ -1,11 +1,11 @@
-//! The native guest on this host's own KVM. Both programs are timed as a whole, from before exec:
+//! The native guest on this host's own KVM. All programs are timed as a whole, from before exec:
 //! to the first byte that the guest prints, and to the end of its first round over 16 MiB.
 
 use std::fmt::Write as _;
 use std::fs;
 use std::io::Read;
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -17,6 +17,15 @@ use crate::support::run;
 
 /// Measurements of each.
 const RUNS: usize = 30;
+/// Measurements of what takes long.
+const SLOW_RUNS: usize = 20;
+/// Where the guest's working set is, bytes: see tests/guests/native/main.c.
+const WORKING_SET: [u64; 2] = [64 << 20, 16 << 20];
+/// How many idle machines are put side by side.
+const CROWDS: [usize; 3] = [1, 10, 50];
+
+/// To the first byte, and to the end of the first round.
+type Pair = [Times; 2];
 
 /// Measures, prints, and gives the figures; null where there is no KVM.
 pub fn measure(host: &Host) -> Value {
@@ -24,73 +33,251 @@ pub fn measure(host: &Host) -> Value {
         println!("\nnative guest: not measured, /dev/kvm: {e}");
         return Value::Null;
     }
-    let bundle = host.bundles.join("native.smolmachine");
-    run(host.build(&host.native, &bundle).args(["--accel", "kvm"])).succeed();
-    let images = images(host, &bundle);
-    let registers = host.folder("floor").join("registers");
-    fs::write(&registers, self::registers(&images.join("state.json")))
-        .expect("the build folder can be written");
-
-    // Where it usually is: in memory.
-    let runtime = tempfile::tempdir_in("/dev/shm").expect("there is shared memory");
-    let floor = || {
-        let mut command = Command::new(host.native.with_file_name("floor"));
-        command.arg(images.join("memory")).arg(&registers);
-        command
-    };
-    let smolrun = || {
-        let mut command = host.tools.run(&bundle, "native");
-        command.args(["--accel", "kvm"]);
-        command.env("SMOL_RUNTIME_DIR", runtime.path().join("smol"));
-        command
-    };
-    let (mut ours, mut floors) = (Vec::new(), Vec::new());
-    time(smolrun());
-    time(floor());
-    for _ in 0..RUNS {
-        ours.push(time(smolrun()));
-        floors.push(time(floor()));
-    }
-    let split =
-        |times: Vec<[f64; 2]>| [0, 1].map(|at| Times::of(times.iter().map(|t| t[at]).collect()));
-    report(split(ours), split(floors))
-}
-
-fn report(ours: [Times; 2], floors: [Times; 2]) -> Value {
-    println!(
-        "\nrestoring the native guest (256 MiB, 64 MiB in use) on this host's KVM, median of {RUNS}"
-    );
-    let mut figures = json!({ "runs": RUNS });
-    for (at, what, key) in [
-        (0, "first byte", "firstByte"),
-        (1, "after 16 MiB", "afterWorkingSet"),
-    ] {
-        let ratio = ours[at].median / floors[at].median;
-        let goal = if at == 0 { "  (goal: at most 2.5)" } else { "" };
-        println!("  {what:<14} smolrun {}", ours[at].show());
-        println!(
-            "  {:<14} floor   {}   ratio {ratio:.2}{goal}",
-            "",
-            floors[at].show()
-        );
-        figures[key] = json!({ "smolrun": ours[at], "floor": floors[at], "ratio": ratio });
-    }
+    let scene = Scene::new(host);
+    let figures = json!({
+        "runs": RUNS,
+        "slowRuns": SLOW_RUNS,
+        "warm": scene.warm(),
+        "density": scene.density(),
+    });
+    fs::remove_dir_all(&scene.runtime).expect("it is ours");
     figures
 }
 
-/// Unpacks the bundle by a first run, and finds its images in the cache.
-fn images(host: &Host, bundle: &Path) -> std::path::PathBuf {
-    let digest = host.inspect(bundle)["digest"]
-        .as_str()
-        .expect("a digest")
-        .to_owned();
-    let mut command = host.tools.run(bundle, "native");
-    time({
+struct Scene<'h> {
+    host: &'h Host,
+    bundle: PathBuf,
+    images: PathBuf,
+    registers: PathBuf,
+    /// Where it usually is: in memory.
+    runtime: PathBuf,
+}
+
+impl<'h> Scene<'h> {
+    fn new(host: &'h Host) -> Self {
+        let bundle = host.bundles.join("native.smolmachine");
+        run(host.build(&host.native, &bundle).args(["--accel", "kvm"])).succeed();
+        let registers = host.folder("floor").join("registers");
+        let runtime = tempfile::tempdir_in("/dev/shm").expect("there is shared memory");
+        let scene = Self {
+            images: images(host, &bundle),
+            host,
+            bundle,
+            registers,
+            runtime: runtime.keep(),
+        };
+        scene.unpack(&scene.bundle, &scene.images);
+        let state = self::registers(&scene.images.join("state.json"));
+        fs::write(&scene.registers, state).expect("the build folder can be written");
+        scene
+    }
+
+    /// `smolrun` with this bundle.
+    fn smolrun(&self, bundle: &Path) -> Command {
+        let mut command = self.host.tools.smolrun();
+        command.arg(bundle).arg("--key").arg(&self.host.tools.key);
         command.args(["--accel", "kvm"]);
+        command.env("SMOL_RUNTIME_DIR", self.runtime.join("smol"));
         command
-    });
+    }
+
+    fn floor(&self, huge: bool) -> Command {
+        let mut command = Command::new(self.host.native.with_file_name("floor"));
+        command.arg(self.images.join("memory")).arg(&self.registers);
+        if huge {
+            command.args(WORKING_SET.map(|number| number.to_string()));
+        }
+        command
+    }
+
+    /// Has a bundle in the cache, by a start that lasts long enough.
+    fn unpack(&self, bundle: &Path, images: &Path) {
+        let mut child = spawn(&mut self.smolrun(bundle));
+        let begin = Instant::now();
+        while !images.exists() {
+            assert!(begin.elapsed().as_secs() < 60, "the bundle is not unpacked");
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        stop(&mut child);
+    }
+
+    fn forget(&self) {
+        let _ = fs::remove_dir_all(&self.images);
+        let _ = fs::remove_dir_all(self.images.with_extension("tmp"));
+    }
+
+    fn warm(&self) -> Value {
+        let mut times: [Vec<[f64; 2]>; 3] = Default::default();
+        for round in 0..=RUNS {
+            let commands = [
+                self.smolrun(&self.bundle),
+                self.floor(false),
+                self.floor(true),
+            ];
+            for (times, command) in times.iter_mut().zip(commands) {
+                let time = time(command);
+                if round > 0 {
+                    times.push(time);
+                }
+            }
+        }
+        let [ours, floor, huge] = times.map(split);
+        let mut first = Vec::new();
+        for _ in 0..SLOW_RUNS {
+            self.forget();
+            first.push(time(self.smolrun(&self.bundle)));
+        }
+        let first = split(first);
+        self.forget();
+        self.unpack(&self.bundle, &self.images);
+        let unzstd = self
+            .unzstd()
+            .map(|times| Times::of(times).median + ours[0].median);
+        self.report(ours, floor, huge, first, unzstd)
+    }
+
+    /// Decompressing the whole memory image by the tool of that name, ms.
+    fn unzstd(&self) -> Option<Vec<f64>> {
+        let (packed, out) = (self.runtime.join("memory.zst"), self.runtime.join("memory"));
+        let pack = Command::new("zstd")
+            .args(["-q", "-f", "-T0", "-3"])
+            .arg(self.images.join("memory"))
+            .arg("-o")
+            .arg(&packed)
+            .status();
+        if !pack.is_ok_and(|status| status.success()) {
+            println!("\nthe tool zstd is not here: nothing to compare a first start with");
+            return None;
+        }
+        let decompress = |_| {
+            let begin = Instant::now();
+            let mut unzstd = Command::new("zstd");
+            unzstd
+                .args(["-q", "-f", "-d"])
+                .arg(&packed)
+                .arg("-o")
+                .arg(&out);
+            run(&mut unzstd).succeed();
+            begin.elapsed().as_secs_f64() * 1e3
+        };
+        Some((0..SLOW_RUNS).map(decompress).collect())
+    }
+
+    fn report(
+        &self,
+        ours: Pair,
+        floor: Pair,
+        huge: Pair,
+        first: Pair,
+        unzstd: Option<f64>,
+    ) -> Value {
+        println!(
+            "\nthe native guest (256 MiB, 64 MiB in use) on this host's KVM, medians, from before exec"
+        );
+        println!("  {:<34} {:>12} {:>14}", "", "first byte", "after 16 MiB");
+        for (what, [byte, round]) in [
+            ("floor", floor),
+            ("floor, working set in huge pages", huge),
+            ("smolrun, bundle in the cache", ours),
+            ("smolrun, first start", first),
+        ] {
+            let (byte, round) = (byte.median, round.median);
+            println!("  {what:<34} {byte:9.2} ms {round:11.2} ms");
+        }
+        if let Some(unzstd) = unzstd {
+            println!(
+                "  {:<34} {unzstd:9.2} ms",
+                "zstd -d of the memory, then smolrun"
+            );
+        }
+        let goals = [
+            (
+                "warm, first byte / floor",
+                ours[0].median / floor[0].median,
+                Some(1.5),
+            ),
+            (
+                "warm, 16 MiB / floor in huge pages",
+                ours[1].median / huge[1].median,
+                Some(1.6),
+            ),
+            (
+                "first start, first byte / warm",
+                first[0].median / ours[0].median,
+                Some(4.0),
+            ),
+        ];
+        for (what, ratio, goal) in goals {
+            let goal = goal
+                .map(|goal| format!("(goal: at most {goal})"))
+                .unwrap_or_default();
+            println!("  {what:<34} {ratio:9.2}    {goal}");
+        }
+        if let Some(unzstd) = unzstd {
+            let ratio = unzstd / first[0].median;
+            println!(
+                "  {:<34} {ratio:9.2}    (goal: at least 5)",
+                "zstd -d and warm / first start"
+            );
+        }
+        json!({
+            "floor": floor, "floorHuge": huge, "warm": ours, "firstStart": first,
+            "unzstdAndWarm": unzstd,
+            "ratios": goals.map(|(what, ratio, goal)| json!({ "what": what, "ratio": ratio, "goal": goal })),
+        })
+    }
+
+    /// Idle machines of one bundle side by side: what does one more take?
+    fn density(&self) -> Value {
+        let bundle = self.host.bundles.join("idle.smolmachine");
+        let smolfile = self.host.native.with_file_name("idle");
+        run(self.host.build(&smolfile, &bundle).args(["--accel", "kvm"])).succeed();
+        self.unpack(&bundle, &images(self.host, &bundle));
+        let mut machines = Vec::new();
+        let mut table = Vec::new();
+        println!("\nidle machines of one bundle (64 MiB in use), proportional set size");
+        for crowd in CROWDS {
+            while machines.len() < crowd {
+                let mut child = spawn(&mut self.smolrun(&bundle));
+                await_line(&mut child, b"idle\n");
+                machines.push(child);
+            }
+            let all: f64 = machines.iter().map(pss_mib).sum();
+            let one = table.first().map_or(all, |row: &Value| {
+                row["totalMiB"].as_f64().expect("a number")
+            });
+            let extra = (crowd > 1).then(|| (all - one) / (crowd - 1) as f64);
+            let shown = extra.map(|mib| format!("{mib:.2} MiB for each more (goal: at most 4)"));
+            println!(
+                "  {crowd:>3}   {all:8.1} MiB   {}",
+                shown.unwrap_or_default()
+            );
+            table.push(json!({ "machines": crowd, "totalMiB": all, "perExtraMiB": extra }));
+        }
+        machines.iter_mut().for_each(stop);
+        Value::Array(table)
+    }
+}
+
+fn split(times: Vec<[f64; 2]>) -> Pair {
+    [0, 1].map(|at| Times::of(times.iter().map(|t| t[at]).collect()))
+}
+
+/// Where the bundle's images are once it is unpacked.
+fn images(host: &Host, bundle: &Path) -> PathBuf {
+    let inspected = host.inspect(bundle);
+    let digest = inspected["digest"].as_str().expect("a digest");
     let hex = digest.strip_prefix("sha256:").expect("a sha256 digest");
     host.cache().join("bundles").join(hex)
+}
+
+/// Memory of a process, that which it shares counted in part, MiB: proc_pid_smaps(5).
+fn pss_mib(child: &Child) -> f64 {
+    let path = format!("/proc/{}/smaps_rollup", child.id());
+    let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
+    let line = text.lines().find_map(|line| line.strip_prefix("Pss:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok());
+    kib.expect("Pss in KiB") / 1024.0
 }
 
 /// The registers of the only vCPU, as the floor program reads them.
@@ -121,33 +308,42 @@ fn registers(state: &Path) -> String {
     text
 }
 
-/// From before the start of the program: ms to the first byte, and to the end of the first round.
-fn time(mut command: Command) -> [f64; 2] {
-    let begin = Instant::now();
-    let mut child = command
+fn spawn(command: &mut Command) -> Child {
+    command
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()
-        .expect("it was built");
-    let mut out = child.stdout.take().expect("piped");
+        .expect("it was built")
+}
+
+/// Not by force: what that leaves behind, the next start would have to remove.
+fn stop(child: &mut Child) {
+    kill_process(Pid::from_child(child), Signal::INT).expect("it is ours");
+    let _ = child.wait();
+}
+
+/// Reads until the guest has printed these bytes; when the first came.
+fn await_line(child: &mut Child, line: &[u8]) -> Instant {
+    let out = child.stdout.as_mut().expect("piped");
     let mut seen = Vec::new();
     let mut block = [0; 256];
     let mut first = None;
-    let ms = || begin.elapsed().as_secs_f64() * 1e3;
-    while !seen.windows(8).any(|window| window == b"round 1\n") {
+    while !seen.windows(line.len()).any(|window| window == line) {
         let n = out.read(&mut block).expect("a pipe");
-        assert_ne!(
-            n,
-            0,
-            "{command:?} ended after {:?}",
-            String::from_utf8_lossy(&seen)
-        );
-        first.get_or_insert_with(ms);
+        assert_ne!(n, 0, "it ended after {:?}", String::from_utf8_lossy(&seen));
+        first.get_or_insert_with(Instant::now);
         seen.extend(&block[..n]);
     }
-    let round = ms();
-    // Not by force: what that leaves behind, the next start would have to remove.
-    kill_process(Pid::from_child(&child), Signal::INT).expect("it is ours");
-    let _ = child.wait();
-    [first.expect("something was read"), round]
+    first.expect("something was read")
+}
+
+/// From before the start of the program: ms to the first byte, and to the end of the first round.
+fn time(mut command: Command) -> [f64; 2] {
+    let begin = Instant::now();
+    let mut child = spawn(&mut command);
+    let first = await_line(&mut child, b"round 1\n");
+    let ms = |moment: Instant| (moment - begin).as_secs_f64() * 1e3;
+    let times = [ms(first), ms(Instant::now())];
+    stop(&mut child);
+    times
 }

@@ -1,8 +1,12 @@
-//! What a bundle holds of a machine's memory, and where the time of its build went.
+//! What a bundle holds of a machine's memory, how large it is beside the plain images compressed,
+//! and where the time of its build went.
 
 use std::fs;
+use std::path::Path;
+use std::process::Command;
 
 use serde_json::{Value, json};
+use smol_bundle::{Bundle, ImageKind};
 
 use crate::host::Host;
 use crate::support::run;
@@ -25,8 +29,11 @@ pub fn build(host: &Host) {
 pub fn measure(host: &Host) -> Value {
     println!("\nbundles, MiB");
     println!(
-        "  {:<8} {:>8} {:>8} {:>8} {:>12} {:>8} {:>12}",
-        "", "RAM", "in use", "stored", "compressed", "bundle", "of in use"
+        "  {:<8} {:>8} {:>8} {:>8} {:>12} {:>8} {:>8} {:>10} {:>8}",
+        "", "RAM", "in use", "stored", "compressed", "bundle", "first", "zstd -19", "ratio"
+    );
+    println!(
+        "  (first: the working set of memory and rootfs, raw; zstd -19: of memory and rootfs as they are)"
     );
     let mut figures = json!({});
     for name in MACHINES {
@@ -54,19 +61,46 @@ fn bundle(host: &Host, name: &str) -> Value {
         number(&memory["compressedBytes"]),
     );
     let file = number(&inspected["fileSize"]);
+    let touched = &facts["frozen"]["workingSet"];
+    let pages = |key: &str| touched[key].as_f64().unwrap_or_default();
+    let first = (pages("memoryPages") + pages("rootfsPages")) * 4096.0;
+    let plain = plain_zstd(host, &path);
     println!(
-        "  {name:<8} {:8.1} {:8.1} {:8.1} {:12.1} {:8.1} {:11.0}%",
+        "  {name:<8} {:8.1} {:8.1} {:8.1} {:12.1} {:8.1} {:8.1} {:>10} {:>8}",
         size / MIB,
         used / MIB,
         raw / MIB,
         compressed / MIB,
         file / MIB,
-        compressed / used * 100.0
+        first / MIB,
+        plain.map_or("-".into(), |plain| format!("{:.1}", plain / MIB)),
+        plain.map_or("-".into(), |plain| format!("{:.2}", file / plain)),
     );
     json!({
         "memory": size, "used": used, "storedRaw": raw, "storedCompressed": compressed, "bundle": file,
+        "workingSet": first, "plainZstd19": plain,
         "digest": inspected["digest"], "stages": facts["stages"], "frozen": facts["frozen"],
     })
+}
+
+/// Bytes of memory image and rootfs, each compressed as it is by `zstd -19`; `None` without the tool.
+fn plain_zstd(host: &Host, bundle: &Path) -> Option<f64> {
+    let bundle = Bundle::open(bundle).unwrap_or_else(|e| panic!("{e}"));
+    let image = host.folder("plain").join("image");
+    let mut total = 0.0;
+    for kind in [ImageKind::Memory, ImageKind::Rootfs] {
+        let file = fs::File::create(&image).expect("the build folder can be written");
+        let extracted = bundle.extract(kind, &file, 2, &mut |_, _| {});
+        extracted.unwrap_or_else(|e| panic!("{e}"));
+        let mut zstd = Command::new("zstd");
+        let packed = zstd
+            .args(["-q", "-19", "-T0", "-c"])
+            .arg(&image)
+            .output()
+            .ok()?;
+        total += packed.stdout.len() as f64;
+    }
+    Some(total)
 }
 
 fn waterfall(stages: &Value) {

@@ -40,7 +40,7 @@ fn image_json(i: &ImageStats) -> Value {
     json!({
         "kind": i.kind.name(), "size": i.size, "pages": i.pages, "zero": i.zero, "duplicate": i.duplicate,
         "inRootfs": i.in_rootfs, "inBootImages": i.in_boot, "stored": i.stored, "frames": i.frames,
-        "rawBytes": i.raw_bytes, "compressedBytes": i.compressed_bytes,
+        "workingSet": i.working_set, "rawBytes": i.raw_bytes, "compressedBytes": i.compressed_bytes,
     })
 }
 
@@ -92,24 +92,28 @@ fn as_text(bundle: &Bundle) -> String {
     line("cpu needs", config.cpu.features.join(" "));
     let _ = writeln!(
         text,
-        "\n{:<10} {:>10} {:>9} {:>9} {:>9} {:>9} {:>10} {:>10}",
-        "image", "size", "zero", "same", "elsewhere", "stored", "raw", "compressed"
+        "\n{:<10} {:>10} {:>9} {:>9} {:>9} {:>9} {:>9} {:>10} {:>10}",
+        "image", "size", "zero", "same", "elsewhere", "stored", "first", "raw", "compressed"
     );
     for i in bundle.stats().images {
         let _ = writeln!(
             text,
-            "{:<10} {:>10} {:>9} {:>9} {:>9} {:>9} {:>10} {:>10}",
+            "{:<10} {:>10} {:>9} {:>9} {:>9} {:>9} {:>9} {:>10} {:>10}",
             i.kind.name(),
             human::bytes(i.size),
             i.zero,
             i.duplicate,
             i.in_rootfs + i.in_boot,
             i.stored,
+            i.working_set,
             human::bytes(i.raw_bytes),
             human::bytes(i.compressed_bytes),
         );
     }
-    let _ = writeln!(text, "(zero, same, elsewhere, stored: pages of 4 KiB)");
+    let _ = writeln!(
+        text,
+        "(zero, same, elsewhere, stored: pages of 4 KiB; first: those that a restored machine touches first)"
+    );
     text
 }
 

@@ -2,7 +2,11 @@
  * no thread. It maps a memory image copy-on-write, sets the registers of one vCPU, and prints what
  * the guest prints on 0x3f8, from its first byte on, for ever.
  *
- *   floor MEMORY REGISTERS      REGISTERS: lines of "name hex hex ..."; see `reg` and `segment`
+ *   floor MEMORY REGISTERS [OFFSET LENGTH]...   REGISTERS: lines of "name hex hex ..."; see `reg`
+ *                                               and `segment`
+ *
+ * Ranges of the image that are named (bytes, multiples of 2 MiB) are read into huge pages before
+ * the guest runs: the floor for a working set that is known.
  *
  * The order of the calls is what costs least: the memory slot comes before the interrupt
  * controllers, and there is no PIT. All that a real guest would need set is set, if only to what
@@ -38,7 +42,16 @@ struct registers {
     struct kvm_sregs system;
 };
 
-static void *open_memory(const char *path, size_t *size)
+static void read_into_huge_pages(int fd, char *at, off_t offset, size_t length)
+{
+    int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED;
+    void *block = mmap(at, length, PROT_READ | PROT_WRITE, flags, -1, 0);
+    check(block == MAP_FAILED ? -1 : 0, "mmap of huge pages");
+    check(madvise(block, length, MADV_HUGEPAGE), "MADV_HUGEPAGE");
+    check(pread(fd, block, length, offset) == (ssize_t)length ? 0 : -1, "reading the working set");
+}
+
+static void *open_memory(const char *path, size_t *size, char **ranges)
 {
     struct stat file;
     int fd = check(open(path, O_RDONLY | O_CLOEXEC), path);
@@ -46,6 +59,10 @@ static void *open_memory(const char *path, size_t *size)
     *size = file.st_size;
     void *memory = mmap(NULL, *size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, fd, 0);
     check(memory == MAP_FAILED ? -1 : 0, "mmap");
+    for (; ranges[0] && ranges[1]; ranges += 2) {
+        off_t offset = strtoull(ranges[0], NULL, 0);
+        read_into_huge_pages(fd, (char *)memory + offset, offset, strtoull(ranges[1], NULL, 0));
+    }
     close(fd);
     return memory;
 }
@@ -164,15 +181,15 @@ static void run(int vcpu, struct kvm_run *state)
 
 int main(int argc, char **argv)
 {
-    if (argc != 3) {
-        fputs("usage: floor MEMORY REGISTERS\n", stderr);
+    if (argc < 3) {
+        fputs("usage: floor MEMORY REGISTERS [OFFSET LENGTH]...\n", stderr);
         return 2;
     }
     size_t size;
     int kvm = check(open("/dev/kvm", O_RDWR | O_CLOEXEC), "/dev/kvm");
     int vm = CALL(kvm, KVM_CREATE_VM, 0);
     CALL(vm, KVM_SET_TSS_ADDR, TSS);
-    struct kvm_userspace_memory_region region = {.userspace_addr = (__u64)open_memory(argv[1], &size)};
+    struct kvm_userspace_memory_region region = {.userspace_addr = (__u64)open_memory(argv[1], &size, argv + 3)};
     region.memory_size = size;
     CALL(vm, KVM_SET_USER_MEMORY_REGION, &region);
     CALL(vm, KVM_CREATE_IRQCHIP, 0);

@@ -5,7 +5,10 @@
  *   round 2           after a pause ...
  *
  * So a restored guest answers twice: with its first byte, before it touches its memory, and with
- * the end of the line, after it has touched its working set. */
+ * the end of the line, after it has touched its working set.
+ *
+ * With IDLE it says "idle" instead of the rounds and touches nothing more: how much memory does one
+ * more machine take? */
 #include <stdint.h>
 
 enum { SERIAL = 0x3f8, PAGE = 4096 };
@@ -67,6 +70,11 @@ void guest_main(void)
 {
     fill((uint64_t *)DATA_AT, DATA_SIZE / 8);
     print("native: ready\n");
+#ifdef IDLE
+    print("idle\n");
+    for (;;)
+        pause();
+#endif
     for (uint64_t round = 1;; round++) {
         print("round ");
         touch((volatile uint8_t *)DATA_AT, WORKING_SET);
