@@ -8,8 +8,17 @@ use zstd::zstd_safe::{CParameter, find_frame_compressed_size};
 use crate::limits::{MAX_FRAME_OVERHEAD, MAX_FRAME_PAGES, PAGE_SIZE};
 
 /// zstd's level for frames. On shared libraries in frames of 128 KiB level 12 takes 3.7 times as
-/// long for 0.5% less, level 3 half as long for 6% more; decompression costs the same. To be tuned
-/// on guests' memory.
+/// long for 0.5% less, level 3 half as long for 6% more; decompression costs the same.
+///
+/// A root file system of Debian with redis, 70 MiB, in MB by size of frame and level; 17.2 as one
+/// stream at level 19. Level 19 takes about 20 times as long as level 8. Larger frames make whoever
+/// needs one page of a machine that runs out of its bundle wait for more.
+///
+/// | | 8 | 12 | 19 |
+/// |---|---|---|---|
+/// | 128 KiB | 25.1 | 24.9 | 22.9 |
+/// | 256 KiB | 23.7 | 23.6 | 21.7 |
+/// | 1 MiB | 22.1 | 22.0 | 19.8 |
 const LEVEL: i32 = 8;
 
 /// A compressed frame and its blake3.

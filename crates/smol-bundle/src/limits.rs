@@ -3,8 +3,8 @@
 
 /// Bytes in a page of every image.
 pub const PAGE_SIZE: usize = 4096;
-/// Pages in a frame as this library writes it: 128 KiB. To be tuned: larger compresses better,
-/// smaller wastes less when a single page is wanted.
+/// Pages in a frame as this library writes it: 128 KiB. Larger compresses better, smaller wastes
+/// less when a single page is wanted; `frame` has the figures.
 pub const FRAME_PAGES: u32 = 32;
 /// Most pages that a frame may hold: 256 KiB.
 pub const MAX_FRAME_PAGES: u32 = 64;

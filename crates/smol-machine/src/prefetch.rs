@@ -102,10 +102,17 @@ impl Prefetch {
             Some(uffd) => {
                 let staging = Staging::new()?;
                 for &(address, offset) in &self.blocks {
+                    let (to, from) = (address as *mut u8, staging.block as *mut u8);
                     // SAFETY: the staging block is nobody else's; afterwards it is empty again.
-                    unsafe {
+                    let taken = unsafe {
                         read(&self.image, staging.block, offset)?;
-                        uffd.take(address as *mut u8, staging.block as *mut u8, BLOCK)?;
+                        uffd.take(to, from, BLOCK)
+                    };
+                    if taken.is_err() {
+                        // A page that cannot be moved now is copied. Those that were moved are
+                        // zeros in the staging block by now, but they are there already.
+                        // SAFETY: as above; and `to` is the registered block that it is for.
+                        unsafe { uffd.copy(to, std::slice::from_raw_parts(from, BLOCK))? };
                     }
                 }
             }
