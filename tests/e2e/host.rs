@@ -199,7 +199,7 @@ const MACHINES: &[(&str, &str)] = &[
     ),
     (
         "late",
-        "[service]\ncmd = [\"/service\", \"--late\", \"3600\"]\n[ready]\ntcp = 7777\ntimeout = \"2h\"\n",
+        "[service]\ncmd = [\"/service\", \"--late\", \"3000\"]\n[ready]\ntcp = 7777\ntimeout = \"1h\"\n",
     ),
     (
         "spin",

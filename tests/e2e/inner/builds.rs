@@ -51,7 +51,7 @@ pub fn tests(suite: &mut Suite, host: &Host) {
         "a service that computes without pause is built by the host's time, which the bundle says",
         || spinning(host),
     );
-    suite.test("an hour of sleep costs a build no time", || late(host));
+    suite.test("fifty minutes of sleep cost a build no time", || late(host));
     suite.test("a build boots no slower than an ordinary boot", || {
         pace(host)
     });
@@ -85,7 +85,7 @@ fn late(host: &Host) {
     let facts = built(host, "late");
     let slept = facts["virtualMs"].as_u64().unwrap();
     let took = facts["bootMs"].as_u64().unwrap();
-    assert!(slept > 3_600_000, "the guest's clock went {slept} ms");
+    assert!(slept > 3_000_000, "the guest's clock went {slept} ms");
     assert!(took < 120_000, "{slept} ms of sleep took {took} ms");
 }
 
