@@ -214,7 +214,7 @@ pub fn kernel_cmdline(boot: Boot, kernel_only: bool, extra: &str) -> String {
 
 /// What every machine with a PID 1 of ours tells its kernel
 /// (Documentation/admin-guide/kernel-parameters.txt).
-fn machine_words() -> [&'static str; 10] {
+fn machine_words() -> [&'static str; 11] {
     [
         "console=hvc0",
         // Until hvc0 is there.
@@ -229,6 +229,8 @@ fn machine_words() -> [&'static str; 10] {
         "no_timer_check",
         // No text patching when a second CPU comes: it costs 0.4 s.
         "noreplace-smp",
+        // Our kernel has no return thunks (docs/security.md), which it would complain about.
+        "spec_rstack_overflow=off",
         // The seed that the VMM hands over is all the randomness of a build.
         "random.trust_bootloader=on",
         "random.trust_cpu=off",
