@@ -82,7 +82,10 @@ pub struct Build {
     /// Download nothing
     #[arg(long, env = "SMOL_OFFLINE", value_parser = BoolishValueParser::new())]
     pub offline: bool,
-    /// Build kernel and rootfs afresh instead of taking them from the cache
+    /// Boot the machine even if the same was built before; kernel and packages may be in the cache
+    #[arg(long)]
+    pub rebuild: bool,
+    /// Build all afresh instead of taking it from the cache: kernel, rootfs and bundle
     #[arg(long)]
     pub no_cache: bool,
     /// Write facts about the build as JSON

@@ -12,12 +12,13 @@
 //! | boot | [`boot`] | images | a machine that is ready, frozen: state and RAM |
 //! | pack | [`pack`] | images, state and RAM | a bundle |
 //!
-//! [`pipeline`] walks through them from top to bottom. [`commands`] holds the subcommands.
+//! [`pipeline`] walks through them from top to bottom, unless [`built`] has the bundle already. [`commands`] holds the subcommands.
 //! [`diff`] says what differs between two bundles; [`sources`] takes copied files back out of one, so
 //! that it can be built again.
 
 pub mod assemble;
 pub mod boot;
+pub mod built;
 pub mod cli;
 pub mod commands;
 pub mod diff;

@@ -72,7 +72,7 @@ pub fn write(
     })
 }
 
-fn config(plan: &Plan, frozen: &Frozen) -> Config {
+pub(crate) fn config(plan: &Plan, frozen: &Frozen) -> Config {
     Config {
         name: plan.name.clone(),
         version: plan.version.clone(),

@@ -1,11 +1,11 @@
 //! The pipeline, top to bottom: from a Smolfile and its lock to a bundle.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
-use smol_bundle::Written;
+use smol_bundle::{Bundle, PrivateKey, Written};
 use smol_cli::progress::Stage;
 use smol_cli::{ExitKind, Failure, Interrupt, Progress, human, paths};
 use smol_guest::protocol::Event;
@@ -13,6 +13,7 @@ use smol_host::{Accel, Selected};
 
 use crate::assemble::{self, Images, Site};
 use crate::boot::{self, Failed, Frozen, Job, Message};
+use crate::built::Shelf;
 use crate::commands::{bundle_error, host_error};
 use crate::fetch::Net;
 use crate::lock::{self, Policy, Surroundings, World};
@@ -35,9 +36,8 @@ pub struct Request<'a> {
     pub offline: bool,
     /// What the environment adds.
     pub surroundings: Surroundings,
-    /// Whether kernel and root file system are built afresh. Downloads are taken from the cache all
-    /// the same: they are pinned by digest.
-    pub no_cache: bool,
+    /// What may be taken from the cache.
+    pub reuse: Reuse,
     /// Where the machine boots.
     pub accel: Accel,
     /// Seconds after which the watchdog gives a guest that never pauses a tick.
@@ -47,7 +47,29 @@ pub struct Request<'a> {
     /// The bundle to write.
     pub out: &'a Path,
     /// Signs it.
-    pub key: Option<&'a smol_bundle::PrivateKey>,
+    pub key: Option<&'a PrivateKey>,
+}
+
+/// What a build may take from the cache. Downloads it takes in any case: they are pinned by digest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reuse {
+    /// Kernels, installed systems, and whole bundles ([`crate::built`]).
+    All,
+    /// Kernels and installed systems: the machine boots.
+    Parts,
+    /// Nothing, and nothing is left in it.
+    Nothing,
+}
+
+impl Reuse {
+    /// As the command line has it.
+    pub fn of(rebuild: bool, no_cache: bool) -> Self {
+        match (rebuild, no_cache) {
+            (_, true) => Self::Nothing,
+            (true, false) => Self::Parts,
+            (false, false) => Self::All,
+        }
+    }
 }
 
 /// A bundle that was written.
@@ -84,15 +106,25 @@ pub fn build_bundle(
         progress.note(&warning);
     }
     let mut plan = Plan::resolve(&loaded.smolfile, &loaded.base_dir, settled.lock)?;
+    let work = WorkDir::create(&shared_cache)?;
+    let shelf = match request.reuse {
+        Reuse::All | Reuse::Parts => Some(Shelf::open(&shared_cache)?),
+        Reuse::Nothing => None,
+    };
+    if let Some(shelf) = &shelf
+        && request.reuse == Reuse::All
+        && let Some(built) = take(shelf, &mut plan, request, &work, progress, interrupt)?
+    {
+        return Ok(built);
+    }
     let selected = smol_host::select(request.accel).map_err(host_error)?;
     if let Some(why) = &selected.why {
         progress.note(why);
     }
-    let work = WorkDir::create(&shared_cache)?;
     let site = Site {
-        cache: &match request.no_cache {
-            true => work.subdir("cache")?,
-            false => shared_cache.clone(),
+        cache: &match request.reuse {
+            Reuse::Nothing => work.subdir("cache")?,
+            Reuse::All | Reuse::Parts => shared_cache.clone(),
         },
         downloads: &downloads,
         work: work.path(),
@@ -106,6 +138,11 @@ pub fn build_bundle(
     if settled.net == Net::Offline {
         require_emulated_kernel(&selected, &shared_cache)?;
     }
+    // A file that was changed after its digest was taken is in the images, but not in the key.
+    let unchanged = {
+        let kept = Some(&plan.lock);
+        lock::present(loaded, kept, &request.surroundings, interrupt)?.0 == plan.lock
+    };
     let frozen_in = work.subdir("frozen")?;
     let job = job(&plan, &images, request.watchdog, &frozen_in);
     let frozen = boot(
@@ -118,12 +155,77 @@ pub fn build_bundle(
     )?;
     let spec = pack::spec(&plan, &images, &frozen, &frozen_in, &loaded.source)?;
     interrupt.check()?;
-    let written = pack(&spec, request, &work, progress, interrupt)?;
+    let unsigned = match request.key {
+        Some(_) => work.path().join("unsigned"),
+        None => request.out.to_owned(),
+    };
+    let written = pack(&spec, &unsigned, progress, interrupt)?;
+    if let Some(shelf) = shelf
+        && unchanged
+        && pack::unreproducible(&frozen).is_none()
+    {
+        let key = shelf.key(&plan, &loaded.source);
+        let kept = shelf.keep(
+            &key,
+            &unsigned,
+            &written.digest,
+            &plan,
+            &frozen,
+            work.path(),
+        );
+        if let Err(error) = kept {
+            progress.note(&format!("the bundle is not kept in the cache: {error:#}"));
+        }
+    }
+    if let Some(key) = request.key {
+        sign(&unsigned, key, request.out, progress, interrupt)?;
+    }
     Ok(Built {
         plan,
         frozen,
         written,
     })
+}
+
+/// The bundle of an earlier build of the same, signed as is asked for now.
+fn take(
+    shelf: &Shelf,
+    plan: &mut Plan,
+    request: &Request,
+    work: &WorkDir,
+    progress: &Progress,
+    interrupt: &Interrupt,
+) -> Result<Option<Built>> {
+    let key = shelf.key(plan, &request.smolfile.source);
+    let (unsigned, facts) = match shelf.take(&key, work.path()) {
+        Ok(Some(found)) => found,
+        Ok(None) => return Ok(None),
+        Err(error) => {
+            progress.note(&format!(
+                "building anew, for the cache is damaged: {error:#}"
+            ));
+            return Ok(None);
+        }
+    };
+    let stage = progress.stage("build", "there is a bundle of the same in the cache");
+    let bundle = Bundle::open(&unsigned).map_err(bundle_error)?;
+    if request.key.is_none() {
+        smol_bundle::copy(&unsigned, request.out).map_err(bundle_error)?;
+    }
+    stage.finish("cached");
+    if let Some(key) = request.key {
+        sign(&unsigned, key, request.out, progress, interrupt)?;
+    }
+    plan.inputs = facts.inputs;
+    Ok(Some(Built {
+        plan: plan.clone(),
+        frozen: facts.frozen,
+        written: Written {
+            digest: bundle.digest(),
+            file_size: bundle.file_size(),
+            stats: bundle.stats(),
+        },
+    }))
 }
 
 /// Programs that draw from a generator of their own reseed it by the clock (OpenSSL's does so after an
@@ -301,34 +403,36 @@ fn boot_error(failed: &Failed, interrupt: &Interrupt) -> anyhow::Error {
     }
 }
 
-/// Writes the bundle beside its destination's name, signed or not; it appears whole or not at all.
+/// Writes the unsigned bundle, which appears whole or not at all.
 fn pack(
     spec: &smol_bundle::BundleSpec,
-    request: &Request,
-    work: &WorkDir,
+    out: &Path,
     progress: &Progress,
     interrupt: &Interrupt,
 ) -> Result<Written> {
-    let (out, key) = (request.out, request.key);
     let stage = progress.stage("pack", "dropping equal pages, compressing");
-    let unsigned: PathBuf = if key.is_some() {
-        work.path().join("unsigned")
-    } else {
-        out.to_owned()
-    };
     let mut advance = |done, total| stage.set(done, total);
-    let written = pack::write(spec, &unsigned, &mut advance, interrupt).map_err(|error| {
+    let written = pack::write(spec, out, &mut advance, interrupt).map_err(|error| {
         let stopped = interrupt.check().err().map(anyhow::Error::from);
         stopped.unwrap_or_else(|| bundle_error(error))
     })?;
     stage.finish(&human::bytes(written.file_size));
-    if let Some(key) = key {
-        interrupt.check()?;
-        let stage = progress.stage("sign", "signing");
-        smol_bundle::sign(&unsigned, key, out).map_err(bundle_error)?;
-        stage.finish(&format!("by {}", key.public().id()));
-    }
     Ok(written)
+}
+
+/// Writes a signed copy, likewise.
+fn sign(
+    unsigned: &Path,
+    key: &PrivateKey,
+    out: &Path,
+    progress: &Progress,
+    interrupt: &Interrupt,
+) -> Result<()> {
+    interrupt.check()?;
+    let stage = progress.stage("sign", "signing");
+    smol_bundle::sign(unsigned, key, out).map_err(bundle_error)?;
+    stage.finish(&format!("by {}", key.public().id()));
+    Ok(())
 }
 
 #[cfg(test)]

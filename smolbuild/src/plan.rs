@@ -1,8 +1,8 @@
 //! From a Smolfile and its lock to the Plan: everything that can change a byte of the bundle,
 //! resolved, in one value. Pure.
 //!
-//! The digest of the Plan is the key of the build cache, and the seed of all randomness that the
-//! guest sees while it is built. Nothing of this host is in it: no absolute path, no user, no time.
+//! The digest of the Plan, with the images in it, is the seed of all randomness that the guest sees
+//! while it is built; without them, it is part of the key of built bundles. Nothing of this host is in it: no absolute path, no user, no time.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

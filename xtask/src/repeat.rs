@@ -206,6 +206,8 @@ impl<'a> Soak<'a> {
                 "--progress",
                 "plain",
                 "--verbose",
+                // A bundle out of the cache would be compared with itself.
+                "--rebuild",
                 "-o",
             ])
             .arg(bundle)

@@ -49,6 +49,7 @@ pub use index::{
     Content, Extent, Frame, Image, ImageKind, ImageStats, PageIndex, Piece, Run, Stats,
 };
 pub use key::{KeyId, PrivateKey, PublicKey};
+pub use output::copy;
 pub use reader::{Blob, Bundle};
 pub use signature::{Signature, SignatureError, sign};
 pub use writer::{BundleSpec, SnapshotSpec, WorkingSet, Written, write, write_while};

@@ -11,7 +11,7 @@ use smol_cli::{ExitKind, Failure, Interrupt, Progress, human};
 use super::keys;
 use crate::cli::Build;
 use crate::lock::{Policy, Surroundings};
-use crate::pipeline::{self, Built, Request};
+use crate::pipeline::{self, Built, Request, Reuse};
 use crate::smolfile;
 
 /// Builds the machine and writes its bundle.
@@ -37,7 +37,7 @@ pub fn run(args: &Build, interrupt: &Interrupt) -> Result<()> {
         },
         offline: args.offline,
         surroundings,
-        no_cache: args.no_cache,
+        reuse: Reuse::of(args.rebuild, args.no_cache),
         accel: args.accel,
         watchdog: args.watchdog,
         verbose: args.verbose,

@@ -15,7 +15,7 @@ use crate::cli::Reproduce;
 use crate::diff;
 use crate::fetch;
 use crate::lock::{self, Lock, Policy, Role, Surroundings};
-use crate::pipeline::{self, Request};
+use crate::pipeline::{self, Request, Reuse};
 use crate::smolfile::{self, KernelSource, Loaded, Rootfs, Smolfile, Workload};
 use crate::sources;
 
@@ -52,7 +52,8 @@ pub fn run(args: &Reproduce, interrupt: &Interrupt) -> Result<()> {
         lock: Policy::Given(Box::new(lock)),
         offline: args.offline,
         surroundings,
-        no_cache: args.no_cache,
+        // A bundle out of the cache would be compared with itself.
+        reuse: Reuse::of(true, args.no_cache),
         accel: args.accel,
         watchdog: args.watchdog,
         verbose: args.verbose,

@@ -63,7 +63,8 @@ fn compile(host: &Host) -> Command {
 fn boot(host: &Host) -> Command {
     let mut command = host.tools.smolbuild();
     command.arg(smolfile(host, "service"));
-    command.args(["--accel", "emulated", "-o"]).arg(out(host));
+    command.args(["--rebuild", "--accel", "emulated", "-o"]);
+    command.arg(out(host));
     command
 }
 

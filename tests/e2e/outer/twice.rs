@@ -4,6 +4,8 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
+use serde_json::Value;
+
 use crate::host::Host;
 use crate::suite::Suite;
 use crate::support::{names, run};
@@ -23,6 +25,10 @@ pub fn tests(suite: &mut Suite, host: &Host) {
     suite.test(
         "python is reproduced from its bundle alone, on another emulated CPU",
         || reproduced(host),
+    );
+    suite.test(
+        "python is taken from the cache when it is built once more, signed, with all that is known of it",
+        || cached(host),
     );
 }
 
@@ -59,15 +65,51 @@ fn reproduced(host: &Host) {
         .current_dir(&folder)
         .arg("reproduce")
         .arg(&bundle)
-        .args(["--accel", "emulated"])
+        .args(["--accel", "emulated", "--progress", "plain"])
         .env("SMOL_EMULATED_CPU", OTHER_CPU);
-    let told = run(&mut reproduce).succeed();
+    let outcome = run(&mut reproduce);
+    // The bundle that it is compared with is in the cache, too.
+    assert!(
+        outcome.stderr.contains("booting the machine"),
+        "{}",
+        outcome.stderr
+    );
+    let told = outcome.succeed();
     let digest = host.inspect(&bundle)["digest"].clone();
     assert_eq!(
         told,
         format!("python  reproduced  {}\n", digest.as_str().unwrap())
     );
     assert_eq!(names(&folder), ["python.smolmachine"]);
+}
+
+/// By the same programs, whose first build kept its bundle.
+fn cached(host: &Host) {
+    let folder = host.folder("cached");
+    let second = folder.join("python.smolmachine");
+    let facts = folder.join("python.json");
+    let mut build = host.tools.smolbuild();
+    build.arg(host.workspace.join("recipes/python"));
+    build.arg("--sign").arg(host.bundles.join("key.key"));
+    build.arg("-o").arg(&second);
+    build.arg("--metadata-file").arg(&facts);
+    run(&mut build).succeed();
+    assert_same(host, &host.bundle("python"), &second);
+    let read = |path: &Path| -> Value { serde_json::from_slice(&fs::read(path).unwrap()).unwrap() };
+    let (first, mut now) = (
+        read(&host.bundle("python").with_extension("json")),
+        read(&facts),
+    );
+    let stages: Vec<&str> = now["stages"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|stage| stage["name"].as_str().unwrap())
+        .collect();
+    assert_eq!(stages, ["build", "sign"]);
+    now["stages"] = first["stages"].clone();
+    assert_eq!(now, first);
+    fs::remove_dir_all(&folder).unwrap();
 }
 
 /// Fails with what differs.

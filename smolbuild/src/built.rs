@@ -1,0 +1,186 @@
+//! Bundles that were built before: a build of the same inputs takes its bundle from here.
+//!
+//! A folder of the cache, `built`, has one entry for each: a folder named after the key, in it the
+//! unsigned bundle and what its build found out. Only bundles that claim to be reproducible are kept,
+//! for of these it is known that another boot would give the same bytes, whatever host, accelerator
+//! or watchdog it is done with.
+//!
+//! The key is known before an image is made. The digests of the images, which are in the Plan in the
+//! end, follow from what is in it before, and from this program:
+//!
+//! | what | by |
+//! |---|---|
+//! | kernel, packages, files | the lock's digests, compared with what is here at each build |
+//! | command lines, memory, CPUs, copies, the guest's orders | the Plan |
+//! | the Smolfile's text, which a bundle carries | itself |
+//! | monitor, writers, smol-guest, recipes, libraries, compiler | the digest of the running program |
+//!
+//! So two programs never share an entry, not even two of one version. Entries appear and go by one
+//! rename, from and to the folder of a build: they are there as a whole or not at all.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use smol_bundle::Bundle;
+
+use crate::boot::Frozen;
+use crate::plan::Plan;
+
+/// Entries that are kept; of more, those that were used longest ago go.
+const MOST: usize = 16;
+
+const BUNDLE: &str = "bundle";
+const FACTS: &str = "facts.json";
+
+/// The bundles that were built before.
+pub struct Shelf {
+    folder: PathBuf,
+    /// BLAKE3 of the running program.
+    program: blake3::Hash,
+}
+
+/// What is kept beside a bundle.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Facts {
+    /// Digest of the bundle.
+    pub digest: String,
+    /// Digests of the images, as in [`Plan::inputs`].
+    pub inputs: BTreeMap<String, String>,
+    /// The machine as it was frozen.
+    pub frozen: Frozen,
+    /// BLAKE3 of the bundle's file.
+    file: String,
+}
+
+impl Shelf {
+    /// That in the folder `cache`.
+    ///
+    /// # Errors
+    /// If this program cannot read itself.
+    pub fn open(cache: &Path) -> Result<Self> {
+        // By this name also when the file was replaced since this process began.
+        let program = hash(Path::new("/proc/self/exe"))?;
+        let folder = cache.join("built");
+        Ok(Self { folder, program })
+    }
+
+    /// The key of a machine: of the Plan, with whatever is known of its images, and the text of its
+    /// Smolfile.
+    pub fn key(&self, plan: &Plan, smolfile: &str) -> String {
+        let mut plan = plan.clone();
+        plan.inputs.clear();
+        let mut hasher = blake3::Hasher::new_derive_key("smol 2026-12-01 built bundle v1");
+        for part in [
+            self.program.as_bytes(),
+            plan.to_json().as_bytes(),
+            smolfile.as_bytes(),
+        ] {
+            hasher.update(&(part.len() as u64).to_le_bytes());
+            hasher.update(part);
+        }
+        hasher.finalize().to_hex().to_string()
+    }
+
+    /// Takes the bundle of `key`, if there is one: a name for it in the build's folder `work`, under
+    /// which it stays whatever becomes of the entry, and what its build found. Every byte is checked.
+    ///
+    /// # Errors
+    /// The entry is damaged; it is gone then.
+    pub fn take(&self, key: &str, work: &Path) -> Result<Option<(PathBuf, Facts)>> {
+        let entry = self.folder.join(key);
+        let bundle = work.join("built");
+        if fs::hard_link(entry.join(BUNDLE), &bundle).is_err() {
+            return Ok(None);
+        }
+        match facts(&entry, &bundle) {
+            Ok(facts) => {
+                // So that those that are used stay. It does not matter if it fails.
+                let _ = File::open(&entry).and_then(|f| f.set_modified(SystemTime::now()));
+                Ok(Some((bundle, facts)))
+            }
+            Err(error) => {
+                let _ = fs::rename(&entry, work.join("damaged"));
+                fs::remove_file(&bundle)?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Keeps a copy of a bundle that was built. If there is one already, that one stays.
+    ///
+    /// # Errors
+    /// If the cache cannot be written.
+    pub fn keep(
+        &self,
+        key: &str,
+        bundle: &Path,
+        digest: &smol_bundle::Digest,
+        plan: &Plan,
+        frozen: &Frozen,
+        work: &Path,
+    ) -> Result<()> {
+        let (entry, new) = (self.folder.join(key), work.join("keep"));
+        fs::create_dir_all(&self.folder)?;
+        fs::create_dir(&new)?;
+        fs::copy(bundle, new.join(BUNDLE))?;
+        let facts = Facts {
+            digest: digest.to_string(),
+            inputs: plan.inputs.clone(),
+            frozen: frozen.clone(),
+            file: hash(&new.join(BUNDLE))?.to_hex().to_string(),
+        };
+        fs::write(new.join(FACTS), serde_json::to_vec(&facts)?)?;
+        // Not synced: what a crash leaves of it is found out by its digest.
+        if let Err(error) = fs::rename(&new, &entry)
+            && !entry.exists()
+        {
+            return Err(error.into());
+        }
+        self.prune(work)
+    }
+
+    fn prune(&self, work: &Path) -> Result<()> {
+        let mut entries: Vec<(SystemTime, PathBuf)> = fs::read_dir(&self.folder)?
+            .filter_map(|entry| {
+                let entry = entry.ok()?;
+                Some((entry.metadata().ok()?.modified().ok()?, entry.path()))
+            })
+            .collect();
+        entries.sort();
+        let excess = entries.len().saturating_sub(MOST);
+        for (number, (_, entry)) in entries.into_iter().take(excess).enumerate() {
+            // Another build may have been faster.
+            let _ = fs::rename(entry, work.join(format!("old-{number}")));
+        }
+        Ok(())
+    }
+}
+
+/// What is kept in `entry` of `bundle`, if it is what was kept.
+fn facts(entry: &Path, bundle: &Path) -> Result<Facts> {
+    let text = fs::read(entry.join(FACTS))?;
+    let facts: Facts = serde_json::from_slice(&text).context("what is known of it")?;
+    anyhow::ensure!(
+        hash(bundle)?.to_hex().as_str() == facts.file
+            && Bundle::open(bundle)?.digest().to_string() == facts.digest,
+        "its bytes are not those that were kept"
+    );
+    Ok(facts)
+}
+
+fn hash(file: &Path) -> Result<blake3::Hash> {
+    let mut hasher = blake3::Hasher::new();
+    hasher
+        .update_mmap_rayon(file)
+        .with_context(|| format!("cannot read {}", file.display()))?;
+    Ok(hasher.finalize())
+}
+
+#[cfg(test)]
+#[path = "built_tests.rs"]
+mod tests;
