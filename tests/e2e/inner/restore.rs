@@ -32,6 +32,10 @@ pub fn tests(suite: &mut Suite, host: &Host) {
         || web(host),
     );
     suite.test(
+        "restored ssh machines have made their host keys, and serve",
+        || ssh(host),
+    );
+    suite.test(
         "two restored services share what they remember, and differ in randomness and machine id",
         || service(host),
     );
@@ -162,6 +166,17 @@ fn web(host: &Host) {
     drawn.sort();
     drawn.dedup();
     assert_eq!(drawn.len(), count, "TLS sessions had something in common");
+}
+
+/// The server read its new key when it ran on, or it would not be there any more.
+fn ssh(host: &Host) {
+    pair(host, "ssh", 22, |ports| {
+        for port in ports {
+            let said = exchange(port, b"no client\r\n");
+            let said = String::from_utf8_lossy(&said);
+            assert!(said.starts_with("SSH-2.0-OpenSSH"), "{said}");
+        }
+    });
 }
 
 fn service(host: &Host) {

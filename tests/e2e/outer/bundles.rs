@@ -10,7 +10,7 @@ use crate::suite::Suite;
 use crate::support::run;
 
 /// All of recipes/.
-const RECIPES: [&str; 5] = ["hello", "redis", "python", "postgresql", "web"];
+const RECIPES: [&str; 6] = ["hello", "redis", "python", "postgresql", "web", "ssh"];
 
 pub fn tests(suite: &mut Suite, host: &Host) {
     // What later tests stand on is done whatever the words are.
