@@ -28,6 +28,7 @@ use serde::{Deserialize, Serialize};
 use smol_bundle::Bundle;
 
 use crate::boot::Frozen;
+use crate::hash;
 use crate::plan::Plan;
 
 /// Entries that are kept; of more, those that were used longest ago go.
@@ -64,7 +65,7 @@ impl Shelf {
     /// If this program cannot read itself.
     pub fn open(cache: &Path) -> Result<Self> {
         // By this name also when the file was replaced since this process began.
-        let program = hash(Path::new("/proc/self/exe"))?;
+        let program = hash::file(Path::new("/proc/self/exe"))?;
         let folder = cache.join("built");
         Ok(Self { folder, program })
     }
@@ -132,7 +133,7 @@ impl Shelf {
             digest: digest.to_string(),
             inputs: plan.inputs.clone(),
             frozen: frozen.clone(),
-            file: hash(&new.join(BUNDLE))?.to_hex().to_string(),
+            file: hash::file(&new.join(BUNDLE))?.to_hex().to_string(),
         };
         fs::write(new.join(FACTS), serde_json::to_vec(&facts)?)?;
         // Not synced: what a crash leaves of it is found out by its digest.
@@ -166,19 +167,11 @@ fn facts(entry: &Path, bundle: &Path) -> Result<Facts> {
     let text = fs::read(entry.join(FACTS))?;
     let facts: Facts = serde_json::from_slice(&text).context("what is known of it")?;
     anyhow::ensure!(
-        hash(bundle)?.to_hex().as_str() == facts.file
+        hash::file(bundle)?.to_hex().as_str() == facts.file
             && Bundle::open(bundle)?.digest().to_string() == facts.digest,
         "its bytes are not those that were kept"
     );
     Ok(facts)
-}
-
-fn hash(file: &Path) -> Result<blake3::Hash> {
-    let mut hasher = blake3::Hasher::new();
-    hasher
-        .update_mmap_rayon(file)
-        .with_context(|| format!("cannot read {}", file.display()))?;
-    Ok(hasher.finalize())
 }
 
 #[cfg(test)]

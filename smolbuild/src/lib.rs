@@ -14,7 +14,7 @@
 //!
 //! [`pipeline`] walks through them from top to bottom, unless [`built`] has the bundle already. [`commands`] holds the subcommands.
 //! [`diff`] says what differs between two bundles; [`sources`] takes copied files back out of one, so
-//! that it can be built again.
+//! that it can be built again. [`hash`] takes digests of large files.
 
 pub mod assemble;
 pub mod boot;
@@ -23,6 +23,7 @@ pub mod cli;
 pub mod commands;
 pub mod diff;
 pub mod fetch;
+pub mod hash;
 pub mod lock;
 pub mod pack;
 pub mod pipeline;

@@ -262,6 +262,7 @@ fn job(plan: &Plan, images: &Images, watchdog: u64, out: &Path) -> Job {
             "the parser gives a machine without a service nothing but a log probe, not {other}"
         ),
     });
+    let hex = |seed| blake3::Hash::from_bytes(seed).to_hex().to_string();
     Job {
         kernel: images.kernel.clone(),
         initramfs: images.initramfs.clone(),
@@ -270,7 +271,8 @@ fn job(plan: &Plan, images: &Images, watchdog: u64, out: &Path) -> Job {
         memory: plan.memory,
         vcpus: u8::try_from(plan.cpus).expect("the parser allows few"),
         epoch: plan.epoch(),
-        seed: blake3::Hash::from_bytes(plan.seed()).to_hex().to_string(),
+        seed: hex(plan.seed()),
+        kernel_seed: hex(plan.kernel_seed()),
         watchdog,
         limit: plan
             .console_ready

@@ -193,6 +193,15 @@ impl Plan {
             &self.digest(),
         )
     }
+
+    /// Decides where a kernel of ours lies: by the kernel and the machine's name, once the digests of
+    /// the images are entered. So the versions of a machine have one image of the kernel, and share
+    /// its bytes.
+    pub fn kernel_seed(&self) -> [u8; 32] {
+        let kernel = self.inputs.get("kernel").map_or("", String::as_str);
+        let context = "smol 2026-12-01 place of the kernel v1";
+        blake3::derive_key(context, format!("{kernel} {}", self.name).as_bytes())
+    }
 }
 
 /// The kernel command line, without the VMM's own part. Just a kernel gets what the Smolfile says
@@ -473,6 +482,28 @@ mod tests {
         assert_eq!(elsewhere.digest(), plan(SERVICE).digest());
         let other_order = SERVICE.replace(r#"["redis", "curl"]"#, r#"[ "curl",  "redis" ]"#);
         assert_eq!(plan(&other_order).digest(), plan(SERVICE).digest());
+    }
+
+    #[test]
+    fn the_kernels_place_follows_from_kernel_and_name_alone() {
+        let with = |plan: Plan, kernel: &str, rootfs: &str| {
+            let mut plan = plan;
+            for (name, digest) in [("kernel", kernel), ("rootfs", rootfs)] {
+                plan.inputs.insert(name.to_owned(), digest.to_owned());
+            }
+            plan
+        };
+        let one = with(plan(SERVICE), "1", "2");
+        let next = with(plan(&SERVICE.replace("exec app", "exec app 2")), "1", "3");
+        assert_ne!(next.seed(), one.seed());
+        assert_eq!(next.kernel_seed(), one.kernel_seed());
+        let other = with(plan(&SERVICE.replace("my_app", "app")), "1", "2");
+        assert_ne!(other.kernel_seed(), one.kernel_seed());
+        assert_ne!(
+            with(plan(SERVICE), "4", "2").kernel_seed(),
+            one.kernel_seed()
+        );
+        assert_ne!(one.kernel_seed(), one.seed());
     }
 
     #[test]

@@ -136,6 +136,7 @@ fn boot(spec: &RunSpec, wires: &Wires) -> anyhow::Result<Ready> {
         rootfs: spec.rootfs(),
         clock: Clock::Host,
         seed: identity::random()?,
+        kernel_seed: identity::random()?,
     };
     let machine = Machine::boot(&config, hooks)
         .map_err(host)

@@ -131,6 +131,7 @@ fn freeze(kernel: &Path, dir: &Path) -> SnapshotSpec {
         rootfs: None,
         clock: Clock::Host,
         seed: [0; 32],
+        kernel_seed: [0; 32],
     };
     let handle = Arc::<Mutex<Option<StopHandle>>>::default();
     let console = || {

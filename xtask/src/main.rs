@@ -1,4 +1,4 @@
-//! What is done with this repository: `cargo xtask demo`, `test`, `bench`, `repeat`.
+//! What is done with this repository: `cargo xtask demo`, `test`, `bench`, `repeat`, `versions`.
 //!
 //! | module | purpose |
 //! |---|---|
@@ -8,6 +8,7 @@
 //! | [`test`] | everything that must pass |
 //! | [`bench`] | the figures |
 //! | [`repeat`] | builds repeated, and compared byte for byte |
+//! | [`versions`] | how much two versions of a machine share |
 
 mod bench;
 mod demo;
@@ -15,6 +16,7 @@ mod packages;
 mod repeat;
 mod shell;
 mod test;
+mod versions;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -43,6 +45,8 @@ enum Command {
     },
     /// Build recipes again and again, in emulated hosts of their own, and compare every byte
     Repeat(repeat::Options),
+    /// Build python in three versions of its application, and tell how many bytes they share
+    Versions,
 }
 
 fn main() -> ExitCode {
@@ -51,6 +55,7 @@ fn main() -> ExitCode {
         Command::Test => test::run(),
         Command::Bench { json } => bench::run(json.as_deref()),
         Command::Repeat(options) => repeat::run(&options),
+        Command::Versions => versions::run(),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

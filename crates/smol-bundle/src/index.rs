@@ -8,6 +8,8 @@ mod tests;
 
 pub(crate) use codec::Flaw;
 
+use std::collections::HashSet;
+
 use serde::{Deserialize, Serialize};
 
 use crate::limits::PAGE_SIZE;
@@ -179,6 +181,17 @@ pub struct ImageStats {
     pub raw_bytes: u64,
     /// The frames, bytes.
     pub compressed_bytes: u64,
+}
+
+/// What of an image's frames another bundle has, too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shared {
+    /// Which image.
+    pub kind: ImageKind,
+    /// Its frames, bytes.
+    pub bytes: u64,
+    /// Those that the other bundle has, bytes.
+    pub shared_bytes: u64,
 }
 
 /// [`ImageStats`] of every image of a bundle.
@@ -373,6 +386,19 @@ impl PageIndex {
         Stats {
             images: self.images.iter().map(Image::stats).collect(),
         }
+    }
+
+    /// How much of each image's frames another bundle has as well, in whatever image.
+    pub fn shared_with(&self, other: &PageIndex) -> Vec<Shared> {
+        let frames = other.images.iter().flat_map(|image| &image.frames);
+        let theirs: HashSet<[u8; 32]> = frames.map(|frame| frame.hash).collect();
+        let sum = |frames: &mut dyn Iterator<Item = &Frame>| frames.map(|f| u64::from(f.len)).sum();
+        let images = self.images.iter().map(|image| Shared {
+            kind: image.kind,
+            bytes: sum(&mut image.frames.iter()),
+            shared_bytes: sum(&mut image.frames.iter().filter(|f| theirs.contains(&f.hash))),
+        });
+        images.collect()
     }
 
     /// Everything of `pages` pages of `kind` from `first` on that is not zero, as pieces of frames,

@@ -46,7 +46,7 @@ pub use digest::Digest;
 pub use error::{Error, Result};
 pub use extract::{FrameMap, FrameReader};
 pub use index::{
-    Content, Extent, Frame, Image, ImageKind, ImageStats, PageIndex, Piece, Run, Stats,
+    Content, Extent, Frame, Image, ImageKind, ImageStats, PageIndex, Piece, Run, Shared, Stats,
 };
 pub use key::{KeyId, PrivateKey, PublicKey};
 pub use output::copy;

@@ -114,6 +114,8 @@ mod tests {
         std::fs::read_dir(folder)
             .unwrap()
             .map(|e| e.unwrap().file_name())
+            .collect::<std::collections::BTreeSet<_>>()
+            .into_iter()
             .collect()
     }
 

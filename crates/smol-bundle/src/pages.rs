@@ -211,7 +211,7 @@ impl Packer<'_, '_, '_> {
         if is_zero(bytes) {
             return Ok(Content::Zero);
         }
-        let hash = blake3::hash(bytes).into();
+        let hash: PageHash = blake3::hash(bytes).into();
         Ok(
             if let Some(&(image, page)) = others.and_then(|o| o.0.get(&hash)) {
                 Content::Same { image, page }
@@ -223,7 +223,7 @@ impl Packer<'_, '_, '_> {
             } else {
                 self.own.insert(hash, page);
                 Content::Stored {
-                    slot: self.frames.page(bytes, &mut self.image)?,
+                    slot: self.frames.page(bytes, &hash, &mut self.image)?,
                 }
             },
         )
@@ -236,13 +236,14 @@ fn is_zero(page: &[u8]) -> bool {
         .all(|chunk| chunk.iter().fold(0, |or, byte| or | byte) == 0)
 }
 
-/// Collects stored pages into frames, compresses a batch of them on all cores, writes them in order.
+/// Collects stored pages into frames: where one ends depends on the pages in it, so that a page more
+/// or less changes one frame or two, and not all that follow. Compresses a batch of them on all cores, writes them in order.
 struct Frames<'b, 'w, 'a> {
     blob: &'b mut BlobWriter<'w, 'a>,
     threads: usize,
     /// Raw frames; all but the last are done.
     batch: Vec<Vec<u8>>,
-    /// The last is done as well, full or not.
+    /// The last is done as well.
     ended: bool,
     /// Stored pages so far.
     stored: u32,
@@ -261,20 +262,19 @@ impl<'b, 'w, 'a> Frames<'b, 'w, 'a> {
     }
 
     /// Takes a page and returns its slot.
-    fn page(&mut self, bytes: &[u8], image: &mut Image) -> Result<u32> {
-        const FULL: usize = FRAME_PAGES as usize * PAGE_SIZE;
-        match self.batch.last_mut() {
-            Some(frame) if frame.len() < FULL && !self.ended => frame.extend_from_slice(bytes),
-            _ => {
-                if self.batch.len() == self.threads * BATCH {
-                    self.flush(image)?;
-                }
-                let mut frame = Vec::with_capacity(FULL);
-                frame.extend_from_slice(bytes);
-                self.batch.push(frame);
-                self.ended = false;
+    fn page(&mut self, bytes: &[u8], hash: &PageHash, image: &mut Image) -> Result<u32> {
+        const FEWEST: usize = FRAME_FEWEST as usize * PAGE_SIZE;
+        const MOST: usize = FRAME_MOST as usize * PAGE_SIZE;
+        if self.ended || self.batch.is_empty() {
+            if self.batch.len() == self.threads * BATCH {
+                self.flush(image)?;
             }
+            self.batch.push(Vec::with_capacity(MOST));
         }
+        let frame = self.batch.last_mut().expect("there is one now");
+        frame.extend_from_slice(bytes);
+        let len = frame.len();
+        self.ended = len == MOST || len >= FEWEST && hash[0].is_multiple_of(FRAME_ENDS);
         self.stored += 1;
         Ok(self.stored - 1)
     }

@@ -16,5 +16,5 @@ fn the_golden_bundle_has_the_pinned_bytes() {
     assert_eq!(written.file_size, file.len() as u64);
 }
 
-const MANIFEST: &str = "sha256:e07a02d2d8cc4a1ed0a387688ad2ba75c6f676fe368662cb1f3a407aa17dce37";
-const FILE: &str = "sha256:981ef5f5093d1e6ca7e1ab448d7351f166c7df21d058fb16c13df1b841707323";
+const MANIFEST: &str = "sha256:92644576e832695add3b21f8258a742c59acd0933b4407a540206b79910d5430";
+const FILE: &str = "sha256:83436afeef1af7890b7fff18c0dfc68d63d236d569f4600e40f76bbfb59f6c44";

@@ -101,6 +101,7 @@ fn boot(args: &Args, console: Console) -> Result<(), Failure> {
             }
         },
         seed: [7; 32],
+        kernel_seed: [7; 32],
     };
     let mut machine = Machine::boot(&config, hooks(&console))?;
     *console.handle.lock().unwrap() = Some(machine.stop_handle());

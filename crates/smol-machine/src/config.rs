@@ -41,6 +41,8 @@ pub struct MachineConfig {
     pub clock: Clock,
     /// Seeds all randomness that the guest sees while building.
     pub seed: [u8; 32],
+    /// Decides where a kernel of ours lies in its address space ([`crate::boot::place_kernel`]).
+    pub kernel_seed: [u8; 32],
 }
 
 impl MachineConfig {

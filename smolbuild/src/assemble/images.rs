@@ -13,6 +13,7 @@ use super::initramfs;
 use super::kernel::{self, Request};
 use super::rootfs::{self, CopySpec, DebianSpec, RootfsSource, RootfsSpec, debian};
 use crate::fetch::Net;
+use crate::hash;
 use crate::lock::{self, GUEST_BINARY, PackagePin, Surroundings, World};
 use crate::plan::{self, KernelSource, Plan};
 
@@ -71,7 +72,7 @@ pub fn assemble(
     Ok(images)
 }
 
-/// Moves a smol kernel to the address that follows from the Plan's seed before it is booted. Then
+/// Moves a smol kernel to the address that follows from the Plan's kernel seed before it is booted. Then
 /// the pages of it in the machine's memory are those of the image in the bundle, which has them
 /// once.
 fn place_kernel(plan: &Plan, images: &mut Images, out: &Path) -> Result<()> {
@@ -79,7 +80,7 @@ fn place_kernel(plan: &Plan, images: &mut Images, out: &Path) -> Result<()> {
         return Ok(());
     }
     let cmdline = &plan.kernel.build_cmdline;
-    if let Some(image) = boot::place_kernel(&images.kernel, cmdline, &plan.seed())? {
+    if let Some(image) = boot::place_kernel(&images.kernel, cmdline, &plan.kernel_seed())? {
         fs::write(out, image).with_context(|| format!("cannot write {}", out.display()))?;
         images.kernel = out.to_owned();
     }
@@ -234,12 +235,9 @@ fn enter_digests(plan: &mut Plan, images: &Images) -> Result<()> {
         .into_iter()
         .filter_map(|(name, path)| Some((name, path?)))
     {
-        let mut hasher = blake3::Hasher::new();
-        hasher
-            .update_mmap_rayon(path)
-            .with_context(|| format!("cannot read the {name} {}", path.display()))?;
+        let hash = hash::file(path).with_context(|| format!("the {name}"))?;
         plan.inputs
-            .insert(name.to_owned(), hasher.finalize().to_hex().to_string());
+            .insert(name.to_owned(), hash.to_hex().to_string());
     }
     Ok(())
 }

@@ -86,10 +86,14 @@ fn config(job: &Job) -> Result<MachineConfig> {
             epoch: job.epoch,
             watchdog: Duration::from_secs(job.watchdog),
         },
-        seed: *blake3::Hash::from_hex(&job.seed)
-            .context("the seed of the job")?
-            .as_bytes(),
+        seed: seed(&job.seed)?,
+        kernel_seed: seed(&job.kernel_seed)?,
     })
+}
+
+fn seed(hex: &str) -> Result<[u8; 32]> {
+    let seed = blake3::Hash::from_hex(hex).context("a seed of the job")?;
+    Ok(*seed.as_bytes())
 }
 
 /// Stops the machine when the user asks for it or the time is up.

@@ -45,6 +45,8 @@ pub struct Job {
     pub epoch: u64,
     /// Seed of all randomness that the guest sees, as hex.
     pub seed: String,
+    /// Decides where the kernel lies, as hex.
+    pub kernel_seed: String,
     /// For a machine without smol-guest: the console line (a regular expression) that means ready.
     pub ready_line: Option<String>,
     /// Wall-clock time that the guest may run without a VM exit until it gets ticks, seconds.

@@ -119,7 +119,7 @@ pub(crate) fn load(config: &MachineConfig, smol: bool, cmdline: &str, ram: &Ram)
         reason,
     };
     let placed = match smol {
-        true => place_kernel(&config.kernel, cmdline, &config.seed)?,
+        true => place_kernel(&config.kernel, cmdline, &config.kernel_seed)?,
         false => None,
     };
     let random = placed.is_some() && is_random(cmdline);
