@@ -112,7 +112,7 @@ impl Shelf {
         }
     }
 
-    /// Keeps a copy of a bundle that was built. If there is one already, that one stays.
+    /// Keeps a copy of a bundle that was built, instead of one that is there already.
     ///
     /// # Errors
     /// If the cache cannot be written.
@@ -136,7 +136,9 @@ impl Shelf {
             file: hash::file(&new.join(BUNDLE))?.to_hex().to_string(),
         };
         fs::write(new.join(FACTS), serde_json::to_vec(&facts)?)?;
-        // Not synced: what a crash leaves of it is found out by its digest.
+        let _ = fs::rename(&entry, work.join("before"));
+        // Not synced: what a crash leaves of it is found out by its digest. If an entry is there now,
+        // another build of the same was faster.
         if let Err(error) = fs::rename(&new, &entry)
             && !entry.exists()
         {
