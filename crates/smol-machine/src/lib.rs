@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`config`] | what a machine is made of |
 //! | [`machine`] | the machine: boot or restore, run until it stops, capture |
+//! | `control` | what its threads share: how it stops, the watchdog |
 //! | [`layout`] | the guest-physical memory map |
 //! | [`memory`] | guest RAM: anonymous or copy-on-write over a memory image; writing it out |
 //! | [`demand`] | memory that is filled while the machine runs |
@@ -21,6 +22,7 @@
 
 pub mod boot;
 pub mod config;
+mod control;
 pub mod cpu;
 pub mod demand;
 pub mod devices;
@@ -36,6 +38,7 @@ pub mod state;
 mod uffd;
 
 pub use config::{Clock, MachineConfig};
+pub use control::StopHandle;
 pub use error::{Error, Result};
-pub use machine::{Machine, Stop, StopHandle};
+pub use machine::{Machine, Stop};
 pub use state::MachineState;

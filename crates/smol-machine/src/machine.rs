@@ -9,13 +9,13 @@
 
 use std::io::Write;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::config::{Clock, MAX_VCPUS, MachineConfig};
+use crate::control::{Control, StopHandle, install_kick_handler};
 use crate::cpu::{Cpu, Model};
 use crate::demand::{Contents, Demand};
 use crate::devices::serial::Serial;
@@ -24,15 +24,12 @@ use crate::devices::virtio::pmem::Pmem;
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::vsock::Vsock;
 use crate::devices::{self, Board, DeviceSet};
-use crate::hv::{self, Exit, HostVcpu, HostVm, Vcpu, Vm};
+use crate::hv::{self, HostVcpu, HostVm, Vcpu, Vm};
 use crate::memory::{self, PmemImage, Ram};
-use crate::paravirt::{self, Paravirt};
+use crate::paravirt::Paravirt;
 use crate::prefetch::{Prefetch, Runs};
 use crate::state::{self, MachineState};
 use crate::{Error, Result, boot, layout};
-
-/// How often the watchdog looks whether the guest is getting anywhere.
-const GLANCE: Duration = Duration::from_millis(500);
 
 /// Why a machine stopped running.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -266,7 +263,7 @@ impl Machine {
             virtual_time,
         );
         let control = Arc::<Control>::default();
-        launch(StopHandle(control.clone()))?;
+        launch(StopHandle::of(&control))?;
         board.restore(&state.devices)?;
         board.resume();
         Ok(Self {
@@ -284,7 +281,7 @@ impl Machine {
 
     /// A handle that stops the machine from elsewhere.
     pub fn stop_handle(&self) -> StopHandle {
-        StopHandle(self.control.clone())
+        StopHandle::of(&self.control)
     }
 
     /// The guest's RAM. Nobody may touch it while the machine runs.
@@ -302,7 +299,7 @@ impl Machine {
 
     /// VM exits so far.
     pub fn exits(&self) -> u64 {
-        self.control.exits.load(Ordering::Relaxed)
+        self.control.exits()
     }
 
     /// Virtual time since power-on, ns; `None` for kernels without the paravirtual interface.
@@ -314,7 +311,7 @@ impl Machine {
     /// that nothing would have preempted it any more. From then on time came from the host, so no
     /// second build can be expected to give the same bits.
     pub fn first_tick(&self) -> Option<u64> {
-        self.control.lock().first_tick
+        self.control.first_tick()
     }
 
     /// Runs all vCPUs until the machine stops, for the first reason that comes up.
@@ -437,183 +434,4 @@ fn assemble(
         vcpu.await_startup()?;
     }
     Ok((Arc::new(vm), vcpus))
-}
-
-/// What the threads of a machine share.
-#[derive(Default)]
-struct Control {
-    inner: Mutex<Inner>,
-    changed: Condvar,
-    running: AtomicUsize,
-    exits: AtomicU64,
-}
-
-#[derive(Default)]
-struct Inner {
-    outcome: Option<Result<Stop>>,
-    threads: Vec<libc::pthread_t>,
-    first_tick: Option<u64>,
-}
-
-/// Stops a machine from any thread.
-#[derive(Clone)]
-pub struct StopHandle(Arc<Control>);
-
-impl StopHandle {
-    /// Makes [`Machine::run`] return with `stop`, unless it is about to return for another reason.
-    /// Does not wait. A request before the run counts for the run.
-    pub fn request(&self, stop: Stop) {
-        self.stop(Ok(stop));
-    }
-
-    fn stop(&self, outcome: Result<Stop>) {
-        self.0.stop(outcome);
-        if self.0.running.load(Ordering::SeqCst) > 0 {
-            let control = self.0.clone();
-            std::thread::spawn(move || control.kick_until_stopped());
-        }
-    }
-}
-
-impl Control {
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn begin(&self, vcpus: usize) {
-        self.running.store(vcpus, Ordering::SeqCst);
-        self.lock().threads.clear();
-    }
-
-    fn stop(&self, outcome: Result<Stop>) {
-        self.lock().outcome.get_or_insert(outcome);
-    }
-
-    fn take_outcome(&self) -> Result<Stop> {
-        self.lock().outcome.take().unwrap_or(Ok(Stop::Requested))
-    }
-
-    fn stopping(&self) -> bool {
-        self.lock().outcome.is_some()
-    }
-
-    /// Brings every vCPU out of the guest, once there is an outcome. A signal that arrives just
-    /// before KVM_RUN is lost, so it is sent again until the last thread has left its loop.
-    /// Whoever stops the machine does this: no thread has to stand by for it.
-    fn kick_until_stopped(&self) {
-        let mut inner = self.lock();
-        while self.running.load(Ordering::SeqCst) > 0 {
-            for thread in &inner.threads {
-                // SAFETY: threads take themselves off this list, under its lock, before they end.
-                unsafe { libc::pthread_kill(*thread, kick_signal()) };
-            }
-            let retry = Duration::from_millis(2);
-            inner = self
-                .changed
-                .wait_timeout(inner, retry)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
-        }
-    }
-
-    /// The watchdog of a machine on virtual time, until it stops. A guest that computes without
-    /// an exit stops its own clock: what waits for it to be preempted would wait for ever. Once it
-    /// has done so for as long as `patience`, time is the host's: one tick after the other.
-    fn watch(&self, board: &Board, patience: Duration) {
-        let mut seen = (self.exits.load(Ordering::Relaxed), Instant::now());
-        let mut inner = self.lock();
-        while inner.outcome.is_none() {
-            let exits = self.exits.load(Ordering::Relaxed);
-            if exits != seen.0 {
-                seen = (exits, Instant::now());
-            }
-            let ticks = inner.first_tick.is_some() || seen.1.elapsed() >= patience;
-            if ticks {
-                // The board's lock may be held by a vCPU thread that waits for ours.
-                drop(inner);
-                let before = board.tick();
-                inner = self.lock();
-                inner.first_tick = inner.first_tick.or(before);
-            }
-            let pause = match ticks {
-                true => Duration::from_nanos(paravirt::TICK_NS),
-                false => patience.min(GLANCE),
-            };
-            inner = self
-                .changed
-                .wait_timeout(inner, pause)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
-        }
-    }
-
-    fn run_vcpu(&self, vcpu: &mut HostVcpu, board: &Board) {
-        // SAFETY: no arguments, no failure.
-        let me = unsafe { libc::pthread_self() };
-        self.lock().threads.push(me);
-        let outcome = self.exit_loop(vcpu, board);
-        if let Some(outcome) = outcome.transpose() {
-            self.stop(outcome);
-        }
-        let mut inner = self.lock();
-        // SAFETY: both ids are of live threads.
-        inner
-            .threads
-            .retain(|t| unsafe { libc::pthread_equal(*t, me) } == 0);
-        self.running.fetch_sub(1, Ordering::SeqCst);
-        drop(inner);
-        self.changed.notify_all();
-        self.kick_until_stopped();
-    }
-
-    /// Runs the guest, exit by exit. `None` when another thread has stopped the machine.
-    fn exit_loop(&self, vcpu: &mut HostVcpu, board: &Board) -> Result<Option<Stop>> {
-        while !self.stopping() {
-            let stop = match vcpu.run()? {
-                Exit::IoOut { port, data } => {
-                    let stop = board.io_out(port, data);
-                    board.exit();
-                    stop
-                }
-                Exit::IoIn { port, data } => {
-                    board.io_in(port, data);
-                    board.exit();
-                    None
-                }
-                Exit::MmioRead { address, data } => {
-                    board.mmio_read(address, data);
-                    board.exit();
-                    None
-                }
-                Exit::MmioWrite { address, data } => {
-                    board.mmio_write(address, data);
-                    board.exit();
-                    None
-                }
-                Exit::Interrupted => continue,
-                Exit::Shutdown => Some(Stop::Reset),
-                Exit::Broken(what) => Some(Stop::Crashed(what)),
-            };
-            self.exits.fetch_add(1, Ordering::Relaxed);
-            if stop.is_some() {
-                return Ok(stop);
-            }
-        }
-        Ok(None)
-    }
-}
-
-fn kick_signal() -> libc::c_int {
-    libc::SIGRTMIN()
-}
-
-/// The kick only has to interrupt KVM_RUN, so its handler does nothing.
-fn install_kick_handler() -> Result<()> {
-    extern "C" fn nothing(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
-    vmm_sys_util::signal::register_signal_handler(kick_signal(), nothing).map_err(|e| {
-        Error::Hypervisor {
-            call: "sigaction",
-            source: std::io::Error::from_raw_os_error(e.errno()),
-        }
-    })
 }
