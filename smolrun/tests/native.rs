@@ -13,9 +13,9 @@ use smol_bundle::{
     Bundle, BundleSpec, ClockMode, Config, CpuContract, ImageKind, Run, SnapshotSpec, Tsc,
     TscNeeds, WorkingSet,
 };
-use smol_machine::StopHandle;
 use smol_machine::config::{Clock, MachineConfig};
-use smol_machine::machine::{Hooks, Machine, Stop};
+use smol_machine::machine::{Hooks, Machine};
+use smol_machine::{Stop, StopHandle};
 use tempfile::TempDir;
 
 const MEMORY: u64 = 32 << 20;

@@ -12,8 +12,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use smol_machine::config::{Clock, MachineConfig};
-use smol_machine::machine::{Hooks, Machine, RestoreConfig, Stop};
-use smol_machine::{MachineState, StopHandle, memory};
+use smol_machine::machine::{Hooks, Machine, RestoreConfig};
+use smol_machine::{MachineState, Stop, StopHandle, memory};
 
 type Failure = Box<dyn std::error::Error>;
 

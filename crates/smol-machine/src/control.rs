@@ -6,11 +6,25 @@ use std::time::{Duration, Instant};
 
 use crate::devices::Board;
 use crate::hv::{Exit, HostVcpu, Vcpu};
-use crate::machine::Stop;
 use crate::{Error, Result, paravirt};
 
 /// How often the watchdog looks whether the guest is getting anywhere.
 const GLANCE: Duration = Duration::from_millis(500);
+
+/// Why a machine stopped running.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// The guest stands at its snapshot point, or a [`StopHandle`] asked for a snapshot.
+    Snapshot,
+    /// The guest reset itself: its way to power off, and the end of a panic.
+    Reset,
+    /// The guest idles with nothing to wait for. Only on virtual time.
+    Stuck,
+    /// A [`StopHandle`] asked for it.
+    Requested,
+    /// The hypervisor cannot run the guest on.
+    Crashed(String),
+}
 
 /// What the threads of a machine share.
 #[derive(Default)]

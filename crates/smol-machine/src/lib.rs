@@ -38,7 +38,7 @@ pub mod state;
 mod uffd;
 
 pub use config::{Clock, MachineConfig};
-pub use control::StopHandle;
+pub use control::{Stop, StopHandle};
 pub use error::{Error, Result};
-pub use machine::{Machine, Stop};
+pub use machine::Machine;
 pub use state::MachineState;

@@ -15,7 +15,7 @@ use std::time::Duration;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::config::{Clock, MAX_VCPUS, MachineConfig};
-use crate::control::{Control, StopHandle, install_kick_handler};
+use crate::control::{Control, Stop, StopHandle, install_kick_handler};
 use crate::cpu::{Cpu, Model};
 use crate::demand::{Contents, Demand};
 use crate::devices::serial::Serial;
@@ -30,21 +30,6 @@ use crate::paravirt::Paravirt;
 use crate::prefetch::{Prefetch, Runs};
 use crate::state::{self, MachineState};
 use crate::{Error, Result, boot, layout};
-
-/// Why a machine stopped running.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Stop {
-    /// The guest stands at its snapshot point, or a [`StopHandle`] asked for a snapshot.
-    Snapshot,
-    /// The guest reset itself: its way to power off, and the end of a panic.
-    Reset,
-    /// The guest idles with nothing to wait for. Only on virtual time.
-    Stuck,
-    /// A [`StopHandle`] asked for it.
-    Requested,
-    /// The hypervisor cannot run the guest on.
-    Crashed(String),
-}
 
 /// What the machine is connected to.
 pub struct Hooks {

@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::sync::mpsc;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -10,11 +9,11 @@ use smol_cli::Interrupt;
 use smol_machine::config::{Clock, MachineConfig};
 use smol_machine::devices::virtio::vsock::Vsock;
 use smol_machine::machine::Hooks;
-use smol_machine::{Machine, Stop, StopHandle, memory};
+use smol_machine::{Machine, Stop, memory};
 
-use super::rehearsal;
 use super::streams::{Console, GuestStreams, Observer};
 use super::{Failed, Frozen, Job, MEMORY_FILE, Message, STATE_FILE, Touched, WORKING_SET_FILE};
+use super::{guard, rehearsal};
 
 /// Wall-clock limit of the rehearsal: the service is up already.
 const REHEARSAL_LIMIT: Duration = Duration::from_secs(5 * 60);
@@ -48,7 +47,7 @@ pub fn run(
     observer.attach(machine.stop_handle());
 
     let (done, finished) = mpsc::channel::<()>();
-    let guard = spawn_guard(
+    let guard = guard::spawn(
         machine.stop_handle(),
         interrupt.clone(),
         Duration::from_secs(job.limit),
@@ -94,25 +93,6 @@ fn config(job: &Job) -> Result<MachineConfig> {
 fn seed(hex: &str) -> Result<[u8; 32]> {
     let seed = blake3::Hash::from_hex(hex).context("a seed of the job")?;
     Ok(*seed.as_bytes())
-}
-
-/// Stops the machine when the user asks for it or the time is up.
-pub(super) fn spawn_guard(
-    handle: StopHandle,
-    interrupt: Interrupt,
-    limit: Duration,
-    finished: mpsc::Receiver<()>,
-) -> thread::JoinHandle<()> {
-    const GLANCE: Duration = Duration::from_millis(50);
-    thread::spawn(move || {
-        let deadline = Instant::now() + limit;
-        while let Err(mpsc::RecvTimeoutError::Timeout) = finished.recv_timeout(GLANCE) {
-            if interrupt.is_set() || Instant::now() >= deadline {
-                handle.request(Stop::Requested);
-                return;
-            }
-        }
-    })
 }
 
 fn freeze(

@@ -5,6 +5,7 @@
 //! sees the same [`Message`]s, and finds the frozen machine in the job's folder.
 
 pub mod emulated;
+mod guard;
 pub mod local;
 mod rehearsal;
 mod streams;

@@ -27,8 +27,7 @@ use smol_machine::devices::virtio::vsock::{StreamSink, Vsock};
 use smol_machine::machine::{Hooks, Time};
 use smol_machine::{Machine, MachineState, Stop, StopHandle};
 
-use super::Job;
-use super::local::spawn_guard;
+use super::{Job, guard};
 
 /// How long a machine that is just a kernel is watched if it prints nothing.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -131,7 +130,7 @@ fn run(
     let limit = if bare { limit.min(PATIENCE) } else { limit };
     let begin = Instant::now();
     let (done, finished) = mpsc::channel();
-    let guard = spawn_guard(machine.stop_handle(), interrupt.clone(), limit, finished);
+    let guard = guard::spawn(machine.stop_handle(), interrupt.clone(), limit, finished);
     let stop = machine.run();
     drop(done);
     guard.join().expect("the guard does not panic");
