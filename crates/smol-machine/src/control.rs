@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::devices::Board;
 use crate::hv::{Exit, HostVcpu, Vcpu};
@@ -120,15 +120,19 @@ impl Control {
     /// The watchdog of a machine on virtual time, until it stops. A guest that computes without
     /// an exit stops its own clock: what waits for it to be preempted would wait for ever. Once it
     /// has done so for as long as `patience`, time is the host's: one tick after the other.
+    ///
+    /// Time is counted in glances, not read off the clock: that of an emulated host has been seen
+    /// to jump ahead by minutes.
     pub(crate) fn watch(&self, board: &Board, patience: Duration) {
-        let mut seen = (self.exits(), Instant::now());
+        let mut seen = self.exits();
+        let mut quiet = Duration::ZERO;
         let mut inner = self.lock();
         while inner.outcome.is_none() {
             let exits = self.exits();
-            if exits != seen.0 {
-                seen = (exits, Instant::now());
+            if exits != seen {
+                (seen, quiet) = (exits, Duration::ZERO);
             }
-            let ticks = inner.first_tick.is_some() || seen.1.elapsed() >= patience;
+            let ticks = inner.first_tick.is_some() || quiet >= patience;
             if ticks {
                 // The board's lock may be held by a vCPU thread that waits for ours.
                 drop(inner);
@@ -145,6 +149,7 @@ impl Control {
                 .wait_timeout(inner, pause)
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
+            quiet += pause;
         }
     }
 

@@ -55,19 +55,14 @@ pub fn run(
     );
     let stop = machine.run();
     drop(done);
-    guard.join().expect("the guard does not panic");
+    let late = guard.join().expect("the guard does not panic");
 
     let message = match stop? {
         Stop::Snapshot if !observer.guest_failed() => {
             let boot_ms = start.elapsed().as_millis() as u64;
             Message::Frozen(freeze(job, &mut machine, boot_ms, &observer, interrupt)?)
         }
-        stop => Message::Failed(explain(
-            &observer,
-            &stop,
-            interrupt,
-            start.elapsed() >= Duration::from_secs(job.limit),
-        )),
+        stop => Message::Failed(explain(&observer, &stop, interrupt, late)),
     };
     observer.report(message);
     Ok(())

@@ -14,7 +14,7 @@ use std::io::Write;
 use std::sync::mpsc;
 use std::sync::{Arc, OnceLock};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use smol_bundle::{Run, WorkingSet};
@@ -128,14 +128,13 @@ fn run(
         Machine::restore_on_demand(demand, state, hooks, Time::Building { seed: fresh })?;
     let _ = handle.set(machine.stop_handle());
     let limit = if bare { limit.min(PATIENCE) } else { limit };
-    let begin = Instant::now();
     let (done, finished) = mpsc::channel();
     let guard = guard::spawn(machine.stop_handle(), interrupt.clone(), limit, finished);
     let stop = machine.run();
     drop(done);
-    guard.join().expect("the guard does not panic");
+    let late = guard.join().expect("the guard does not panic");
     stop?;
-    Ok(bare || begin.elapsed() < limit)
+    Ok(bare || !late)
 }
 
 /// The same in every build: nothing that is drawn from it goes into the bundle.
