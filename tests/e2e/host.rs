@@ -200,7 +200,7 @@ const MACHINES: &[(&str, &str)] = &[
     ),
     (
         "late",
-        "[service]\ncmd = [\"/service\", \"--late\", \"3000\"]\n[ready]\ntcp = 7777\ntimeout = \"1h\"\n",
+        "[service]\ncmd = [\"/service\", \"--late\", \"3000\"]\n[ready]\ntcp = 7777\ntimeout = \"1h\"\ninterval = \"1min\"\n",
     ),
     (
         "spin",
