@@ -279,7 +279,7 @@ impl Image {
         }
     }
 
-    /// Sets the working set: runs in the order of first touch, which need be neither joined nor
+    /// Sets the working set: runs in the order in which to bring them, which need be neither joined nor
     /// free of overlaps; pages beyond the image do not count.
     pub(crate) fn set_working_set(&mut self, touched: &[Run]) {
         let end = self.pages();

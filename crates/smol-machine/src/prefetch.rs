@@ -29,7 +29,7 @@ const DENSE: usize = BLOCK_PAGES / 2;
 /// Pages that are mapped in vain rather than in another call.
 const GAP: u32 = 16;
 
-/// Pages, by the number of the first and how many, in the order of first touch.
+/// Pages, by the number of the first and how many, in the order in which to bring them.
 pub type Runs = Vec<(u32, u32)>;
 
 /// What is yet to be brought into memory.
@@ -134,7 +134,7 @@ impl Prefetch {
     }
 }
 
-/// The blocks to be read whole: their numbers, and in order of first touch where they are in
+/// The blocks to be read whole: their numbers, and in that order where they are in
 /// memory and in the image.
 fn dense_blocks(ram: &Ram, runs: &Runs) -> (HashSet<usize>, Vec<(usize, u64)>) {
     let mut counts = HashMap::new();
