@@ -43,7 +43,22 @@ impl Report {
         }
         text.section("state", self.state.len(), "value", &self.state, change);
         text.memory(&self.memory);
+        if self.found_nothing() {
+            text.line(
+                "\nno value, file, state or page differs: they store the same in another order, or differ in the \
+                 working set",
+            );
+        }
         text.out
+    }
+
+    /// Whether no section differs, although the digests do.
+    fn found_nothing(&self) -> bool {
+        let images = [&self.kernel, &self.initramfs, &self.rootfs];
+        self.manifest.is_empty()
+            && images.into_iter().all(Option::is_none)
+            && self.state.is_empty()
+            && self.memory.pages == 0
     }
 }
 
