@@ -7,7 +7,7 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 use super::kernel::Kernel;
-use super::running::{self, RunningHost};
+use super::running::{self, Launch, RunningHost};
 use super::wire::{Job, Mount};
 use super::{INIT_ARGUMENT, SELF, cpio};
 use crate::apt;
@@ -155,8 +155,12 @@ impl EmulatedHost {
         let cpu = cpu(std::env::var_os(CPU_VARIABLE))?;
         let kernel = Kernel::obtain(&self.cache)?;
         let initramfs = running::memory_file("initramfs", &self.initramfs(&kernel)?)?;
-        running::start(&qemu, initramfs, |fds| {
-            self.command_line(&cpu, &kernel.vmlinux(), fds)
+        let (host, vmlinux) = (self.clone(), kernel.vmlinux());
+        running::start(Launch {
+            qemu,
+            initramfs,
+            arguments: Box::new(move |fds| host.command_line(&cpu, &vmlinux, fds)),
+            limits: running::BOOT_LIMITS,
         })
     }
 

@@ -5,9 +5,9 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -20,8 +20,10 @@ use super::qemu::Fds;
 use super::wire::{self, JobStatus, Kind};
 use crate::error::{HostError, Result};
 
-/// How long the emulated host may take until its init speaks; about 3 s on an idle machine.
-const BOOT_LIMIT: Duration = Duration::from_secs(180);
+/// How long the emulated host may take until its init speaks, at its first boot and at its second;
+/// about 3 s on an idle machine. About one boot in 200 was seen to hang on a busy one, in the emulator
+/// and before any job: such a boot is done again, once.
+pub(super) const BOOT_LIMITS: [Duration; 2] = [Duration::from_secs(90), Duration::from_secs(180)];
 /// How long QEMU may take to be gone when its end of the port is.
 const END: Duration = Duration::from_millis(500);
 /// How many of the console's last lines an error shows.
@@ -44,6 +46,9 @@ pub enum Event {
 
 /// A running emulated host. Dropping it ends it, and it does not outlive this process.
 pub struct RunningHost {
+    launch: Launch,
+    /// Boots that were begun.
+    boots: usize,
     port: UnixStream,
     control: Controller,
     /// How QEMU ended, once it has.
@@ -55,7 +60,14 @@ pub struct RunningHost {
 #[derive(Clone)]
 pub struct Controller {
     port: Arc<Mutex<UnixStream>>,
-    process: Arc<OwnedFd>,
+    /// Not behind the port's lock: who writes may have to be ended.
+    process: Arc<Mutex<Process>>,
+}
+
+struct Process {
+    pidfd: OwnedFd,
+    /// Somebody wants an end: nothing is begun again.
+    stopping: bool,
 }
 
 struct Logs {
@@ -63,12 +75,52 @@ struct Logs {
     qemu: File,
 }
 
-/// Starts QEMU with the arguments that `arguments` makes of the inherited descriptors.
-pub(super) fn start(
-    qemu: &Path,
-    initramfs: File,
-    arguments: impl FnOnce(&Fds) -> Vec<String>,
-) -> Result<RunningHost> {
+/// What it takes to start QEMU.
+pub(super) struct Launch {
+    pub qemu: PathBuf,
+    pub initramfs: File,
+    /// Makes QEMU's arguments of the descriptors that it inherits.
+    pub arguments: Box<dyn Fn(&Fds) -> Vec<String> + Send>,
+    /// How long the first boot may take, and the second.
+    pub limits: [Duration; 2],
+}
+
+/// A QEMU that was started.
+struct Booting {
+    port: UnixStream,
+    process: OwnedFd,
+    ended: mpsc::Receiver<ExitStatus>,
+    logs: Logs,
+}
+
+/// Starts the emulated host.
+pub(super) fn start(launch: Launch) -> Result<RunningHost> {
+    let booting = boot(&launch, launch.limits[0])?;
+    let process = Process {
+        pidfd: booting.process,
+        stopping: false,
+    };
+    let control = Controller {
+        port: Arc::new(Mutex::new(duplicate(&booting.port)?)),
+        process: Arc::new(Mutex::new(process)),
+    };
+    Ok(RunningHost {
+        launch,
+        boots: 1,
+        port: booting.port,
+        control,
+        ended: booting.ended,
+        logs: booting.logs,
+    })
+}
+
+fn duplicate(port: &UnixStream) -> Result<UnixStream> {
+    port.try_clone()
+        .map_err(HostError::io("cannot duplicate a socket"))
+}
+
+/// Starts QEMU; its init is to speak within `limit`.
+fn boot(launch: &Launch, limit: Duration) -> Result<Booting> {
     let logs = Logs {
         console: memory_file("console", &[])?,
         qemu: memory_file("qemu", &[])?,
@@ -79,14 +131,14 @@ pub(super) fn start(
             .map_err(HostError::io("cannot duplicate a file descriptor"))
     };
     let fds = Fds {
-        initramfs,
+        initramfs: clone(&launch.initramfs)?,
         console: clone(&logs.console)?,
         port: inner.as_raw_fd(),
     };
 
-    let mut command = Command::new(qemu);
+    let mut command = Command::new(&launch.qemu);
     command
-        .args(arguments(&fds))
+        .args((launch.arguments)(&fds))
         .stdin(Stdio::null())
         .process_group(0);
     command
@@ -96,20 +148,14 @@ pub(super) fn start(
     // SAFETY: prepare_child makes only system calls and touches no memory of the parent's threads.
     unsafe { command.pre_exec(move || prepare_child(&inherited)) };
 
-    let (process, ended) = spawn_on_keeper(command, (fds, inner))
-        .map_err(HostError::io(format!("cannot start {}", qemu.display())))?;
-    port.set_read_timeout(Some(BOOT_LIMIT))
+    let (process, ended) = spawn_on_keeper(command, (fds, inner)).map_err(HostError::io(
+        format!("cannot start {}", launch.qemu.display()),
+    ))?;
+    port.set_read_timeout(Some(limit))
         .map_err(HostError::io("cannot set a time limit"))?;
-    let writer = port
-        .try_clone()
-        .map_err(HostError::io("cannot duplicate a socket"))?;
-    let control = Controller {
-        port: Arc::new(Mutex::new(writer)),
-        process: Arc::new(process),
-    };
-    Ok(RunningHost {
+    Ok(Booting {
         port,
-        control,
+        process,
         ended,
         logs,
     })
@@ -196,7 +242,10 @@ impl RunningHost {
             Ok(Some(frame)) => frame,
             Ok(None) => return Err(self.broken("the emulated host ended before its job did")),
             Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {
-                let limit = BOOT_LIMIT.as_secs();
+                let limit = self.launch.limits[self.boots - 1].as_secs();
+                if self.boot_again()? {
+                    return self.next_event();
+                }
                 return Err(self.broken(&format!(
                     "the emulated host did not come up within {limit} s"
                 )));
@@ -260,6 +309,29 @@ impl RunningHost {
         tail(&self.logs.console)
     }
 
+    /// Ends a QEMU that hangs and starts another; false if that was done before, or an end is wanted.
+    fn boot_again(&mut self) -> Result<bool> {
+        let mut process = lock(&self.control.process);
+        let Some(limit) = self.launch.limits.get(self.boots) else {
+            return Ok(false);
+        };
+        if process.stopping {
+            return Ok(false);
+        }
+        // It must be gone before the next one: a forwarded port is for one of them.
+        process.kill();
+        let _ = self.ended.recv_timeout(END);
+        let booting = boot(&self.launch, *limit)?;
+        self.boots += 1;
+        *lock(&self.control.port) = duplicate(&booting.port)?;
+        process.pidfd = booting.process;
+        drop(process);
+        self.port = booting.port;
+        self.ended = booting.ended;
+        self.logs = booting.logs;
+        Ok(true)
+    }
+
     /// Init is up: set its clock, which makes it start the job.
     fn begin(&self) -> std::io::Result<()> {
         self.port.set_read_timeout(None)?;
@@ -300,12 +372,15 @@ impl Drop for RunningHost {
 impl Controller {
     /// Asks the job to end (SIGTERM to its process group inside).
     pub fn stop(&self) {
+        lock(&self.process).stopping = true;
         let _ = self.write(Kind::Stop, &[]);
     }
 
     /// Ends the whole emulated host at once.
     pub fn kill(&self) {
-        let _ = rustix::process::pidfd_send_signal(&*self.process, Signal::KILL);
+        let mut process = lock(&self.process);
+        process.stopping = true;
+        process.kill();
     }
 
     /// Writes to the job's channel (see [`super::job_channel`]).
@@ -334,18 +409,27 @@ impl Controller {
 
     /// Waits for QEMU's end, at most this long.
     fn ended_within(&self, limit: Duration) -> bool {
+        let Ok(process) = lock(&self.process).pidfd.try_clone() else {
+            return true;
+        };
         let limit = Timespec::try_from(limit).ok();
-        let mut ended = [PollFd::new(&*self.process, PollFlags::IN)]; // a pidfd is readable when its process ended
+        let mut ended = [PollFd::new(&process, PollFlags::IN)]; // a pidfd is readable when its process ended
         matches!(poll(&mut ended, limit.as_ref()), Ok(1..))
     }
 
     fn write(&self, kind: Kind, payload: &[u8]) -> std::io::Result<()> {
-        let mut port = self
-            .port
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner());
-        wire::write_frame(&mut *port, kind, payload)
+        wire::write_frame(&mut *lock(&self.port), kind, payload)
     }
+}
+
+impl Process {
+    fn kill(&self) {
+        let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The last lines of a log, without what a terminal would not show.
@@ -375,6 +459,60 @@ fn tail(log: &File) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A shell in QEMU's place, which runs this script with the port at hand as `$PORT`.
+    fn shell(script: &str) -> Launch {
+        let script = script.to_owned();
+        Launch {
+            qemu: "/bin/bash".into(),
+            initramfs: memory_file("initramfs", &[]).unwrap(),
+            arguments: Box::new(move |fds| {
+                vec!["-c".into(), format!("PORT={}; {script}", fds.port)]
+            }),
+            limits: [Duration::from_millis(500), Duration::from_secs(20)],
+        }
+    }
+
+    /// The script's words for init's first frame.
+    fn speak() -> String {
+        let mut frame = Vec::new();
+        wire::write_frame(&mut frame, Kind::Started, &[]).unwrap();
+        let octal: String = frame.iter().map(|byte| format!("\\{byte:03o}")).collect();
+        format!("printf '{octal}' >&$PORT; sleep 20")
+    }
+
+    #[test]
+    fn a_boot_that_hangs_is_done_again_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let flag = folder.path().join("flag");
+        let script = format!(
+            "if mkdir {} 2>/dev/null; then sleep 20; fi; {}",
+            flag.display(),
+            speak()
+        );
+        let mut host = start(shell(&script)).unwrap();
+        let early = host.controller();
+        assert_eq!(host.next_event().unwrap(), Event::Started);
+        assert_eq!(host.boots, 2);
+        assert!(!early.ended_within(Duration::ZERO));
+        early.kill();
+        assert!(early.ended_within(Duration::from_secs(10)));
+
+        let mut hangs = shell("sleep 20");
+        hangs.limits[1] = hangs.limits[0];
+        let mut host = start(hangs).unwrap();
+        let error = host.next_event().unwrap_err();
+        assert!(error.message.contains("did not come up"), "{error}");
+        assert_eq!(host.boots, 2);
+    }
+
+    #[test]
+    fn a_boot_that_hangs_is_not_done_again_for_somebody_who_wants_an_end() {
+        let mut host = start(shell("sleep 20")).unwrap();
+        host.controller().stop();
+        assert!(host.next_event().is_err());
+        assert_eq!(host.boots, 1);
+    }
 
     #[test]
     fn the_tail_of_a_log_is_its_last_lines_without_control_characters() {
