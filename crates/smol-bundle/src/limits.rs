@@ -3,19 +3,11 @@
 
 /// Bytes in a page of every image.
 pub const PAGE_SIZE: usize = 4096;
-/// Fewest pages in a frame as this library writes it, but for the last one. With [`FRAME_ENDS`] and
-/// [`FRAME_MOST`] a frame has 30 pages, 120 KiB, on average. Larger compresses better, smaller wastes
-/// less when a single page is wanted; `frame` has the figures.
-pub const FRAME_FEWEST: u32 = 16;
-/// Most pages in a frame as this library writes it.
-pub const FRAME_MOST: u32 = 48;
-/// One in so many pages ends a frame that has enough of them, by its content.
-pub const FRAME_ENDS: u8 = 16;
-/// Most pages that a frame may hold: 256 KiB.
-pub const MAX_FRAME_PAGES: u32 = 64;
+/// Most pages that a frame may hold: 2 MiB.
+pub const MAX_FRAME_PAGES: u32 = 512;
 /// Most bytes by which a compressed frame may exceed its pages: what zstd adds to the
 /// incompressible.
-pub const MAX_FRAME_OVERHEAD: u32 = 1024;
+pub const MAX_FRAME_OVERHEAD: u32 = 8192;
 /// Most bytes in an image: 64 GiB.
 pub const MAX_IMAGE_SIZE: u64 = 64 << 30;
 /// Most bytes in a blob: what eleven octal digits of a tar header express.

@@ -11,7 +11,7 @@ use std::thread;
 use rustix::fs::{SeekFrom, seek};
 
 use crate::archive::BlobWriter;
-use crate::frame::{self, Packed};
+use crate::frame::{self, Grain, Packed};
 use crate::index::{Content, Image, Run};
 use crate::limits::*;
 use crate::{Error, ImageKind, Result};
@@ -192,8 +192,11 @@ impl Packer<'_, '_, '_> {
                 self.early.insert(page, content);
             }
         }
-        self.frames.end_frame();
-        Ok(())
+        let rest = match source.kind {
+            ImageKind::Rootfs => frame::COARSE,
+            _ => frame::FINE,
+        };
+        self.frames.set_grain(rest, &mut self.image)
     }
 
     fn page(&mut self, bytes: &[u8], others: Option<&Known>) -> Result<()> {
@@ -241,6 +244,7 @@ fn is_zero(page: &[u8]) -> bool {
 struct Frames<'b, 'w, 'a> {
     blob: &'b mut BlobWriter<'w, 'a>,
     threads: usize,
+    grain: Grain,
     /// Raw frames; all but the last are done.
     batch: Vec<Vec<u8>>,
     /// The last is done as well.
@@ -255,6 +259,7 @@ impl<'b, 'w, 'a> Frames<'b, 'w, 'a> {
         Frames {
             blob,
             threads,
+            grain: frame::FINE,
             batch: Vec::new(),
             ended: false,
             stored: 0,
@@ -263,25 +268,29 @@ impl<'b, 'w, 'a> Frames<'b, 'w, 'a> {
 
     /// Takes a page and returns its slot.
     fn page(&mut self, bytes: &[u8], hash: &PageHash, image: &mut Image) -> Result<u32> {
-        const FEWEST: usize = FRAME_FEWEST as usize * PAGE_SIZE;
-        const MOST: usize = FRAME_MOST as usize * PAGE_SIZE;
+        let Grain {
+            fewest, most, ends, ..
+        } = self.grain;
+        let pages = |pages: u32| pages as usize * PAGE_SIZE;
         if self.ended || self.batch.is_empty() {
             if self.batch.len() == self.threads * BATCH {
                 self.flush(image)?;
             }
-            self.batch.push(Vec::with_capacity(MOST));
+            self.batch.push(Vec::with_capacity(pages(most)));
         }
         let frame = self.batch.last_mut().expect("there is one now");
         frame.extend_from_slice(bytes);
         let len = frame.len();
-        self.ended = len == MOST || len >= FEWEST && hash[0].is_multiple_of(FRAME_ENDS);
+        self.ended = len == pages(most) || len >= pages(fewest) && hash[0].is_multiple_of(ends);
         self.stored += 1;
         Ok(self.stored - 1)
     }
 
-    /// The next page begins a new frame.
-    fn end_frame(&mut self) {
-        self.ended = true;
+    /// The next page begins a new frame, of this grain.
+    fn set_grain(&mut self, grain: Grain, image: &mut Image) -> Result<()> {
+        self.flush(image)?;
+        self.grain = grain;
+        Ok(())
     }
 
     fn flush(&mut self, image: &mut Image) -> Result<()> {

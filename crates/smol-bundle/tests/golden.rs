@@ -16,5 +16,5 @@ fn the_golden_bundle_has_the_pinned_bytes() {
     assert_eq!(written.file_size, file.len() as u64);
 }
 
-const MANIFEST: &str = "sha256:92644576e832695add3b21f8258a742c59acd0933b4407a540206b79910d5430";
-const FILE: &str = "sha256:83436afeef1af7890b7fff18c0dfc68d63d236d569f4600e40f76bbfb59f6c44";
+const MANIFEST: &str = "sha256:46a6f9440261c65e9f48fe57dc93af15051fc0808f9a7af014c2eae6a59ac193";
+const FILE: &str = "sha256:3f594cb750726eec8e454aa359fd0982b3f718481f35cd348f7b2a3ad8df2713";

@@ -312,9 +312,9 @@ fn sizes_and_counts_that_lie_are_refused() {
     assert!(refusal(|i| image(i, Rootfs).size = 4 * 4096).contains("cover 3 of 4"));
     assert!(refusal(|i| image(i, Rootfs).size = 2 * 4096).contains("2 pages"));
     assert!(refusal(|i| image(i, Rootfs).frames[0].pages = 0).contains("0 pages"));
-    assert!(refusal(|i| image(i, Rootfs).frames[0].pages = 65).contains("65 pages"));
+    assert!(refusal(|i| image(i, Rootfs).frames[0].pages = 513).contains("513 pages"));
     assert!(refusal(|i| image(i, Rootfs).frames[0].len = 0).contains("0 bytes"));
-    assert!(refusal(|i| image(i, Rootfs).frames[0].len = 2 * 4096 + 1025).contains("9217 bytes"));
+    assert!(refusal(|i| image(i, Rootfs).frames[0].len = 2 * 4096 + 8193).contains("16385 bytes"));
     assert!(refusal(|i| image(i, Memory).extents[0].pages = u32::MAX).contains("pages"));
 }
 
