@@ -272,6 +272,7 @@ fn guest_config(smolfile: &Smolfile) -> Option<GuestConfig> {
         },
         warm: warm.iter().map(beside).collect(),
         restore: restore.iter().map(beside).collect(),
+        warm_restore: Vec::new(),
         ready: ready(&smolfile.ready),
         ports: smolfile.ports.clone(),
         snapshot: protocol::SnapshotPolicy {

@@ -76,7 +76,7 @@ pub fn restore_fails() {
     guest.expect(&Event::Quiesced);
     guest.expect(&Event::Snapshot);
     guest.break_stream();
-    guest.give_parameters();
+    guest.give_parameters(false);
     let Event::Failed {
         stage,
         reason,

@@ -174,8 +174,8 @@ impl Guest {
     }
 
     /// Answers Restored with an identity.
-    pub fn give_identity(&mut self) {
-        self.give_parameters();
+    pub fn give_identity(&mut self, rehearsal: bool) {
+        self.give_parameters(rehearsal);
         let event = self.next();
         let Some(Event::Resumed { sample }) = event else {
             panic!("{event:?} {}", self.console());
@@ -184,7 +184,7 @@ impl Guest {
         assert_ne!(sample, "0".repeat(32));
     }
 
-    pub fn give_parameters(&mut self) {
+    pub fn give_parameters(&mut self, rehearsal: bool) {
         self.meet_again();
         let params = RestoreParams {
             entropy: Entropy::new(vec![7; 64]).unwrap(),
@@ -192,7 +192,7 @@ impl Guest {
             machine_id: MachineId::from_random([9; 16]),
             hostname: Some("clone".into()),
             online_cpus: 1,
-            rehearsal: false,
+            rehearsal,
         };
         self.send(&encode_line(&params).unwrap());
         self.log = accept(&self.logs);
@@ -314,7 +314,7 @@ pub fn initramfs(root: &Path) {
     fs::copy(busybox, root.join("bin/busybox")).unwrap();
     for applet in [
         "sh", "httpd", "sleep", "cat", "id", "touch", "false", "wget", "stat", "hostname", "mkdir",
-        "grep",
+        "head", "grep",
     ] {
         symlink("busybox", root.join("bin").join(applet)).unwrap();
     }

@@ -21,6 +21,8 @@ pub fn build_and_restore() {
         json!([{"cmd": ["sh", "-c", "echo warming; hostname > /www/warm"], "timeout_ms": 10000}]);
     let look = "cat /etc/machine-id /sys/fs/cgroup/service/cgroup.events > /run/rekeyed";
     config["restore"] = json!([{"cmd": ["sh", "-c", look], "timeout_ms": 10000}]);
+    let visit = json!({"exec": {"cmd": ["touch", "/run/visited"]}});
+    config["warm_restore"] = json!([{"probe": visit, "timeout_ms": 10000}]);
     let mut guest = Guest::boot(&config, |_| {});
     guest.until_ready();
     guest.expect(&Event::WarmStarted { index: 0 });
@@ -46,7 +48,7 @@ pub fn build_and_restore() {
     assert_eq!(guest.read("/etc/hostname"), "built\n");
 
     guest.break_stream();
-    guest.give_identity();
+    guest.give_identity(false);
     assert_eq!(guest.read("/run/clock"), "1800000000123456789");
     assert_eq!(
         guest.read("/etc/machine-id"),
@@ -70,6 +72,10 @@ pub fn build_and_restore() {
         guest.get(8080, "/warm")
     );
     assert!(guest.get(8081, "/").contains("refused"));
+    assert!(
+        !guest.path("/run/visited").exists(),
+        "requests are made in a rehearsal alone"
+    );
 
     assert_eq!(
         guest.request(&Request::Shutdown { grace_ms: 10_000 }),
@@ -100,7 +106,7 @@ pub fn snapshot_device() {
     assert_eq!(guest.next(), None);
     assert_eq!(guest.output().0, "up\n");
     assert_eq!(reader.join().unwrap(), "1");
-    guest.give_identity();
+    guest.give_identity(false);
     assert!(
         guest
             .read("/sys/fs/cgroup/service/cgroup.events")

@@ -8,6 +8,7 @@
 mod failures;
 mod host;
 mod life;
+mod rehearsals;
 
 use std::fs;
 use std::io::Write as _;
@@ -60,7 +61,7 @@ fn itself(role: &str, namespaces: &[&str]) -> Command {
 }
 
 fn scenarios() {
-    let all: [(&str, fn()); 9] = [
+    let all: [(&str, fn()); 12] = [
         (
             "a build is frozen for its snapshot and resumes with a new identity",
             life::build_and_restore,
@@ -88,6 +89,18 @@ fn scenarios() {
         (
             "a restore command that fails ends the machine before its service runs on",
             failures::restore_fails,
+        ),
+        (
+            "a rehearsal makes all requests in order, with the new identity",
+            rehearsals::all_are_made,
+        ),
+        (
+            "a request that is not answered ends the rehearsal, with what it saw",
+            rehearsals::one_fails,
+        ),
+        (
+            "a request that ends the service is named",
+            rehearsals::one_ends_the_service,
         ),
         (
             "a service that ignores SIGTERM is killed after the grace time",
