@@ -273,6 +273,10 @@ fn job(plan: &Plan, images: &Images, watchdog: u64, out: &Path) -> Job {
         epoch: plan.epoch(),
         seed: hex(plan.seed()),
         kernel_seed: hex(plan.kernel_seed()),
+        requests: plan
+            .guest
+            .as_ref()
+            .is_some_and(|guest| !guest.warm_restore.is_empty()),
         watchdog,
         limit: plan
             .console_ready

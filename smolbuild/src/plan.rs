@@ -251,6 +251,7 @@ fn guest_config(smolfile: &Smolfile) -> Option<GuestConfig> {
         service,
         warm,
         restore,
+        warm_restore,
         ..
     } = &smolfile.workload
     else {
@@ -272,6 +273,7 @@ fn guest_config(smolfile: &Smolfile) -> Option<GuestConfig> {
         },
         warm: warm.iter().map(beside).collect(),
         restore: restore.iter().map(beside).collect(),
+        warm_restore: warm_restore.iter().map(request).collect(),
         ready: ready(&smolfile.ready),
         ports: smolfile.ports.clone(),
         snapshot: protocol::SnapshotPolicy {
@@ -281,9 +283,16 @@ fn guest_config(smolfile: &Smolfile) -> Option<GuestConfig> {
     })
 }
 
-fn ready(ready: &smolfile::Ready) -> protocol::Ready {
+fn request(request: &smolfile::WarmRestore) -> protocol::WarmRestore {
+    protocol::WarmRestore {
+        probe: probe(&request.probe),
+        timeout_ms: milliseconds(request.timeout),
+    }
+}
+
+fn probe(probe: &smolfile::Probe) -> protocol::Probe {
     use protocol::Probe;
-    let probe = match &ready.probe {
+    match probe {
         smolfile::Probe::Exec(cmd) => Probe::Exec { cmd: cmd.clone() },
         smolfile::Probe::Tcp(port) => Probe::Tcp { port: *port },
         smolfile::Probe::Http(http) => Probe::Http {
@@ -297,9 +306,12 @@ fn ready(ready: &smolfile::Ready) -> protocol::Ready {
         },
         smolfile::Probe::File(path) => Probe::File { path: path.clone() },
         smolfile::Probe::Notify => Probe::Notify,
-    };
+    }
+}
+
+fn ready(ready: &smolfile::Ready) -> protocol::Ready {
     protocol::Ready {
-        probe,
+        probe: probe(&ready.probe),
         timeout_ms: milliseconds(ready.timeout),
         interval_ms: milliseconds(ready.interval),
         successes: ready.successes,
@@ -389,6 +401,11 @@ mod tests {
         cmd = ["curl", "localhost:8080"]
         [[restore]]
         cmd = ["rekey"]
+        [[warm_restore]]
+        http = { port = 8080, path = "/first" }
+        [[warm_restore]]
+        exec = ["ask"]
+        timeout = "2s"
     "#;
 
     const KERNEL: &str = r#"
@@ -422,6 +439,24 @@ mod tests {
                 timeout_ms: 60_000
             }]
         );
+        let requests = [
+            protocol::WarmRestore {
+                probe: protocol::Probe::Http {
+                    port: 8080,
+                    path: "/first".into(),
+                    status: vec![200],
+                    body: None,
+                },
+                timeout_ms: 60_000,
+            },
+            protocol::WarmRestore {
+                probe: protocol::Probe::Exec {
+                    cmd: vec!["ask".into()],
+                },
+                timeout_ms: 2_000,
+            },
+        ];
+        assert_eq!(guest.warm_restore, requests);
         assert_eq!(
             (
                 guest.ready.timeout_ms,
@@ -533,6 +568,10 @@ mod tests {
             ("[[warm]]", "[snapshot]\ndrop_caches = false\n[[warm]]"),
             ("\"localhost:8080\"", "\"localhost:8080/x\""),
             ("\"rekey\"", "\"rekey\", \"-A\""),
+            ("\"/first\"", "\"/second\""),
+            ("[\"ask\"]", "[\"ask\", \"twice\"]"),
+            ("exec = [\"ask\"]", "tcp = 8080"),
+            ("\"2s\"", "\"3s\""),
         ] {
             let changed = SERVICE.replace(from, to);
             assert_ne!(changed, SERVICE, "{from}");

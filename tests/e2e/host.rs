@@ -199,6 +199,30 @@ const MACHINES: &[(&str, &str)] = &[
         "[service]\ncmd = [\"/service\"]\n[ready]\ntcp = 7777\n[[warm]]\ncmd = [\"/service\", \"--exit\", \"9\"]\n",
     ),
     (
+        "asked",
+        r#"
+            [service]
+            cmd = ["/service"]
+            [ready]
+            tcp = 7777
+            [[warm_restore]]
+            exec = ["/service", "ask", "touch 16"]
+        "#,
+    ),
+    (
+        "unanswered",
+        r#"
+            [service]
+            cmd = ["/service"]
+            [ready]
+            tcp = 7777
+            [[warm_restore]]
+            exec = ["/service", "ask", "ping"]
+            [[warm_restore]]
+            exec = ["/service", "--exit", "9"]
+        "#,
+    ),
+    (
         "late",
         "[service]\ncmd = [\"/service\", \"--late\", \"3000\"]\n[ready]\ntcp = 7777\ntimeout = \"1h\"\ninterval = \"1min\"\n",
     ),

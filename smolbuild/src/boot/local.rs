@@ -11,9 +11,10 @@ use smol_machine::devices::virtio::vsock::Vsock;
 use smol_machine::machine::Hooks;
 use smol_machine::{Machine, Stop, memory};
 
+use super::guard;
+use super::rehearsal::{self, Outcome};
 use super::streams::{Console, GuestStreams, Observer};
 use super::{Failed, Frozen, Job, MEMORY_FILE, Message, STATE_FILE, Touched, WORKING_SET_FILE};
-use super::{guard, rehearsal};
 
 /// Wall-clock limit of the rehearsal: the service is up already.
 const REHEARSAL_LIMIT: Duration = Duration::from_secs(5 * 60);
@@ -60,7 +61,10 @@ pub fn run(
     let message = match stop? {
         Stop::Snapshot if !observer.guest_failed() => {
             let boot_ms = start.elapsed().as_millis() as u64;
-            Message::Frozen(freeze(job, &mut machine, boot_ms, &observer, interrupt)?)
+            match freeze(job, &mut machine, boot_ms, &observer, interrupt)? {
+                Ok(frozen) => Message::Frozen(frozen),
+                Err(failed) => Message::Failed(failed),
+            }
         }
         stop => Message::Failed(explain(&observer, &stop, interrupt, late)),
     };
@@ -90,13 +94,14 @@ fn seed(hex: &str) -> Result<[u8; 32]> {
     Ok(*seed.as_bytes())
 }
 
+/// Writes the machine down and rehearses its restore. The inner error is a rehearsal that failed.
 fn freeze(
     job: &Job,
     machine: &mut Machine,
     boot_ms: u64,
     observer: &Observer,
     interrupt: &Interrupt,
-) -> Result<Frozen> {
+) -> Result<Result<Frozen, Failed>> {
     let start = Instant::now();
     let state = machine.capture()?;
     let write = |name: &str| format!("cannot write {}", job.out.join(name).display());
@@ -109,14 +114,19 @@ fn freeze(
         nonzero_pages: stats.nonzero,
     });
     let limit = Duration::from_secs(job.limit).min(REHEARSAL_LIMIT);
-    let set = rehearsal::watch(job, &state, machine.contents(), limit, interrupt)
+    let outcome = rehearsal::watch(job, &state, machine.contents(), limit, interrupt)
         .context("cannot bring the frozen machine back")?;
+    let set = match outcome {
+        Outcome::Seen(set) => Ok(set),
+        Outcome::Unseen(why) => Err(why),
+        Outcome::Failed(failed) => return Ok(Err(failed)),
+    };
     if let Ok(set) = &set {
         std::fs::write(job.out.join(WORKING_SET_FILE), serde_json::to_vec(set)?)
             .with_context(|| write(WORKING_SET_FILE))?;
     }
     let count = |runs: &[smol_bundle::Run]| runs.iter().map(|run| u64::from(run.pages)).sum();
-    Ok(Frozen {
+    Ok(Ok(Frozen {
         working_set: set.as_ref().ok().map(|set| Touched {
             memory_pages: count(&set.memory),
             rootfs_pages: count(&set.rootfs),
@@ -137,7 +147,7 @@ fn freeze(
         nonzero_pages: stats.nonzero,
         boot_ms,
         capture_ms,
-    })
+    }))
 }
 
 fn explain(observer: &Observer, stop: &Stop, interrupt: &Interrupt, time_is_up: bool) -> Failed {

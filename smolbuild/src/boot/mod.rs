@@ -50,6 +50,8 @@ pub struct Job {
     pub kernel_seed: String,
     /// For a machine without smol-guest: the console line (a regular expression) that means ready.
     pub ready_line: Option<String>,
+    /// Whether the rehearsal makes requests, which must all be answered.
+    pub requests: bool,
     /// Wall-clock time that the guest may run without a VM exit until it gets ticks, seconds.
     pub watchdog: u64,
     /// Wall-clock limit of the whole boot, seconds.
@@ -108,7 +110,7 @@ pub struct Frozen {
     pub no_working_set: Option<String>,
 }
 
-/// How much a restored machine touches before it has proved ready.
+/// How much a restored machine touches until it has proved ready and answered the requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Touched {

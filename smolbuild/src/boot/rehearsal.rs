@@ -4,36 +4,45 @@
 //!
 //! | machine | is watched until |
 //! |---|---|
-//! | with smol-guest | it has its identity, the service runs on, and has proved ready once more |
+//! | with smol-guest | it has its identity, the service runs on, has proved ready once more, and has answered the requests that the Smolfile names (`[[warm_restore]]`) |
 //! | just a kernel | it has printed a line, at most [`PATIENCE`] |
 //!
 //! With a smol kernel time stays virtual and every answer is fixed, so two builds see the same.
 
 use std::collections::BTreeSet;
 use std::io::Write;
-use std::sync::mpsc;
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use smol_bundle::{Run, WorkingSet};
 use smol_cli::Interrupt;
-use smol_guest::protocol::{
-    self, Entropy, Event, LineBuffer, MIN_ENTROPY, MachineId, RestoreParams,
-};
+use smol_guest::protocol::{self, Entropy, Event, MIN_ENTROPY, MachineId, RestoreParams};
 use smol_machine::demand::{Area, Contents, Demand};
 use smol_machine::devices::virtio::vsock::{StreamSink, Vsock};
 use smol_machine::machine::{Hooks, Time};
-use smol_machine::{Machine, MachineState, Stop, StopHandle};
+use smol_machine::{Machine, MachineState, Stop};
 
-use super::{Job, guard};
+use super::streams::{Console, GuestStreams, Observer};
+use super::{Failed, Job, Message, guard};
 
 /// How long a machine that is just a kernel is watched if it prints nothing.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Watches the machine whose state and contents were captured. The inner error is a reason why
-/// nothing can be said about it.
+/// How a rehearsal came out.
+pub(super) enum Outcome {
+    /// With what the machine touched.
+    Seen(WorkingSet),
+    /// Without anything that can be said about it, and why.
+    Unseen(String),
+    /// Without the answers to the job's requests. What is named in a Smolfile and cannot be had is a
+    /// mistake there; and a working set that lacks it would pass for one that does not.
+    Failed(Failed),
+}
+
+/// Watches the machine whose state and contents were captured.
 ///
 /// # Errors
 /// If the machine cannot be brought back at all.
@@ -43,25 +52,21 @@ pub(super) fn watch(
     contents: Contents,
     limit: Duration,
     interrupt: &Interrupt,
-) -> Result<Result<WorkingSet, String>> {
+) -> Result<Outcome> {
     let demand = match Demand::new(state.memory, state.pmem) {
         Ok(demand) => Arc::new(demand),
-        Err(error) => return Ok(Err(error.to_string())),
+        Err(error) => return Ok(Outcome::Unseen(error.to_string())),
     };
-    let handle = Arc::<OnceLock<StopHandle>>::default();
     let seen = thread::spawn({
         let demand = demand.clone();
         move || serve(&demand, &contents)
     });
-    let outcome = run(job, state, &demand, &handle, limit, interrupt);
+    let outcome = run(job, state, &demand, limit, interrupt);
     demand.end();
     let seen = seen.join().expect("serving pages does not panic");
-    let in_time = outcome?;
+    let outcome = outcome?;
     let seen = seen.context("cannot serve the memory of the rehearsal")?;
-    Ok(match in_time {
-        true => Ok(seen),
-        false => Err("the machine did not become ready again in time".to_owned()),
-    })
+    Ok(outcome.unwrap_or(Outcome::Seen(seen)))
 }
 
 /// Gives every page that is touched its bytes, and notes it.
@@ -96,52 +101,72 @@ fn runs(seen: &BTreeSet<(bool, u32)>, rootfs: bool) -> Vec<Run> {
     runs
 }
 
-/// Runs the machine until it has shown what it does first; false if that took too long.
+/// Runs the machine until it has shown what it does first; what came of it if it has not.
 fn run(
     job: &Job,
     state: &MachineState,
     demand: &Demand,
-    handle: &Arc<OnceLock<StopHandle>>,
     limit: Duration,
     interrupt: &Interrupt,
-) -> Result<bool> {
+) -> Result<Option<Outcome>> {
     let seed = blake3::Hash::from_hex(&job.seed).context("the seed of the job")?;
     let mut random = blake3::Hasher::new_keyed(seed.as_bytes())
         .update(b"rehearsal")
         .finalize_xof();
     let bare = job.ready_line.is_some();
-    let console = || {
-        Box::new(Line {
-            ends: bare,
-            begun: false,
-            handle: handle.clone(),
-        })
+    let (observer, partner) = Partner::new(params(job, state, &mut random));
+    let rehearsed = partner.rehearsed.clone();
+    let console = || -> Box<dyn Write + Send> {
+        match bare {
+            true => Box::new(Line::new(&observer)),
+            false => Console::new(&observer),
+        }
     };
     let hooks = Hooks {
         console: console(),
         serial: console(),
         vsock: Some(Vsock::for_build(
             protocol::GUEST_CID.into(),
-            Box::new(Partner {
-                params: params(job, state, &mut random),
-                handle: handle.clone(),
-                lines: LineBuffer::default(),
-            }),
+            Box::new(partner),
         )),
     };
     let mut fresh = [0; 32];
     random.fill(&mut fresh);
     let mut machine =
         Machine::restore_on_demand(demand, state, hooks, Time::Building { seed: fresh })?;
-    let _ = handle.set(machine.stop_handle());
+    observer.attach(machine.stop_handle());
     let limit = if bare { limit.min(PATIENCE) } else { limit };
     let (done, finished) = mpsc::channel();
     let guard = guard::spawn(machine.stop_handle(), interrupt.clone(), limit, finished);
     let stop = machine.run();
     drop(done);
     let late = guard.join().expect("the guard does not panic");
-    stop?;
-    Ok(bare || !late)
+    let stop = stop?;
+    if job.requests && !rehearsed.load(Ordering::Relaxed) && !interrupt.is_set() {
+        let failed = observer.failure(&why(&stop, late, limit));
+        return Ok(Some(Outcome::Failed(Failed {
+            reason: format!("the rehearsal failed: {}", failed.reason),
+            ..failed
+        })));
+    }
+    let unseen = || Outcome::Unseen("the machine did not become ready again in time".to_owned());
+    Ok((late && !bare).then(unseen))
+}
+
+/// Why a machine that has not complained did not get through its rehearsal.
+fn why(stop: &Stop, late: bool, limit: Duration) -> String {
+    match stop {
+        Stop::Requested if late => format!(
+            "the requests of [[warm_restore]] were not answered within {} s of wall-clock time",
+            limit.as_secs()
+        ),
+        Stop::Reset => "the guest reset itself: a kernel panic, or its init ended".to_owned(),
+        Stop::Stuck => {
+            "the guest idles with no timer armed: nothing will ever happen in it".to_owned()
+        }
+        Stop::Crashed(what) => format!("the virtual CPU cannot go on: {what}"),
+        Stop::Snapshot | Stop::Requested => "the machine stopped before its end".to_owned(),
+    }
 }
 
 /// The same in every build: nothing that is drawn from it goes into the bundle.
@@ -161,18 +186,20 @@ fn params(job: &Job, state: &MachineState, random: &mut blake3::OutputReader) ->
     }
 }
 
-fn end(handle: &OnceLock<StopHandle>) {
-    if let Some(handle) = handle.get() {
-        handle.request(Stop::Requested);
-    }
+/// A console of which only the end of a line matters: with it the machine has shown what it does
+/// first. The line that meant ready may have been cut before its end.
+struct Line {
+    begun: bool,
+    observer: Observer,
 }
 
-/// A console of which only the end of a line matters, if that. The line that meant ready may
-/// have been cut before its end.
-struct Line {
-    ends: bool,
-    begun: bool,
-    handle: Arc<OnceLock<StopHandle>>,
+impl Line {
+    fn new(observer: &Observer) -> Self {
+        Self {
+            begun: false,
+            observer: observer.clone(),
+        }
+    }
 }
 
 impl Write for Line {
@@ -180,7 +207,7 @@ impl Write for Line {
         for byte in bytes {
             match byte {
                 b'\r' => {}
-                b'\n' if self.begun && self.ends => end(&self.handle),
+                b'\n' if self.begun => self.observer.stop(),
                 b'\n' => {}
                 _ => self.begun = true,
             }
@@ -196,40 +223,142 @@ impl Write for Line {
 /// Tells smol-guest who it is, and ends the machine when the rehearsal is over, well or not.
 struct Partner {
     params: RestoreParams,
-    handle: Arc<OnceLock<StopHandle>>,
-    lines: LineBuffer,
+    observer: Observer,
+    streams: Box<GuestStreams>,
+    /// What the streams bring.
+    events: mpsc::Receiver<Event>,
+    /// Whether the guest has shown everything.
+    rehearsed: Arc<AtomicBool>,
+}
+
+impl Partner {
+    /// One with these parameters, and the observer that sees what it sees.
+    fn new(params: RestoreParams) -> (Observer, Self) {
+        let (sender, events) = mpsc::channel();
+        let report = move |message| {
+            if let Message::Guest(event) = message {
+                // The receiver is gone only with the machine.
+                let _ = sender.send(event);
+            }
+        };
+        let observer = Observer::new(Box::new(report), None);
+        let partner = Self {
+            params,
+            observer: observer.clone(),
+            streams: GuestStreams::new(&observer),
+            events,
+            rehearsed: Arc::default(),
+        };
+        (observer, partner)
+    }
 }
 
 impl StreamSink for Partner {
-    fn open(&mut self, port: u32, _stream: u64) -> bool {
-        [protocol::CONTROL_PORT, protocol::LOG_PORT].contains(&port)
+    fn open(&mut self, port: u32, stream: u64) -> bool {
+        self.streams.open(port, stream)
     }
 
-    fn data(&mut self, port: u32, _stream: u64, bytes: &[u8]) -> Vec<u8> {
-        if port != protocol::CONTROL_PORT {
-            return Vec::new();
-        }
-        let mut answer = Vec::new();
-        self.lines.push(bytes);
-        loop {
-            let event = match self.lines.next_line() {
-                Ok(None) => return answer,
-                Ok(Some(line)) => protocol::decode_line::<Event>(&line),
-                Err(e) => Err(e),
-            };
+    fn data(&mut self, port: u32, stream: u64, bytes: &[u8]) -> Vec<u8> {
+        let mut answer = self.streams.data(port, stream, bytes);
+        for event in self.events.try_iter() {
             match event {
-                Ok(Event::Restored) => {
+                Event::Restored => {
                     answer.extend(protocol::encode_line(&self.params).expect("it is small"));
                 }
-                Ok(Event::Rehearsed | Event::Failed { .. } | Event::ServiceExited { .. })
-                | Err(_) => {
-                    end(&self.handle);
-                    return answer;
+                Event::Rehearsed => {
+                    self.rehearsed.store(true, Ordering::Relaxed);
+                    self.observer.stop();
                 }
-                Ok(_) => {}
+                Event::Failed { .. } | Event::ServiceExited { .. } => self.observer.stop(),
+                _ => {}
             }
         }
+        answer
     }
 
     fn close(&mut self, _port: u32, _stream: u64) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use smol_guest::protocol::{CONTROL_PORT, Probe, Stage};
+
+    fn partner() -> (Observer, Partner) {
+        Partner::new(RestoreParams {
+            entropy: Entropy::new(vec![7; MIN_ENTROPY]).unwrap(),
+            wall_clock_ns: 1,
+            machine_id: MachineId::from_random([9; 16]),
+            hostname: None,
+            online_cpus: 1,
+            rehearsal: true,
+        })
+    }
+
+    fn say(partner: &mut Partner, event: &Event) -> Vec<u8> {
+        partner.data(CONTROL_PORT, 0, &protocol::encode_line(event).unwrap())
+    }
+
+    #[test]
+    fn a_guest_is_told_who_it_is_and_nothing_else() {
+        let (observer, mut partner) = partner();
+        let told = say(&mut partner, &Event::Restored);
+        let params: RestoreParams = protocol::decode_line(&told).unwrap();
+        assert_eq!(params, partner.params);
+        for event in [
+            Event::Resumed {
+                sample: "00".into(),
+            },
+            Event::Ready { attempts: 1 },
+        ] {
+            assert!(say(&mut partner, &event).is_empty());
+        }
+        assert!(!partner.rehearsed.load(Ordering::Relaxed));
+        assert!(say(&mut partner, &Event::Rehearsed).is_empty());
+        assert!(partner.rehearsed.load(Ordering::Relaxed));
+        assert!(!observer.guest_failed());
+    }
+
+    #[test]
+    fn a_request_that_is_not_answered_is_told_with_what_came_instead() {
+        let (observer, mut partner) = partner();
+        let failed = Event::Failed {
+            stage: Stage::Rehearsal,
+            reason: "request 2 of [[warm_restore]] was not answered as it must be".into(),
+            probe: Some(Probe::Tcp { port: 80 }),
+            last_saw: Some("connection refused".into()),
+            service_status: None,
+        };
+        say(&mut partner, &failed);
+        assert!(!partner.rehearsed.load(Ordering::Relaxed));
+        let failed = observer.failure("unused");
+        assert!(failed.reason.starts_with("request 2 of "), "{failed:?}");
+        assert_eq!(
+            failed.details,
+            [
+                "stage: rehearsal",
+                "probe: tcp 80",
+                "it last saw: connection refused"
+            ]
+        );
+    }
+
+    #[test]
+    fn rubbish_is_no_answer() {
+        let (observer, mut partner) = partner();
+        partner.data(CONTROL_PORT, 0, b"{}\n");
+        assert!(!partner.rehearsed.load(Ordering::Relaxed) && observer.guest_failed());
+    }
+
+    #[test]
+    fn a_machine_that_falls_silent_is_explained() {
+        let limit = Duration::from_secs(300);
+        let late = why(&Stop::Requested, true, limit);
+        assert!(
+            late.contains("[[warm_restore]]") && late.contains(" 300 s "),
+            "{late}"
+        );
+        assert!(why(&Stop::Reset, false, limit).contains("reset itself"));
+        assert!(why(&Stop::Crashed("triple fault".into()), false, limit).contains("triple fault"));
+    }
 }

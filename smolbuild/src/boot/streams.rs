@@ -52,6 +52,11 @@ impl Observer {
         self.lock().handle = Some(handle);
     }
 
+    /// Stops the machine.
+    pub(super) fn stop(&self) {
+        self.lock().stop(Stop::Requested);
+    }
+
     /// The failure that the guest reported, or one with `reason`; with the last lines either way.
     pub(super) fn failure(&self, reason: &str) -> Failed {
         let mut seen = self.lock();

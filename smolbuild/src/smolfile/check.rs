@@ -33,6 +33,10 @@ pub(super) fn workload(top: &Table<'_>, errors: &mut Errors) {
                 "restore",
                 "[[restore]] without a [service]: there is nothing to renew",
             ),
+            (
+                "warm_restore",
+                "[[warm_restore]] without a [service]: there is nobody to ask",
+            ),
             ("ports", "`ports` without a [service]: nothing would answer"),
         ];
         for (key, title) in without {

@@ -48,6 +48,7 @@ pub const KEYS: &[Key] = &[
     key("", "ready", "table", "required", "How to tell that the machine is ready: `[ready]`."),
     key("", "warm", "array of tables", "none", "Commands to run between ready and the snapshot, in this order: `[[warm]]`."),
     key("", "restore", "array of tables", "none", "Commands to run in each restored machine before its service runs on, in this order: `[[restore]]`."),
+    key("", "warm_restore", "array of tables", "none", "Requests that the build makes of the restored machine, in this order, to see what they touch: `[[warm_restore]]`."),
     key("", "snapshot", "table", "defaults", "How the snapshot is taken: `[snapshot]`."),
     key("kernel", "recipe", "string", "`\"smol-6.1\"`", "Name of a kernel that smolbuild builds itself."),
     key("kernel", "path", "path", "none", "An ELF kernel of your own (`vmlinux`), instead of a recipe."),
@@ -82,13 +83,21 @@ pub const KEYS: &[Key] = &[
     key("warm", "timeout", "duration", "`\"60s\"`", "How long it may take: 1 ms to 1 h."),
     key("restore", "cmd", "command", "required", "Run as the service's user and in its environment, while the service stands still; the machine ends unless it exits with 0."),
     key("restore", "timeout", "duration", "`\"60s\"`", "How long it may take: 1 ms to 1 h."),
+    key("warm_restore", "exec", "command", "none", "Run this command, as the service's user; it must exit with 0."),
+    key("warm_restore", "tcp", "port", "none", "Connect to this port of the service."),
+    key("warm_restore", "http", "table", "none", "Make a GET request: `{ port, path, status, body }`."),
+    key("warm_restore", "timeout", "duration", "`\"60s\"`", "How long the answer may take before the build fails: 1 ms to 1 h."),
+    key("warm_restore.http", "port", "port", "required", "Port of the service."),
+    key("warm_restore.http", "path", "string", "`\"/\"`", "Path to ask for, with its query."),
+    key("warm_restore.http", "status", "integer or list of integers, 100 to 599", "`200`", "Status codes that count as the answer."),
+    key("warm_restore.http", "body", "pattern", "none", "What the first 64 KiB of the body must match as well."),
     key("snapshot", "drop_caches", "boolean", "`true`", "Drop the page cache before the snapshot, so that the bundle is smaller."),
 ];
 
 /// How a table is written: `[ready]`, `[[warm]]`, or `http` in `[ready]`.
 pub(super) fn heading(table: &str) -> String {
     match (table, table.split_once('.')) {
-        ("copy" | "warm" | "restore", _) => format!("[[{table}]]"),
+        ("copy" | "warm" | "restore" | "warm_restore", _) => format!("[[{table}]]"),
         (_, Some((outer, inner))) => format!("`{inner}` of {}", heading(outer)),
         _ => format!("[{table}]"),
     }

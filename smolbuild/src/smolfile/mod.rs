@@ -81,6 +81,8 @@ pub enum Workload {
         warm: Vec<Warm>,
         /// Commands in each restored machine before its service runs on, in order.
         restore: Vec<Warm>,
+        /// Requests that the rehearsal makes, in order.
+        warm_restore: Vec<WarmRestore>,
     },
 }
 
@@ -155,6 +157,15 @@ pub struct Warm {
     pub timeout: Duration,
 }
 
+/// `[[warm_restore]]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct WarmRestore {
+    /// What is asked: [`Probe::Exec`], [`Probe::Tcp`] or [`Probe::Http`].
+    pub probe: Probe,
+    /// How long the answer may take.
+    pub timeout: Duration,
+}
+
 /// `[ready]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Ready {
@@ -185,7 +196,7 @@ pub enum Probe {
     Notify,
 }
 
-/// `http` of `[ready]`.
+/// `http` of `[ready]` and `[[warm_restore]]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Http {
     /// Port of the service.
@@ -277,6 +288,11 @@ fn sections(mut top: Table<'_>, errors: &mut Errors) -> Option<Smolfile> {
         let tables = top.tables(key, errors).into_iter();
         tables.map(|table| parse::warm(table, errors)).collect()
     });
+    let warm_restore: Vec<Option<WarmRestore>> = top
+        .tables("warm_restore", errors)
+        .into_iter()
+        .map(|table| parse::warm_restore(table, errors))
+        .collect();
     let ready = top.table("ready", "ready", errors);
     if let Some(ready) = ready.as_ref().filter(|_| kernel_only) {
         check::console_only(ready, errors);
@@ -292,6 +308,7 @@ fn sections(mut top: Table<'_>, errors: &mut Errors) -> Option<Smolfile> {
             service: service?,
             warm,
             restore,
+            warm_restore: warm_restore.into_iter().collect::<Option<_>>()?,
         },
     };
     Some(Smolfile {

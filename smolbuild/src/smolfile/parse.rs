@@ -7,9 +7,10 @@ use toml::Spanned;
 use toml::de::DeValue;
 
 use super::diagnostic::Diagnostic;
+use super::keys;
 use super::table::{Entry, Errors, Table, as_integer, as_string, mismatch, parsed, to_u64};
 use super::values::{self, MIB};
-use super::{Copy, Http, Kernel, KernelSource, Probe, Ready, Rootfs, Service, Warm};
+use super::{Copy, Http, Kernel, KernelSource, Probe, Ready, Rootfs, Service, Warm, WarmRestore};
 
 /// Smallest and largest guest memory, in bytes.
 pub const MEMORY: std::ops::RangeInclusive<u64> = 64 * MIB..=64 << 30;
@@ -126,7 +127,7 @@ fn exactly_one(table: &Table<'_>, keys: &[&str], what: &str, errors: &mut Errors
             errors.push(
                 Diagnostic::new(
                     table.span.clone(),
-                    format!("[{}] does not say {what}", table.name),
+                    format!("{} does not say {what}", keys::heading(table.name)),
                 )
                 .help(choice()),
             );
@@ -387,15 +388,64 @@ pub(super) fn ready(mut table: Table<'_>, errors: &mut Errors) -> Ready {
             }
         }
     }
+    let probe = probe(&mut table, "ready.http", errors);
+    let timeout = duration(&mut table, "timeout", DEFAULT_TIMEOUT, HOUR, errors);
+    let interval = duration(
+        &mut table,
+        "interval",
+        DEFAULT_INTERVAL,
+        Duration::from_secs(60),
+        errors,
+    );
+    let successes = table
+        .integer("successes", 1..=100, errors)
+        .map_or(1, |n| *n.get_ref() as u32);
+    table.finish(errors);
+    Ready {
+        probe: probe.unwrap_or(Probe::Notify),
+        timeout,
+        interval,
+        successes,
+    }
+}
+
+/// The kinds of probe that ask the service something, and those that wait for a sign of it.
+const REQUESTS: [&str; 3] = ["exec", "tcp", "http"];
+const SIGNS: [&str; 3] = ["log", "file", "notify"];
+
+pub(super) fn warm_restore(mut table: Table<'_>, errors: &mut Errors) -> Option<WarmRestore> {
+    let mut signs = false;
+    for sign in SIGNS {
+        if let Some(entry) = table.take(sign) {
+            signs = true;
+            let title = format!("`{sign}` asks the service nothing: it is no request");
+            let help = format!("write one of {}", REQUESTS.join(", "));
+            errors.push(Diagnostic::new(entry.key.span(), title).help(help));
+        }
+    }
+    if !signs {
+        exactly_one(&table, &REQUESTS, "what to ask", errors);
+    }
+    let probe = probe(&mut table, "warm_restore.http", errors);
+    let timeout = duration(&mut table, "timeout", DEFAULT_TIMEOUT, HOUR, errors);
+    table.finish(errors);
+    Some(WarmRestore {
+        probe: probe?,
+        timeout,
+    })
+}
+
+/// Takes the probe of a table, in which `http` is called so.
+fn probe(table: &mut Table<'_>, http: &'static str, errors: &mut Errors) -> Option<Probe> {
     let mut probes = Vec::new();
     if table.has("exec") {
-        probes.push(Probe::Exec(command(&mut table, "exec", errors)));
+        probes.push(Probe::Exec(command(table, "exec", errors)));
     }
     if let Some(entry) = table.take("tcp") {
         probes.push(Probe::Tcp(port(entry.value, errors).unwrap_or_default()));
     }
-    if let Some(http) = table.table("http", "ready.http", errors) {
-        probes.push(Probe::Http(http_probe(http, errors)));
+    if let Some(request) = table.table("http", http, errors) {
+        probes.push(Probe::Http(http_probe(request, errors)));
     }
     probes.extend(
         table
@@ -416,24 +466,7 @@ pub(super) fn ready(mut table: Table<'_>, errors: &mut Errors) -> Ready {
         }
         probes.push(Probe::Notify);
     }
-    let timeout = duration(&mut table, "timeout", DEFAULT_TIMEOUT, HOUR, errors);
-    let interval = duration(
-        &mut table,
-        "interval",
-        DEFAULT_INTERVAL,
-        Duration::from_secs(60),
-        errors,
-    );
-    let successes = table
-        .integer("successes", 1..=100, errors)
-        .map_or(1, |n| *n.get_ref() as u32);
-    table.finish(errors);
-    Ready {
-        probe: probes.into_iter().next().unwrap_or(Probe::Notify),
-        timeout,
-        interval,
-        successes,
-    }
+    probes.into_iter().next()
 }
 
 fn http_probe(mut table: Table<'_>, errors: &mut Errors) -> Http {

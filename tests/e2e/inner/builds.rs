@@ -41,6 +41,24 @@ pub fn tests(suite: &mut Suite, host: &Host) {
         },
     );
     suite.test(
+        "what a [[warm_restore]] request touches is in the working set",
+        || asked(host),
+    );
+    suite.test(
+        "a [[warm_restore]] request that is not answered fails the build, with what came instead",
+        || {
+            let told = fail(host, "unanswered");
+            contains(
+                &told,
+                &[
+                    "the rehearsal failed: request 2 of [[warm_restore]]",
+                    "probe: exec /service --exit 9",
+                    "it last saw: exit code 9: service: there is no configuration",
+                ],
+            );
+        },
+    );
+    suite.test(
         "a program that is not there fails the build, by its name",
         || {
             let told = fail(host, "absent");
@@ -87,6 +105,20 @@ fn late(host: &Host) {
     let took = facts["bootMs"].as_u64().unwrap();
     assert!(slept > 3_000_000, "the guest's clock went {slept} ms");
     assert!(took < 120_000, "{slept} ms of sleep took {took} ms");
+}
+
+/// Beside the machine whose service is asked nothing.
+fn asked(host: &Host) {
+    const TOUCHED: u64 = (16 << 20) / 4096;
+    let pages = |machine| {
+        let facts = built(host, machine);
+        facts["workingSet"]["memoryPages"].as_u64().unwrap()
+    };
+    let (with, without) = (pages("asked"), pages("service"));
+    assert!(
+        with > without + TOUCHED / 2,
+        "{with} pages with the request, {without} without"
+    );
 }
 
 /// The same machine, both times up to its readiness; in turns, because this host is noisy.

@@ -198,6 +198,19 @@ static void send_bytes(FILE *to, unsigned long count)
         fputc((int)(i * 31 + (i >> 8)) & 0xff, to);
 }
 
+/* "touch MIB": writes to so much memory that nobody has used yet. */
+static void touch(FILE *to, size_t mib)
+{
+    volatile char *memory = mmap(NULL, mib << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) {
+        fprintf(to, "error: %s\n", strerror(errno));
+        return;
+    }
+    for (size_t i = 0; i < mib << 20; i += 4096)
+        memory[i] = 1;
+    fputs("ok\n", to);
+}
+
 static void answer(FILE *to, const char *command, const char *rest)
 {
     char *after;
@@ -231,6 +244,8 @@ static void answer(FILE *to, const char *command, const char *rest)
         send_file(to, rest);
     } else if (!strcmp(command, "bytes")) {
         send_bytes(to, number);
+    } else if (!strcmp(command, "touch")) {
+        touch(to, number);
     } else if (!strcmp(command, "say")) {
         printf("%s\n", rest);
         fputs("ok\n", to);

@@ -6,6 +6,7 @@
 //! ready     probes                             (probes, notify, output)
 //! warm      commands, in a build
 //! snapshot  freeze, flush, snapshot, restore   (snapshot, cpus)
+//! rehearse  in a rehearsal: probe, requests    (rehearsal)
 //! serve     forwards, requests                 (forward, requests)
 //! end       stop, tell, reset                  (shutdown)
 //! ```
@@ -24,6 +25,7 @@ mod output;
 pub mod platform;
 mod probes;
 mod process;
+mod rehearsal;
 mod requests;
 mod shutdown;
 mod signals;
@@ -187,7 +189,7 @@ fn live(
             });
         }
         if params.rehearsal {
-            rehearse(&config, sup, world)?;
+            rehearsal::rehearse(&config, sup, world)?;
         }
     }
     loop {
@@ -279,16 +281,6 @@ fn get_ready(config: &GuestConfig, sup: &mut Supervisor, world: &World) -> Resul
     })?;
     sup.matcher = None;
     sup.control.send(&Event::Ready { attempts });
-    Ok(())
-}
-
-/// Does what a restored machine is asked to do first.
-fn rehearse(config: &GuestConfig, sup: &mut Supervisor, world: &World) -> Result<(), End> {
-    // A line of the log and a notification come once.
-    if !matches!(config.ready.probe, Probe::Log { .. } | Probe::Notify) {
-        get_ready(config, sup, world)?;
-    }
-    sup.control.send(&Event::Rehearsed);
     Ok(())
 }
 

@@ -47,6 +47,18 @@ impl GuestConfig {
                 return bad(timeout, "more than 0");
             }
         }
+        for request in &self.warm_restore {
+            if let Probe::Log { .. } | Probe::File { .. } | Probe::Notify = request.probe {
+                return bad(
+                    "warm_restore.probe",
+                    "exec, tcp or http: the others ask nobody",
+                );
+            }
+            if request.timeout_ms == 0 {
+                return bad("warm_restore.timeout_ms", "more than 0");
+            }
+            request.probe.check()?;
+        }
         if self.ready.timeout_ms == 0 || self.ready.interval_ms == 0 || self.ready.successes == 0 {
             return bad(
                 "ready",
@@ -61,9 +73,9 @@ impl Probe {
     fn check(&self) -> Result<(), ProtocolError> {
         let bad = |key, why: &str| Err(ProtocolError::Value(key, why.to_owned()));
         match self {
-            Probe::Exec { cmd } => check_command("ready.exec.cmd", cmd),
+            Probe::Exec { cmd } => check_command("probe.exec.cmd", cmd),
             Probe::Tcp { port } | Probe::Http { port, .. } if *port == 0 => {
-                bad("ready.port", "1 to 65535")
+                bad("probe.port", "1 to 65535")
             }
             Probe::Tcp { .. } | Probe::Notify => Ok(()),
             Probe::Http {
@@ -71,25 +83,25 @@ impl Probe {
             } => {
                 if !path.starts_with('/') || path.bytes().any(|b| b <= b' ' || b == 0x7f) {
                     return bad(
-                        "ready.http.path",
+                        "probe.http.path",
                         "starts with '/', without spaces and control characters",
                     );
                 }
                 if status.is_empty() || status.iter().any(|s| !(100..600).contains(s)) {
                     return bad(
-                        "ready.http.status",
+                        "probe.http.status",
                         "at least one status code from 100 to 599",
                     );
                 }
-                check_length("ready.http.path", path.len())?;
+                check_length("probe.http.path", path.len())?;
                 body.as_ref()
-                    .map_or(Ok(()), |pattern| check_pattern("ready.http.body", pattern))
+                    .map_or(Ok(()), |pattern| check_pattern("probe.http.body", pattern))
             }
-            Probe::Log { pattern } => check_pattern("ready.log.pattern", pattern),
+            Probe::Log { pattern } => check_pattern("probe.log.pattern", pattern),
             Probe::File { path } if !path.starts_with('/') || path.contains('\0') => {
-                bad("ready.file.path", "an absolute path")
+                bad("probe.file.path", "an absolute path")
             }
-            Probe::File { path } => check_length("ready.file.path", path.len()),
+            Probe::File { path } => check_length("probe.file.path", path.len()),
         }
     }
 }

@@ -82,6 +82,9 @@ pub struct GuestConfig {
     /// before it starts, in this order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub restore: Vec<Warm>,
+    /// Requests to make in a rehearsal once the service has proved ready again, in this order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warm_restore: Vec<WarmRestore>,
     /// When the service counts as ready.
     pub ready: Ready,
     /// TCP ports the service answers on. For the record: forwards are not limited to them.
@@ -136,6 +139,17 @@ pub struct Warm {
     /// Program and arguments.
     pub cmd: Vec<String>,
     /// Longest time it may take, in milliseconds of the guest's clock.
+    pub timeout_ms: u64,
+}
+
+/// A request to the service in a rehearsal, so that the pages which it needs are seen. It is made
+/// once, and must be answered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WarmRestore {
+    /// What is asked: an `exec`, `tcp` or `http` probe. The others ask nobody.
+    pub probe: Probe,
+    /// Longest time until it is answered, in milliseconds of the guest's clock.
     pub timeout_ms: u64,
 }
 
@@ -304,6 +318,8 @@ pub enum Stage {
     Quiesce,
     /// Taking up the new identity after a restore.
     Restore,
+    /// The requests of a rehearsal.
+    Rehearsal,
     /// The service is being served.
     Serve,
 }
@@ -317,6 +333,7 @@ impl fmt::Display for Stage {
             Stage::Warm => "warm",
             Stage::Quiesce => "quiesce",
             Stage::Restore => "restore",
+            Stage::Rehearsal => "rehearsal",
             Stage::Serve => "serve",
         })
     }
@@ -328,7 +345,7 @@ impl fmt::Display for Stage {
 /// then the stream is closed and the snapshot asked for (through `/dev/smol`, or by
 /// `Snapshot` on the still open stream where the kernel has no such device).
 /// A restore, on a new stream: `Restored`, the host's [`RestoreParams`], `Resumed`; in a rehearsal
-/// then `Ready` (unless readiness is told once only), `Rehearsed`.
+/// then `Ready` (unless readiness is told once only), and `Rehearsed` when all requests were answered.
 /// A cold boot: `Booted ServiceStarted ProbeFailed* Ready`.
 /// Any of them may end with `Failed`, or with `Stopping` and `ServiceExited`; after these
 /// the guest resets itself.
@@ -381,7 +398,8 @@ pub enum Event {
         /// machines tell the same.
         sample: String,
     },
-    /// In a rehearsal: the service was asked once more whether it is ready, and was.
+    /// In a rehearsal: the service was asked once more whether it is ready, and was, and has
+    /// answered every request of [`GuestConfig::warm_restore`].
     Rehearsed,
     /// The service ended. The guest resets itself after this.
     ServiceExited {
@@ -401,7 +419,7 @@ pub enum Event {
         stage: Stage,
         /// What, and why.
         reason: String,
-        /// The probe, when it was about readiness.
+        /// The probe, when it was about readiness or a request of a rehearsal.
         #[serde(default)]
         probe: Option<Probe>,
         /// What the probe last saw, or the last output of the command that failed.

@@ -44,6 +44,19 @@ fn events_keep_their_form_on_the_wire() {
             },
             r#"{"service_exited":{"status":{"signaled":15}}}"#,
         ),
+        (Event::Rehearsed, r#""rehearsed""#),
+        (
+            Event::Failed {
+                stage: Stage::Rehearsal,
+                reason: "request 1 failed".into(),
+                probe: Some(Probe::Exec {
+                    cmd: vec!["ask".into()],
+                }),
+                last_saw: Some("no".into()),
+                service_status: None,
+            },
+            r#"{"failed":{"stage":"rehearsal","reason":"request 1 failed","probe":{"exec":{"cmd":["ask"]}},"last_saw":"no","service_status":null}}"#,
+        ),
         (Event::Stopping, r#""stopping""#),
         (
             Event::Failed {
@@ -218,6 +231,7 @@ fn config() -> serde_json::Value {
         "rootfs": {"device": "/dev/pmem0"},
         "service": {"cmd": ["redis-server", "--save", ""], "env": {"A": "b"}, "user": "redis", "workdir": "/var"},
         "warm": [{"cmd": ["redis-cli", "set", "k", "v"], "timeout_ms": 1000}],
+        "warm_restore": [{"probe": {"http": {"port": 80, "path": "/"}}, "timeout_ms": 1000}],
         "ready": {"probe": {"tcp": {"port": 6379}}, "timeout_ms": 60000, "interval_ms": 100},
         "ports": [6379],
         "snapshot": {"drop_caches": false},
@@ -242,10 +256,22 @@ fn a_configuration_comes_through_with_its_defaults() {
     );
 
     let mut least = config();
-    for key in ["rootfs", "warm", "ports", "snapshot", "mode"] {
+    for key in [
+        "rootfs",
+        "warm",
+        "warm_restore",
+        "ports",
+        "snapshot",
+        "mode",
+    ] {
         least.as_object_mut().unwrap().remove(key);
     }
     let least = parse(&least).unwrap();
+    let text = serde_json::to_string(&least).unwrap();
+    assert!(
+        !text.contains("restore"),
+        "what a machine does not have changes none of its bytes: {text}"
+    );
     assert_eq!(
         (least.rootfs, least.mode, least.snapshot.drop_caches),
         (None, Mode::Build, true)
@@ -333,6 +359,24 @@ fn a_configuration_that_cannot_be_meant_is_refused_with_the_key() {
     refuse("/service/workdir", json!("relative"), "service.workdir");
     refuse("/warm/0/cmd", json!([]), "warm.cmd");
     refuse("/warm/0/timeout_ms", json!(0), "warm.timeout_ms");
+    let key = "warm_restore.probe";
+    for probe in [
+        json!("notify"),
+        json!({"log": {"pattern": "up"}}),
+        json!({"file": {"path": "/run/up"}}),
+    ] {
+        refuse("/warm_restore/0/probe", probe, key);
+    }
+    refuse(
+        "/warm_restore/0/probe",
+        json!({"tcp": {"port": 0}}),
+        "probe.port",
+    );
+    refuse(
+        "/warm_restore/0/timeout_ms",
+        json!(0),
+        "warm_restore.timeout_ms",
+    );
     refuse("/ready/interval_ms", json!(0), "ready");
     refuse("/ready/timeout_ms", json!(0), "ready");
     refuse("/ports", json!([70000]), "u16");

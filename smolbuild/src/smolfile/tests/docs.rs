@@ -29,6 +29,7 @@ fn key_tables() -> String {
                 "" => "Top of the file".to_owned(),
                 "rootfs.debian" => "`debian` of `[rootfs]`".to_owned(),
                 "ready.http" => "`http` of `[ready]`".to_owned(),
+                "warm_restore.http" => "`http` of `[[warm_restore]]`".to_owned(),
                 table => format!("`{}`", keys::heading(table)),
             };
             text.push_str(&format!(

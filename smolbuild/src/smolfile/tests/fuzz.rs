@@ -34,6 +34,11 @@ successes = 2
 [[warm]]
 cmd = "true"
 timeout = "1s"
+[[warm_restore]]
+http = { port = 80, path = "/", status = [200], body = "ok" }
+timeout = "1s"
+[[warm_restore]]
+exec = "true"
 [snapshot]
 drop_caches = true
 "#;
@@ -83,6 +88,8 @@ const PIECES: &[&str] = &[
     "[ready]",
     "[[copy]]",
     "ready.http",
+    "warm_restore.http",
+    "[[warm_restore]]",
     "\"/..\"",
     "18446744073709551616",
     "(?i",

@@ -38,12 +38,14 @@ fn what_is_left_out_has_its_documented_default() {
         service,
         warm,
         restore,
+        warm_restore,
         ..
     } = smolfile.workload
     else {
         panic!("a service")
     };
-    assert!(copies.is_empty() && warm.is_empty() && restore.is_empty() && service.env.is_empty());
+    assert!(copies.is_empty() && service.env.is_empty());
+    assert!(warm.is_empty() && restore.is_empty() && warm_restore.is_empty());
     assert_eq!((service.user, service.workdir), (None, None));
 }
 
@@ -79,6 +81,13 @@ fn every_key_is_taken_over() {
         [[restore]]
         cmd = ["ssh-keygen", "-A"]
         timeout = "5s"
+        [[warm_restore]]
+        http = { port = 80, path = "/first", status = 302, body = "^to" }
+        timeout = "2s"
+        [[warm_restore]]
+        tcp = 443
+        [[warm_restore]]
+        exec = "ask"
         [ready]
         http = { port = 80, path = "/a?b=%20", status = [200, 204], body = "^ok" }
         timeout = "5min"
@@ -122,6 +131,7 @@ fn every_key_is_taken_over() {
         service,
         warm,
         restore,
+        warm_restore,
     } = smolfile.workload
     else {
         panic!("a service")
@@ -172,6 +182,25 @@ fn every_key_is_taken_over() {
             cmd: vec!["ssh-keygen".into(), "-A".into()],
             timeout: Duration::from_secs(5)
         }]
+    );
+    let redirect = Http {
+        port: 80,
+        path: "/first".into(),
+        status: vec![302],
+        body: Some("^to".into()),
+    };
+    let ask = vec!["/bin/sh".into(), "-c".into(), "ask".into()];
+    let requests: Vec<_> = warm_restore
+        .into_iter()
+        .map(|request| (request.probe, request.timeout.as_secs()))
+        .collect();
+    assert_eq!(
+        requests,
+        [
+            (Probe::Http(redirect), 2),
+            (Probe::Tcp(443), 60),
+            (Probe::Exec(ask), 60),
+        ]
     );
     assert_eq!(
         warm[0],

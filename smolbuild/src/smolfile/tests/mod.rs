@@ -6,6 +6,7 @@ mod docs;
 mod fuzz;
 mod good;
 mod ready_values;
+mod requests;
 mod sections;
 mod structure;
 mod unknown;

@@ -218,6 +218,25 @@ error: [[restore]] without a [service]: there is nothing to renew
 );
 
 mistake!(
+    warm_restore_without_a_service,
+    r#"name = "k"
+[kernel]
+path = "vmlinux"
+[ready]
+log = "up"
+[[warm_restore]]
+tcp = 80
+"#,
+    r#"
+error: [[warm_restore]] without a [service]: there is nobody to ask
+ --> Smolfile:6:3
+  |
+6 | [[warm_restore]]
+  |   ^^^^^^^^^^^^
+"#
+);
+
+mistake!(
     ports_without_a_service,
     r#"name = "k"
 ports = [80]

@@ -26,7 +26,7 @@ error: unknown key `timeout`
 2 | timeout = "1s"
   | ^^^^^^^ not a key of a Smolfile
   |
-  = help: `timeout` stands in [ready] or in [[warm]] or in [[restore]]
+  = help: `timeout` stands in [ready] or in [[warm]] or in [[restore]] or in [[warm_restore]]
 "#
 );
 
@@ -88,7 +88,7 @@ error: unknown key `a\u{1b}b`
 2 | "a\u001bb" = 1
   | ^^^^^^^^^^ not a key of a Smolfile
   |
-  = help: a Smolfile has the keys name, version, cpus, memory, ports, kernel, rootfs, copy, service, ready, warm, restore, snapshot
+  = help: a Smolfile has the keys name, version, cpus, memory, ports, kernel, rootfs, copy, service, ready, warm, restore, warm_restore, snapshot
 "#
 );
 

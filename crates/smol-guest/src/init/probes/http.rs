@@ -67,7 +67,7 @@ fn judge(answer: &Answer, expect: &Expect<'_>) -> Result<(), String> {
     let Some(pattern) = expect.body else {
         return Ok(());
     };
-    let pattern = Regex::new(pattern).map_err(|e| format!("ready.http.body: {e}"))?;
+    let pattern = Regex::new(pattern).map_err(|e| format!("probe.http.body: {e}"))?;
     if pattern.is_match(&body) {
         return Ok(());
     }

@@ -19,7 +19,7 @@ use crate::protocol::{Event, Probe, Ready};
 const ATTEMPT_LIMIT: Duration = Duration::from_secs(10);
 
 /// How a probe came out; the inner error is what it saw.
-type Attempt = Result<Result<(), String>, Interrupt>;
+pub(super) type Attempt = Result<Result<(), String>, Interrupt>;
 
 /// Why the service did not get ready.
 #[derive(Debug)]
@@ -46,7 +46,7 @@ pub(super) fn prepare(
             Ok(Some(("NOTIFY_SOCKET".to_owned(), NOTIFY_PATH.to_owned())))
         }
         Probe::Log { pattern } => {
-            sup.match_lines(Regex::new(pattern).map_err(|e| format!("ready.log.pattern: {e}"))?);
+            sup.match_lines(Regex::new(pattern).map_err(|e| format!("probe.log.pattern: {e}"))?);
             Ok(None)
         }
         _ => Ok(None),
@@ -131,7 +131,13 @@ fn ask_repeatedly(
     })))
 }
 
-fn try_once(probe: &Probe, sup: &mut Supervisor, world: &World, deadline: Instant) -> Attempt {
+/// Asks once, and waits for the answer until the deadline.
+pub(super) fn try_once(
+    probe: &Probe,
+    sup: &mut Supervisor,
+    world: &World,
+    deadline: Instant,
+) -> Attempt {
     match probe {
         Probe::Exec { cmd } => exec(cmd, sup, world, deadline),
         Probe::Tcp { port } => Ok(tcp::connect(*port, sup, deadline)?.map(drop)),

@@ -1,0 +1,104 @@
+//! Rehearsals: what a restored machine is asked while the builder looks on.
+
+use serde_json::{Value, json};
+use smol_guest::protocol::*;
+
+use super::host::{Guest, config};
+
+/// A web server that is frozen, and brought back for a rehearsal with these requests.
+fn rehearse(requests: &[Value]) -> Guest {
+    let mut config = config(
+        "exec httpd -f -p 8080 -h /www",
+        &json!({"tcp": {"port": 8080}}),
+    );
+    config["warm_restore"] = requests.into();
+    let mut guest = Guest::boot(&config, |_| {});
+    guest.until_ready();
+    guest.expect(&Event::Quiesced);
+    guest.expect(&Event::Snapshot);
+    guest.break_stream();
+    guest.give_identity(true);
+    guest.expect(&Event::Ready { attempts: 1 });
+    guest
+}
+
+fn exec(script: &str) -> Value {
+    json!({"probe": {"exec": {"cmd": ["sh", "-c", script]}}, "timeout_ms": 10_000})
+}
+
+fn http(path: &str) -> Value {
+    json!({"probe": {"http": {"port": 8080, "path": path}}, "timeout_ms": 10_000})
+}
+
+pub fn all_are_made() {
+    let mut guest = rehearse(&[
+        exec("cat /etc/machine-id /sys/fs/cgroup/service/cgroup.events > /run/seen"),
+        exec("grep -q 0909 /run/seen && hostname > /www/made"),
+        http("/made"),
+        json!({"probe": {"tcp": {"port": 8080}}, "timeout_ms": 10_000}),
+    ]);
+    guest.expect(&Event::Rehearsed);
+    let seen = guest.read("/run/seen");
+    assert!(
+        seen.contains("frozen 0"),
+        "with the new identity, while the service runs: {seen}"
+    );
+    assert_eq!(guest.read("/www/made"), "clone\n");
+    guest.request(&Request::Shutdown { grace_ms: 10_000 });
+    guest.expect(&Event::Stopping);
+    guest.expect(&Event::ServiceExited {
+        status: ExitStatus::Signaled(15),
+    });
+    guest.ends();
+}
+
+/// What is told of a request that fails: which, why, and what it saw.
+fn failing(requests: &[Value]) -> (String, String, Option<ExitStatus>) {
+    let mut guest = rehearse(requests);
+    let Event::Failed {
+        stage,
+        reason,
+        probe,
+        last_saw,
+        service_status,
+    } = guest.failure()
+    else {
+        unreachable!()
+    };
+    assert_eq!(stage, Stage::Rehearsal);
+    let probe = probe.expect("what was asked").to_string();
+    guest.ends();
+    (
+        reason,
+        format!("{probe}: {}", last_saw.unwrap_or_default()),
+        service_status,
+    )
+}
+
+pub fn one_fails() {
+    let (reason, saw, _) = failing(&[http("/index.html"), http("/nothing"), exec("touch /too")]);
+    assert_eq!(
+        reason,
+        "request 2 of [[warm_restore]] was not answered as it must be"
+    );
+    assert!(saw.starts_with("http :8080/nothing: HTTP 404: "), "{saw}");
+
+    let (_, saw, _) = failing(&[exec("echo no such key; exit 4")]);
+    assert!(saw.ends_with(": exit code 4: no such key"), "{saw}");
+
+    let mut slow = exec("echo working; sleep 1000");
+    slow["timeout_ms"] = json!(1500);
+    let (reason, saw, _) = failing(&[slow]);
+    assert_eq!(
+        reason,
+        "request 1 of [[warm_restore]] was not answered within 1500 ms"
+    );
+    assert!(saw.ends_with(": no answer in time: working"), "{saw}");
+}
+
+pub fn one_ends_the_service() {
+    let end = "kill -9 $(head -n 1 /sys/fs/cgroup/service/cgroup.procs); sleep 1000";
+    let (reason, _, status) = failing(&[exec(end)]);
+    assert_eq!(reason, "request 1 of [[warm_restore]] ended the service");
+    assert_eq!(status, Some(ExitStatus::Signaled(9)));
+}
