@@ -8,6 +8,7 @@
 //!
 //! A time is only worth something beside another one from the same run.
 
+mod crowd;
 mod emulated;
 #[path = "../e2e/host.rs"]
 #[allow(dead_code)]

@@ -12,6 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use crate::Times;
+use crate::crowd::{self, CROWDS};
 use crate::host::Host;
 use crate::support::run;
 
@@ -21,8 +22,6 @@ const RUNS: usize = 30;
 const SLOW_RUNS: usize = 20;
 /// Where the guest's working set is, bytes: see tests/guests/native/main.c.
 const WORKING_SET: [u64; 2] = [64 << 20, 16 << 20];
-/// How many idle machines are put side by side.
-const CROWDS: [usize; 3] = [1, 10, 50];
 
 /// To the first byte, and to the end of the first round.
 type Pair = [Times; 2];
@@ -234,28 +233,17 @@ impl<'h> Scene<'h> {
         run(self.host.build(&smolfile, &bundle).args(["--accel", "kvm"])).succeed();
         self.unpack(&bundle, &images(self.host, &bundle));
         let mut machines = Vec::new();
-        let mut table = Vec::new();
         println!("\nidle machines of one bundle (64 MiB in use), proportional set size");
-        for crowd in CROWDS {
+        let crowds = CROWDS.map(|crowd| {
             while machines.len() < crowd {
                 let mut child = spawn(&mut self.smolrun(&bundle));
                 await_line(&mut child, b"idle\n");
                 machines.push(child);
             }
-            let all: f64 = machines.iter().map(pss_mib).sum();
-            let one = table.first().map_or(all, |row: &Value| {
-                row["totalMiB"].as_f64().expect("a number")
-            });
-            let extra = (crowd > 1).then(|| (all - one) / (crowd - 1) as f64);
-            let shown = extra.map(|mib| format!("{mib:.2} MiB for each more (goal: at most 4)"));
-            println!(
-                "  {crowd:>3}   {all:8.1} MiB   {}",
-                shown.unwrap_or_default()
-            );
-            table.push(json!({ "machines": crowd, "totalMiB": all, "perExtraMiB": extra }));
-        }
+            machines.iter().map(crowd::pss_mib).sum()
+        });
         machines.iter_mut().for_each(stop);
-        Value::Array(table)
+        crowd::report(&crowds)
     }
 }
 
@@ -269,15 +257,6 @@ fn images(host: &Host, bundle: &Path) -> PathBuf {
     let digest = inspected["digest"].as_str().expect("a digest");
     let hex = digest.strip_prefix("sha256:").expect("a sha256 digest");
     host.cache().join("bundles").join(hex)
-}
-
-/// Memory of a process, that which it shares counted in part, MiB: proc_pid_smaps(5).
-fn pss_mib(child: &Child) -> f64 {
-    let path = format!("/proc/{}/smaps_rollup", child.id());
-    let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
-    let line = text.lines().find_map(|line| line.strip_prefix("Pss:"));
-    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok());
-    kib.expect("Pss in KiB") / 1024.0
 }
 
 /// The registers of the only vCPU, as the floor program reads them.
