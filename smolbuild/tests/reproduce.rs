@@ -71,6 +71,7 @@ fn bundle(folder: &Path, claim: Option<Reproducible>, lock: Option<Vec<u8>>) -> 
         }),
         smolfile: Some(fs::read(folder.join("Smolfile")).unwrap()),
         lock,
+        parent: None,
     };
     smol_bundle::write(&spec, &out, &mut |_, _| {}).unwrap();
     out
