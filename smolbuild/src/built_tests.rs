@@ -54,6 +54,7 @@ fn scene() -> Scene {
         snapshot: None,
         smolfile: None,
         lock: None,
+        parent: None,
     };
     let written = smol_bundle::write(&spec, &bundle, &mut |_, _| {}).unwrap();
     Scene {

@@ -41,6 +41,7 @@ pub fn spec(
         }),
         smolfile: Some(smolfile.as_bytes().to_vec()),
         lock: Some(plan.lock.to_text().into_bytes()),
+        parent: plan.lock.base(),
     })
 }
 

@@ -95,6 +95,8 @@ pub enum Rootfs {
     Tar(String),
     /// A folder, by path relative to the Smolfile.
     Dir(String),
+    /// That of another bundle, by path relative to the Smolfile.
+    Bundle(String),
 }
 
 /// A file or folder that is put over the root file system.
@@ -346,6 +348,7 @@ impl From<&smolfile::Rootfs> for Rootfs {
             }
             smolfile::Rootfs::Tar(path) => Self::Tar(path.get_ref().clone()),
             smolfile::Rootfs::Dir(path) => Self::Dir(path.get_ref().clone()),
+            smolfile::Rootfs::Bundle(path) => Self::Bundle(path.get_ref().clone()),
         }
     }
 }
@@ -588,6 +591,21 @@ mod tests {
                 .unwrap()
                 .digest(),
         );
+        let on_base = SERVICE.replace("[rootfs]", "[base]").replace(
+            r#"debian = { suite = "bookworm", packages = ["redis", "curl"] }"#,
+            r#"bundle = "base.smolmachine""#,
+        );
+        let smolfile = smolfile::parse(&on_base).unwrap();
+        for base in ["1", "2"] {
+            let mut lock = Lock::of_epoch(DEFAULT_EPOCH);
+            lock.files.push(crate::lock::InputFile {
+                role: crate::lock::Role::Base,
+                path: "base.smolmachine".into(),
+                sha256: base.repeat(64),
+            });
+            let plan = Plan::resolve(&smolfile, Path::new("/base"), lock).unwrap();
+            seen.push(plan.digest());
+        }
         let count = seen.len();
         seen.sort();
         seen.dedup();

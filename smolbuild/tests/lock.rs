@@ -1,9 +1,13 @@
 //! The lock file by the command line. Nothing here needs a network or boots a machine.
 
+mod common;
+
 use std::fs;
 use std::path::Path;
 
 use assert_cmd::Command;
+use common::{bundle_spec, write_bundle};
+use smol_bundle::{BundleSpec, Digest};
 
 const KERNEL_ONLY: &str = r#"name = "native"
 [kernel]
@@ -92,4 +96,67 @@ fn offline_a_system_without_a_lock_is_an_error_that_names_it() {
         "{error}"
     );
     assert!(!folder.path().join("Smolfile.lock").exists());
+}
+
+const ON_BASE: &str = "name = \"app\"\n[kernel]\npath = \"guest.elf\"\n[base]\n\
+                       bundle = \"base.smolmachine\"\n[service]\ncmd = [\"app\"]\n[ready]\ntcp = 80\n";
+
+/// A bundle to build on, as far as its lock looks at it.
+fn base(folder: &Path, rootfs: Option<&str>) -> Digest {
+    if let Some(rootfs) = rootfs {
+        fs::write(folder.join("rootfs"), rootfs).unwrap();
+    }
+    let spec = BundleSpec {
+        rootfs: rootfs.map(|_| folder.join("rootfs")),
+        ..bundle_spec("base", folder.join("guest.elf"))
+    };
+    write_bundle(&spec, &folder.join("base.smolmachine"))
+}
+
+#[test]
+fn a_base_is_pinned_by_its_digest_in_which_signatures_have_no_part() {
+    let folder = project();
+    fs::write(folder.path().join("Smolfile"), ON_BASE).unwrap();
+    let lock = || said(smolbuild(folder.path()).arg("lock"), 0).0;
+    let locked = || {
+        let mut command = smolbuild(folder.path());
+        said(command.args(["--locked", "-o", "x.smolmachine"]), 3).1
+    };
+    let digest = base(folder.path(), Some("files"));
+    assert_eq!(lock(), "./Smolfile.lock is new\n");
+    let text = fs::read_to_string(folder.path().join("Smolfile.lock")).unwrap();
+    let pinned = format!(
+        "role = \"base\"\npath = \"base.smolmachine\"\nsha256 = \"{}\"\n",
+        digest.hex()
+    );
+    assert!(text.contains(&pinned), "{text}");
+
+    said(smolbuild(folder.path()).args(["keygen", "-o", "k.key"]), 0);
+    let sign = ["sign", "base.smolmachine", "--key", "k.key"];
+    said(smolbuild(folder.path()).args(sign), 0);
+    assert_eq!(lock(), "./Smolfile.lock is up to date\n");
+
+    base(folder.path(), Some("other files"));
+    let told = locked();
+    assert!(
+        told.contains("out of date:\n  [base] bundle \"base.smolmachine\" changed\n"),
+        "{told}"
+    );
+    assert_eq!(lock(), "[base] bundle \"base.smolmachine\" changed\n");
+}
+
+#[test]
+fn what_cannot_be_a_base_is_told_before_anything_is_built() {
+    let folder = project();
+    fs::write(folder.path().join("Smolfile"), ON_BASE).unwrap();
+    let lock = |code| said(smolbuild(folder.path()).arg("lock"), code).1;
+    assert!(lock(2).contains("Smolfile:5:10"), "no file");
+    fs::write(folder.path().join("base.smolmachine"), "").unwrap();
+    assert!(lock(4).contains("is not a .smolmachine bundle: it is empty"));
+    base(folder.path(), None);
+    let told = lock(2);
+    assert!(
+        told.contains("base has no root file system, it is just a kernel"),
+        "{told}"
+    );
 }

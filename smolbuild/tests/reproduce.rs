@@ -1,19 +1,21 @@
 //! What `smolbuild reproduce` refuses before it builds anything. Nothing here needs a network or
 //! boots a machine; the rebuild itself is among the end-to-end tests.
 
+mod common;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use assert_cmd::Command;
-use smol_bundle::{
-    BundleSpec, ClockMode, Config, CpuContract, Reproducible, SnapshotSpec, Tsc, TscNeeds,
-    WorkingSet,
-};
+use common::{bundle_spec, write_bundle};
+use smol_bundle::{BundleSpec, Reproducible};
 
-const MEMORY: u64 = 16 << 20;
 const NATIVE: &str = "name = \"native\"\n[kernel]\npath = \"guest.elf\"\n[ready]\nlog = \"^up$\"\n";
 const FOLDER: &str = "name = \"native\"\n[kernel]\npath = \"guest.elf\"\n[rootfs]\ndir = \"root\"\n\
                       [service]\ncmd = [\"/x\"]\n[ready]\ntcp = 1\n";
+
+const BASE: &str = "name = \"native\"\n[kernel]\npath = \"guest.elf\"\n[base]\n\
+                    bundle = \"base.smolmachine\"\n[service]\ncmd = [\"/x\"]\n[ready]\ntcp = 1\n";
 
 fn claim(why_not: Option<&str>) -> Option<Reproducible> {
     Some(Reproducible {
@@ -30,49 +32,31 @@ fn project(smolfile: &str) -> tempfile::TempDir {
     fs::write(path("guest.elf"), "ELF").unwrap();
     fs::create_dir(path("root")).unwrap();
     fs::write(path("root/x"), "#!").unwrap();
+    base(folder.path(), "a root file system");
     said(smolbuild(folder.path()).args(["lock", "."]), 0);
     folder
 }
 
+/// The bundle that `[base]` names; nobody looks into its image here.
+fn base(folder: &Path, rootfs: &str) {
+    fs::write(folder.join("rootfs"), rootfs).unwrap();
+    let spec = BundleSpec {
+        rootfs: Some(folder.join("rootfs")),
+        ..bundle_spec("base", folder.join("guest.elf"))
+    };
+    write_bundle(&spec, &folder.join("base.smolmachine"));
+}
+
 /// The bundle of such a project, as far as it matters here.
 fn bundle(folder: &Path, claim: Option<Reproducible>, lock: Option<Vec<u8>>) -> PathBuf {
-    let memory = folder.join("memory");
-    fs::File::create(&memory).unwrap().set_len(MEMORY).unwrap();
     let out = folder.join("x.smolmachine");
-    let spec = BundleSpec {
-        config: Config {
-            name: "native".into(),
-            version: None,
-            arch: "x86_64".into(),
-            cpus: 1,
-            memory: MEMORY,
-            cmdline: String::new(),
-            ports: Vec::new(),
-            clock: ClockMode::Virtual,
-            reproducible: claim,
-            cpu: CpuContract {
-                arch: "x86_64".into(),
-                features: Vec::new(),
-                physical_address_bits: 40,
-                xcr0: 0,
-                tsc: Tsc {
-                    needs: TscNeeds::None,
-                    khz: None,
-                },
-            },
-        },
-        kernel: folder.join("guest.elf"),
-        initramfs: None,
-        rootfs: None,
-        snapshot: Some(SnapshotSpec {
-            state: b"{}".to_vec(),
-            memory,
-            working_set: WorkingSet::default(),
-        }),
+    let mut spec = BundleSpec {
         smolfile: Some(fs::read(folder.join("Smolfile")).unwrap()),
         lock,
+        ..bundle_spec("native", folder.join("guest.elf"))
     };
-    smol_bundle::write(&spec, &out, &mut |_, _| {}).unwrap();
+    spec.config.reproducible = claim;
+    write_bundle(&spec, &out);
     out
 }
 
@@ -169,4 +153,22 @@ fn files_that_a_bundle_does_not_hold_are_asked_for_and_checked() {
     fs::write(folder.path().join("root/x"), "#!other").unwrap();
     let told = reproduce(folder.path(), &path, &["--context", "."], 3);
     assert!(told.contains("[rootfs] dir \"root\" changed"), "{told}");
+}
+
+#[test]
+fn the_base_of_a_bundle_is_asked_for_and_checked_by_its_digest() {
+    let folder = project(BASE);
+    let lock = lock_of(folder.path()).into_bytes();
+    let path = bundle(folder.path(), claim(None), Some(lock));
+    let told = reproduce(folder.path(), &path, &[], 2);
+    assert!(
+        told.contains("as it was: base.smolmachine") && told.contains("--context DIR"),
+        "{told}"
+    );
+    base(folder.path(), "another root file system");
+    let told = reproduce(folder.path(), &path, &["--context", "."], 3);
+    assert!(
+        told.contains("[base] bundle \"base.smolmachine\" changed"),
+        "{told}"
+    );
 }

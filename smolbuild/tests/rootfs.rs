@@ -3,6 +3,10 @@
 
 #[path = "rootfs/archive.rs"]
 mod archive;
+#[path = "rootfs/base.rs"]
+mod base;
+#[path = "common/mod.rs"]
+mod bundles;
 #[path = "rootfs/common.rs"]
 mod common;
 #[path = "rootfs/host.rs"]

@@ -74,6 +74,7 @@ fn write(dir: &Path, out: &Path) {
         }),
         smolfile: None,
         lock: None,
+        parent: None,
     };
     smol_bundle::write(&spec, out, &mut |_, _| {}).unwrap();
 }

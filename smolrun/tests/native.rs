@@ -219,6 +219,7 @@ impl Scene {
             rootfs: None,
             smolfile: None,
             lock: None,
+            parent: None,
         };
         smol_bundle::write(&spec, &bundle, &mut |_, _| {}).unwrap();
         Some(Self { dir, bundle })

@@ -56,6 +56,7 @@ impl Parts {
             }),
             smolfile: Some(b"name = 'hello'".to_vec()),
             lock: None,
+            parent: None,
         };
         let out = path("whole");
         write(&spec, &out, &mut |_, _| {}).unwrap();
@@ -107,8 +108,8 @@ impl Parts {
             .iter()
             .map(|(t, bytes)| Descriptor::of(t, bytes))
             .collect();
-        let mut manifest =
-            Manifest::machine(&self.config, Descriptor::of(oci::CONFIG, &config), layers);
+        let config = Descriptor::of(oci::CONFIG, &config);
+        let mut manifest = Manifest::machine(&self.config, config, layers, None);
         (self.edit_manifest)(&mut manifest);
         let manifest = oci::bytes(&manifest);
         archive.blob(&manifest).unwrap();
@@ -247,6 +248,34 @@ fn a_manifest_with_anything_more_than_the_machine_is_refused() {
         &manifest_refusal(|m| m.subject = Some(m.config.clone())),
         "not the manifest of a machine",
     );
+}
+
+#[test]
+fn a_parent_must_be_a_digest_in_its_one_spelling() {
+    let digest = crate::Digest::of(b"parent").to_string();
+    let name = |parent: &str| {
+        let parent = parent.to_owned();
+        move |m: &mut Manifest| drop(m.annotations.insert(oci::PARENT.into(), parent.clone()))
+    };
+    for bad in [
+        "",
+        "latest",
+        &digest[..70],
+        &digest[7..],
+        &digest.to_uppercase(),
+        &format!("{digest} "),
+        &digest.replace("sha256", "sha512"),
+    ] {
+        says(
+            &manifest_refusal(name(bad)),
+            &format!("{}: {bad:?} is not \"sha256:\"", oci::PARENT),
+        );
+    }
+    let mut parts = Parts::new();
+    parts.edit_manifest = Box::new(name(&digest));
+    parts.outcome().unwrap();
+    let bundle = Bundle::open(&parts.build()).unwrap();
+    assert_eq!(bundle.parent().unwrap().to_string(), digest);
 }
 
 #[test]

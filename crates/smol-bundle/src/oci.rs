@@ -42,6 +42,8 @@ pub(crate) const EMPTY_BLOB: &[u8] = b"{}";
 pub(crate) const OCI_LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
 /// The name by which other tools find the machine among index.json's manifests.
 const REF_NAME: (&str, &str) = ("org.opencontainers.image.ref.name", "latest");
+/// The annotation with the digest of the bundle that the machine was built on.
+pub const PARENT: &str = "vnd.smol.machine.parent";
 
 impl ImageKind {
     /// Media type of the image's frames.
@@ -106,17 +108,18 @@ pub struct Manifest {
     /// The signed manifest, for a signature.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subject: Option<Descriptor>,
-    /// Name and version, for tools that know OCI but not smol.
+    /// Name and version, for tools that know OCI but not smol; and [`PARENT`].
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
 }
 
 impl Manifest {
-    /// The one manifest of a machine with this configuration and these blobs.
+    /// The one manifest of a machine with this configuration and these blobs, built on `parent`.
     pub(crate) fn machine(
         config: &Config,
         config_blob: Descriptor,
         layers: Vec<Descriptor>,
+        parent: Option<Digest>,
     ) -> Self {
         let mut annotations = BTreeMap::new();
         annotations.insert(
@@ -129,6 +132,9 @@ impl Manifest {
                 version.clone(),
             );
         }
+        if let Some(parent) = parent {
+            annotations.insert(PARENT.to_string(), parent.to_string());
+        }
         Manifest {
             schema_version: 2,
             media_type: OCI_MANIFEST.into(),
@@ -138,6 +144,14 @@ impl Manifest {
             subject: None,
             annotations,
         }
+    }
+
+    /// The digest of the bundle that the machine was built on, if it names one; else why it is none.
+    pub(crate) fn parent(&self) -> Result<Option<Digest>, String> {
+        let parent = self.annotations.get(PARENT);
+        parent
+            .map(|digest| digest.parse().map_err(|why| format!("{PARENT}: {why}")))
+            .transpose()
     }
 
     /// The one manifest of a signature of `machine`, whose signature blob is `blob`.

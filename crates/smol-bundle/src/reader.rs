@@ -31,6 +31,7 @@ pub struct Bundle {
     manifest: Manifest,
     manifest_json: Vec<u8>,
     config: Config,
+    parent: Option<Digest>,
     index: PageIndex,
     /// Where each image's frames begin in the file.
     frames_at: [Option<u64>; ImageKind::ALL.len()],
@@ -85,7 +86,7 @@ impl Bundle {
             raw.offset(&manifest.config)?,
             &config_json,
         )?;
-        raw.check_manifest(&descriptor, &manifest, &config)?;
+        let parent = raw.check_manifest(&descriptor, &manifest, &config)?;
         let index = raw.page_index(&manifest)?;
         raw.check_images(&manifest, &config, &index)?;
         let (signatures, signature_blobs) = raw.signatures(&descriptor, signed)?;
@@ -105,6 +106,7 @@ impl Bundle {
             manifest,
             manifest_json,
             config,
+            parent,
             index,
             signatures,
             signature_blobs,
@@ -121,6 +123,11 @@ impl Bundle {
     /// The machine's configuration.
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// The digest of the bundle that this one was built on, as it says. It needs nothing of it.
+    pub fn parent(&self) -> Option<Digest> {
+        self.parent
     }
 
     /// The machine manifest, byte for byte.

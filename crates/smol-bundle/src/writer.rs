@@ -31,6 +31,8 @@ pub struct BundleSpec {
     pub smolfile: Option<Vec<u8>>,
     /// The text of the lock.
     pub lock: Option<Vec<u8>>,
+    /// The digest of the bundle that this one was built on.
+    pub parent: Option<Digest>,
 }
 
 /// A machine that was stopped in its work.
@@ -113,7 +115,8 @@ pub fn write_while(
         "the limits of its fields see to that"
     );
     archive.blob(&config)?;
-    let manifest = Manifest::machine(&spec.config, Descriptor::of(oci::CONFIG, &config), layers);
+    let config = Descriptor::of(oci::CONFIG, &config);
+    let manifest = Manifest::machine(&spec.config, config, layers, spec.parent);
     let manifest = oci::bytes(&manifest);
     let digest = archive.blob(&manifest)?;
     let machine = Descriptor::of(oci::OCI_MANIFEST, &manifest);

@@ -130,6 +130,25 @@ fn the_working_set_lies_first_in_frames_of_its_own() {
 }
 
 #[test]
+fn a_parent_is_named_in_the_manifest_and_changes_nothing_else() {
+    let work = Work::new();
+    let alone = Bundle::open(&work.bundle()).unwrap();
+    let spec = BundleSpec {
+        parent: Some(alone.digest()),
+        ..work.spec()
+    };
+    let child = Bundle::open(&work.write(&spec, "child").0).unwrap();
+    assert_eq!(
+        (alone.parent(), child.parent()),
+        (None, Some(alone.digest()))
+    );
+    child.verify_all(&mut |_, _| {}).unwrap();
+    let text = |bundle: &Bundle| String::from_utf8(bundle.manifest_json().to_vec()).unwrap();
+    let annotation = format!(",\"vnd.smol.machine.parent\":\"{}\"", alone.digest());
+    assert_eq!(text(&child).replace(&annotation, ""), text(&alone));
+}
+
+#[test]
 fn zero_pages_stay_holes_when_extracted() {
     let mut images = Images::sample();
     images.memory = vec![0; 64 << 20];

@@ -11,7 +11,7 @@ use smol_machine::boot;
 
 use super::initramfs;
 use super::kernel::{self, Request};
-use super::rootfs::{self, CopySpec, DebianSpec, RootfsSource, RootfsSpec, debian};
+use super::rootfs::{self, BaseSpec, CopySpec, DebianSpec, RootfsSource, RootfsSpec, debian};
 use crate::fetch::Net;
 use crate::hash;
 use crate::lock::{self, GUEST_BINARY, PackagePin, Surroundings, World};
@@ -122,6 +122,13 @@ fn build_rootfs(
     let source = match &plan.rootfs {
         Some(plan::Rootfs::Tar(path)) => RootfsSource::Tar(plan.host_path(path)),
         Some(plan::Rootfs::Dir(path)) => RootfsSource::Dir(plan.host_path(path)),
+        Some(plan::Rootfs::Bundle(path)) => {
+            let digest = plan.lock.base().context("the lock has no base");
+            RootfsSource::Bundle(BaseSpec {
+                path: plan.host_path(path),
+                digest: digest.kind(ExitKind::Internal)?,
+            })
+        }
         Some(plan::Rootfs::Debian { .. }) => {
             let debian = plan
                 .lock

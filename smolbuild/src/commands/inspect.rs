@@ -23,6 +23,7 @@ fn as_json(bundle: &Bundle) -> Result<Value> {
     let text = |bytes: Option<Vec<u8>>| bytes.map(|b| String::from_utf8_lossy(&b).into_owned());
     Ok(json!({
         "digest": bundle.digest().to_string(),
+        "parent": bundle.parent().map(|digest| digest.to_string()),
         "fileSize": bundle.file_size(),
         "signatures": bundle.signatures().iter().map(|s| s.key_id.to_string()).collect::<Vec<_>>(),
         "config": bundle.config(),
@@ -60,6 +61,9 @@ fn as_text(bundle: &Bundle) -> String {
             .join(" "),
     );
     line("digest", bundle.digest().to_string());
+    if let Some(parent) = bundle.parent() {
+        line("parent", parent.to_string());
+    }
     line("signed by", signers(bundle));
     line("file", human::bytes(bundle.file_size()));
     line(

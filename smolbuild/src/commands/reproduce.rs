@@ -215,7 +215,7 @@ fn take_out(
     let Workload::Service { rootfs, copies, .. } = &smolfile.workload else {
         return Ok(missing);
     };
-    if let Rootfs::Tar(path) | Rootfs::Dir(path) = rootfs {
+    if let Rootfs::Tar(path) | Rootfs::Dir(path) | Rootfs::Bundle(path) = rootfs {
         missing.push(path.get_ref().clone());
     }
     if !copies.is_empty() {

@@ -1,4 +1,4 @@
-//! What bundles say about themselves: configuration, Smolfile, lock.
+//! What bundles say about themselves: configuration, parent, Smolfile, lock.
 
 use anyhow::{Context, Result};
 use smol_bundle::Bundle;
@@ -6,8 +6,8 @@ use smol_bundle::Bundle;
 use super::values::{self, Change, Numbers};
 use crate::commands::bundle_error;
 
-/// Compares configurations field by field, the kernel command line word by word, and the texts
-/// line by line.
+/// Compares configurations field by field, the kernel command line word by word, the bundles that
+/// these were built on, and the texts line by line.
 pub fn compare(a: &Bundle, b: &Bundle) -> Result<Vec<Change>> {
     let config = |bundle: &Bundle| {
         let mut config = serde_json::to_value(bundle.config()).context("a configuration")?;
@@ -15,9 +15,16 @@ pub fn compare(a: &Bundle, b: &Bundle) -> Result<Vec<Change>> {
         anyhow::Ok(config)
     };
     let mut changes = values::compare(&config(a)?, &config(b)?, Numbers::Decimal);
+    changes.extend(parent(a, b));
     changes.extend(text("Smolfile", a, b, Bundle::smolfile)?);
     changes.extend(text("Smolfile.lock", a, b, Bundle::lock)?);
     Ok(changes)
+}
+
+fn parent(a: &Bundle, b: &Bundle) -> Option<Change> {
+    let [a, b] = [a, b].map(|bundle| bundle.parent().map(|digest| digest.to_string()));
+    let path = "parent".to_owned();
+    (a != b).then_some(Change { path, a, b })
 }
 
 fn text(

@@ -2,7 +2,7 @@
 //!
 //! | room | section |
 //! |---|---|
-//! | [`manifest`] | configuration, Smolfile, lock |
+//! | [`manifest`] | configuration, parent, Smolfile, lock |
 //! | [`images`], [`files`] | kernel, initramfs and root file system, by file |
 //! | [`state`] | vCPUs and devices, by path |
 //! | [`memory`], [`guest`] | pages of memory, by owner |
@@ -39,7 +39,7 @@ use self::values::Change;
 pub struct Report {
     /// Digests of the first and the second bundle.
     pub digests: [String; 2],
-    /// Configuration, Smolfile, lock.
+    /// Configuration, parent, Smolfile, lock.
     pub manifest: Vec<Change>,
     /// The kernel.
     pub kernel: Option<ImageChange>,

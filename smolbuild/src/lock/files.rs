@@ -11,7 +11,7 @@ use smol_cli::{ErrorExt, ExitKind, Interrupt};
 
 use super::{CopySource, Entry, EntryNode, InputFile, Role};
 use crate::assemble::rootfs::tree::{Inode, InodeId, Node, Source, Tree};
-use crate::assemble::rootfs::{DirOptions, Modes, Owner};
+use crate::assemble::rootfs::{DirOptions, Modes, Owner, base};
 use crate::fetch::{self, hex};
 
 /// The file or folder `path` of the folder `base`, as it is now.
@@ -20,6 +20,7 @@ pub fn input(role: Role, base: &Path, path: &str, interrupt: &Interrupt) -> Resu
     let sha256 = match role {
         Role::Kernel | Role::RootfsTar => fetch::sha256(&place)?,
         Role::RootfsDir => folder(&place, interrupt)?,
+        Role::Base => base::open(&place)?.digest().hex(),
     };
     Ok(InputFile {
         role,

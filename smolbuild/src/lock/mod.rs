@@ -48,7 +48,7 @@ pub struct Lock {
     /// The Debian system; absent for other root file systems.
     #[serde(default)]
     pub debian: Option<Debian>,
-    /// A kernel, archive or folder that the Smolfile names.
+    /// A kernel, archive, folder or bundle that the Smolfile names.
     #[serde(default, rename = "file")]
     pub files: Vec<InputFile>,
     /// What each `[[copy]]` copies, in the order of the Smolfile.
@@ -125,7 +125,8 @@ pub struct InputFile {
     /// Its path, as in the Smolfile.
     #[serde(deserialize_with = "rules::host_path")]
     pub path: String,
-    /// SHA-256 of the file; of a folder, over all that reaches the image.
+    /// SHA-256 of the file; of a folder, over all that reaches the image; of a bundle, its digest,
+    /// in which signatures have no part.
     #[serde(deserialize_with = "rules::sha256")]
     pub sha256: String,
 }
@@ -140,6 +141,8 @@ pub enum Role {
     RootfsTar,
     /// `[rootfs] dir`
     RootfsDir,
+    /// `[base] bundle`
+    Base,
 }
 
 impl Role {
@@ -149,6 +152,7 @@ impl Role {
             Role::Kernel => "[kernel] path",
             Role::RootfsTar => "[rootfs] tar",
             Role::RootfsDir => "[rootfs] dir",
+            Role::Base => "[base] bundle",
         }
     }
 
@@ -157,6 +161,7 @@ impl Role {
             Role::Kernel => "kernel",
             Role::RootfsTar => "rootfs-tar",
             Role::RootfsDir => "rootfs-dir",
+            Role::Base => "base",
         }
     }
 }
@@ -201,6 +206,15 @@ pub enum EntryNode {
     HardLink(String),
     /// A pipe, socket or device, in words.
     Special(String),
+}
+
+impl Lock {
+    /// The digest of the bundle that the machine is built on.
+    pub fn base(&self) -> Option<smol_bundle::Digest> {
+        let base = self.files.iter().find(|file| file.role == Role::Base)?;
+        let digest = format!("sha256:{}", base.sha256);
+        Some(digest.parse().expect("a lock holds no other SHA-256"))
+    }
 }
 
 #[cfg(test)]

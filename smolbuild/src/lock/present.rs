@@ -62,6 +62,7 @@ pub fn present(
         match rootfs {
             Rootfs::Tar(path) => lock.files.push(input(Role::RootfsTar, path.get_ref())?),
             Rootfs::Dir(path) => lock.files.push(input(Role::RootfsDir, path.get_ref())?),
+            Rootfs::Bundle(path) => lock.files.push(input(Role::Base, path.get_ref())?),
             Rootfs::Debian { suite, packages } => {
                 let mut debian = request(suite, packages);
                 let kept = kept.and_then(|lock| lock.debian.as_ref());

@@ -52,11 +52,16 @@ fn full() -> Lock {
                 pin("redis-server", "5:7.0.15-1~deb12u4"),
             ],
         }),
-        files: vec![InputFile {
-            role: Role::Kernel,
-            path: "guest.elf".into(),
-            sha256: digest(4),
-        }],
+        files: [
+            (Role::Kernel, "guest.elf", 4),
+            (Role::Base, "base.smolmachine", 10),
+        ]
+        .map(|(role, path, n)| InputFile {
+            role,
+            path: path.into(),
+            sha256: digest(n),
+        })
+        .into(),
         copies: vec![
             CopySource {
                 src: "app.conf".into(),
@@ -143,6 +148,11 @@ packages = [
 role = "kernel"
 path = "guest.elf"
 sha256 = "{}"
+
+[[file]]
+role = "base"
+path = "base.smolmachine"
+sha256 = "0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a"
 
 [[copy]]
 src = "app.conf"
@@ -322,6 +332,10 @@ fn every_input_that_differs_is_told_by_its_name() {
         ["[kernel] path \"guest.elf\" changed"]
     );
     assert_eq!(
+        told(|l| l.files[1].sha256 = digest(9)),
+        ["[base] bundle \"base.smolmachine\" changed"]
+    );
+    assert_eq!(
         told(|l| l.copies[0].contents[0].node = file(9)),
         ["[[copy]] \"app.conf\" changed"]
     );
@@ -390,4 +404,11 @@ proptest! {
     fn no_bytes_make_the_parser_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
         prop_assert!(Lock::parse(&bytes, "x").is_err());
     }
+}
+
+#[test]
+fn the_base_of_a_lock_is_the_digest_of_a_bundle() {
+    let base = full().base().unwrap();
+    assert_eq!(base.to_string(), format!("sha256:{}", digest(10)));
+    assert_eq!(Lock::of_epoch(0).base(), None);
 }

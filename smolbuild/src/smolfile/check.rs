@@ -1,25 +1,52 @@
 //! What the sections of a Smolfile ask of each other. Looks at which keys are there, before they
 //! are taken, so that a mistake inside a section does not hide one between sections.
 
-use super::diagnostic::Diagnostic;
+use super::diagnostic::{Diagnostic, Span};
 use super::parse::PROBES;
 use super::table::{Errors, Table};
+
+/// The table that says where the root file system comes from, and where it stands.
+pub(super) fn files(top: &Table<'_>) -> Option<(&'static str, Span)> {
+    let mut tables = ["rootfs", "base"].into_iter();
+    tables.find_map(|name| Some((name, top.key_span(name)?)))
+}
+
+/// A root file system comes from one place.
+fn one_source(top: &Table<'_>, errors: &mut Errors) {
+    let (Some(rootfs), Some(base)) = (top.key_span("rootfs"), top.key_span("base")) else {
+        return;
+    };
+    let (first, second) = match rootfs.start < base.start {
+        true => (rootfs, base),
+        false => (base, rootfs),
+    };
+    let title = "[rootfs] and [base] both say where the root file system comes from";
+    errors.push(
+        Diagnostic::new(second, title)
+            .context(first, "the other one")
+            .help("keep [base] to build on another bundle, or [rootfs] to begin anew; [[copy]] puts files over either"),
+    );
+}
 
 /// A root file system and a service belong together; everything else that happens inside the
 /// guest needs them.
 pub(super) fn workload(top: &Table<'_>, errors: &mut Errors) {
-    let service = top.key_span("service");
-    match (top.key_span("rootfs"), &service) {
-        (Some(rootfs), None) => errors.push(
-            Diagnostic::new(rootfs, "[rootfs] without a [service]: nothing would run")
-                .help("add [service] with the `cmd` to run"),
+    one_source(top, errors);
+    let (files, service) = (files(top), top.key_span("service"));
+    match (&files, &service) {
+        (Some((name, span)), None) => errors.push(
+            Diagnostic::new(
+                span.clone(),
+                format!("[{name}] without a [service]: nothing would run"),
+            )
+            .help("add [service] with the `cmd` to run"),
         ),
         (None, Some(service)) => errors.push(
             Diagnostic::new(
                 service.clone(),
                 "[service] without a [rootfs]: there are no files to run it from",
             )
-            .help("add [rootfs] with `debian`, `tar` or `dir`"),
+            .help("add [rootfs] with `debian`, `tar` or `dir`, or [base] with `bundle`"),
         ),
         _ => {}
     }
@@ -44,7 +71,7 @@ pub(super) fn workload(top: &Table<'_>, errors: &mut Errors) {
                 errors.push(Diagnostic::new(span, title));
             }
         }
-        if top.has("rootfs")
+        if files.is_some()
             && let Some(ready) = top.key_span("ready")
         {
             errors.push(Diagnostic::new(
@@ -53,7 +80,7 @@ pub(super) fn workload(top: &Table<'_>, errors: &mut Errors) {
             ));
         }
     }
-    if !top.has("rootfs")
+    if files.is_none()
         && let Some(copy) = top.key_span("copy")
     {
         errors.push(Diagnostic::new(
@@ -62,7 +89,7 @@ pub(super) fn workload(top: &Table<'_>, errors: &mut Errors) {
         ));
     }
     if !top.has("ready") {
-        let just_a_kernel = top.has("kernel") && !top.has("rootfs") && service.is_none();
+        let just_a_kernel = top.has("kernel") && files.is_none() && service.is_none();
         let help = match just_a_kernel {
             true => "add [ready] with `log`, a pattern for a line on the console",
             false => "add [ready], for example with `tcp = 8080`",

@@ -116,7 +116,9 @@ fn missing_files(smolfile: &Smolfile, base_dir: &Path) -> Vec<Diagnostic> {
     if let Workload::Service { rootfs, copies, .. } = &smolfile.workload {
         match rootfs {
             Rootfs::Debian { .. } => {}
-            Rootfs::Tar(path) => look(path, "a file", |meta| meta.is_file()),
+            Rootfs::Tar(path) | Rootfs::Bundle(path) => {
+                look(path, "a file", |meta| meta.is_file());
+            }
             Rootfs::Dir(path) => look(path, "a folder", |meta| meta.is_dir()),
         }
         for copy in copies {

@@ -106,7 +106,7 @@ pub enum KernelSource {
     Path(Spanned<String>),
 }
 
-/// `[rootfs]`.
+/// `[rootfs]`, or `[base]` in its place.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Rootfs {
     /// A Debian system.
@@ -120,6 +120,8 @@ pub enum Rootfs {
     Tar(Spanned<String>),
     /// A folder, by path on the host.
     Dir(Spanned<String>),
+    /// `[base]`: that of another bundle, by path on the host.
+    Bundle(Spanned<String>),
 }
 
 /// `[[copy]]`.
@@ -256,7 +258,7 @@ fn syntax_errors(syntax: &[toml::de::Error], source: &str) -> Vec<Diagnostic> {
 fn sections(mut top: Table<'_>, errors: &mut Errors) -> Option<Smolfile> {
     top.require("name", "name = \"my-machine\"", errors);
     check::workload(&top, errors);
-    let kernel_only = !top.has("rootfs") && !top.has("service");
+    let kernel_only = check::files(&top).is_none() && !top.has("service");
     let name = top
         .parsed("name", errors, values::name)
         .map(Spanned::into_inner);
@@ -276,6 +278,9 @@ fn sections(mut top: Table<'_>, errors: &mut Errors) -> Option<Smolfile> {
     let rootfs = top
         .table("rootfs", "rootfs", errors)
         .and_then(|table| parse::rootfs(table, errors));
+    let base = top
+        .table("base", "base", errors)
+        .and_then(|table| parse::base(table, errors));
     let copies: Vec<Option<Copy>> = top
         .tables("copy", errors)
         .into_iter()
@@ -303,7 +308,7 @@ fn sections(mut top: Table<'_>, errors: &mut Errors) -> Option<Smolfile> {
     let workload = match kernel_only {
         true => Workload::Kernel,
         false => Workload::Service {
-            rootfs: rootfs?,
+            rootfs: rootfs.or(base)?,
             copies: copies.into_iter().collect::<Option<_>>()?,
             service: service?,
             warm,

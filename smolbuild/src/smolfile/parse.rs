@@ -171,6 +171,13 @@ pub(super) fn rootfs(mut table: Table<'_>, errors: &mut Errors) -> Option<Rootfs
     debian.or(tar).or(dir)
 }
 
+pub(super) fn base(mut table: Table<'_>, errors: &mut Errors) -> Option<Rootfs> {
+    table.require("bundle", "bundle = \"base.smolmachine\"", errors);
+    let bundle = table.parsed("bundle", errors, values::host_path);
+    table.finish(errors);
+    bundle.map(Rootfs::Bundle)
+}
+
 fn debian_rootfs(mut table: Table<'_>, errors: &mut Errors) -> Rootfs {
     table.require("suite", "suite = \"bookworm\"", errors);
     let suite = table

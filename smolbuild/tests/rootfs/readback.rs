@@ -117,6 +117,30 @@ fn a_directory_that_holds_itself_is_a_loop() {
 }
 
 #[test]
+fn files_that_overlap_are_refused_before_they_make_an_image_grow() {
+    let mut tree = Tree::new();
+    for name in 0..4u64 {
+        tree.file(format!("{name}"), 0o644, noise(name, 100_000))
+            .unwrap();
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let path = scratch.path().join("image");
+    write_image(&tree, &path, &Options::default());
+    let mut image = std::fs::read(path).unwrap();
+    // All inodes of files begin at the first block, and end at different ones near the last.
+    let end = image.len();
+    for inode in (root_inode(&image)..end).step_by(32) {
+        let mode = u16::from_le_bytes([image[inode + 4], image[inode + 5]]);
+        if mode == 0o100644 {
+            let size = (end - inode) as u32 + 350_000;
+            image[inode + 8..inode + 12].copy_from_slice(&size.to_le_bytes());
+            image[inode + 16..inode + 20].copy_from_slice(&1u32.to_le_bytes());
+        }
+    }
+    refused(&image, "a part of other files'");
+}
+
+#[test]
 fn every_image_that_is_cut_is_refused() {
     let image = small_image();
     let used = parse(&image).unwrap().walk().count();

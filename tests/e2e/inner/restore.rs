@@ -19,6 +19,10 @@ pub fn tests(suite: &mut Suite, host: &Host) {
         || hello(host),
     );
     suite.test(
+        "a restored child of hello serves its parent's files and its own",
+        || child(host),
+    );
+    suite.test(
         "two restored redis machines hold the key from before the snapshot, and write apart",
         || redis_pair(host),
     );
@@ -91,6 +95,15 @@ fn hello(host: &Host) {
             assert_date(value(text, "time").parse().unwrap());
         }
     });
+}
+
+fn child(host: &Host) {
+    let machine = host.tools.start(&host.bundle("child"), "child", &[8080]);
+    let port = machine.port(8080);
+    assert_eq!(page(port, "/added.txt"), "of the child\n");
+    assert!(page(port, "/cgi-bin/now").contains("machine-id "));
+    // Written by the parent's machine: that is not in its root file system.
+    assert_eq!(http_get(port, "/frozen.txt").0, 404);
 }
 
 /// Redis shows nothing of its machine's randomness and identity; the service below does.

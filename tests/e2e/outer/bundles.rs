@@ -1,9 +1,11 @@
 //! Building the bundles, with all that a user sees of it.
 
 use std::fs;
-use std::path::Path;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
+use smol_bundle::{Bundle, ImageKind};
 
 use crate::host::{Host, keeps_bundles, smolfile, text};
 use crate::suite::Suite;
@@ -16,10 +18,11 @@ pub fn tests(suite: &mut Suite, host: &Host) {
     // What later tests stand on is done whatever the words are.
     kernel(host);
     let recipes = RECIPES.map(|name| (name, host.workspace.join("recipes").join(name)));
-    for (name, path) in recipes
-        .into_iter()
-        .chain([("service", smolfile(host, "service"))])
-    {
+    let ours = [
+        ("service", smolfile(host, "service")),
+        ("child", child(host)),
+    ];
+    for (name, path) in recipes.into_iter().chain(ours) {
         let there = keeps_bundles()
             && host
                 .bundles
@@ -34,6 +37,10 @@ pub fn tests(suite: &mut Suite, host: &Host) {
             || build(host, name, &path),
         );
     }
+    suite.test(
+        "the child of hello names its parent and shares its files",
+        || parent(host),
+    );
 }
 
 /// The kernel that our own Smolfiles name by path.
@@ -46,6 +53,42 @@ fn kernel(host: &Host) {
             .args(["kernel", "smol-6.1", "-o", text(&vmlinux)]))
         .succeed();
     }
+}
+
+/// A machine on hello, with one file more; hello itself is built before it.
+const CHILD: &str = r#"
+name = "child"
+memory = "128MiB"
+ports = [8080]
+[base]
+bundle = "hello.smolmachine"
+[[copy]]
+src = "added.txt"
+dest = "/srv/www/"
+[service]
+cmd = ["busybox", "httpd", "-f", "-p", "8080", "-h", "/srv/www"]
+[ready]
+http = { port = 8080, path = "/added.txt", body = "^of the child" }
+"#;
+
+/// Its folder.
+fn child(host: &Host) -> PathBuf {
+    let folder = host.folder("child");
+    fs::write(folder.join("Smolfile"), CHILD).unwrap();
+    fs::write(folder.join("added.txt"), "of the child\n").unwrap();
+    let base = host.bundles.join("hello.smolmachine");
+    symlink(base, folder.join("hello.smolmachine")).unwrap();
+    folder
+}
+
+fn parent(host: &Host) {
+    let [base, child] = ["hello", "child"].map(|name| Bundle::open(&host.bundle(name)).unwrap());
+    assert_eq!(child.parent(), Some(base.digest()));
+    let inspected = host.inspect(child.path());
+    assert_eq!(inspected["parent"], base.digest().to_string());
+    let shared = child.index().shared_with(base.index());
+    let rootfs = shared.iter().find(|s| s.kind == ImageKind::Rootfs).unwrap();
+    assert!(rootfs.shared_bytes * 100 > rootfs.bytes * 95, "{rootfs:?}");
 }
 
 fn build(host: &Host, name: &str, smolfile: &Path) {

@@ -180,13 +180,14 @@ impl Raw<'_> {
         }
     }
 
-    /// The manifest must be the one that the writer makes of its configuration and layers.
+    /// The manifest must be the one that the writer makes of its configuration, layers and parent,
+    /// which is given.
     pub(super) fn check_manifest(
         &self,
         own: &Descriptor,
         manifest: &Manifest,
         config: &Config,
-    ) -> Result<()> {
+    ) -> Result<Option<Digest>> {
         let at = self.offset(own)?;
         let section = "the machine manifest";
         config.validate().map_err(|reason| {
@@ -196,8 +197,11 @@ impl Raw<'_> {
                 reason,
             )
         })?;
-        let config = Manifest::machine(config, manifest.config.clone(), manifest.layers.clone());
-        if config != *manifest {
+        let parent = manifest
+            .parent()
+            .map_err(|reason| self.corrupt(section, at, reason))?;
+        let (config_blob, layers) = (manifest.config.clone(), manifest.layers.clone());
+        if Manifest::machine(config, config_blob, layers, parent) != *manifest {
             return Err(self.corrupt(
                 section,
                 at,
@@ -228,7 +232,7 @@ impl Raw<'_> {
             next += place + 1;
         }
         match manifest.config.media_type.as_str() {
-            oci::CONFIG => Ok(()),
+            oci::CONFIG => Ok(parent),
             other => Err(self.corrupt(section, at, format!("config {other:?} is unknown"))),
         }
     }

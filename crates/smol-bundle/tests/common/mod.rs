@@ -151,6 +151,7 @@ impl Work {
             }),
             smolfile: Some(b"name = \"sample\"\n".to_vec()),
             lock: Some(b"version = 1\n".to_vec()),
+            parent: None,
         }
     }
 

@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use smol_cli::Interrupt;
-use tempfile::NamedTempFile;
+use tempfile::{NamedTempFile, TempPath};
 
 use super::CopySpec;
+use super::base::{self, BaseSpec};
 use super::debian::{self, CacheLock, DebianSpec};
 use super::dir::{DirOptions, Modes, Owner};
 use super::erofs::{self, Mtimes, Options, Stats};
@@ -26,6 +27,8 @@ pub enum RootfsSource {
     /// A host directory. Owners are kept if we are root, otherwise all files become root's; times
     /// become the epoch.
     Dir(PathBuf),
+    /// Another bundle, whose image is unpacked beside the new one meanwhile.
+    Bundle(BaseSpec),
     /// Nothing but the copies.
     None,
 }
@@ -78,17 +81,18 @@ pub fn build_interruptible(
     progress: &mut dyn FnMut(&str),
     interrupt: &Interrupt,
 ) -> Result<RootfsImage> {
-    let (mut tree, _lock) = source_tree(spec, cache, progress, interrupt)?;
+    let mut start = start(spec, cache, folder_of(out), progress, interrupt)?;
+    let tree = &mut start.tree;
     for copy in &spec.copies {
         tree.copy(copy)?;
     }
-    add_runtime_files(&mut tree)?;
+    add_runtime_files(tree)?;
     interrupt.check()?;
     progress("writing the root file system image");
-    // Times in archives are part of the input, and some programs compare them (Python, with its
-    // compiled modules).
+    // Times in archives and bundles are part of the input, and some programs compare them (Python,
+    // with its compiled modules).
     let mtimes = match spec.source {
-        RootfsSource::Tar(_) => Mtimes::Clamped,
+        RootfsSource::Tar(_) | RootfsSource::Bundle(_) => Mtimes::Clamped,
         _ => Mtimes::Epoch,
     };
     let options = Options {
@@ -97,7 +101,7 @@ pub fn build_interruptible(
         align_image: ALIGN,
         ..Options::default()
     };
-    let stats = write_image(&tree, out, &options)
+    let stats = write_image(tree, out, &options)
         .with_context(|| format!("cannot write {}", out.display()))?;
     Ok(RootfsImage {
         path: out.to_owned(),
@@ -106,19 +110,32 @@ pub fn build_interruptible(
     })
 }
 
-type SourceTree = (Tree, Option<CacheLock>);
+/// What an image starts from, with what has the contents of its files for as long as it is wanted.
+#[derive(Default)]
+struct Start {
+    tree: Tree,
+    _system: Option<CacheLock>,
+    _base: Option<TempPath>,
+}
 
-fn source_tree(
+fn start(
     spec: &RootfsSpec,
     cache: &Path,
+    folder: &Path,
     progress: &mut dyn FnMut(&str),
     interrupt: &Interrupt,
-) -> Result<SourceTree> {
-    let mut tree = Tree::new();
+) -> Result<Start> {
+    let mut start = Start::default();
+    let tree = &mut start.tree;
     match &spec.source {
         RootfsSource::Debian(debian) => {
             let system = debian::system(debian, cache, progress, interrupt)?;
-            return Ok((system.tree, Some(system.lock)));
+            (start.tree, start._system) = (system.tree, Some(system.lock));
+        }
+        RootfsSource::Bundle(base) => {
+            progress("unpacking the root file system of the base");
+            let (tree, image) = base::tree(base, folder)?;
+            (start.tree, start._base) = (tree, Some(image));
         }
         RootfsSource::Tar(path) => tree.apply_tar(path)?,
         RootfsSource::Dir(path) => {
@@ -130,7 +147,7 @@ fn source_tree(
         }
         RootfsSource::None => {}
     }
-    Ok((tree, None))
+    Ok(start)
 }
 
 /// Mount points, and the one file without which `localhost` has no address. The image is mounted
@@ -154,13 +171,15 @@ fn add_runtime_files(tree: &mut Tree) -> Result<()> {
     Ok(())
 }
 
+fn folder_of(file: &Path) -> &Path {
+    file.parent()
+        .filter(|folder| !folder.as_os_str().is_empty())
+        .unwrap_or(Path::new("."))
+}
+
 /// Write the image beside `out` and rename it.
 fn write_image(tree: &Tree, out: &Path, options: &Options) -> Result<Stats> {
-    let folder = out
-        .parent()
-        .filter(|folder| !folder.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
-    let mut temporary = NamedTempFile::with_prefix_in(".rootfs-", folder)?;
+    let mut temporary = NamedTempFile::with_prefix_in(".rootfs-", folder_of(out))?;
     let file: &mut File = temporary.as_file_mut();
     let stats = erofs::write(tree, file, options)?;
     file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))?;

@@ -3,9 +3,11 @@
 //! ```text
 //! tar, layer ─┐
 //! dir ────────┼─> tree ──> copy steps ──> erofs ──> image
-//! debian ─tar─┘
+//! debian ─tar─┤
+//! bundle ─────┘
 //! ```
 
+pub mod base;
 mod build;
 mod copy;
 pub mod debian;
@@ -17,6 +19,7 @@ mod path;
 mod tar;
 pub mod tree;
 
+pub use self::base::BaseSpec;
 pub use self::build::{RootfsImage, RootfsSource, RootfsSpec, build, build_interruptible};
 pub use self::copy::CopySpec;
 pub use self::debian::{DebianSpec, PackagePin};

@@ -323,3 +323,15 @@ fn what_a_smolfile_may_ask_for_is_what_a_machine_can_have() {
     assert!(*MEMORY.start() >= layout::MIN_RAM);
     assert_eq!(*MEMORY.end(), layout::MAX_RAM);
 }
+
+#[test]
+fn a_base_stands_in_place_of_a_root_file_system() {
+    let smolfile = good(&base("bundle = \"./bases/../redis.smolmachine\""));
+    let Workload::Service { rootfs, .. } = smolfile.workload else {
+        panic!("a service")
+    };
+    let Rootfs::Bundle(path) = rootfs else {
+        panic!("a bundle")
+    };
+    assert_eq!(path.get_ref(), "redis.smolmachine");
+}

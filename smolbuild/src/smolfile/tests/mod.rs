@@ -35,6 +35,11 @@ fn rootfs(lines: &str) -> String {
     with("tar = \"root.tar\"", lines)
 }
 
+/// The same on a base.
+fn base(lines: &str) -> String {
+    with("[rootfs]\ntar = \"root.tar\"", &format!("[base]\n{lines}"))
+}
+
 fn service(lines: &str) -> String {
     with("[\"app\"]\n", &format!("[\"app\"]\n{lines}\n"))
 }

@@ -175,7 +175,105 @@ error: [service] without a [rootfs]: there are no files to run it from
 2 | [service]
   |  ^^^^^^^
   |
-  = help: add [rootfs] with `debian`, `tar` or `dir`
+  = help: add [rootfs] with `debian`, `tar` or `dir`, or [base] with `bundle`
+"#
+);
+
+mistake!(
+    a_root_file_system_and_a_base,
+    at_end(
+        r#"[base]
+bundle = "base.smolmachine""#
+    ),
+    r#"
+error: [rootfs] and [base] both say where the root file system comes from
+ --> Smolfile:8:2
+  |
+2 | [rootfs]
+  |  ------ the other one
+...
+8 | [base]
+  |  ^^^^
+  |
+  = help: keep [base] to build on another bundle, or [rootfs] to begin anew; [[copy]] puts files over either
+"#
+);
+
+mistake!(
+    a_base_without_a_service,
+    r#"name = "app"
+[base]
+bundle = "base.smolmachine"
+[[copy]]
+src = "a"
+dest = "/a"
+[ready]
+tcp = 80
+"#,
+    r#"
+error: [base] without a [service]: nothing would run
+ --> Smolfile:2:2
+  |
+2 | [base]
+  |  ^^^^
+  |
+  = help: add [service] with the `cmd` to run
+
+error: [ready] without a [service]: nothing would get ready
+ --> Smolfile:7:2
+  |
+7 | [ready]
+  |  ^^^^^
+"#
+);
+
+mistake!(
+    a_base_that_names_no_bundle,
+    base("image = \"redis:7\""),
+    r#"
+error: `bundle` is missing in [base]
+ --> Smolfile:2:1
+  |
+2 | [base]
+  | ^^^^^^
+  |
+  = help: write `bundle = "base.smolmachine"`
+
+error: unknown key `image`
+ --> Smolfile:3:1
+  |
+3 | image = "redis:7"
+  | ^^^^^ not a key of [base]
+  |
+  = help: [base] has the keys bundle
+"#
+);
+
+mistake!(
+    a_base_outside_of_the_folder,
+    base("bundle = \"../base.smolmachine\""),
+    r#"
+error: the path leads out of the folder of the Smolfile
+ --> Smolfile:3:10
+  |
+3 | bundle = "../base.smolmachine"
+  |          ^^^^^^^^^^^^^^^^^^^^^
+  |
+  = help: name it relative to the folder of the Smolfile, and keep it inside
+"#
+);
+
+mistake!(
+    a_bundle_among_the_root_file_systems,
+    rootfs("bundle = \"base.smolmachine\"\ntar = \"root.tar\""),
+    r#"
+error: unknown key `bundle`
+ --> Smolfile:3:1
+  |
+3 | bundle = "base.smolmachine"
+  | ^^^^^^ not a key of [rootfs]
+  |
+  = help: `bundle` stands in [base]
 "#
 );
 

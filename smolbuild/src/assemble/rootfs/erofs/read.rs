@@ -4,7 +4,7 @@
 //! be hostile: every offset is checked against the image, directories may not form loops, and the
 //! tree's own limits hold for names, depth and number.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -78,6 +78,29 @@ struct Reader<'a> {
     superblock: SuperBlock,
 }
 
+/// The contents of files seen so far. An image has no room for more than its own size of them,
+/// unless they overlap: then a small image could be the beginning of a huge one.
+#[derive(Default)]
+struct Contents {
+    known: HashSet<(u64, u64)>,
+    bytes: u64,
+}
+
+impl Contents {
+    fn add(&mut self, inode: &Inode, limit: u64) -> Result<()> {
+        if let Node::File(Source::Range { offset, len, .. }) = inode.node
+            && self.known.insert((offset, len))
+        {
+            self.bytes += len;
+            ensure!(
+                self.bytes <= limit,
+                "its data is a part of other files', which smolbuild does not write"
+            );
+        }
+        Ok(())
+    }
+}
+
 /// An inode's head, and where what follows it begins.
 struct Found {
     head: InodeHead,
@@ -104,6 +127,7 @@ impl<'a> Reader<'a> {
     fn tree(&self) -> Result<Tree> {
         let mut tree = Tree::new();
         let mut known: HashMap<u64, Vec<u8>> = HashMap::new();
+        let mut contents = Contents::default();
         let mut todo = vec![(Vec::new(), u64::from(self.superblock.root_nid))];
         while let Some((path, nid)) = todo.pop() {
             let at = || format!("/{}", path.escape_ascii());
@@ -116,6 +140,7 @@ impl<'a> Reader<'a> {
             }
             known.insert(nid, path.clone());
             let inode = self.content(&found, nid).with_context(at)?;
+            contents.add(&inode, self.size).with_context(at)?;
             let is_directory = matches!(inode.node, Node::Directory(_));
             self.put(&mut tree, &path, inode).with_context(at)?;
             if is_directory {
