@@ -69,6 +69,7 @@ const UNSAFE_ROOMS: &[&str] = &[
     "crates/smol-guest/src/init/",
     "crates/smol-guest/src/main.rs",
     "crates/smol-host/src/emulated/",
+    "crates/smol-machine/src/beside.rs",
     "crates/smol-machine/src/control.rs",
     "crates/smol-machine/src/demand.rs",
     "crates/smol-machine/src/hv/",

@@ -16,6 +16,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use smol_bundle::{Bundle, FrameMap, FrameReader, ImageKind};
 use smol_cli::{ErrorExt, ExitKind, Interrupt, Progress};
+use smol_machine::beside;
 use smol_machine::demand::{Area, Demand};
 use smol_machine::{Stop, StopHandle};
 
@@ -111,23 +112,30 @@ impl FirstStart {
     }
 
     /// Begins to give the machine its pages.
-    pub fn serve(&self) {
+    ///
+    /// # Errors
+    /// If there can be no more threads.
+    pub fn serve(&self) -> anyhow::Result<()> {
         let shared = self.shared.clone();
-        thread::spawn(move || {
+        let answer = move || {
             let outcome = shared.answer();
             shared.judge(outcome);
-        });
+        };
         let shared = self.shared.clone();
         let (cache, interrupt) = (self.cache.clone(), self.interrupt.clone());
-        let unpack = thread::spawn(move || {
+        let unpack = move || {
             let outcome = shared.stream();
             shared.judge(outcome);
             materialise::images(&shared.bundle, &cache, &Progress::silent(), &interrupt).map(drop)
-        });
+        };
+        let threads = "cannot start the threads that unpack the bundle";
+        beside::spawn("pager", answer).context(threads)?;
+        let unpacking = beside::spawn("unpack", unpack).context(threads)?;
         *self
             .unpacking
             .lock()
-            .unwrap_or_else(PoisonError::into_inner) = Some(unpack);
+            .unwrap_or_else(PoisonError::into_inner) = Some(unpacking);
+        Ok(())
     }
 
     /// From here on the machine can be stopped.

@@ -33,15 +33,30 @@ mod supervise;
 mod testing;
 mod trust;
 
+use std::ffi::OsStr;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
 
 use crate::cli::{Cli, Command};
 
+/// Whether a machine will probably be wanted: KVM is asked for one while the command line is read.
+fn names_a_bundle(word: &OsStr) -> bool {
+    Path::new(word)
+        .extension()
+        .is_some_and(|ending| ending == "smolmachine")
+}
+
 fn main() -> ExitCode {
     smol_host::emulated::init::main_if_requested();
     let start = metrics::Moment::now();
+    if std::env::args_os()
+        .skip(1)
+        .any(|word| names_a_bundle(&word))
+    {
+        smol_machine::hv::prepare();
+    }
     smol_cli::install_panic_hook();
     let cli = Cli::parse();
     let outcome = match &cli.command {

@@ -42,14 +42,15 @@ impl Output {
 
     /// Passes output on. A reader that is slow slows the service; one that is gone does not end it.
     pub fn write(&self, stream: Stream, bytes: &[u8]) {
-        if let Some(log) = &self.log {
-            lock(log).append(bytes);
-        }
+        // First to who waits for it.
         if self.standard {
             let _ = match stream {
                 Stream::Stdout => to(io::stdout().lock(), bytes),
                 Stream::Stderr => to(io::stderr().lock(), bytes),
             };
+        }
+        if let Some(log) = &self.log {
+            lock(log).append(bytes);
         }
     }
 }

@@ -97,7 +97,7 @@ fn restore(
     let (hooks, vsock) = wires.hooks(spec, wants_vsock)?;
     let machine = match first {
         Some(first) => {
-            first.serve();
+            first.serve()?;
             Machine::restore_on_demand(first.demand(), &state, hooks, Time::Live)
         }
         None => {

@@ -7,8 +7,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use smol_bundle::Bundle;
 use smol_cli::{ErrorExt, ExitKind, Failure, Interrupt, Progress, paths};
-use smol_host::{Accel, Backend};
-use smol_machine::hv;
+use smol_host::Backend;
 
 use crate::cli::RunArgs;
 use crate::first::FirstStart;
@@ -26,9 +25,6 @@ use crate::{detached, emulated, materialise, orders};
 /// # Errors
 /// Whatever keeps it from running to the end of its service.
 pub fn run(args: &RunArgs, start: Moment) -> anyhow::Result<ExitCode> {
-    if args.accel != Accel::Emulated && !args.detach {
-        hv::prepare();
-    }
     let interrupt = Interrupt::install().context("cannot catch signals")?;
     let progress = Progress::new(args.progress);
     let (spec, first) = prepare(args, start, &progress, &interrupt)?;

@@ -5,6 +5,7 @@
 //! | [`config`] | what a machine is made of |
 //! | [`machine`] | the machine: boot or restore, run until it stops, capture |
 //! | `control` | what its threads share: how it stops, the watchdog |
+//! | [`beside`] | threads that begin at once |
 //! | [`layout`] | the guest-physical memory map |
 //! | [`memory`] | guest RAM: anonymous or copy-on-write over a memory image; writing it out |
 //! | [`demand`] | memory that is filled while the machine runs |
@@ -20,6 +21,7 @@
 //!
 //! The crate knows nothing of Smolfiles, bundles or registries.
 
+pub mod beside;
 pub mod boot;
 pub mod config;
 mod control;

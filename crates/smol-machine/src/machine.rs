@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
+use crate::beside;
 use crate::config::{Clock, MAX_VCPUS, MachineConfig};
 use crate::control::{Control, Stop, StopHandle, install_kick_handler};
 use crate::cpu::{Cpu, Model};
@@ -169,12 +170,12 @@ impl Machine {
             if !prefetch.can_wait() {
                 return prefetch.finish().map_err(err);
             }
-            std::thread::spawn(move || {
+            let bring = move || {
                 if let Err(e) = prefetch.finish() {
                     handle.stop(Err(err(e)));
                 }
-            });
-            Ok(())
+            };
+            beside::spawn("prefetch", bring).map(drop).map_err(err)
         };
         Self::revive(ram, pmem, state, hooks, Time::Live, launch)
     }

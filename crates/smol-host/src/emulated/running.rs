@@ -75,12 +75,14 @@ struct Logs {
     qemu: File,
 }
 
+/// Makes QEMU's arguments of the descriptors that it inherits.
+type Arguments = Box<dyn Fn(&Fds) -> Vec<String> + Send>;
+
 /// What it takes to start QEMU.
 pub(super) struct Launch {
     pub qemu: PathBuf,
     pub initramfs: File,
-    /// Makes QEMU's arguments of the descriptors that it inherits.
-    pub arguments: Box<dyn Fn(&Fds) -> Vec<String> + Send>,
+    pub arguments: Arguments,
     /// How long the first boot may take, and the second.
     pub limits: [Duration; 2],
 }

@@ -6,7 +6,7 @@ mod convert;
 mod vcpu;
 
 use std::sync::{Mutex, OnceLock, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 
 use kvm_bindings::{
     KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, kvm_irqchip, kvm_pit_config,
@@ -72,7 +72,7 @@ pub fn prepare() {
         })
     };
     // Without a thread, or with an error, all of it is done when it is asked for.
-    let thread = thread::Builder::new().spawn(make).ok();
+    let thread = crate::beside::spawn("prepare", make).ok();
     *PREPARING.lock().unwrap_or_else(PoisonError::into_inner) = thread;
 }
 
