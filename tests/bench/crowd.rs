@@ -5,9 +5,6 @@ use std::process::Child;
 
 use serde_json::{Value, json};
 
-/// How many are put side by side.
-pub const CROWDS: [usize; 3] = [1, 10, 50];
-
 /// Memory of a process, that which it shares counted in part, MiB: proc_pid_smaps(5).
 pub fn pss_mib(child: &Child) -> f64 {
     let path = format!("/proc/{}/smaps_rollup", child.id());
@@ -17,10 +14,10 @@ pub fn pss_mib(child: &Child) -> f64 {
     kib.expect("Pss in KiB") / 1024.0
 }
 
-/// Prints what each of [`CROWDS`] takes, MiB, and gives the figures.
-pub fn report(totals: &[f64]) -> Value {
+/// Prints what so many machines take, MiB, and gives the figures.
+pub fn report(crowds: &[usize], totals: &[f64]) -> Value {
     let mut table = Vec::new();
-    for (&crowd, &total) in CROWDS.iter().zip(totals) {
+    for (&crowd, &total) in crowds.iter().zip(totals) {
         let extra = (crowd > 1).then(|| (total - totals[0]) / (crowd - 1) as f64);
         let shown = extra.map(|mib| format!("{mib:.2} MiB for each more (goal: at most 4)"));
         println!(

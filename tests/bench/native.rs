@@ -12,7 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use crate::Times;
-use crate::crowd::{self, CROWDS};
+use crate::crowd;
 use crate::host::Host;
 use crate::support::run;
 
@@ -22,6 +22,9 @@ const RUNS: usize = 30;
 const SLOW_RUNS: usize = 20;
 /// Where the guest's working set is, bytes: see tests/guests/native/main.c.
 const WORKING_SET: [u64; 2] = [64 << 20, 16 << 20];
+
+/// How many idle machines are put side by side.
+const CROWDS: [usize; 3] = [1, 10, 50];
 
 /// To the first byte, and to the end of the first round.
 type Pair = [Times; 2];
@@ -243,7 +246,7 @@ impl<'h> Scene<'h> {
             machines.iter().map(crowd::pss_mib).sum()
         });
         machines.iter_mut().for_each(stop);
-        crowd::report(&crowds)
+        crowd::report(&CROWDS, &crowds)
     }
 }
 
