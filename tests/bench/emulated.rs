@@ -83,13 +83,15 @@ fn report(measured: Measured) -> Value {
 
 /// The inside: measures and prints the times as JSON.
 pub fn inside() {
+    let key = local(BUNDLES, "key.pub");
+    let bundle = local(BUNDLES, "redis.smolmachine");
+    let program = local(PROGRAMS, "smolrun");
     let tools = Tools {
-        programs: PathBuf::from(PROGRAMS),
+        programs: program.parent().expect("it is in a folder").to_owned(),
         home: "/tmp/home".into(),
-        key: Path::new(BUNDLES).join("key.pub"),
+        key,
         accel: "kvm",
     };
-    let bundle = Path::new(BUNDLES).join("redis.smolmachine");
     let redis = |name: &str, options: &[&str]| {
         let port = free_port();
         let mut command = tools.run(&bundle, name);
@@ -127,6 +129,13 @@ pub fn inside() {
         crowds: crowds.into(),
     };
     println!("{}", serde_json::to_string(&measured).expect("plain data"));
+}
+
+/// A file of a shared folder, copied: the shares of an emulated host keep nothing in memory.
+fn local(share: &str, name: &str) -> PathBuf {
+    let copy = Path::new("/tmp").join(name);
+    std::fs::copy(Path::new(share).join(name), &copy).unwrap_or_else(|e| panic!("{name}: {e}"));
+    copy
 }
 
 /// The machine, and milliseconds to its answer to PING. Connections are taken before the service
