@@ -169,7 +169,7 @@ fn copies_lie_over_the_files_of_the_base_and_those_share_their_bytes() {
         ["base", "child.bundle"].map(|name| Bundle::open(&scene.path(name)).unwrap());
     let shared = child.index().shared_with(base.index());
     let rootfs = shared.iter().find(|s| s.kind == ImageKind::Rootfs).unwrap();
-    assert!(rootfs.shared_bytes * 100 > rootfs.bytes * 97, "{rootfs:?}");
+    assert!(rootfs.shared_bytes * 100 > rootfs.bytes * 90, "{rootfs:?}");
 }
 
 #[test]
