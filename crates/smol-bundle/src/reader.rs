@@ -55,7 +55,7 @@ pub struct Blob {
 
 impl Bundle {
     /// Opens the bundle at `path` and checks its structure: the archive's headers and order,
-    /// index. the digests of manifests, configuration and page index and all that these say
+    /// index.json, the digests of manifests, configuration and page index and all that these say
     /// about each other. Frames, machine state and texts are verified when they are read.
     pub fn open(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
