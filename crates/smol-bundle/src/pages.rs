@@ -268,9 +268,7 @@ impl<'b, 'w, 'a> Frames<'b, 'w, 'a> {
 
     /// Takes a page and returns its slot.
     fn page(&mut self, bytes: &[u8], hash: &PageHash, image: &mut Image) -> Result<u32> {
-        let Grain {
-            fewest, most, ends, ..
-        } = self.grain;
+        let Grain { fewest, most, ends } = self.grain;
         let pages = |pages: u32| pages as usize * PAGE_SIZE;
         if self.ended || self.batch.is_empty() {
             if self.batch.len() == self.threads * BATCH {

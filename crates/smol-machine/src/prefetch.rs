@@ -3,7 +3,8 @@
 //! A page of a copy-on-write mapping costs a guest microseconds, each time that it is the first to
 //! read it and again when it is the first to write it. So where a restored machine is known to
 //! touch much, whole blocks of 2 MiB are read from the image, each in one stroke and into a huge
-//! page, in the order in which they are touched; and the pages in between are mapped in advance.
+//! page, in the order in which the working set names them; and the pages in between are mapped in
+//! advance.
 //!
 //! The machine does not wait for it: where userfaultfd(2) can move pages, a block is absent until
 //! it is there as a whole, and who touches it earlier waits for that alone. Elsewhere the blocks
