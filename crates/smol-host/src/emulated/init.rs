@@ -17,9 +17,11 @@ use std::time::{Duration, Instant};
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::process::{Pid, Signal};
 use rustix::system::RebootCommand;
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use rustix::time::{ClockId, Timespec};
 
-use smol_machine::hv::{HostVm, Vm};
+use smol_machine::cpu::{Cpu, Model};
+use smol_machine::hv::{self, HostVcpu, HostVm, Vm};
 
 use super::qemu::PORT_NAME;
 use super::wire::{self, Job, JobStatus, Kind, Mount};
@@ -53,10 +55,8 @@ fn run() -> Result<Infallible> {
     for module in &job.modules {
         load_module(module)?;
     }
-    // With the last virtual machine KVM leaves the processors' virtualization mode, by interrupts
-    // between them. Emulated ones have been seen to hang in that; so this one stays to the end. If
-    // there is no KVM, the job finds that out.
-    let _last = HostVm::new().ok();
+    // If there is no KVM, the job finds that out.
+    let _last = last_machine().ok();
     let port = open_port()?;
     let writer: Port = Arc::new(Mutex::new(
         port.try_clone()
@@ -76,6 +76,26 @@ fn run() -> Result<Infallible> {
     loop {
         thread::park();
     }
+}
+
+/// A machine that never runs and stays to the end, so that KVM rewrites none of its own code while
+/// others come and go.
+///
+/// Branches in KVM that depend on whether there is any vCPU of some kind are patched when the first
+/// one comes and when the last one is gone: whether a local APIC is switched off by software, as that
+/// of each new vCPU is, or (with the first machine) whether anybody wants to know of preemption. While
+/// it patches, Linux puts a breakpoint over the branch. QEMU can miss the last of these writes if
+/// another emulated CPU translates the code just then: that CPU hits the breakpoint for ever, for Linux
+/// sees that there is none any more, and tries again.
+///
+/// With the last machine KVM also leaves the processors' virtualization mode, by interrupts between
+/// them, in which emulated ones have been seen to hang.
+fn last_machine() -> smol_machine::Result<(HostVm, HostVcpu)> {
+    let cpu = Cpu::for_boot(Model::Generic, &hv::supported_cpuid()?)?;
+    let vm = HostVm::new()?;
+    vm.create_irqchip(false)?;
+    let vcpu = vm.create_vcpu(0, &cpu)?;
+    Ok((vm, vcpu))
 }
 
 fn mount_system() -> Result<()> {
@@ -228,16 +248,30 @@ fn start_job(job: &Job, channel: OwnedFd) -> Result<Child> {
     command
         .env(MARKER_VARIABLE, "1")
         .env(CHANNEL_VARIABLE, fd.to_string());
-    // SAFETY: fcntl is async-signal-safe; it lets the child, and no other, keep its channel over exec.
+    let cpus = cpus_for_guests().map_err(context("cannot choose CPUs for the job"))?;
+    // SAFETY: both are system calls and async-signal-safe; the first lets the child, and no other,
+    // keep its channel over exec.
     unsafe {
-        command.pre_exec(move || match libc::fcntl(fd, libc::F_SETFD, 0) {
-            -1 => Err(io::Error::last_os_error()),
-            _ => Ok(()),
+        command.pre_exec(move || {
+            if libc::fcntl(fd, libc::F_SETFD, 0) == -1 {
+                return Err(io::Error::last_os_error());
+            }
+            Ok(sched_setaffinity(None, &cpus)?)
         })
     };
     command
         .spawn()
         .map_err(context(format!("cannot run {program}")))
+}
+
+/// All CPUs but the first, on which no guest may run (see `CPUS` of the command line).
+fn cpus_for_guests() -> io::Result<CpuSet> {
+    let mut cpus = sched_getaffinity(None)?;
+    cpus.unset(0);
+    match cpus.count() {
+        0 => Err(io::Error::other("only the first one is there")),
+        _ => Ok(cpus),
+    }
 }
 
 /// Sends everything readable from `from` as frames of `kind`, on a thread of its own.
