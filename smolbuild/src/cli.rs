@@ -68,20 +68,9 @@ pub struct Build {
     /// Sign with this private key
     #[arg(long, value_name = "KEY", env = "SMOL_SIGN_KEY")]
     pub sign: Option<PathBuf>,
-    /// How to run the machine
-    #[arg(
-        long,
-        value_name = "auto|kvm|emulated",
-        default_value = "auto",
-        env = "SMOL_ACCEL"
-    )]
-    pub accel: Accel,
     /// Fail if the lock file is missing or out of date, instead of renewing it
     #[arg(long, env = "SMOL_LOCKED", value_parser = BoolishValueParser::new())]
     pub locked: bool,
-    /// Download nothing
-    #[arg(long, env = "SMOL_OFFLINE", value_parser = BoolishValueParser::new())]
-    pub offline: bool,
     /// Boot the machine even if the same was built before; kernel and packages may be in the cache
     #[arg(long)]
     pub rebuild: bool,
@@ -91,6 +80,25 @@ pub struct Build {
     /// Write facts about the build as JSON
     #[arg(long, value_name = "FILE")]
     pub metadata_file: Option<PathBuf>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub conditions: Conditions,
+}
+
+/// Where and how a machine is built.
+#[derive(Debug, Args)]
+pub struct Conditions {
+    /// How to run the machine
+    #[arg(
+        long,
+        value_name = "auto|kvm|emulated",
+        default_value = "auto",
+        env = "SMOL_ACCEL"
+    )]
+    pub accel: Accel,
+    /// Download nothing
+    #[arg(long, env = "SMOL_OFFLINE", value_parser = BoolishValueParser::new())]
+    pub offline: bool,
     /// Seconds of the host's clock that the machine may compute without pause until it gets the
     /// host's time, and the bundle is not reproducible
     #[arg(long, value_name = "SECONDS", default_value_t = 60, env = "SMOL_WATCHDOG",
@@ -99,6 +107,14 @@ pub struct Build {
     /// Show what the machine prints while it boots
     #[arg(short, long)]
     pub verbose: bool,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub shown: Shown,
+}
+
+/// What the user sees meanwhile.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct Shown {
     /// How progress is shown
     #[arg(
         long,
@@ -118,14 +134,9 @@ pub struct Lock {
     /// Download nothing: packages stay as they are locked
     #[arg(long, env = "SMOL_OFFLINE", value_parser = BoolishValueParser::new())]
     pub offline: bool,
-    /// How progress is shown
-    #[arg(
-        long,
-        value_name = "auto|tty|plain|json",
-        default_value = "auto",
-        env = "SMOL_PROGRESS"
-    )]
-    pub progress: Mode,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub shown: Shown,
 }
 
 /// `smolbuild reproduce`.
@@ -139,35 +150,12 @@ pub struct Reproduce {
     /// Keep what is built in this file
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
-    /// How to run the machine
-    #[arg(
-        long,
-        value_name = "auto|kvm|emulated",
-        default_value = "auto",
-        env = "SMOL_ACCEL"
-    )]
-    pub accel: Accel,
-    /// Download nothing
-    #[arg(long, env = "SMOL_OFFLINE", value_parser = BoolishValueParser::new())]
-    pub offline: bool,
     /// Build kernel and rootfs afresh instead of taking them from the cache
     #[arg(long)]
     pub no_cache: bool,
-    /// Seconds of the host's clock that the machine may compute without pause
-    #[arg(long, value_name = "SECONDS", default_value_t = 60, env = "SMOL_WATCHDOG",
-          value_parser = clap::value_parser!(u64).range(1..))]
-    pub watchdog: u64,
-    /// Show what the machine prints while it boots
-    #[arg(short, long)]
-    pub verbose: bool,
-    /// How progress is shown
-    #[arg(
-        long,
-        value_name = "auto|tty|plain|json",
-        default_value = "auto",
-        env = "SMOL_PROGRESS"
-    )]
-    pub progress: Mode,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub conditions: Conditions,
 }
 
 /// `smolbuild keygen`.
@@ -248,14 +236,9 @@ pub struct Kernel {
     /// Build even if the cache has it
     #[arg(long)]
     pub no_cache: bool,
-    /// How progress is shown
-    #[arg(
-        long,
-        value_name = "auto|tty|plain|json",
-        default_value = "auto",
-        env = "SMOL_PROGRESS"
-    )]
-    pub progress: Mode,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub shown: Shown,
 }
 
 /// `smolbuild doctor`.

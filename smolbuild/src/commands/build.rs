@@ -16,7 +16,7 @@ use crate::smolfile;
 
 /// Builds the machine and writes its bundle.
 pub fn run(args: &Build, interrupt: &Interrupt) -> Result<()> {
-    let progress = Progress::new(args.progress);
+    let progress = Progress::new(args.conditions.shown.progress);
     let loaded = smolfile::load(&args.path)?;
     let key = args.sign.as_deref().map(keys::load_private).transpose()?;
     let surroundings = Surroundings::of_environment()?;
@@ -35,12 +35,12 @@ pub fn run(args: &Build, interrupt: &Interrupt) -> Result<()> {
         lock: Policy::File {
             locked: args.locked,
         },
-        offline: args.offline,
+        offline: args.conditions.offline,
         surroundings,
         reuse: Reuse::of(args.rebuild, args.no_cache),
-        accel: args.accel,
-        watchdog: args.watchdog,
-        verbose: args.verbose,
+        accel: args.conditions.accel,
+        watchdog: args.conditions.watchdog,
+        verbose: args.conditions.verbose,
         out: &out,
         key: key.as_ref(),
     };
@@ -84,7 +84,7 @@ fn report(
         written,
     } = built;
     let laps = progress.waterfall();
-    if args.progress != smol_cli::progress::Mode::Json {
+    if args.conditions.shown.progress != smol_cli::progress::Mode::Json {
         eprint!("{}", render_waterfall(&laps, WIDTH));
     }
     if let Some(path) = &args.metadata_file {

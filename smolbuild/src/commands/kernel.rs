@@ -14,7 +14,7 @@ use crate::fetch::Net;
 
 /// Builds the kernel, or finds it in the cache, and prints the path of its vmlinux.
 pub fn run(args: &Kernel, interrupt: &Interrupt) -> Result<()> {
-    let progress = Progress::new(args.progress);
+    let progress = Progress::new(args.shown.progress);
     let cache = paths::cache_dir()?;
     let request = Request {
         recipe: &args.recipe,

@@ -14,7 +14,7 @@ pub fn run(args: &Lock, interrupt: &Interrupt) -> Result<()> {
         downloads: &paths::cache_dir()?.join("downloads"),
         offline: args.offline,
         surroundings: &Surroundings::of_environment()?,
-        progress: &Progress::new(args.progress),
+        progress: &Progress::new(args.shown.progress),
         interrupt,
     };
     let changes = lock::refresh(&loaded, world)?;

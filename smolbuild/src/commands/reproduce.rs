@@ -31,7 +31,7 @@ const THREADS: usize = 2;
 /// what differs on stdout); this smolbuild or its host have other inputs than the lock (LockStale);
 /// files that are neither in the bundle nor in the folder that was given (Usage).
 pub fn run(args: &Reproduce, interrupt: &Interrupt) -> Result<()> {
-    let progress = Progress::new(args.progress);
+    let progress = Progress::new(args.conditions.shown.progress);
     let bundle = open_bundle(&args.bundle)?;
     require_claim(&bundle)?;
     let (source, lock) = inputs(&bundle)?;
@@ -50,13 +50,13 @@ pub fn run(args: &Reproduce, interrupt: &Interrupt) -> Result<()> {
     let request = Request {
         smolfile: &loaded,
         lock: Policy::Given(Box::new(lock)),
-        offline: args.offline,
+        offline: args.conditions.offline,
         surroundings,
         // A bundle out of the cache would be compared with itself.
         reuse: Reuse::of(true, args.no_cache),
-        accel: args.accel,
-        watchdog: args.watchdog,
-        verbose: args.verbose,
+        accel: args.conditions.accel,
+        watchdog: args.conditions.watchdog,
+        verbose: args.conditions.verbose,
         out: &out,
         key: None,
     };
