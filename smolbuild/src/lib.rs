@@ -9,8 +9,9 @@
 //! | plan | [`plan`] | Smolfile and lock | everything that can change a byte, in one value |
 //! | fetch | [`fetch`] | pinned packages | package files |
 //! | assemble | [`assemble`] | the Plan | kernel, initramfs, rootfs |
+//! | prepare | [`prepare`] | images | frames that are compressed already; beside the boot |
 //! | boot | [`boot`] | images | a machine that is ready, frozen: state and RAM |
-//! | pack | [`pack`] | images, state and RAM | a bundle |
+//! | pack | [`pack`] | images, state and RAM, frames | a bundle |
 //!
 //! [`pipeline`] walks through them from top to bottom, unless [`built`] has the bundle already. [`commands`] holds the subcommands.
 //! [`diff`] says what differs between two bundles; [`sources`] takes copied files back out of one, so
@@ -28,6 +29,7 @@ pub mod lock;
 pub mod pack;
 pub mod pipeline;
 pub mod plan;
+pub mod prepare;
 pub mod smolfile;
 pub mod sources;
 pub mod subprocess;

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use smol_bundle::{
-    BundleSpec, ClockMode, Config, CpuContract, Reproducible, SnapshotSpec, Tsc, TscNeeds,
-    WorkingSet, Written,
+    BundleSpec, ClockMode, Config, CpuContract, Prepared, Reproducible, SnapshotSpec, Tsc,
+    TscNeeds, WorkingSet, Written,
 };
 use smol_cli::Interrupt;
 use smol_machine::cpu;
@@ -60,11 +60,12 @@ fn working_set(frozen: &Frozen, frozen_in: &Path) -> Result<WorkingSet> {
 /// As [`smol_bundle::write_while`].
 pub fn write(
     spec: &BundleSpec,
+    prepared: &Prepared,
     out: &Path,
     progress: &mut dyn FnMut(u64, u64),
     interrupt: &Interrupt,
 ) -> smol_bundle::Result<Written> {
-    smol_bundle::write_while(spec, out, &mut |done, total| {
+    smol_bundle::write_while(spec, prepared, out, &mut |done, total| {
         progress(done, total);
         match interrupt.is_set() {
             true => ControlFlow::Break(()),

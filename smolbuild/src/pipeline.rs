@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
-use smol_bundle::{Bundle, PrivateKey, Written};
+use smol_bundle::{Bundle, Prepared, PrivateKey, Written};
 use smol_cli::progress::Stage;
 use smol_cli::{ExitKind, Failure, Interrupt, Progress, human, paths};
 use smol_guest::protocol::Event;
@@ -19,6 +19,7 @@ use crate::fetch::Net;
 use crate::lock::{self, Policy, Surroundings, World};
 use crate::pack;
 use crate::plan::Plan;
+use crate::prepare::Preparing;
 use crate::smolfile::Loaded;
 use crate::work::WorkDir;
 
@@ -145,6 +146,7 @@ pub fn build_bundle(
     };
     let frozen_in = work.subdir("frozen")?;
     let job = job(&plan, &images, request.watchdog, &frozen_in);
+    let preparing = Preparing::begin(&images, interrupt);
     let frozen = boot(
         &job,
         &selected,
@@ -153,13 +155,14 @@ pub fn build_bundle(
         request.verbose,
         interrupt,
     )?;
+    let prepared = preparing.end();
     let spec = pack::spec(&plan, &images, &frozen, &frozen_in, &loaded.source)?;
     interrupt.check()?;
     let unsigned = match request.key {
         Some(_) => work.path().join("unsigned"),
         None => request.out.to_owned(),
     };
-    let written = pack(&spec, &unsigned, progress, interrupt)?;
+    let written = pack(&spec, &prepared, &unsigned, progress, interrupt)?;
     if let Some(shelf) = shelf
         && unchanged
         && pack::unreproducible(&frozen).is_none()
@@ -412,13 +415,14 @@ fn boot_error(failed: &Failed, interrupt: &Interrupt) -> anyhow::Error {
 /// Writes the unsigned bundle, which appears whole or not at all.
 fn pack(
     spec: &smol_bundle::BundleSpec,
+    prepared: &Prepared,
     out: &Path,
     progress: &Progress,
     interrupt: &Interrupt,
 ) -> Result<Written> {
     let stage = progress.stage("pack", "dropping equal pages, compressing");
     let mut advance = |done, total| stage.set(done, total);
-    let written = pack::write(spec, out, &mut advance, interrupt).map_err(|error| {
+    let written = pack::write(spec, prepared, out, &mut advance, interrupt).map_err(|error| {
         let stopped = interrupt.check().err().map(anyhow::Error::from);
         stopped.unwrap_or_else(|| bundle_error(error))
     })?;

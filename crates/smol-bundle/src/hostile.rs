@@ -338,8 +338,8 @@ fn a_newer_format_is_refused_by_name() {
     says(&message, "application/vnd.smol.machine.v2");
     says(&message, "update smol");
     says(
-        &refusal(|p| p.layer(oci::INDEX)[8] = 3),
-        "page index version 3",
+        &refusal(|p| p.layer(oci::INDEX)[8] = 4),
+        "page index version 4",
     );
 }
 

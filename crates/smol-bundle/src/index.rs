@@ -84,12 +84,19 @@ pub struct Run {
     pub first: u32,
     /// Pages, at least 1.
     pub pages: u32,
+    /// Whether the machine is known to write to them, too.
+    pub written: bool,
 }
 
 impl Run {
     /// The number after its last page's; `None` beyond what a number can be.
     pub fn end(self) -> Option<u32> {
         self.first.checked_add(self.pages)
+    }
+
+    /// Whether a run with this first page and of this kind would be one with it.
+    fn goes_on(self, first: u32, written: bool) -> bool {
+        self.end() == Some(first) && self.written == written
     }
 }
 
@@ -285,20 +292,19 @@ impl Image {
         let end = self.pages();
         let mut seen = vec![false; end as usize];
         self.working_set.clear();
-        let pages = touched
-            .iter()
-            .flat_map(|run| run.first..run.end().unwrap_or(u32::MAX).min(end));
-        for page in pages {
-            if seen.get(page as usize) != Some(&false) {
-                continue;
-            }
-            seen[page as usize] = true;
-            match self.working_set.last_mut() {
-                Some(run) if run.end() == Some(page) => run.pages += 1,
-                _ => self.working_set.push(Run {
-                    first: page,
-                    pages: 1,
-                }),
+        for run in touched {
+            for page in run.first..run.end().unwrap_or(u32::MAX).min(end) {
+                if std::mem::replace(&mut seen[page as usize], true) {
+                    continue;
+                }
+                match self.working_set.last_mut() {
+                    Some(last) if last.goes_on(page, run.written) => last.pages += 1,
+                    _ => self.working_set.push(Run {
+                        first: page,
+                        pages: 1,
+                        written: run.written,
+                    }),
+                }
             }
         }
     }

@@ -13,6 +13,7 @@
 //! | `oci`, `json`, `digest` | the OCI documents and their canonical form |
 //! | `archive` | the tar: one header form, written and checked |
 //! | `pages`, `writer`, `output` | from image files to a bundle that appears whole or not at all |
+//! | `pool`, `prepared` | frames compressed on all cores, and ahead of the writer |
 //! | `reader`, `extract`, `verify` | from a bundle back to images, nothing used before it is verified |
 //! | `key`, `signature` | ed25519 keys, signing, verifying |
 //! | `limits` | every maximum |
@@ -36,6 +37,8 @@ pub mod limits;
 pub mod oci;
 mod output;
 mod pages;
+mod pool;
+mod prepared;
 mod reader;
 mod signature;
 mod verify;
@@ -50,6 +53,7 @@ pub use index::{
 };
 pub use key::{KeyId, PrivateKey, PublicKey};
 pub use output::copy;
+pub use prepared::Prepared;
 pub use reader::{Blob, Bundle};
 pub use signature::{Signature, SignatureError, sign};
 pub use writer::{BundleSpec, SnapshotSpec, WorkingSet, Written, write, write_while};

@@ -1,25 +1,20 @@
 //! From an image on disk to frames and extents: finds zero and equal pages, compresses the rest.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, OnceLock};
-use std::thread;
 
 use rustix::fs::{SeekFrom, seek};
 
-use crate::archive::BlobWriter;
 use crate::frame::{self, Grain, Packed};
 use crate::index::{Content, Image, Run};
 use crate::limits::*;
+use crate::pool::Pool;
 use crate::{Error, ImageKind, Result};
 
 /// Bytes read at a time; whole pages.
 const READ: usize = 1 << 20;
-/// Frames compressed together, for each thread.
-const BATCH: usize = 8;
 /// How pages are compared: blake3 of the page. Collision-resistant, so equal hashes are equal pages
 /// even if the guest chose them.
 type PageHash = [u8; 32];
@@ -114,21 +109,23 @@ impl Source {
     }
 }
 
-/// Writes the frames of `source` to `blob` and returns the image's part of the index. The pages of
-/// `touched` come first, in that order and in frames of their own, then the others in theirs.
-/// `advance` is told the bytes of the image that are done; its error ends the writing.
+/// Sends the frames of `source` through `pool` to `sink`, in their order, and returns the image's part
+/// of the index. The pages of `touched` come first, in that order and in frames of their own, then
+/// the others in theirs. `advance` is told the bytes of the image that are read; its error, or the
+/// sink's, ends the work.
 pub(crate) fn pack(
     source: &Source,
     touched: &[Run],
     known: &mut Known,
-    blob: &mut BlobWriter<'_, '_>,
+    pool: &mut Pool,
+    sink: Sink<'_>,
     advance: &mut dyn FnMut(u64) -> Result<()>,
 ) -> Result<Image> {
     let mut packer = Packer {
         image: Image::new(source.kind, source.size),
         own: HashMap::new(),
         early: HashMap::new(),
-        frames: Frames::new(blob),
+        frames: Frames::new(pool, sink),
         page: 0,
     };
     packer.image.set_working_set(touched);
@@ -164,17 +161,17 @@ pub(crate) fn pack(
     Ok(packer.image)
 }
 
-struct Packer<'b, 'w, 'a> {
+struct Packer<'p> {
     image: Image,
     own: HashMap<PageHash, u32>,
     /// What was decided on the pages of the working set.
     early: HashMap<u32, Content>,
-    frames: Frames<'b, 'w, 'a>,
+    frames: Frames<'p>,
     /// Number of the next page.
     page: u32,
 }
 
-impl Packer<'_, '_, '_> {
+impl Packer<'_> {
     fn zeros(&mut self, pages: u32) {
         if pages > 0 {
             self.image.push_pages(pages, Content::Zero);
@@ -239,29 +236,32 @@ fn is_zero(page: &[u8]) -> bool {
         .all(|chunk| chunk.iter().fold(0, |or, byte| or | byte) == 0)
 }
 
+/// Where compressed frames go.
+pub(crate) type Sink<'s> = &'s mut dyn FnMut(Packed) -> Result<()>;
+
 /// Collects stored pages into frames: where one ends depends on the pages in it, so that a page more
-/// or less changes one frame or two, and not all that follow. Compresses a batch of them on all cores, writes them in order.
-struct Frames<'b, 'w, 'a> {
-    blob: &'b mut BlobWriter<'w, 'a>,
-    threads: usize,
+/// or less changes one frame or two, and not all that follow. They are compressed while the next ones
+/// are read.
+struct Frames<'p> {
+    pool: &'p mut Pool,
+    sink: Sink<'p>,
     grain: Grain,
-    /// Raw frames; all but the last are done.
-    batch: Vec<Vec<u8>>,
-    /// The last is done as well.
-    ended: bool,
+    /// The raw frame that is being filled.
+    current: Vec<u8>,
+    /// Pages of the frames that are in the pool.
+    on_the_way: VecDeque<u32>,
     /// Stored pages so far.
     stored: u32,
 }
 
-impl<'b, 'w, 'a> Frames<'b, 'w, 'a> {
-    fn new(blob: &'b mut BlobWriter<'w, 'a>) -> Self {
-        let threads = thread::available_parallelism().map_or(1, usize::from);
+impl<'p> Frames<'p> {
+    fn new(pool: &'p mut Pool, sink: Sink<'p>) -> Self {
         Frames {
-            blob,
-            threads,
+            pool,
+            sink,
             grain: frame::FINE,
-            batch: Vec::new(),
-            ended: false,
+            current: Vec::new(),
+            on_the_way: VecDeque::new(),
             stored: 0,
         }
     }
@@ -270,78 +270,59 @@ impl<'b, 'w, 'a> Frames<'b, 'w, 'a> {
     fn page(&mut self, bytes: &[u8], hash: &PageHash, image: &mut Image) -> Result<u32> {
         let Grain { fewest, most, ends } = self.grain;
         let pages = |pages: u32| pages as usize * PAGE_SIZE;
-        if self.ended || self.batch.is_empty() {
-            if self.batch.len() == self.threads * BATCH {
-                self.flush(image)?;
-            }
-            self.batch.push(Vec::with_capacity(pages(most)));
+        if self.current.is_empty() {
+            self.current.reserve_exact(pages(most));
         }
-        let frame = self.batch.last_mut().expect("there is one now");
-        frame.extend_from_slice(bytes);
-        let len = frame.len();
-        self.ended = len == pages(most) || len >= pages(fewest) && hash[0].is_multiple_of(ends);
+        self.current.extend_from_slice(bytes);
+        let len = self.current.len();
+        if len == pages(most) || len >= pages(fewest) && hash[0].is_multiple_of(ends) {
+            self.end(image)?;
+        }
         self.stored += 1;
         Ok(self.stored - 1)
     }
 
     /// The next page begins a new frame, of this grain.
     fn set_grain(&mut self, grain: Grain, image: &mut Image) -> Result<()> {
-        self.flush(image)?;
+        self.end(image)?;
         self.grain = grain;
         Ok(())
     }
 
-    fn flush(&mut self, image: &mut Image) -> Result<()> {
-        let packed = pack_all(&self.batch, self.threads).map_err(|e| {
+    /// Ends the frame that is being filled.
+    fn end(&mut self, image: &mut Image) -> Result<()> {
+        let raw = std::mem::take(&mut self.current);
+        if raw.is_empty() {
+            return Ok(());
+        }
+        while self.pool.is_full() {
+            self.put(image)?;
+        }
+        self.on_the_way.push_back((raw.len() / PAGE_SIZE) as u32);
+        self.pool.push(raw);
+        Ok(())
+    }
+
+    /// Waits for the oldest frame in the pool, and puts it where it belongs.
+    fn put(&mut self, image: &mut Image) -> Result<()> {
+        let (Some(pages), Some(packed)) = (self.on_the_way.pop_front(), self.pool.pop()) else {
+            return Ok(());
+        };
+        let packed = packed.map_err(|e| {
             Error::InvalidSpec(format!(
                 "zstd cannot compress the {} image: {e}",
                 image.kind()
             ))
         })?;
-        for (raw, packed) in self.batch.iter().zip(packed) {
-            self.blob.write(&packed.bytes)?;
-            image.push_frame(
-                packed.bytes.len() as u32,
-                (raw.len() / PAGE_SIZE) as u32,
-                packed.hash,
-            );
-        }
-        self.batch.clear();
-        Ok(())
+        image.push_frame(packed.bytes.len() as u32, pages, packed.hash);
+        (self.sink)(packed)
     }
 
     fn finish(mut self, image: &mut Image) -> Result<()> {
-        self.flush(image)
-    }
-}
-
-fn pack_all(raw: &[Vec<u8>], threads: usize) -> std::io::Result<Vec<Packed>> {
-    let next = AtomicUsize::new(0);
-    let done: Vec<OnceLock<Packed>> = raw.iter().map(|_| OnceLock::new()).collect();
-    let failed = Mutex::new(None);
-    thread::scope(|scope| {
-        for _ in 0..threads.min(raw.len()) {
-            scope.spawn(|| {
-                while let Some((i, raw)) = take(&next, raw) {
-                    match frame::pack(raw) {
-                        Ok(packed) => drop(done[i].set(packed)),
-                        Err(e) => *failed.lock().expect("no thread panics holding it") = Some(e),
-                    }
-                }
-            });
+        self.end(image)?;
+        while !self.on_the_way.is_empty() {
+            self.put(image)?;
         }
-    });
-    match failed.into_inner().expect("no thread panics holding it") {
-        Some(error) => Err(error),
-        None => Ok(done
-            .into_iter()
-            .map(|p| p.into_inner().expect("packed or failed"))
-            .collect()),
+        Ok(())
     }
-}
-
-/// The next item that no thread has taken.
-fn take<'i, T>(next: &AtomicUsize, items: &'i [T]) -> Option<(usize, &'i T)> {
-    let i = next.fetch_add(1, Ordering::Relaxed);
-    items.get(i).map(|item| (i, item))
 }

@@ -6,12 +6,14 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::archive::ArchiveWriter;
+use crate::frame::Packed;
 use crate::index::PageIndex;
 use crate::limits::*;
 use crate::oci::{self, Descriptor, Manifest};
 use crate::output::Output;
 use crate::pages::{self, Known, Source};
-use crate::{Config, Digest, Error, ImageKind, Result, Run, Stats};
+use crate::pool::{self, Pool};
+use crate::{Config, Digest, Error, ImageKind, Prepared, Result, Run, Stats};
 
 /// What goes into a bundle. The bytes of the bundle depend on the contents alone, not on names,
 /// times or holes of the files.
@@ -72,17 +74,19 @@ pub struct Written {
 /// on the disk, and leaving everything as it was on any error.
 ///
 /// `progress` is told bytes done and bytes in total, of the images as they lie on disk. Memory
-/// needed: some MiB for each core, and about 100 bytes for each different page.
+/// needed: some MiB for each of at most 12 cores, and about 100 bytes for each different page.
 pub fn write(spec: &BundleSpec, out: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<Written> {
-    write_while(spec, out, &mut |done, total| {
+    write_while(spec, &Prepared::default(), out, &mut |done, total| {
         progress(done, total);
         ControlFlow::Continue(())
     })
 }
 
-/// As [`write()`], for as long as `progress` says to continue; then [`Error::Stopped`].
+/// As [`write()`], for as long as `progress` says to continue; then [`Error::Stopped`]. Frames that are
+/// among those `prepared` are not compressed again; the bytes are the same in any case.
 pub fn write_while(
     spec: &BundleSpec,
+    prepared: &Prepared,
     out: &Path,
     progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
 ) -> Result<Written> {
@@ -104,7 +108,11 @@ pub fn write_while(
     let mut archive = ArchiveWriter::new(output.file(), out);
     archive.file("oci-layout", oci::OCI_LAYOUT)?;
     let working_set = spec.snapshot.as_ref().map(|s| &s.working_set);
-    let (index, mut layers) = write_images(&sources, working_set, &mut archive, &mut advance)?;
+    let work = |raw: &[u8]| prepared.pack(raw);
+    let (index, mut layers) = Pool::with(pool::cores(), &work, |pool| {
+        write_images(&sources, working_set, pool, &mut archive, &mut advance)
+    })
+    .map_err(|e| Error::io("start threads to write", out, e))??;
     for (media_type, bytes) in texts(spec, &index)? {
         archive.blob(&bytes)?;
         layers.push(Descriptor::of(media_type, &bytes));
@@ -175,6 +183,7 @@ fn sources(spec: &BundleSpec) -> Result<Vec<Source>> {
 fn write_images(
     sources: &[Source],
     working_set: Option<&WorkingSet>,
+    pool: &mut Pool,
     archive: &mut ArchiveWriter<'_>,
     advance: &mut dyn FnMut(u64) -> Result<()>,
 ) -> Result<(PageIndex, Vec<Descriptor>)> {
@@ -187,7 +196,8 @@ fn write_images(
             (ImageKind::Rootfs, Some(set)) => &set.rootfs[..],
             _ => &[],
         };
-        let image = pages::pack(source, touched, &mut known, &mut blob, advance)?;
+        let mut sink = |packed: Packed| blob.write(&packed.bytes);
+        let image = pages::pack(source, touched, &mut known, pool, &mut sink, advance)?;
         if let Some((digest, size)) = blob.finish()? {
             layers.push(Descriptor::new(image.kind().media_type(), digest, size));
         }

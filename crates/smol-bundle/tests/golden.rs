@@ -16,5 +16,5 @@ fn the_golden_bundle_has_the_pinned_bytes() {
     assert_eq!(written.file_size, file.len() as u64);
 }
 
-const MANIFEST: &str = "sha256:46a6f9440261c65e9f48fe57dc93af15051fc0808f9a7af014c2eae6a59ac193";
-const FILE: &str = "sha256:3f594cb750726eec8e454aa359fd0982b3f718481f35cd348f7b2a3ad8df2713";
+const MANIFEST: &str = "sha256:3ec9aa452cf4ba72b05bd89060114125db381dc2e07672c9f44a6f692c6f8e95";
+const FILE: &str = "sha256:ee5566246e1ea06c90d0015101f868b356262978be079fa64407eef2914adfca";

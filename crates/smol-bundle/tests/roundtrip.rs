@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt;
 
 use common::*;
 use smol_bundle::{
-    Bundle, BundleSpec, Error, ImageKind, SnapshotSpec, WorkingSet, write, write_while,
+    Bundle, BundleSpec, Error, ImageKind, Prepared, SnapshotSpec, WorkingSet, write, write_while,
 };
 
 #[test]
@@ -348,7 +348,7 @@ fn a_writing_that_is_stopped_leaves_what_was_there() {
         true => ControlFlow::Break(()),
         false => ControlFlow::Continue(()),
     };
-    let error = write_while(&work.spec(), &out, &mut stop).unwrap_err();
+    let error = write_while(&work.spec(), &Prepared::default(), &out, &mut stop).unwrap_err();
     assert!(matches!(error, Error::Stopped { .. }), "{error}");
     assert_eq!(fs::read(&out).unwrap(), b"older");
     assert_eq!(fs::read_dir(work.dir.path()).unwrap().count(), 5);

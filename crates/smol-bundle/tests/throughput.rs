@@ -1,14 +1,18 @@
 //! How fast bundles are written, opened, verified and extracted. Run by hand, optimised:
-//! `cargo test --release -p smol-bundle --test throughput -- --ignored --nocapture`
+//! `cargo test --release -p smol-bundle --test throughput -- --ignored --nocapture`,
+//! with `BUNDLE=FILE` for what it takes to write that bundle again.
 
 mod common;
 
 use std::fs;
-use std::path::Path;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use common::*;
-use smol_bundle::{Bundle, ImageKind, write};
+use smol_bundle::{
+    Bundle, BundleSpec, ImageKind, Prepared, SnapshotSpec, WorkingSet, write, write_while,
+};
 
 /// Up to `limit` bytes of real files, each filled up to whole pages as a file system does.
 fn files(dir: &Path, limit: usize, out: &mut Vec<u8>) {
@@ -81,4 +85,72 @@ fn figures_of_a_machine_with_512_mib() {
         );
     }
     assert!(fs::read(&out).unwrap() == work.images.memory);
+}
+
+/// The images of a bundle as files in `folder`, and how to make it of them.
+fn unpacked(bundle: &Bundle, folder: &Path) -> BundleSpec {
+    let extract = |kind: ImageKind| -> Option<PathBuf> {
+        bundle.index().image(kind)?;
+        let path = folder.join(kind.name());
+        let file = fs::File::create(&path).unwrap();
+        bundle.extract(kind, &file, 2, &mut |_, _| {}).unwrap();
+        Some(path)
+    };
+    let working_set = |kind| {
+        let image = bundle.index().image(kind);
+        image.map_or(Vec::new(), |image| image.working_set().to_vec())
+    };
+    BundleSpec {
+        config: bundle.config().clone(),
+        kernel: extract(ImageKind::Kernel).unwrap(),
+        initramfs: extract(ImageKind::Initramfs),
+        rootfs: extract(ImageKind::Rootfs),
+        snapshot: extract(ImageKind::Memory).map(|memory| SnapshotSpec {
+            state: b"opaque".to_vec(),
+            memory,
+            working_set: WorkingSet {
+                memory: working_set(ImageKind::Memory),
+                rootfs: working_set(ImageKind::Rootfs),
+            },
+        }),
+        smolfile: None,
+        lock: None,
+        parent: None,
+    }
+}
+
+#[test]
+#[ignore = "a measurement, run by hand in release mode"]
+fn figures_of_writing_a_bundle_again() {
+    let Some(bundle) = std::env::var_os("BUNDLE") else {
+        return println!("left out: BUNDLE names none");
+    };
+    let bundle = Bundle::open(Path::new(&bundle)).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let spec = unpacked(&bundle, dir.path());
+    let images = [
+        (ImageKind::Kernel, Some(&spec.kernel)),
+        (ImageKind::Initramfs, spec.initramfs.as_ref()),
+        (ImageKind::Rootfs, spec.rootfs.as_ref()),
+    ];
+    let images: Vec<_> = images
+        .iter()
+        .filter_map(|(kind, path)| Some((*kind, path.as_ref()?.as_path())))
+        .collect();
+    let size = |path: &Path| fs::metadata(path).unwrap().len();
+    let size = images.iter().map(|(_, path)| size(path)).sum::<u64>() + spec.config.memory;
+    let out = dir.path().join("out");
+    for _ in 0..3 {
+        let plain = timed("write", size, || {
+            write(&spec, &out, &mut |_, _| {}).unwrap()
+        });
+        let prepared = timed("prepare", size, || Prepared::of(&images, &|| true));
+        println!("{prepared:?}");
+        let again = timed("write what is prepared", size, || {
+            let mut on = |_, _| ControlFlow::Continue(());
+            write_while(&spec, &prepared, &out, &mut on).unwrap()
+        });
+        println!("{prepared:?}");
+        assert_eq!(plain.digest, again.digest);
+    }
 }

@@ -8,12 +8,12 @@ use super::{Content, Extent, Image, ImageKind, PageIndex, Run};
 use crate::limits::*;
 
 const MAGIC: [u8; 8] = *b"smolpidx";
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 const HEADER_LEN: usize = 24;
 const IMAGE_LEN: usize = 32;
 const FRAME_LEN: usize = 40;
 const EXTENT_LEN: usize = 12;
-const RUN_LEN: usize = 8;
+const RUN_LEN: usize = 12;
 
 impl PageIndex {
     /// The blob.
@@ -51,6 +51,7 @@ impl PageIndex {
             for run in &image.working_set {
                 out.extend(run.first.to_le_bytes());
                 out.extend(run.pages.to_le_bytes());
+                out.extend([u8::from(run.written), 0, 0, 0]);
             }
         }
         out
@@ -186,7 +187,7 @@ fn parse_header(at: &mut Cursor<'_>) -> Result<usize, Flaw> {
         let newer = (version > VERSION).then_some(version);
         return Err(Flaw {
             offset: 8,
-            reason: format!("version {version}"),
+            reason: format!("version {version}, which was never released: build the bundle again"),
             newer,
         });
     }
@@ -293,13 +294,20 @@ impl ImageHead {
     fn parse_runs(&self, image: &mut Image, at: &mut Cursor<'_>) -> Result<(), Flaw> {
         image.working_set.reserve_exact(self.runs as usize);
         for n in 0..self.runs {
+            let (first, pages, kind) = (at.u32()?, at.u32()?, at.take::<4>()?);
             let run = Run {
-                first: at.u32()?,
-                pages: at.u32()?,
+                first,
+                pages,
+                written: kind != [0; 4],
             };
-            let last = image.working_set.last().and_then(|run| run.end());
-            let sound = run.pages > 0 && run.end().is_some_and(|end| end <= image.pages());
-            if !sound || last == Some(run.first) {
+            let known = match kind {
+                [0, 0, 0, 0] => true,
+                [1, 0, 0, 0] => self.kind == ImageKind::Memory,
+                _ => false,
+            };
+            let inside = run.pages > 0 && run.end().is_some_and(|end| end <= image.pages());
+            let last = image.working_set.last();
+            if !known || !inside || last.is_some_and(|last| last.goes_on(first, run.written)) {
                 return Err(at.flaw(format!("{} run {n} is malformed", self.kind)));
             }
             image.working_set.push(run);

@@ -45,6 +45,14 @@ fn sample() -> PageIndex {
     PageIndex::new(vec![kernel, rootfs, memory])
 }
 
+fn run(first: u32, pages: u32, written: bool) -> Run {
+    Run {
+        first,
+        pages,
+        written,
+    }
+}
+
 fn image(index: &mut PageIndex, kind: ImageKind) -> &mut Image {
     index.images.iter_mut().find(|i| i.kind == kind).unwrap()
 }
@@ -65,20 +73,23 @@ fn what_is_encoded_is_what_is_parsed() {
 
 #[test]
 fn a_working_set_is_joined_and_counts_each_page_once() {
-    let run = |first, pages| Run { first, pages };
+    let read = |first, pages| run(first, pages, false);
+    let written = |first, pages| run(first, pages, true);
     let mut index = sample();
     image(&mut index, Memory).set_working_set(&[
-        run(8, 1),
-        run(9, 1),
-        run(2, 3),
-        run(8, 3),
-        run(11, 7),
-        run(u32::MAX, u32::MAX),
+        read(8, 1),
+        read(9, 1),
+        written(2, 3),
+        written(8, 3),
+        read(5, 1),
+        read(11, 7),
+        read(u32::MAX, u32::MAX),
     ]);
     let memory = index.image(Memory).unwrap();
-    assert_eq!(memory.working_set(), [run(8, 2), run(2, 3), run(10, 1)]);
+    let joined = [read(8, 2), written(2, 3), written(10, 1), read(5, 1)];
+    assert_eq!(memory.working_set(), joined);
     assert_eq!(PageIndex::parse(&index.encode()).unwrap(), index);
-    assert_eq!(index.stats().images[2].working_set, 6);
+    assert_eq!(index.stats().images[2].working_set, 7);
 }
 
 #[test]
@@ -95,10 +106,27 @@ fn a_working_set_that_is_none_is_refused() {
         (Kernel, &[(0, 1)], "kernel has a working set"),
     ];
     for (kind, runs, wanted) in cases {
-        let set = runs.iter().map(|&(first, pages)| Run { first, pages });
+        let set = runs.iter().map(|&(first, pages)| run(first, pages, false));
         let why = refusal(|index| image(index, kind).working_set = set.collect());
         assert!(why.contains(wanted), "{why}");
     }
+}
+
+#[test]
+fn only_memory_is_written_and_a_run_is_of_a_known_kind() {
+    let mut index = sample();
+    image(&mut index, Memory).working_set = vec![run(1, 1, false), run(2, 1, true)];
+    let bytes = index.encode();
+    assert_eq!(PageIndex::parse(&bytes).unwrap(), index);
+    for (at, byte) in [(4, 2), (3, 1), (1, 1)] {
+        let mut bytes = bytes.clone();
+        let at = bytes.len() - at;
+        bytes[at] = byte;
+        let why = PageIndex::parse(&bytes).unwrap_err().reason;
+        assert!(why.contains("memory run 1 is malformed"), "{why}");
+    }
+    let why = refusal(|index| image(index, Rootfs).working_set = vec![run(1, 1, true)]);
+    assert!(why.contains("rootfs run 0 is malformed"), "{why}");
 }
 
 #[test]
@@ -192,10 +220,12 @@ fn a_blob_of_another_length_is_refused_before_the_tables_are_read() {
 #[test]
 fn a_newer_version_is_named() {
     let mut bytes = sample().encode();
-    bytes[8] = 3;
-    assert_eq!(PageIndex::parse(&bytes).unwrap_err().newer, Some(3));
-    bytes[8] = 1;
-    assert_eq!(PageIndex::parse(&bytes).unwrap_err().newer, None);
+    bytes[8] = 4;
+    assert_eq!(PageIndex::parse(&bytes).unwrap_err().newer, Some(4));
+    bytes[8] = 2;
+    let older = PageIndex::parse(&bytes).unwrap_err();
+    assert_eq!(older.newer, None);
+    assert!(older.reason.contains("build the bundle again"));
 }
 
 #[test]

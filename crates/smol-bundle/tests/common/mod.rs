@@ -77,10 +77,20 @@ impl Images {
 
 /// Of memory pages of their own, some of them twice, a reference and a zero page; of the rootfs two.
 pub fn working_set() -> WorkingSet {
-    let run = |first, pages| Run { first, pages };
+    let run = |first, pages, written| Run {
+        first,
+        pages,
+        written,
+    };
     WorkingSet {
-        memory: vec![run(60, 4), run(11, 1), run(0, 1), run(62, 3), run(90, 1)],
-        rootfs: vec![run(4, 2)],
+        memory: vec![
+            run(60, 4, true),
+            run(11, 1, false),
+            run(0, 1, true),
+            run(62, 3, false),
+            run(90, 1, true),
+        ],
+        rootfs: vec![run(4, 2, false)],
     }
 }
 
