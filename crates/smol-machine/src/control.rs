@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use crate::arrivals::{Arrivals, Step};
 use crate::devices::Board;
 use crate::hv::{Exit, HostVcpu, Vcpu};
 use crate::{Error, Result, paravirt};
@@ -33,6 +34,8 @@ pub(crate) struct Control {
     changed: Condvar,
     running: AtomicUsize,
     exits: AtomicU64,
+    /// What the vCPUs wait for where a page that is not there makes them fail.
+    arrivals: Option<Arc<Arrivals>>,
 }
 
 #[derive(Default)]
@@ -57,6 +60,11 @@ impl StopHandle {
         self.stop(Ok(stop));
     }
 
+    /// VM exits of the machine so far, each one caused by what the guest did.
+    pub fn exits(&self) -> u64 {
+        self.0.exits()
+    }
+
     pub(crate) fn stop(&self, outcome: Result<Stop>) {
         self.0.stop(outcome);
         if self.0.running.load(Ordering::SeqCst) > 0 {
@@ -67,6 +75,14 @@ impl StopHandle {
 }
 
 impl Control {
+    /// Of a machine whose pages may yet have to arrive.
+    pub(crate) fn new(arrivals: Option<Arc<Arrivals>>) -> Self {
+        Self {
+            arrivals,
+            ..Self::default()
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -174,7 +190,16 @@ impl Control {
 
     /// Runs the guest, exit by exit. `None` when another thread has stopped the machine.
     fn exit_loop(&self, vcpu: &mut HostVcpu, board: &Board) -> Result<Option<Stop>> {
+        if let Some(arrivals) = &self.arrivals {
+            // Each page that is not there yet costs a way out of the guest and back.
+            arrivals.wait_until_open(|| self.stopping());
+        }
+        let mut absent = None;
         while !self.stopping() {
+            if let Some((address, before)) = absent.take() {
+                self.await_page(vcpu, address, before)?;
+            }
+            let before = self.arrivals.as_ref().and_then(|arrivals| arrivals.step());
             let stop = match vcpu.run()? {
                 Exit::IoOut { port, data } => {
                     let stop = board.io_out(port, data);
@@ -197,6 +222,10 @@ impl Control {
                     None
                 }
                 Exit::Interrupted => continue,
+                Exit::Absent { address } => {
+                    absent = Some((address, before));
+                    continue;
+                }
                 Exit::Shutdown => Some(Stop::Reset),
                 Exit::Broken(what) => Some(Stop::Crashed(what)),
             };
@@ -206,6 +235,31 @@ impl Control {
             }
         }
         Ok(None)
+    }
+
+    /// Waits until more has arrived than there was `before` the guest needed a page that is not
+    /// there.
+    ///
+    /// # Errors
+    /// If everything was there: then it is another page that cannot be had.
+    fn await_page(
+        &self,
+        vcpu: &HostVcpu,
+        address: Option<u64>,
+        before: Option<Step>,
+    ) -> Result<()> {
+        let Some((arrivals, before)) = self.arrivals.as_ref().zip(before) else {
+            let at = address.map_or(String::new(), |gpa| format!(" (at {gpa:#x})"));
+            let message = format!("the hypervisor cannot have a page that the guest needs{at}");
+            return Err(Error::Memory(message));
+        };
+        // Without an address it may be the page that the instruction is on. If it is not, that one
+        // is there, or is brought earlier than it need be.
+        if let Some(gpa) = address.or_else(|| vcpu.instruction()) {
+            arrivals.want(gpa);
+        }
+        arrivals.wait(before, || self.stopping());
+        Ok(())
     }
 }
 

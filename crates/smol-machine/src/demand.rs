@@ -6,15 +6,40 @@
 //!                                                  ^                               |
 //!                                                  +----runs on---- fill(), zero() +
 //! ```
+//!
+//! **In user mode.** Not everybody may have the kernel's own touches wait, and KVM's are such: when
+//! a vCPU needs a page, it is the kernel that touches it. Whoever may not, can still have those of
+//! user space wait, which are the devices'. The kernel's fail; KVM_RUN then returns EFAULT with the
+//! guest where it was, so the vCPU waits until more has arrived and is run again, and executes the
+//! same instruction ([`crate::arrivals`]). What that takes:
+//!
+//! - Mostly nobody is told which page it was (before Linux 6.8 never). So all of them must be
+//!   brought, those that are needed first in front, and the machine begins to run with these. The
+//!   page of the guest's instruction is a fair guess, and is brought out of turn.
+//! - KVM must read the guest's page tables by the processor alone, and emulate no more than what
+//!   concerns devices: see [`crate::hv::repeats_failed_touches`]. Where it emulates an instruction
+//!   one of whose operands is not there, it takes the page for a device's registers; the board
+//!   accesses memory then, and waits as a device does (`Board::mmio_read`).
+//! - KVM must write nothing for the guest behind its back, for that would be lost: its clock, for
+//!   one. [`MachineState::bears_failed_touches`](crate::MachineState::bears_failed_touches).
+//! - A guest that has interrupts on is not brought out by KVM at once: KVM lets a thread of its own
+//!   touch the page and halts the vCPU meanwhile (an "asynchronous page fault"), finds that it
+//!   failed, and tries again. That takes CPU time, no more, and only until the page is there or a
+//!   signal comes.
+//! - Our own system calls must not be given the guest's memory, for they would fail instead of
+//!   waiting. Devices copy by way of buffers of their own (`Chain::read`, `Chain::write`).
+//!
+//! The kernel's log says once that a touch of the kernel was not handled; that is this.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
+use crate::arrivals::{self, Arrivals, Place};
 use crate::memory::{self, PAGE, PmemImage, Ram};
 use crate::uffd::Uffd;
 use crate::{Error, Result, layout};
@@ -36,9 +61,11 @@ pub struct Demand {
     /// Keeps the mappings for as long as anybody can put pages into them.
     pub(crate) ram: Ram,
     pub(crate) rootfs: Option<Arc<PmemImage>>,
+    /// Only in user mode.
+    pub(crate) arrivals: Option<Arc<Arrivals>>,
     ended: AtomicBool,
-    /// Readable once it has ended.
-    end: std::os::fd::OwnedFd,
+    /// Readable once it has ended, or a page is wanted.
+    bell: Arc<OwnedFd>,
     /// One caller at a time waits for touches.
     waiting: Mutex<()>,
 }
@@ -46,10 +73,8 @@ pub struct Demand {
 /// A mapping, and the pages that it holds.
 #[derive(Clone, Copy, Debug)]
 struct Span {
-    area: Area,
     start: usize,
-    first: u32,
-    pages: u32,
+    place: Place,
 }
 
 impl Demand {
@@ -58,8 +83,20 @@ impl Demand {
     /// # Errors
     /// [`Error::Memory`] where userfaultfd(2) is not permitted, or there is no room.
     pub fn new(memory: u64, rootfs: u64) -> Result<Self> {
-        let fail = |what: &str, e: io::Error| Error::Memory(format!("{what}: {e}"));
-        let uffd = Uffd::new().map_err(|e| fail("userfaultfd", e))?;
+        Self::with(Uffd::new(), memory, rootfs, false)
+    }
+
+    /// As [`Demand::new`], but only touches from user space wait: see above. Who fills it must
+    /// bring every page, tell so by [`Demand::arrived`], and in the end by [`Demand::complete`].
+    ///
+    /// # Errors
+    /// [`Error::Memory`] before Linux 5.11, where system calls are filtered, or there is no room.
+    pub fn in_user_mode(memory: u64, rootfs: u64) -> Result<Self> {
+        Self::with(Uffd::in_user_mode(), memory, rootfs, true)
+    }
+
+    fn with(uffd: io::Result<Uffd>, memory: u64, rootfs: u64, user_mode: bool) -> Result<Self> {
+        let uffd = uffd.map_err(|e| fail("userfaultfd", e))?;
         let ram = memory::anonymous(memory)?;
         let rootfs = match rootfs {
             0 => None,
@@ -73,37 +110,43 @@ impl Demand {
         for region in ram.iter() {
             let pages = page_count(region.len())?;
             let start = region.get_mmap().as_ptr() as usize;
-            spans.push(Span {
+            let place = Place {
+                gpa: region.start_addr().0,
                 area: Area::Memory,
-                start,
                 first,
                 pages,
-            });
+            };
+            spans.push(Span { start, place });
             first += pages;
         }
         if let Some(image) = &rootfs {
             let (start, pages) = (image.host as usize, page_count(image.len)?);
-            spans.push(Span {
+            let place = Place {
+                gpa: image.gpa,
                 area: Area::Rootfs,
-                start,
                 first: 0,
                 pages,
-            });
+            };
+            spans.push(Span { start, place });
         }
         for span in &spans {
             // SAFETY: a private anonymous mapping of ours, kept by `ram` or `rootfs`. The caller
             // gives what is touched its bytes; if nobody did, the machine would wait, no more.
-            unsafe { uffd.register(span.start as *mut u8, span.pages as usize * PAGE) }
+            unsafe { uffd.register(span.start as *mut u8, span.place.pages as usize * PAGE) }
                 .map_err(|e| fail("UFFDIO_REGISTER", e))?;
         }
-        let end = eventfd(0, EventfdFlags::CLOEXEC).map_err(|e| fail("eventfd", e.into()))?;
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        let bell = Arc::new(eventfd(0, flags).map_err(|e| fail("eventfd", e.into()))?);
+        let places = spans.iter().map(|span| span.place).collect();
+        let arrivals = user_mode.then(|| Arc::new(Arrivals::new(places, bell.clone())));
         Ok(Self {
             uffd,
             spans,
             ram,
             rootfs,
+            arrivals,
             ended: AtomicBool::new(false),
-            end,
+            bell,
             waiting: Mutex::new(()),
         })
     }
@@ -115,6 +158,9 @@ impl Demand {
     pub fn next(&self) -> io::Result<Option<(Area, u32)>> {
         let _one = self.waiting.lock();
         while !self.ended.load(Ordering::SeqCst) {
+            if let Some(page) = self.arrivals.as_ref().and_then(|a| a.wanted()) {
+                return Ok(Some(page));
+            }
             if let Some(address) = self.uffd.next()?
                 && let Some(page) = self.page_at(address)
             {
@@ -122,12 +168,14 @@ impl Demand {
             }
             let mut fds = [
                 PollFd::from_borrowed_fd(self.uffd.as_fd(), PollFlags::IN),
-                PollFd::from_borrowed_fd(self.end.as_fd(), PollFlags::IN),
+                PollFd::from_borrowed_fd(self.bell.as_fd(), PollFlags::IN),
             ];
             match poll(&mut fds, None) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(e) => return Err(e.into()),
             }
+            // What it was rung for is looked at next; if it was not rung, there is nothing to read.
+            let _ = rustix::io::read(&self.bell, &mut [0; 8]);
         }
         Ok(None)
     }
@@ -140,14 +188,40 @@ impl Demand {
     /// Lets [`Demand::next`] return `None`: nothing will be touched any more.
     pub fn end(&self) {
         self.ended.store(true, Ordering::SeqCst);
-        // An eventfd takes any number of small writes.
-        let _ = rustix::io::write(&self.end, &1u64.to_ne_bytes());
+        arrivals::ring(&self.bell);
+    }
+
+    /// Whether only touches from user space wait: [`Demand::in_user_mode`].
+    pub fn is_in_user_mode(&self) -> bool {
+        self.arrivals.is_some()
+    }
+
+    /// In user mode: pages were put where they belong, so vCPUs whose touches failed try again.
+    pub fn arrived(&self) {
+        if let Some(arrivals) = &self.arrivals {
+            arrivals.arrived();
+        }
+    }
+
+    /// In user mode: what is touched first is there. Before, no vCPU begins to run.
+    pub fn open(&self) {
+        if let Some(arrivals) = &self.arrivals {
+            arrivals.open();
+        }
+    }
+
+    /// In user mode: every page is there. A touch that fails from here on fails for good.
+    pub fn complete(&self) {
+        if let Some(arrivals) = &self.arrivals {
+            arrivals.complete();
+        }
     }
 
     fn page_at(&self, address: usize) -> Option<(Area, u32)> {
         self.spans.iter().find_map(|span| {
             let page = u32::try_from(address.checked_sub(span.start)? / PAGE).ok()?;
-            (page < span.pages).then_some((span.area, span.first + page))
+            let place = span.place;
+            (page < place.pages).then_some((place.area, place.first + page))
         })
     }
 
@@ -162,6 +236,14 @@ impl Demand {
         })
     }
 
+    /// The pages that are there. One that is not would be waited for.
+    pub fn contents(&self) -> Contents {
+        Contents {
+            ram: self.ram.clone(),
+            rootfs: self.rootfs.clone(),
+        }
+    }
+
     /// Makes pages from `first` on pages of zeros, those that are there already excepted.
     ///
     /// # Errors
@@ -170,6 +252,20 @@ impl Demand {
         self.each_span(area, first, pages as usize * PAGE, |at, range| {
             // SAFETY: `each_span` gives addresses inside a registered mapping.
             unsafe { self.uffd.zero(at as *mut u8, range.len()) }
+        })
+    }
+
+    /// Makes many pages from `first` on pages of zeros that nobody has to put there: those that
+    /// are there already excepted, each becomes one when it is touched. The mapping falls into
+    /// parts by that, of which a process may have some ten thousand, so this is for long runs.
+    ///
+    /// # Errors
+    /// If the pages are not all in the area, or there would be too many parts.
+    pub fn release(&self, area: Area, first: u32, pages: u32) -> io::Result<()> {
+        self.each_span(area, first, pages as usize * PAGE, |at, range| {
+            // SAFETY: `each_span` gives addresses inside a registered mapping; that zeros belong
+            // there is what the caller says.
+            unsafe { self.uffd.release(at as *mut u8, range.len()) }
         })
     }
 
@@ -184,11 +280,11 @@ impl Demand {
         let begin = first as usize;
         let end = begin + len / PAGE;
         let mut done = 0;
-        for span in self.spans.iter().filter(|span| span.area == area) {
-            let (lowest, highest) = (span.first as usize, (span.first + span.pages) as usize);
+        for Span { start, place } in self.spans.iter().filter(|span| span.place.area == area) {
+            let (lowest, highest) = (place.first as usize, (place.first + place.pages) as usize);
             let (from, to) = (begin.max(lowest), end.min(highest));
             if from < to {
-                let at = span.start + (from - lowest) * PAGE;
+                let at = start + (from - lowest) * PAGE;
                 put(at, (from - begin) * PAGE..(to - begin) * PAGE)?;
                 done += (to - from) * PAGE;
             }
@@ -208,6 +304,22 @@ pub struct Contents {
 }
 
 impl Contents {
+    /// Reads at a guest-physical address, where RAM or the root file system's image is; false
+    /// elsewhere.
+    pub(crate) fn read_at(&self, gpa: u64, to: &mut [u8]) -> bool {
+        if self.ram.read_slice(to, GuestAddress(gpa)).is_ok() {
+            return true;
+        }
+        let image = self.rootfs.as_ref();
+        let inside = image.and_then(|image| image.read(gpa.checked_sub(image.gpa)?, to));
+        inside.is_some()
+    }
+
+    /// Writes at a guest-physical address, where RAM is; elsewhere there is nothing to write to.
+    pub(crate) fn write_at(&self, gpa: u64, from: &[u8]) {
+        let _ = self.ram.write_slice(from, GuestAddress(gpa));
+    }
+
     /// Reads a page.
     ///
     /// # Errors
@@ -230,6 +342,10 @@ impl Contents {
             (Area::Rootfs, None) => Err(none()),
         }
     }
+}
+
+fn fail(what: &str, e: io::Error) -> Error {
+    Error::Memory(format!("{what}: {e}"))
 }
 
 /// What is touched is no more than 2^32 pages: RAM and images have at most 64 GiB.
@@ -274,6 +390,104 @@ mod tests {
         assert_eq!([read(200), read(3), read(9), read(3)], [200, 3, 0, 3]);
         demand.end();
         assert_eq!(filler.join().unwrap(), [200, 3, 9]);
+    }
+
+    /// The kernel touches the page on our behalf: it writes a byte into it.
+    fn kernel_touches(demand: &Demand, page: u64) -> std::result::Result<(), rustix::io::Errno> {
+        let address = demand.ram.get_host_address(GuestAddress(page * 4096));
+        let (read, write) = rustix::pipe::pipe().unwrap();
+        rustix::io::write(&write, b"k").unwrap();
+        // SAFETY: one byte of a mapping that `demand` keeps, and that nobody refers to.
+        let bytes = unsafe { std::slice::from_raw_parts_mut(address.unwrap(), 1) };
+        rustix::io::read(&read, bytes).map(drop)
+    }
+
+    #[test]
+    fn in_user_mode_touches_of_ours_wait_and_those_of_the_kernel_fail_until_the_page_is_there() {
+        let demand = match Demand::in_user_mode(16 << 20, 2 << 20) {
+            Ok(demand) => Arc::new(demand),
+            Err(e) => return eprintln!("not tested here: {e}"),
+        };
+        assert!(demand.is_in_user_mode());
+        let filler = std::thread::spawn({
+            let demand = demand.clone();
+            move || {
+                let mut seen = Vec::new();
+                while let Some((area, page)) = demand.next().unwrap() {
+                    seen.push((area, page));
+                    demand.fill(area, page, &[page as u8; PAGE]).unwrap();
+                    demand.arrived();
+                }
+                seen
+            }
+        });
+        let fault = Err(rustix::io::Errno::FAULT);
+        assert_eq!(kernel_touches(&demand, 7), fault);
+        let read = |page: u64| -> u8 { demand.ram.read_obj(GuestAddress(page * 4096)).unwrap() };
+        assert_eq!([read(200), read(7)], [200, 7]);
+        assert_eq!(kernel_touches(&demand, 7), Ok(()));
+        assert_eq!(read(7), b'k');
+        // As a vCPU does that was told the address.
+        let arrivals = demand.arrivals.clone().unwrap();
+        let mut failed = 0;
+        loop {
+            let before = arrivals.step().unwrap();
+            match kernel_touches(&demand, 9) {
+                Ok(()) => break,
+                outcome => assert_eq!(outcome, fault),
+            }
+            failed += 1;
+            arrivals.want(9 << 12);
+            arrivals.wait(before, || false);
+        }
+        // Once for this page, and once more if the last one was told only now.
+        assert!((1..3).contains(&failed), "{failed}");
+        demand.end();
+        let pages = [200, 7, 9].map(|page| (Area::Memory, page));
+        assert_eq!(filler.join().unwrap(), pages);
+    }
+
+    #[test]
+    fn pages_that_are_released_are_zeros_for_everybody_and_the_others_are_not_there() {
+        let demand = match Demand::in_user_mode(16 << 20, 2 << 20) {
+            Ok(demand) => demand,
+            Err(e) => return eprintln!("not tested here: {e}"),
+        };
+        demand.fill(Area::Memory, 600, &[6; PAGE]).unwrap();
+        demand.release(Area::Memory, 512, 1024).unwrap();
+        demand.release(Area::Rootfs, 0, 512).unwrap();
+        assert!(demand.release(Area::Rootfs, 0, 513).is_err());
+        let read = |page: u64| -> u8 { demand.ram.read_obj(GuestAddress(page * 4096)).unwrap() };
+        assert_eq!([read(512), read(600), read(1535)], [0, 6, 0]);
+        assert_eq!(kernel_touches(&demand, 700), Ok(()));
+        for page in [511, 1536] {
+            assert_eq!(kernel_touches(&demand, page), Err(rustix::io::Errno::FAULT));
+        }
+        // What is around it is as it was.
+        demand.fill(Area::Memory, 500, &[5; 12 * PAGE]).unwrap();
+        demand.fill(Area::Memory, 1536, &[7; PAGE]).unwrap();
+        assert_eq!([read(511), read(1536)], [5, 7]);
+    }
+
+    #[test]
+    fn memory_is_read_and_written_for_a_hypervisor_that_cannot() {
+        let Some(demand) = demand(2 << 20) else {
+            return;
+        };
+        demand.fill(Area::Memory, 0, &[1; PAGE]).unwrap();
+        demand.fill(Area::Rootfs, 511, &[2; PAGE]).unwrap();
+        let image = demand.rootfs.as_ref().unwrap().gpa;
+        let contents = demand.contents();
+        contents.write_at(16, &[3, 4]);
+        let read = |gpa| {
+            let mut bytes = [9; 2];
+            contents.read_at(gpa, &mut bytes).then_some(bytes)
+        };
+        assert_eq!(read(15), Some([1, 3]));
+        assert_eq!(read(image + (2 << 20) - 2), Some([2, 2]));
+        contents.write_at(image + (2 << 20) - 2, &[5, 5]);
+        assert_eq!(read(image + (2 << 20) - 2), Some([2, 2]));
+        assert_eq!([read(image + (2 << 20) - 1), read(17 << 20)], [None, None]);
     }
 
     #[test]

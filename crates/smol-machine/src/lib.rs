@@ -9,8 +9,9 @@
 //! | [`layout`] | the guest-physical memory map |
 //! | [`memory`] | guest RAM: anonymous or copy-on-write over a memory image; writing it out |
 //! | [`demand`] | memory that is filled while the machine runs |
+//! | `arrivals` | what a vCPU waits for where it cannot wait for a page by itself |
 //! | [`prefetch`] | the working set in memory before it is asked for |
-//! | `uffd` | userfaultfd(2), under both |
+//! | `uffd` | userfaultfd(2), under them |
 //! | [`boot`] | kernel images into guest RAM: 64-bit Linux protocol and PVH |
 //! | [`cpu`] | the pinned CPU model, and what it asks of a host |
 //! | [`paravirt`] | smol ABI 1: virtual time, the snapshot point, the thaw |
@@ -21,6 +22,7 @@
 //!
 //! The crate knows nothing of Smolfiles, bundles or registries.
 
+mod arrivals;
 pub mod beside;
 pub mod boot;
 pub mod config;

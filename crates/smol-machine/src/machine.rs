@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
+use crate::arrivals::Arrivals;
 use crate::beside;
 use crate::config::{Clock, MAX_VCPUS, MachineConfig};
 use crate::control::{Control, Stop, StopHandle, install_kick_handler};
@@ -132,7 +133,10 @@ impl Machine {
         });
         let board = Board::new(
             &vm,
-            &ram,
+            Contents {
+                ram: ram.clone(),
+                rootfs: pmem.clone(),
+            },
             Serial::new(hooks.serial),
             devices,
             paravirt,
@@ -177,7 +181,8 @@ impl Machine {
             };
             beside::spawn("prefetch", bring).map(drop).map_err(err)
         };
-        Self::revive(ram, pmem, state, hooks, Time::Live, launch)
+        let contents = Contents { ram, rootfs: pmem };
+        Self::revive(contents, None, state, hooks, Time::Live, launch)
     }
 
     /// Brings a captured machine back into memory that is filled while it runs: somebody must
@@ -199,19 +204,20 @@ impl Machine {
                 state.memory
             )));
         }
-        let (ram, rootfs) = (demand.ram.clone(), demand.rootfs.clone());
-        Self::revive(ram, rootfs, state, hooks, time, |_| Ok(()))
+        let arrivals = demand.arrivals.clone();
+        Self::revive(demand.contents(), arrivals, state, hooks, time, |_| Ok(()))
     }
 
     /// `launch` is called when the hypervisor has its part and before anything touches memory.
     fn revive(
-        ram: Ram,
-        pmem: Option<Arc<PmemImage>>,
+        contents: Contents,
+        arrivals: Option<Arc<Arrivals>>,
         state: &MachineState,
         hooks: Hooks,
         time: Time,
         launch: impl FnOnce(StopHandle) -> Result<()>,
     ) -> Result<Self> {
+        let (ram, pmem) = (contents.ram.clone(), contents.rootfs.clone());
         let pmem_size = pmem.as_ref().map_or(0, |p| p.len);
         if pmem_size != state.pmem {
             return Err(Error::bad_state(format!(
@@ -242,13 +248,13 @@ impl Machine {
         let virtual_time = paravirt.is_some() && matches!(time, Time::Building { .. });
         let board = Board::new(
             &vm,
-            &ram,
+            contents,
             Serial::new(hooks.serial),
             devices,
             paravirt,
             virtual_time,
         );
-        let control = Arc::<Control>::default();
+        let control = Arc::new(Control::new(arrivals));
         launch(StopHandle::of(&control))?;
         board.restore(&state.devices)?;
         board.resume();

@@ -2,9 +2,9 @@
 //!
 //! A page of a copy-on-write mapping costs a guest microseconds, each time that it is the first to
 //! read it and again when it is the first to write it. So where a restored machine is known to
-//! touch much, whole blocks of 2 MiB are read from the image, each in one stroke and into a huge
-//! page, in the order in which the working set names them; and the pages in between are mapped in
-//! advance.
+//! write much, whole blocks of 2 MiB are read from the image, each in one stroke and into a huge
+//! page, in the order in which the working set names them; all else is mapped in advance, and shared
+//! with all others until it is written.
 //!
 //! The machine does not wait for it: where userfaultfd(2) can move pages, a block is absent until
 //! it is there as a whole, and who touches it earlier waits for that alone. Elsewhere the blocks
@@ -24,14 +24,40 @@ use crate::uffd::Uffd;
 /// A huge page.
 const BLOCK: usize = 2 << 20;
 const BLOCK_PAGES: usize = BLOCK / PAGE;
-/// Pages of a block that must be in the working set for it to be read whole: what is read whole is
-/// shared with no other machine. Reading all of it takes as long as some hundred faults.
+/// Pages of a block that must be written for it to be read whole: what is read whole is shared
+/// with no other machine. Reading all of it takes as long as some hundred faults.
 const DENSE: usize = BLOCK_PAGES / 2;
 /// Pages that are mapped in vain rather than in another call.
 const GAP: u32 = 16;
 
-/// Pages, by the number of the first and how many, in the order in which to bring them.
-pub type Runs = Vec<(u32, u32)>;
+/// Pages side by side that a machine is known to touch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// Number of the first one.
+    pub first: u32,
+    /// How many.
+    pub pages: u32,
+    /// Whether it will write to them, too.
+    pub written: bool,
+}
+
+impl Run {
+    /// Itself, cut at the borders of blocks: the block's number, and the first page and how many.
+    fn by_block(self) -> impl Iterator<Item = (usize, (u32, u32))> {
+        let end = self.first.saturating_add(self.pages);
+        let mut first = self.first;
+        std::iter::from_fn(move || {
+            let block = first as usize / BLOCK_PAGES;
+            let border = (block as u32 + 1).saturating_mul(BLOCK_PAGES as u32);
+            let piece = (first, border.min(end) - first);
+            first = border.min(end);
+            (piece.1 > 0).then_some((block, piece))
+        })
+    }
+}
+
+/// Pages in the order in which to bring them.
+pub type Runs = Vec<Run>;
 
 /// What is yet to be brought into memory.
 pub(crate) struct Prefetch {
@@ -70,13 +96,15 @@ impl Prefetch {
                 unsafe { uffd.register(address as *mut u8, len)? };
             }
         }
-        let mut sparse = Vec::new();
-        let not_dense = |page: u32| !dense.contains(&(page as usize / BLOCK_PAGES));
-        for (first, pages) in joined(memory, not_dense) {
-            sparse.extend(addresses(ram, first, pages));
-        }
+        let pieces = memory.iter().flat_map(|run| run.by_block());
+        let pieces = pieces.filter_map(|(block, piece)| (!dense.contains(&block)).then_some(piece));
+        let mut sparse: Vec<_> = joined(pieces, GAP)
+            .into_iter()
+            .flat_map(|(first, pages)| addresses(ram, first, pages))
+            .collect();
         if let Some((image, runs)) = rootfs {
-            for (first, pages) in joined(runs, |_| true) {
+            let runs = runs.iter().map(|run| (run.first, run.pages));
+            for (first, pages) in joined(runs, GAP) {
                 let from = (first as usize * PAGE).min(image.len as usize);
                 let len = (pages as usize * PAGE).min(image.len as usize - from);
                 sparse.push((image.host as usize + from, len));
@@ -124,6 +152,8 @@ impl Prefetch {
                 }
             }
         }
+        // Single pages that will be written are not copied ahead (MADV_POPULATE_WRITE): taking them
+        // from under a running vCPU stops it each time, and redis answered no sooner.
         for &(address, len) in &self.sparse {
             // Only saves time: where it is not possible (before Linux 5.14), pages come when they
             // are touched.
@@ -140,16 +170,13 @@ impl Prefetch {
 fn dense_blocks(ram: &Ram, runs: &Runs) -> (HashSet<usize>, Vec<(usize, u64)>) {
     let mut counts = HashMap::new();
     let mut order = Vec::new();
-    for page in runs
-        .iter()
-        .flat_map(|&(first, pages)| first..first.saturating_add(pages))
-    {
-        let block = page as usize / BLOCK_PAGES;
+    let written = runs.iter().filter(|run| run.written);
+    for (block, (_, pages)) in written.flat_map(|run| run.by_block()) {
         let count = counts.entry(block).or_insert(0usize);
         if *count == 0 {
             order.push(block);
         }
-        *count += 1;
+        *count += pages as usize;
     }
     order.retain(|block| counts[block] >= DENSE);
     let place = |block: &usize| {
@@ -175,20 +202,19 @@ fn neighbours(blocks: &[(usize, u64)]) -> Vec<(usize, usize)> {
     ranges
 }
 
-/// Pages that pass, in ascending order, near ones joined.
-fn joined(runs: &Runs, passes: impl Fn(u32) -> bool) -> Vec<(u32, u32)> {
-    let pages = runs
-        .iter()
-        .flat_map(|&(first, pages)| first..first.saturating_add(pages));
-    let mut pages: Vec<u32> = pages.filter(|page| passes(*page)).collect();
-    pages.sort_unstable();
-    let mut joined: Vec<(u32, u32)> = Vec::new();
-    for page in pages {
+/// The same pages, as first ones and numbers of pages, in ascending order; those joined between which
+/// there are no more than `gap` others.
+fn joined(runs: impl Iterator<Item = (u32, u32)>, gap: u32) -> Vec<(u32, u32)> {
+    let mut runs: Vec<_> = runs.collect();
+    runs.sort_unstable();
+    let mut joined: Vec<(u32, u32)> = Vec::with_capacity(runs.len());
+    for (first, pages) in runs {
+        let end = first.saturating_add(pages);
         match joined.last_mut() {
-            Some((first, pages)) if page - (*first + *pages).min(page) <= GAP => {
-                *pages = page - *first + 1;
+            Some((begin, len)) if first.saturating_sub(*begin + *len) <= gap => {
+                *len = (*len).max(end - *begin);
             }
-            _ => joined.push((page, 1)),
+            _ => joined.push((first, end - first)),
         }
     }
     joined
@@ -287,19 +313,28 @@ mod tests {
             .map(|i| (i / 4096 * 7 + i % 251) as u8)
             .collect();
         std::fs::write(&path, &bytes).unwrap();
-        // Block 3 as a whole, block 1 by 300 pages, some pages here and there, nonsense.
-        let runs = vec![
-            (1536, 512),
-            (700, 300),
-            (5, 1),
-            (9, 2),
-            (4095, 1),
-            (4096, 9),
-            (u32::MAX, 9),
-        ];
+        // Block 3 as a whole, block 1 by 300 pages, block 4 only to be read, some pages here and
+        // there, nonsense.
+        let runs: Runs = [
+            (1536, 512, true),
+            (700, 300, true),
+            (2048, 512, false),
+            (5, 1, true),
+            (9, 2, false),
+            (4095, 1, true),
+            (4096, 9, true),
+            (u32::MAX, 9, false),
+        ]
+        .map(|(first, pages, written)| Run {
+            first,
+            pages,
+            written,
+        })
+        .into();
         for early in [false, true] {
             let (ram, image) = memory::copy_on_write(16 << 20, &path).unwrap();
             let prefetch = Prefetch::new(&ram, image, &runs, None).unwrap();
+            assert_eq!(prefetch.blocks.len(), 2);
             let may_wait = prefetch.can_wait();
             let finish = std::thread::spawn(move || prefetch.finish());
             if !(early && may_wait) {
@@ -315,7 +350,36 @@ mod tests {
 
     #[test]
     fn near_pages_are_mapped_together() {
-        let runs = vec![(40, 2), (3, 1), (5, 1), (100, 1), (41, 1)];
-        assert_eq!(joined(&runs, |page| page != 100), [(3, 3), (40, 2)]);
+        let runs = [
+            (40, 1),
+            (41, 1),
+            (3, 1),
+            (5, 1),
+            (200, 9),
+            (40, 2),
+            (u32::MAX, 9),
+        ];
+        let near = [(3, 3), (40, 2), (200, 9), (u32::MAX, 0)];
+        assert_eq!(joined(runs.into_iter(), 16), near);
+        let side_by_side = [(3, 1), (5, 1), (40, 2), (200, 9), (u32::MAX, 0)];
+        assert_eq!(joined(runs.into_iter(), 0), side_by_side);
+    }
+
+    #[test]
+    fn a_run_is_cut_at_the_borders_of_blocks() {
+        let cut = |first, pages| {
+            let written = true;
+            let run = Run {
+                first,
+                pages,
+                written,
+            };
+            run.by_block().collect::<Vec<_>>()
+        };
+        assert_eq!(cut(510, 4), [(0, (510, 2)), (1, (512, 2))]);
+        assert_eq!(cut(512, 512), [(1, (512, 512))]);
+        assert_eq!(cut(1, 0), []);
+        let last = (u32::MAX as usize / 512, (u32::MAX - 1, 1));
+        assert_eq!(cut(u32::MAX - 1, 9), [last]);
     }
 }

@@ -12,6 +12,7 @@ const API: u64 = 0xaa;
 const IOC_NEW: libc::c_ulong = 0xaa00;
 const IOC_API: libc::c_ulong = 0xc018_aa3f;
 const IOC_REGISTER: libc::c_ulong = 0xc020_aa00;
+const IOC_UNREGISTER: libc::c_ulong = 0x8010_aa01;
 const IOC_COPY: libc::c_ulong = 0xc028_aa03;
 const IOC_ZEROPAGE: libc::c_ulong = 0xc020_aa04;
 const IOC_MOVE: libc::c_ulong = 0xc028_aa05;
@@ -20,6 +21,7 @@ const MODE_MISSING: u64 = 1;
 const EVENT_PAGEFAULT: u8 = 0x12;
 const MESSAGE: usize = 32;
 const FLAGS: libc::c_int = libc::O_CLOEXEC | libc::O_NONBLOCK;
+const USER_MODE_ONLY: libc::c_int = 1;
 
 /// A descriptor that page faults of this process are told to.
 #[derive(Debug)]
@@ -45,6 +47,25 @@ impl Uffd {
                 check(unsafe { libc::ioctl(device.as_raw_fd(), IOC_NEW, FLAGS) })?
             }
         };
+        Self::agree(fd)
+    }
+
+    /// One that everybody may have, since Linux 5.11: only touches from user space wait. The
+    /// kernel's fail with "bad address" (EFAULT), KVM's on behalf of a vCPU as well.
+    ///
+    /// # Errors
+    /// Those of the operating system.
+    pub(crate) fn in_user_mode() -> io::Result<Self> {
+        // SAFETY: the system call takes flags and gives a new descriptor or an error.
+        let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, FLAGS | USER_MODE_ONLY) };
+        match RawFd::try_from(fd) {
+            Ok(fd) if fd >= 0 => Self::agree(fd),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// Takes the new descriptor, and agrees with the kernel on what it is for.
+    fn agree(fd: RawFd) -> io::Result<Self> {
         // SAFETY: it is new and nobody else's.
         let owned = unsafe { OwnedFd::from_raw_fd(fd) };
         let mut api = [API, 0, 0]; // struct uffdio_api: api, features, ioctls
@@ -70,6 +91,18 @@ impl Uffd {
         let mut register = [start as u64, len as u64, MODE_MISSING, 0];
         // SAFETY: the kernel reads and writes the four words of struct uffdio_register.
         check(unsafe { libc::ioctl(self.fd.as_raw_fd(), IOC_REGISTER, register.as_mut_ptr()) })
+            .map(drop)
+    }
+
+    /// From here on, pages that are not there are pages of zeros, as of any mapping.
+    ///
+    /// # Safety
+    /// `start..start + len` must lie in one registered mapping, and zeros must be what belongs
+    /// there.
+    pub(crate) unsafe fn release(&self, start: *mut u8, len: usize) -> io::Result<()> {
+        let mut range = [start as u64, len as u64]; // struct uffdio_range
+        // SAFETY: the kernel reads the two words.
+        check(unsafe { libc::ioctl(self.fd.as_raw_fd(), IOC_UNREGISTER, range.as_mut_ptr()) })
             .map(drop)
     }
 

@@ -9,10 +9,9 @@
 //!
 //! With a smol kernel time stays virtual and every answer is fixed, so two builds see the same.
 
-use std::collections::BTreeSet;
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, OnceLock, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -23,7 +22,8 @@ use smol_guest::protocol::{self, Entropy, Event, MIN_ENTROPY, MachineId, Restore
 use smol_machine::demand::{Area, Contents, Demand};
 use smol_machine::devices::virtio::vsock::{StreamSink, Vsock};
 use smol_machine::machine::{Hooks, Time};
-use smol_machine::{Machine, MachineState, Stop};
+use smol_machine::memory::PAGE;
+use smol_machine::{Machine, MachineState, Stop, StopHandle};
 
 use super::streams::{Console, GuestStreams, Observer};
 use super::{Failed, Job, Message, guard};
@@ -57,48 +57,87 @@ pub(super) fn watch(
         Ok(demand) => Arc::new(demand),
         Err(error) => return Ok(Outcome::Unseen(error.to_string())),
     };
-    let seen = thread::spawn({
-        let demand = demand.clone();
-        move || serve(&demand, &contents)
+    let machine = Arc::<OnceLock<StopHandle>>::default();
+    let touches = thread::spawn({
+        let (demand, contents, machine) = (demand.clone(), contents.clone(), machine.clone());
+        move || serve(&demand, &contents, &machine)
     });
-    let outcome = run(job, state, &demand, limit, interrupt);
+    let outcome = run(job, state, &demand, &machine, limit, interrupt);
     demand.end();
-    let seen = seen.join().expect("serving pages does not panic");
+    let touches = touches.join().expect("serving pages does not panic");
     let outcome = outcome?;
-    let seen = seen.context("cannot serve the memory of the rehearsal")?;
-    Ok(outcome.unwrap_or(Outcome::Seen(seen)))
+    let touches = touches.context("cannot serve the memory of the rehearsal")?;
+    if let Some(outcome) = outcome {
+        return Ok(outcome);
+    }
+    let set = working_set(&touches, &contents, &demand.contents());
+    Ok(Outcome::Seen(set.context("cannot compare memory")?))
+}
+
+/// The first touch of a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Touch {
+    /// How often the guest had spoken to the host before.
+    step: u64,
+    rootfs: bool,
+    page: u32,
 }
 
 /// Gives every page that is touched its bytes, and notes it.
-fn serve(demand: &Demand, contents: &Contents) -> std::io::Result<WorkingSet> {
-    let mut seen = BTreeSet::new();
-    let mut bytes = [0; smol_machine::memory::PAGE];
+fn serve(
+    demand: &Demand,
+    contents: &Contents,
+    machine: &OnceLock<StopHandle>,
+) -> std::io::Result<Vec<Touch>> {
+    let mut touches = Vec::new();
+    let mut bytes = [0; PAGE];
     while let Some((area, page)) = demand.next()? {
+        touches.push(Touch {
+            // Who touches it waits, so nothing can be counted meanwhile.
+            step: machine.get().map_or(0, StopHandle::exits),
+            rootfs: area == Area::Rootfs,
+            page,
+        });
         contents.read(area, page, &mut bytes)?;
         demand.fill(area, page, &bytes)?;
-        seen.insert((area == Area::Rootfs, page));
     }
-    Ok(WorkingSet {
-        memory: runs(&seen, false),
-        rootfs: runs(&seen, true),
-    })
+    Ok(touches)
 }
 
-/// The pages of one image as runs, by their numbers. Not in the order in which they were touched:
-/// the set is the same in every build, but of two touches that lie close together the hypervisor
-/// has been seen to bring either first.
-fn runs(seen: &BTreeSet<(bool, u32)>, rootfs: bool) -> Vec<Run> {
-    let mut runs: Vec<Run> = Vec::new();
-    for (_, page) in seen.iter().filter(|(of, _)| *of == rootfs) {
-        match runs.last_mut() {
-            Some(run) if run.end() == Some(*page) => run.pages += 1,
-            _ => runs.push(Run {
-                first: *page,
-                pages: 1,
-            }),
+/// What was touched, step by step, in each step by the numbers of the pages: which pages these are
+/// is the same in every build, but of two touches that lie close together the hypervisor has been
+/// seen to bring either first.
+fn working_set(
+    touches: &[Touch],
+    before: &Contents,
+    after: &Contents,
+) -> std::io::Result<WorkingSet> {
+    let mut touches = touches.to_vec();
+    touches.sort_unstable();
+    let mut set = WorkingSet::default();
+    let (mut old, mut new) = ([0; PAGE], [0; PAGE]);
+    for Touch { rootfs, page, .. } in touches {
+        if rootfs {
+            append(&mut set.rootfs, page, false);
+            continue;
         }
+        before.read(Area::Memory, page, &mut old)?;
+        after.read(Area::Memory, page, &mut new)?;
+        // Of a free page, which is zero, nobody wants to know what is in it.
+        append(&mut set.memory, page, old == [0; PAGE] || old != new);
     }
-    runs
+    Ok(set)
+}
+
+fn append(runs: &mut Vec<Run>, page: u32, written: bool) {
+    match runs.last_mut() {
+        Some(run) if run.end() == Some(page) && run.written == written => run.pages += 1,
+        _ => runs.push(Run {
+            first: page,
+            pages: 1,
+            written,
+        }),
+    }
 }
 
 /// Runs the machine until it has shown what it does first; what came of it if it has not.
@@ -106,6 +145,7 @@ fn run(
     job: &Job,
     state: &MachineState,
     demand: &Demand,
+    running: &OnceLock<StopHandle>,
     limit: Duration,
     interrupt: &Interrupt,
 ) -> Result<Option<Outcome>> {
@@ -135,6 +175,7 @@ fn run(
     let mut machine =
         Machine::restore_on_demand(demand, state, hooks, Time::Building { seed: fresh })?;
     observer.attach(machine.stop_handle());
+    let _ = running.set(machine.stop_handle());
     let limit = if bare { limit.min(PATIENCE) } else { limit };
     let (done, finished) = mpsc::channel();
     let guard = guard::spawn(machine.stop_handle(), interrupt.clone(), limit, finished);
@@ -283,6 +324,53 @@ impl StreamSink for Partner {
 mod tests {
     use super::*;
     use smol_guest::protocol::{CONTROL_PORT, Probe, Stage};
+
+    /// Pages 1 to 4 of 16 MiB, each full of its byte; `None`, with a word, where userfaultfd is not
+    /// permitted.
+    fn memory(bytes: [u8; 4]) -> Option<Demand> {
+        let demand = Demand::new(16 << 20, 0);
+        let demand = demand.map_err(|e| eprintln!("not tested here: {e}")).ok()?;
+        for (page, byte) in (1..).zip(bytes) {
+            demand.fill(Area::Memory, page, &[byte; PAGE]).unwrap();
+        }
+        Some(demand)
+    }
+
+    #[test]
+    fn a_working_set_is_in_order_of_steps_and_tells_what_was_written() {
+        let touch = |step, rootfs, page| Touch { step, rootfs, page };
+        // Page 1 is changed, 2 read, 3 a free one, 4 read.
+        let (Some(before), Some(after)) = (memory([7, 7, 0, 7]), memory([8, 7, 0, 7])) else {
+            return;
+        };
+        let touches = [
+            touch(5, false, 4),
+            touch(5, false, 2),
+            touch(5, true, 9),
+            touch(5, true, 8),
+            touch(6, false, 1),
+            touch(6, true, 2),
+            touch(6, false, 3),
+        ];
+        let mut swapped = touches;
+        swapped.swap(0, 1);
+        for touches in [touches, swapped] {
+            let set = working_set(&touches, &before.contents(), &after.contents()).unwrap();
+            let run = |first, pages, written| Run {
+                first,
+                pages,
+                written,
+            };
+            let memory = [
+                run(2, 1, false),
+                run(4, 1, false),
+                run(1, 1, true),
+                run(3, 1, true),
+            ];
+            assert_eq!(set.memory, memory);
+            assert_eq!(set.rootfs, [run(8, 2, false), run(2, 1, false)]);
+        }
+    }
 
     fn partner() -> (Observer, Partner) {
         Partner::new(RestoreParams {

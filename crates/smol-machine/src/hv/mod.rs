@@ -9,7 +9,9 @@ use crate::{Error, Result};
 #[cfg(target_os = "linux")]
 pub mod kvm;
 #[cfg(target_os = "linux")]
-pub use kvm::{KvmVcpu as HostVcpu, KvmVm as HostVm, prepare, supported_cpuid};
+pub use kvm::{
+    KvmVcpu as HostVcpu, KvmVm as HostVm, prepare, repeats_failed_touches, supported_cpuid,
+};
 
 /// Why a vCPU came out of the guest.
 #[derive(Debug)]
@@ -28,19 +30,26 @@ pub enum Exit<'a> {
         /// The value, little endian.
         data: &'a [u8],
     },
-    /// Read of a guest-physical address that is not RAM; the handler fills `data`.
+    /// Read of a guest-physical address that is not RAM, or that the hypervisor cannot read by
+    /// itself; the handler fills `data`.
     MmioRead {
         /// GPA.
         address: u64,
         /// Where the value goes, little endian.
         data: &'a mut [u8],
     },
-    /// Write to a guest-physical address that is not RAM.
+    /// Write to a guest-physical address that is not RAM, or that the hypervisor cannot write.
     MmioWrite {
         /// GPA.
         address: u64,
         /// The value, little endian.
         data: &'a [u8],
+    },
+    /// The guest needs a page of its memory that is mapped but cannot be had. Nothing happened in
+    /// the guest: it does the same again when it is run again.
+    Absent {
+        /// GPA in that page, where the hypervisor tells.
+        address: Option<u64>,
     },
     /// Triple fault or reset.
     Shutdown,
@@ -102,6 +111,8 @@ pub trait Vm: Sized + Send + Sync + 'static {
 pub trait Vcpu: Send {
     /// Runs the guest until it needs the VMM.
     fn run(&mut self) -> Result<Exit<'_>>;
+    /// GPA of the instruction that the guest is at, unless its page tables do not say.
+    fn instruction(&self) -> Option<u64>;
     /// Completes the instruction that caused the last exit, without running another.
     fn finish_exit(&mut self) -> Result<()>;
     /// Registers for the first instruction of a kernel.

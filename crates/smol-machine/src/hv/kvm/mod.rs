@@ -94,6 +94,21 @@ pub fn supported_cpuid() -> Result<Vec<CpuidEntry>> {
     }
 }
 
+/// Whether a vCPU that needs a page which cannot be had yet can be run again and again until it is
+/// there, without the guest noticing.
+///
+/// It can where the processor walks the guest's page tables (EPT, NPT) and executes all modes of a
+/// CPU itself. Elsewhere KVM does part of that in software; what it cannot read then becomes a page
+/// fault in the guest, or an instruction that cannot be emulated. A KVM that does not say counts
+/// as one that does it in software.
+pub fn repeats_failed_touches() -> bool {
+    let is_on = |module: &str, parameter: &str| {
+        let path = format!("/sys/module/{module}/parameters/{parameter}");
+        std::fs::read_to_string(path).is_ok_and(|text| matches!(text.trim(), "Y" | "1"))
+    };
+    is_on("kvm_amd", "npt") || is_on("kvm_intel", "ept") && is_on("kvm_intel", "unrestricted_guest")
+}
+
 fn ask_supported_cpuid() -> Result<Vec<CpuidEntry>> {
     let table = kvm()?
         .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)

@@ -48,6 +48,7 @@ impl Vcpu for KvmVcpu {
             Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => {
                 return Ok(Exit::Interrupted);
             }
+            Err(e) if e.errno() == libc::EFAULT => return Ok(Exit::Absent { address: None }),
             Err(e) => return Err(Error::hv("KVM_RUN")(e)),
         };
         Ok(match exit {
@@ -55,10 +56,18 @@ impl Vcpu for KvmVcpu {
             VcpuExit::IoOut(port, data) => Exit::IoOut { port, data },
             VcpuExit::MmioRead(address, data) => Exit::MmioRead { address, data },
             VcpuExit::MmioWrite(address, data) => Exit::MmioWrite { address, data },
+            // Since Linux 6.8 (KVM_CAP_MEMORY_FAULT_INFO), with EFAULT.
+            VcpuExit::MemoryFault { gpa, .. } => Exit::Absent { address: Some(gpa) },
             VcpuExit::Shutdown => Exit::Shutdown,
             VcpuExit::Intr => Exit::Interrupted,
             other => Exit::Broken(format!("KVM stopped with {other:?}")),
         })
+    }
+
+    fn instruction(&self) -> Option<u64> {
+        let rip = self.fd.get_regs().ok()?.rip;
+        let found = self.fd.translate_gva(rip).ok()?;
+        (found.valid != 0).then_some(found.physical_address)
     }
 
     fn finish_exit(&mut self) -> Result<()> {
