@@ -66,7 +66,7 @@ pub struct RunArgs {
     #[arg(short = 'd', long, env = "SMOL_DETACH", value_parser = BoolishValueParser::new())]
     pub detach: bool,
 
-    /// Name of the instance [default: the machine's name and four hexadecimal digits].
+    /// Name of the instance [default: the machine's name and six hexadecimal digits].
     #[arg(long, env = "SMOL_NAME", value_parser = instance::check_name)]
     pub name: Option<String>,
 

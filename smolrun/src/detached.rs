@@ -1,7 +1,8 @@
 //! `-d`: the machine in a process of its own, with a session of its own.
 //!
-//! The parent has verified and unpacked everything; it starts this program again, hands over the
-//! spec on stdin, and reads messages from the child's stdout until the service runs or will not.
+//! The parent has verified the bundle and, unless the machine can run meanwhile, unpacked it; it
+//! starts this program again, hands over the spec on stdin, and reads messages from the child's
+//! stdout until the service runs or will not.
 //! After that the child has nobody: its stdout is closed, its stderr is the instance's log.
 
 use std::fs::File;
@@ -113,7 +114,8 @@ pub fn main() -> anyhow::Result<ExitCode> {
         waits: AtomicBool::new(true),
         metrics_file: spec.metrics_file.clone(),
     });
-    let outcome = run::host(&spec, None, Standard::Log, parent.clone(), &interrupt);
+    let outcome = run::first_start(&spec, &interrupt)
+        .and_then(|first| run::host(&spec, first, Standard::Log, parent.clone(), &interrupt));
     if !parent.waits.load(Ordering::SeqCst) {
         return outcome.map(|end| end.exit_code());
     }
@@ -148,6 +150,14 @@ impl Report for Parent {
         self.waits.store(false, Ordering::SeqCst);
         rustix::stdio::dup2_stdout(File::options().write(true).open("/dev/null")?)?;
         Ok(())
+    }
+
+    fn lost(&self, code: u8, text: &str) {
+        match self.waits.load(Ordering::SeqCst) {
+            // If it is gone, too, there is nobody to be told.
+            true => drop(self.lines.send(&Message::Failed(code, text.to_owned()))),
+            false => eprint!("{text}"),
+        }
     }
 
     fn metrics(&self, metrics: &Metrics) {

@@ -288,28 +288,14 @@ pub fn inner(spec: &str) -> anyhow::Result<ExitCode> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::Has;
 
     #[test]
     fn the_inside_gets_ports_of_its_own_and_nothing_of_this_host() {
         let spec = RunSpec {
-            name: "r".into(),
-            bundle: "/b".into(),
-            digest: String::new(),
-            config: crate::testing::config(),
-            images: "/cache/x".into(),
-            has: Has {
-                initramfs: true,
-                rootfs: true,
-                snapshot: true,
-            },
             ports: vec!["0:80".parse().unwrap(), "0:81".parse().unwrap()],
-            cold: false,
-            verbose: false,
             emulated: true,
             metrics_file: Some("/m".into()),
-            metrics: Metrics::default(),
-            start: Moment::now(),
+            ..crate::spec::sample()
         };
         let ports = available(&spec.ports).unwrap();
         assert!(ports.iter().all(|port| port.host.port() != 0));

@@ -6,25 +6,37 @@
 //! ```
 //! A page is given to the guest out of a verified frame or not at all: who touches one that is not
 //! there waits. A frame that is not what the page index says stops the machine, with that reason.
+//!
+//! Without privileges, only devices can be made to wait; a vCPU fails, and tries again when more has
+//! come ([`smol_machine::demand`]). The machine then begins to run when the working set is there,
+//! and the stream brings everything else as well, before the images go into the cache.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use smol_bundle::{Bundle, FrameMap, FrameReader, ImageKind};
+use smol_bundle::{Bundle, FrameMap, FrameReader, ImageKind, Piece};
 use smol_cli::{ErrorExt, ExitKind, Interrupt, Progress};
 use smol_machine::beside;
 use smol_machine::demand::{Area, Demand};
-use smol_machine::{Stop, StopHandle};
+use smol_machine::{MachineState, Stop, StopHandle, hv};
 
 use crate::materialise;
+use crate::report::Report;
 
 /// How long a machine may take to stop after a page could not be had. It may be held up inside
 /// the kernel, waiting for that page; then the process ends, and the machine with it.
 const LAST_RESORT: Duration = Duration::from_millis(500);
+/// Pages of zeros in a row, from which on the kernel is left to make them when they are touched:
+/// a huge page of them.
+const LONG: u32 = 512;
+
+const THREADS: &str = "cannot start the threads that unpack the bundle";
+/// What failed when a page was brought.
+const MEMORY: &str = "cannot put a page into the machine's memory";
 
 /// A machine whose pages come out of its bundle.
 pub struct FirstStart {
@@ -39,10 +51,18 @@ struct Shared {
     demand: Demand,
     memory: Image,
     rootfs: Image,
+    /// Frames that are not there yet.
+    missing: AtomicUsize,
     handle: OnceLock<StopHandle>,
-    /// The instance's folder.
-    folder: OnceLock<PathBuf>,
+    owner: OnceLock<Owner>,
     broken: Mutex<Option<anyhow::Error>>,
+}
+
+/// Whom the machine belongs to.
+struct Owner {
+    /// The instance's folder.
+    folder: PathBuf,
+    report: Arc<dyn Report>,
 }
 
 /// Which frames of an image somebody has taken on.
@@ -67,21 +87,48 @@ impl Image {
 }
 
 impl FirstStart {
-    /// Room for the machine of this bundle; `None` where memory cannot be filled on demand.
-    pub fn room(bundle: &Bundle) -> Option<Demand> {
-        let size = |kind| bundle.image_size(kind).unwrap_or(0);
-        Demand::new(size(ImageKind::Memory), size(ImageKind::Rootfs)).ok()
+    /// A start of this bundle, which is to be unpacked into the cache. Where memory cannot be filled
+    /// on demand, it is unpacked now, and `None` is returned.
+    ///
+    /// # Errors
+    /// As [`materialise::images`].
+    pub fn begin(
+        bundle: Bundle,
+        cache: &Path,
+        progress: &Progress,
+        interrupt: &Interrupt,
+    ) -> anyhow::Result<Option<Self>> {
+        if let Some(room) = Self::room(&bundle) {
+            return Ok(Some(Self::new(bundle, room, cache, interrupt)));
+        }
+        materialise::images(&bundle, cache, progress, interrupt)?;
+        Ok(None)
     }
 
-    /// A start in this room.
-    pub fn new(bundle: Bundle, demand: Demand, cache: &Path, interrupt: &Interrupt) -> Self {
+    /// Room for the machine of this bundle; `None` where its memory cannot be filled on demand.
+    pub fn room(bundle: &Bundle) -> Option<Demand> {
+        let size = |kind| bundle.image_size(kind).unwrap_or(0);
+        let (memory, rootfs) = (size(ImageKind::Memory), size(ImageKind::Rootfs));
+        if let Ok(demand) = Demand::new(memory, rootfs) {
+            return Some(demand);
+        }
+        // A state that is damaged or unknown is told where it is needed.
+        let state = || MachineState::from_json(&bundle.state().ok()??).ok();
+        let bears = hv::repeats_failed_touches() && state()?.bears_failed_touches();
+        bears.then(|| Demand::in_user_mode(memory, rootfs).ok())?
+    }
+
+    fn new(bundle: Bundle, demand: Demand, cache: &Path, interrupt: &Interrupt) -> Self {
+        let memory = Image::new(&bundle, ImageKind::Memory, Area::Memory);
+        let rootfs = Image::new(&bundle, ImageKind::Rootfs, Area::Rootfs);
         let shared = Shared {
-            memory: Image::new(&bundle, ImageKind::Memory, Area::Memory),
-            rootfs: Image::new(&bundle, ImageKind::Rootfs, Area::Rootfs),
+            missing: AtomicUsize::new(memory.map.frames() + rootfs.map.frames()),
+            memory,
+            rootfs,
             bundle,
             demand,
             handle: OnceLock::new(),
-            folder: OnceLock::new(),
+            owner: OnceLock::new(),
             broken: Mutex::default(),
         };
         Self {
@@ -106,9 +153,11 @@ impl FirstStart {
         state.context("the bundle holds no machine state")
     }
 
-    /// What must be removed if the process has to end before the instance does.
-    pub fn belongs_to(&self, folder: &Path) {
-        let _ = self.shared.folder.set(folder.to_owned());
+    /// What must be removed, and who must be told, if the process has to end before the instance
+    /// does.
+    pub fn belongs_to(&self, folder: &Path, report: Arc<dyn Report>) {
+        let folder = folder.to_owned();
+        let _ = self.shared.owner.set(Owner { folder, report });
     }
 
     /// Begins to give the machine its pages.
@@ -128,9 +177,8 @@ impl FirstStart {
             shared.judge(outcome);
             materialise::images(&shared.bundle, &cache, &Progress::silent(), &interrupt).map(drop)
         };
-        let threads = "cannot start the threads that unpack the bundle";
-        beside::spawn("pager", answer).context(threads)?;
-        let unpacking = beside::spawn("unpack", unpack).context(threads)?;
+        beside::spawn("pager", answer).context(THREADS)?;
+        let unpacking = beside::spawn("unpack", unpack).context(THREADS)?;
         *self
             .unpacking
             .lock()
@@ -203,11 +251,14 @@ impl Shared {
             handle.request(Stop::Requested);
         }
         thread::sleep(LAST_RESORT);
-        if let Some(folder) = self.folder.get() {
-            // If that fails, the next one who looks removes it.
-            let _ = std::fs::remove_dir_all(folder);
+        match self.owner.get() {
+            Some(owner) => {
+                // If that fails, the next one who looks removes it.
+                let _ = std::fs::remove_dir_all(&owner.folder);
+                owner.report.lost(code, &text);
+            }
+            None => eprint!("{text}"),
         }
-        eprint!("{text}");
         std::process::exit(code.into());
     }
 
@@ -224,19 +275,68 @@ impl Shared {
         Ok(())
     }
 
-    /// Brings the working set, frame by frame.
-    fn stream(&self) -> anyhow::Result<()> {
+    /// Brings the working set, frame by frame; where vCPUs cannot wait, the rest as well.
+    fn stream(self: &Arc<Self>) -> anyhow::Result<()> {
         let mut reader = FrameReader::new(&self.bundle)?;
-        for image in [&self.memory, &self.rootfs] {
-            let index = self.bundle.index().image(image.kind);
-            for run in index.map_or(&[][..], |image| image.working_set()) {
-                for page in run.first..run.first + run.pages {
-                    if self.demand.has_ended() {
-                        return Ok(());
-                    }
-                    self.bring(image, page, &mut reader)?;
+        let images = [&self.memory, &self.rootfs];
+        if !self.demand.is_in_user_mode() {
+            self.stream_working_set(&self.memory, &mut reader)?;
+            return self.stream_working_set(&self.rootfs, &mut reader);
+        }
+        // Fresh memory of the guest is zeros: of that there must be enough from the beginning.
+        for image in images {
+            self.make_zeros(image)?;
+        }
+        // The vCPUs wait for it, so there are CPUs for both images.
+        let shared = self.clone();
+        let rootfs = beside::spawn("rootfs", move || {
+            let mut reader = FrameReader::new(&shared.bundle)?;
+            shared.stream_working_set(&shared.rootfs, &mut reader)
+        });
+        let rootfs = rootfs.context(THREADS)?;
+        self.stream_working_set(&self.memory, &mut reader)?;
+        rootfs.join().ok().context("a thread has died")??;
+        self.demand.open();
+        for image in images {
+            for at in 0..image.map.frames() {
+                if self.demand.has_ended() {
+                    return Ok(());
                 }
+                self.bring_frame(image, at, &mut reader)?;
             }
+        }
+        Ok(())
+    }
+
+    fn stream_working_set(&self, image: &Image, reader: &mut FrameReader) -> anyhow::Result<()> {
+        let index = self.bundle.index().image(image.kind);
+        for run in index.map_or(&[][..], |image| image.working_set()) {
+            for page in run.first..run.first + run.pages {
+                if self.demand.has_ended() {
+                    return Ok(());
+                }
+                self.bring(image, page, reader)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes all pages of an image there that no frame holds.
+    fn make_zeros(&self, image: &Image) -> anyhow::Result<()> {
+        let Some(index) = self.bundle.index().image(image.kind) else {
+            return Ok(());
+        };
+        let all = index.pages();
+        let pieces = self.bundle.index().pieces(image.kind, 0, all);
+        let held = pieces.iter().map(|piece| (piece.page, piece.pages));
+        let mut next = 0;
+        for (first, pages) in held.chain([(all, 0)]) {
+            let zeros = first.saturating_sub(next);
+            let released = zeros >= LONG && self.demand.release(image.area, next, zeros).is_ok();
+            if zeros > 0 && !released {
+                self.demand.zero(image.area, next, zeros).context(MEMORY)?;
+            }
+            next = first + pages;
         }
         Ok(())
     }
@@ -244,15 +344,30 @@ impl Shared {
     /// Puts a page where it belongs, and with it all that is in the same frame; unless somebody
     /// else is about to.
     fn bring(&self, image: &Image, page: u32, reader: &mut FrameReader) -> anyhow::Result<()> {
-        let memory = "cannot put a page into the machine's memory";
         let Some(piece) = self.bundle.piece(image.kind, page) else {
-            return self.demand.zero(image.area, page, 1).context(memory);
+            return match self.demand.is_in_user_mode() {
+                // They are made before the machine begins to run, and who waits for one is woken.
+                true => Ok(()),
+                false => self.demand.zero(image.area, page, 1).context(MEMORY),
+            };
         };
         let at = image.map.find(&piece).context("a page without a frame")?;
+        self.bring_frame(image, at, reader)
+    }
+
+    /// Puts all that is in a frame where it belongs, unless somebody else is about to.
+    fn bring_frame(
+        &self,
+        image: &Image,
+        at: usize,
+        reader: &mut FrameReader,
+    ) -> anyhow::Result<()> {
         if image.taken[at].swap(true, Ordering::SeqCst) {
             return Ok(());
         }
-        let frame = match reader.read(piece.source, piece.frame as usize) {
+        let pieces = image.map.pieces(at);
+        let Piece { source, frame, .. } = pieces[0];
+        let frame = match reader.read(source, frame as usize) {
             Ok(frame) => frame,
             Err(error) => {
                 let kind = match error.is_verification_failure() {
@@ -264,10 +379,14 @@ impl Shared {
                     .kind(kind);
             }
         };
-        for piece in image.map.pieces(at) {
+        for piece in pieces {
             self.demand
                 .fill(image.area, piece.page, piece.of(frame))
-                .context(memory)?;
+                .context(MEMORY)?;
+        }
+        self.demand.arrived();
+        if self.missing.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.demand.complete();
         }
         Ok(())
     }

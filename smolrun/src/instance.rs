@@ -138,12 +138,34 @@ pub fn check_name(name: &str) -> Result<String, String> {
     ))
 }
 
-/// A name for an instance of this machine: the machine's and four hexadecimal digits.
-pub fn invent_name(machine: &str) -> anyhow::Result<String> {
-    let [a, b] = crate::identity::random::<2>()?;
+/// A free name for an instance of this machine: the machine's and six hexadecimal digits. So many that
+/// those who start at the same moment do not draw the same ones either.
+///
+/// # Errors
+/// If there is none, or nothing to draw it from.
+pub fn invent_name(root: &Path, machine: &str) -> anyhow::Result<String> {
+    draw_name(root, machine, crate::identity::random)
+}
+
+fn draw_name(
+    root: &Path,
+    machine: &str,
+    mut draw: impl FnMut() -> anyhow::Result<[u8; 3]>,
+) -> anyhow::Result<String> {
+    const TRIES: usize = 100;
     // A machine's name has ASCII only, so every byte is a place to cut.
-    let machine = &machine[..machine.len().min(MAX_NAME - 5)];
-    Ok(format!("{machine}-{a:02x}{b:02x}"))
+    let machine = &machine[..machine.len().min(MAX_NAME - 7)];
+    for _ in 0..TRIES {
+        let [a, b, c] = draw()?;
+        let name = format!("{machine}-{a:02x}{b:02x}{c:02x}");
+        if check_free(root, &name).is_ok() {
+            return Ok(name);
+        }
+    }
+    let message = format!("{TRIES} names for the machine were drawn, and all are in use");
+    Err(Failure::new(ExitKind::Failed, message)
+        .hint("name it yourself: --name NAME")
+        .into())
 }
 
 /// A machine of this process.
@@ -379,11 +401,23 @@ mod tests {
 
     #[test]
     fn names_are_short_readable_and_valid() {
-        let name = invent_name("redis").unwrap();
-        assert!(name.starts_with("redis-") && name.len() == 10, "{name}");
+        let root = tempfile::tempdir().unwrap();
+        let name = invent_name(root.path(), "redis").unwrap();
+        assert!(name.starts_with("redis-") && name.len() == 12, "{name}");
         assert_eq!(check_name(&name), Ok(name));
-        let long = invent_name(&"x".repeat(128)).unwrap();
+        let long = invent_name(root.path(), &"x".repeat(128)).unwrap();
         assert_eq!(check_name(&long), Ok(long));
+    }
+
+    #[test]
+    fn a_name_that_is_in_use_is_not_invented() {
+        let root = tempfile::tempdir().unwrap();
+        let _other = Instance::claim(root.path(), record("r-000000")).unwrap();
+        let mut drawn = 0..;
+        let name = draw_name(root.path(), "r", || Ok([0, 0, drawn.next().unwrap()]));
+        assert_eq!(name.unwrap(), "r-000001");
+        let error = draw_name(root.path(), "r", || Ok([0; 3])).unwrap_err();
+        assert!(error.to_string().contains("all are in use"), "{error}");
     }
 
     #[test]

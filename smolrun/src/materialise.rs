@@ -25,7 +25,7 @@ use anyhow::Context as _;
 use smol_bundle::{Bundle, ImageKind};
 use smol_cli::{ErrorExt, ExitKind, Failure, Interrupt, Progress, human};
 
-use smol_machine::prefetch::Runs;
+use smol_machine::prefetch::{Run, Runs};
 
 use crate::owned::OwnedDir;
 
@@ -146,7 +146,8 @@ fn unpack_into(
 /// Kinds of images whose first pages are known.
 const WORKING: [ImageKind; 2] = [ImageKind::Rootfs, ImageKind::Memory];
 
-/// For each of [`WORKING`] the number of runs, then the runs; all numbers little endian.
+/// For each of [`WORKING`] the number of runs, then the runs as the page index has them; all numbers
+/// little endian.
 fn encode(bundle: &Bundle) -> Vec<u8> {
     let mut bytes = Vec::new();
     for kind in WORKING {
@@ -158,6 +159,7 @@ fn encode(bundle: &Bundle) -> Vec<u8> {
         for run in runs {
             bytes.extend(run.first.to_le_bytes());
             bytes.extend(run.pages.to_le_bytes());
+            bytes.extend(u32::from(run.written).to_le_bytes());
         }
     }
     bytes
@@ -177,9 +179,14 @@ fn decode(bytes: &[u8]) -> Option<[Runs; 2]> {
         .map(|word| u32::from_le_bytes(*word));
     let mut runs = || {
         let count = words.next()?;
-        (0..count)
-            .map(|_| Some((words.next()?, words.next()?)))
-            .collect::<Option<Runs>>()
+        let mut run = || {
+            Some(Run {
+                first: words.next()?,
+                pages: words.next()?,
+                written: words.next()? != 0,
+            })
+        };
+        (0..count).map(|_| run()).collect::<Option<Runs>>()
     };
     Some([runs()?, runs()?])
 }

@@ -38,6 +38,9 @@ pub struct Metrics {
     /// Having its images in the cache: at the first start, unpacking them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub materialise_ms: Option<f64>,
+    /// The machine ran while its images were being unpacked: at a first start, where that can be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_demand: Option<bool>,
     /// Choosing between KVM and the emulated host.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub accel_ms: Option<f64>,
@@ -78,6 +81,7 @@ impl Metrics {
             *ours = theirs.or(*ours);
         }
         self.restored = other.restored.or(self.restored);
+        self.on_demand = other.on_demand.or(self.on_demand);
     }
 
     /// Writes them to a file that appears whole.

@@ -214,65 +214,85 @@ impl Drop for Count {
 
 impl Door {
     fn forward(&self, client: TcpStream) {
-        match self.connect() {
-            Ok((guest, first)) => relay(client, guest, &first),
-            Err(error) => {
-                let text = format!("port {} of the guest: {error}", self.guest);
-                self.told.call_once(|| self.report.note(&text));
-                // A reset, as if the port were closed, and not an orderly end without an answer.
-                let _ = rustix::net::sockopt::set_socket_linger(&client, Some(Duration::ZERO));
-            }
+        let outcome = self.ask().and_then(|guest| relay(&client, &guest));
+        if let Err(error) = outcome {
+            let text = format!("port {} of the guest: {error}", self.guest);
+            self.told.call_once(|| self.report.note(&text));
+            // A reset, as if the port were closed, and not an orderly end without an answer.
+            let _ = rustix::net::sockopt::set_socket_linger(&client, Some(Duration::ZERO));
         }
     }
 
-    /// A connection to the service, and what it has said already.
-    fn connect(&self) -> io::Result<(UnixStream, Vec<u8>)> {
-        let invalid = |e| io::Error::new(ErrorKind::InvalidData, e);
+    /// A connection to the guest, which has been asked for one to the service.
+    fn ask(&self) -> io::Result<UnixStream> {
         let mut guest = self.vsock.connect(FORWARD_PORT)?;
         let request = ForwardRequest { port: self.guest };
         guest.write_all(&protocol::encode_line(&request).map_err(invalid)?)?;
-        let mut lines = LineBuffer::default();
-        let mut buffer = [0; 512];
-        let line = loop {
-            if let Some(line) = lines.next_line().map_err(invalid)? {
-                break line;
-            }
-            match guest.read(&mut buffer)? {
-                0 => return Err(ErrorKind::UnexpectedEof.into()),
-                n => lines.push(&buffer[..n]),
-            }
-        };
-        match protocol::decode_line(&line).map_err(invalid)? {
-            ForwardReply { ok: true, .. } => Ok((guest, lines.into_rest())),
-            ForwardReply { error, .. } => Err(io::Error::other(
-                error.unwrap_or_else(|| "the guest refuses it".into()),
-            )),
-        }
+        Ok(guest)
     }
 }
 
-/// Copies both ways until both are at their end; `first` goes to the client before anything else.
-fn relay(client: TcpStream, guest: UnixStream, first: &[u8]) {
-    let _ = client.set_nodelay(true);
-    if (&client).write_all(first).is_err() {
-        return;
+fn invalid(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
+    io::Error::new(ErrorKind::InvalidData, error)
+}
+
+/// Waits until the guest has a connection to the service; what that has said already.
+fn accepted(mut guest: &UnixStream) -> io::Result<Vec<u8>> {
+    let mut lines = LineBuffer::default();
+    let mut buffer = [0; 512];
+    let line = loop {
+        if let Some(line) = lines.next_line().map_err(invalid)? {
+            break line;
+        }
+        match guest.read(&mut buffer)? {
+            0 => return Err(ErrorKind::UnexpectedEof.into()),
+            n => lines.push(&buffer[..n]),
+        }
+    };
+    match protocol::decode_line(&line).map_err(invalid)? {
+        ForwardReply { ok: true, .. } => Ok(lines.into_rest()),
+        ForwardReply { error, .. } => Err(io::Error::other(
+            error.unwrap_or_else(|| "the guest refuses it".into()),
+        )),
     }
+}
+
+/// Copies both ways until both are at their end. What the client says goes to the guest at once, which
+/// keeps it until it has a connection to the service: so the first request need not wait for that.
+///
+/// # Errors
+/// If there is no such connection; then the client has got nothing.
+fn relay(client: &TcpStream, guest: &UnixStream) -> io::Result<()> {
+    let _ = client.set_nodelay(true);
     thread::scope(|scope| {
         let up = thread::Builder::new()
             .name("forward".into())
             .stack_size(STACK);
         let upward = up.spawn_scoped(scope, || {
-            if copy(&client, &guest).is_err() {
+            if copy(client, guest).is_err() {
                 let _ = guest.shutdown(Shutdown::Both);
             }
             let _ = guest.shutdown(Shutdown::Write);
         });
-        if upward.is_err() || copy(&guest, &client).is_err() {
+        let first = match accepted(guest) {
+            Ok(first) => first,
+            Err(error) => {
+                // Lets the other thread end, and tells the client nothing yet.
+                let _ = client.shutdown(Shutdown::Read);
+                return Err(error);
+            }
+        };
+        let downward = |mut client: &TcpStream| {
+            client.write_all(&first)?;
+            copy(guest, client)
+        };
+        if upward.is_err() || downward(client).is_err() {
             let _ = client.shutdown(Shutdown::Both);
             let _ = guest.shutdown(Shutdown::Both);
         }
         let _ = client.shutdown(Shutdown::Write);
-    });
+        Ok(())
+    })
 }
 
 /// Copies to the end of `from`.
@@ -371,17 +391,42 @@ mod tests {
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (ours, mut guest) = UnixStream::pair().unwrap();
         let accepted = listener.accept().unwrap().0;
-        let relay = thread::spawn(move || relay(accepted, ours, b"hello "));
+        let relay = thread::spawn(move || relay(&accepted, &ours));
         client.write_all(b"question").unwrap();
         client.shutdown(Shutdown::Write).unwrap();
+        // The question does not wait for the guest's own answer.
         let mut asked = String::new();
         guest.read_to_string(&mut asked).unwrap();
         assert_eq!(asked, "question");
+        guest.write_all(b"{\"ok\":true}\nhello ").unwrap();
         guest.write_all(b"answer").unwrap();
         drop(guest);
         let mut answer = String::new();
         client.read_to_string(&mut answer).unwrap();
         assert_eq!(answer, "hello answer");
-        relay.join().unwrap();
+        relay.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn a_guest_that_refuses_ends_it_and_the_client_has_got_nothing() {
+        let refusal = &b"{\"ok\":false,\"error\":\"nobody listens\"}\n"[..];
+        for (said, wanted) in [
+            (refusal, "nobody listens"),
+            (b"{\"o", "unexpected end of file"),
+            (b"what?\n", "expected value"),
+        ] {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let (ours, mut guest) = UnixStream::pair().unwrap();
+            let accepted = listener.accept().unwrap().0;
+            guest.write_all(said).unwrap();
+            drop(guest);
+            let error = relay(&accepted, &ours).unwrap_err().to_string();
+            assert!(error.contains(wanted), "{error}");
+            drop(accepted);
+            let mut answer = String::new();
+            client.read_to_string(&mut answer).unwrap();
+            assert_eq!(answer, "");
+        }
     }
 }

@@ -81,11 +81,11 @@ fn prepare(
             .hint("run it without -p")
             .into());
     }
+    let root = instance::root()?;
     let name = match &args.name {
-        Some(name) => name.clone(),
-        None => instance::invent_name(&config.name)?,
+        Some(name) => instance::check_free(&root, name).map(|()| name.clone())?,
+        None => instance::invent_name(&root, &config.name)?,
     };
-    instance::check_free(&instance::root()?, &name)?;
     let mut metrics = Metrics {
         open_ms: Some(start.elapsed_ms()),
         ..Metrics::default()
@@ -100,17 +100,18 @@ fn prepare(
     let moment = Moment::now();
     let cache = paths::cache_dir()?;
     let (images, complete) = materialise::look(&bundle, &cache)?;
-    let may_run_meanwhile =
-        has.snapshot && !args.cold && selected.accel == Backend::Kvm && !args.detach;
+    let may_run_meanwhile = has.snapshot && !args.cold && selected.accel == Backend::Kvm;
     let (digest, config) = (bundle.digest().to_string(), config.clone());
-    let room = (!complete && may_run_meanwhile).then(|| FirstStart::room(&bundle));
-    let first = match room.flatten() {
-        _ if complete => None,
-        Some(room) => Some(FirstStart::new(bundle, room, &cache, interrupt)),
-        None => {
-            materialise::images(&bundle, &cache, progress, interrupt)?;
-            None
-        }
+    // The child's memory must be the child's: only whether there can be any is found out here.
+    let later =
+        args.detach && !complete && may_run_meanwhile && FirstStart::room(&bundle).is_some();
+    let first = if complete || later {
+        None
+    } else if may_run_meanwhile && !args.detach {
+        FirstStart::begin(bundle, &cache, progress, interrupt)?
+    } else {
+        materialise::images(&bundle, &cache, progress, interrupt)?;
+        None
     };
     metrics.materialise_ms = Some(moment.elapsed_ms());
     interrupt.check()?;
@@ -124,6 +125,7 @@ fn prepare(
         digest,
         config,
         images: absolute(&images)?,
+        unpack_into: later.then(|| absolute(&cache)).transpose()?,
         has,
         ports: args.publish.clone(),
         cold: args.cold,
@@ -134,6 +136,28 @@ fn prepare(
         start,
     };
     Ok((spec, first))
+}
+
+/// The first start of a bundle that another process has verified and not unpacked.
+///
+/// # Errors
+/// If the bundle is not that one any more, or cannot be unpacked.
+pub fn first_start(spec: &RunSpec, interrupt: &Interrupt) -> anyhow::Result<Option<FirstStart>> {
+    let Some(cache) = &spec.unpack_into else {
+        return Ok(None);
+    };
+    let bundle = open(&spec.bundle)?;
+    if bundle.digest().to_string() != spec.digest {
+        let message = format!(
+            "{} was exchanged for another bundle while it was being started",
+            spec.bundle.display()
+        );
+        return Err(Failure::new(ExitKind::Verification, message).into());
+    }
+    if materialise::look(&bundle, cache)?.1 {
+        return Ok(None);
+    }
+    FirstStart::begin(bundle, cache, &Progress::silent(), interrupt)
 }
 
 fn open(path: &Path) -> anyhow::Result<Bundle> {
@@ -196,7 +220,7 @@ pub fn host(
         return host.run(spec, &output, &*report, running);
     }
     if let Some(first) = &first {
-        first.belongs_to(instance.folder());
+        first.belongs_to(instance.folder(), report.clone());
     }
     let supervisor = Supervisor::new();
     let control = instance.control()?;
@@ -218,4 +242,41 @@ pub fn host(
         first.finish(|text| report.note(text))?;
     }
     outcome
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec;
+    use crate::testing::Sample;
+
+    #[test]
+    fn a_bundle_that_is_not_the_one_that_was_verified_is_not_started() {
+        let (sample, cache) = (Sample::new(), tempfile::tempdir().unwrap());
+        let interrupt = Interrupt::detached().unwrap();
+        let spec = |digest: String| RunSpec {
+            bundle: sample.bundle.clone(),
+            unpack_into: Some(cache.path().to_owned()),
+            digest,
+            ..spec::sample()
+        };
+        let verified = sample.open().digest().to_string();
+        let other = format!("sha256:{}", "0".repeat(64));
+        let error = first_start(&spec(other), &interrupt).err().unwrap();
+        assert!(error.to_string().contains("was exchanged"), "{error:#}");
+        assert_eq!(smol_cli::exit_kind(&error), ExitKind::Verification);
+        assert!(std::fs::read_dir(cache.path()).unwrap().next().is_none());
+
+        // If not on demand, it is unpacked; and what is unpacked needs no first start.
+        let first = first_start(&spec(verified.clone()), &interrupt).unwrap();
+        let bundle = sample.open();
+        let there = || materialise::look(&bundle, cache.path()).unwrap().1;
+        assert_ne!(first.is_some(), there());
+        if let Some(first) = first {
+            first.unpack().unwrap();
+        }
+        assert!(there());
+        assert!(first_start(&spec(verified), &interrupt).unwrap().is_none());
+        assert!(first_start(&spec::sample(), &interrupt).unwrap().is_none());
+    }
 }

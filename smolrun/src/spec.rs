@@ -9,20 +9,22 @@ use smol_bundle::{Bundle, Config, ImageKind};
 use crate::metrics::{Metrics, Moment};
 use crate::ports::Publish;
 
-/// A machine to run, verified and unpacked.
+/// A machine to run, verified.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunSpec {
     /// Name of the instance.
     pub name: String,
-    /// The bundle's file, absolute; for the record only.
+    /// The bundle's file, absolute.
     pub bundle: PathBuf,
-    /// The bundle's digest; for the record only.
+    /// The bundle's digest, whose signature was checked.
     pub digest: String,
     /// The machine.
     pub config: Config,
     /// The folder of its images (see [`crate::materialise`]).
     pub images: PathBuf,
+    /// The images are not there yet: whoever runs the machine unpacks them into this cache.
+    pub unpack_into: Option<PathBuf>,
     /// The images that it has.
     pub has: Has,
     /// Ports to forward.
@@ -79,5 +81,30 @@ impl RunSpec {
     /// `kvm` or `emulated`.
     pub fn accel(&self) -> &'static str {
         if self.emulated { "emulated" } else { "kvm" }
+    }
+}
+
+/// A spec for tests.
+#[cfg(test)]
+pub fn sample() -> RunSpec {
+    RunSpec {
+        name: "r".into(),
+        bundle: "/b".into(),
+        digest: String::new(),
+        config: crate::testing::config(),
+        images: "/cache/x".into(),
+        unpack_into: None,
+        has: Has {
+            initramfs: true,
+            rootfs: true,
+            snapshot: true,
+        },
+        ports: Vec::new(),
+        cold: false,
+        verbose: false,
+        emulated: false,
+        metrics_file: None,
+        metrics: Metrics::default(),
+        start: Moment::now(),
     }
 }

@@ -105,6 +105,7 @@ impl Supervisor {
         } = restore::start(spec, first, &wires, &*report)?;
         let metrics = Metrics {
             restored: Some(restored),
+            on_demand: (restored && first.is_some()).then_some(true),
             machine_ms: Some(begin.elapsed_ms()),
             ..spec.metrics.clone()
         };

@@ -166,6 +166,7 @@ fn freeze(kernel: &Path, dir: &Path) -> SnapshotSpec {
             memory: vec![Run {
                 first: 0,
                 pages: FAR / 4096,
+                written: true,
             }],
             rootfs: Vec::new(),
         },
@@ -384,6 +385,47 @@ fn a_flipped_bit_in_a_late_frame_stops_the_machine_when_the_frame_is_needed() {
     assert_eq!(out, if on_demand { "far: " } else { "" });
     assert!(!is_unpacked(&scene));
     assert_eq!(scene.instances(), 0);
+}
+
+#[test]
+fn the_first_start_in_the_background_runs_out_of_the_bundle_and_leaves_it_unpacked() {
+    let Some(mut scene) = Scene::new(&far_kernel(["booted\n", "far: ", "\n"]), true, |_| {}) else {
+        return;
+    };
+    // Named as one does it: the process in the background works elsewhere.
+    let here = scene.dir.path().to_owned();
+    let bundle = scene.bundle.file_name().unwrap().to_owned();
+    scene.bundle = bundle.into();
+    let on_demand = smol_machine::demand::Demand::new(16 << 20, 0).is_ok();
+    for (start, name) in ["first", "second"].into_iter().enumerate() {
+        let metrics = here.join(name);
+        let mut run = scene.run();
+        run.current_dir(&here).env("SMOL_CACHE_DIR", "cache");
+        run.args(["-d", "--name", name, "--metrics-file"]);
+        let output = run.arg(&metrics).output().unwrap();
+        // It resets itself at once, which may be before it is known to be up.
+        assert!(
+            succeed(&output).trim() == name,
+            "the machine of a moment: {output:?}"
+        );
+        eventually_unpacked(&scene);
+        let told: serde_json::Value = serde_json::from_slice(&fs::read(metrics).unwrap()).unwrap();
+        let meanwhile = told["on_demand"].as_bool().unwrap_or_default();
+        assert_eq!(meanwhile, on_demand && start == 0, "{told}");
+    }
+    let until = Instant::now() + Duration::from_secs(30);
+    while scene.instances() > 0 {
+        assert!(Instant::now() < until, "it does not end");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn eventually_unpacked(scene: &Scene) {
+    let until = Instant::now() + Duration::from_secs(30);
+    while !is_unpacked(scene) {
+        assert!(Instant::now() < until, "it is not unpacked");
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 #[test]
