@@ -1,12 +1,14 @@
 //! Redis in one emulated host: from before the start of smolrun to the first answer, restored from
 //! its snapshot and booted cold, in turns; then many of them side by side.
 
+use std::fs::File;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use smol_host::emulated::{EmulatedHost, Event, SELF};
 
@@ -17,12 +19,11 @@ use crate::support::{free_port, try_exchange};
 use crate::tools::Tools;
 
 /// Measurements of each.
-const RUNS: usize = 10;
-/// How many machines are put side by side. QEMU's processor tells apart 15 guests (ASIDs); with more
-/// of them at a time its Linux was seen to die of a stack overflow, each time.
-const CROWDS: [usize; 2] = [1, 10];
-/// Memory of the emulated host for its tmpfs and the guest, MiB.
-const MEMORY: u32 = 2048;
+const RUNS: usize = 20;
+/// How many machines are put side by side.
+const CROWDS: [usize; 3] = [1, 10, 50];
+/// Memory of the emulated host for its tmpfs and the guests, MiB.
+const MEMORY: u32 = 6144;
 const PROGRAMS: &str = "/programs";
 const BUNDLES: &str = "/bundles";
 
@@ -34,6 +35,8 @@ struct Measured {
     booted: Vec<f64>,
     /// Of each of [`CROWDS`], MiB.
     crowds: Vec<f64>,
+    /// Starts without an answer, which were made again.
+    repeated: usize,
 }
 
 /// Measures, prints, and gives the figures.
@@ -70,14 +73,20 @@ fn report(measured: Measured) -> Value {
         booted.show()
     );
     println!(
-        "  first start    {:9.1} ms  (unpacks the bundle)",
+        "  first start    {:9.1} ms  (out of the bundle)",
         measured.first_start
     );
+    if measured.repeated > 0 {
+        println!(
+            "  {} starts brought no answer and were made again",
+            measured.repeated
+        );
+    }
     println!("\nmachines of redis that have answered once, side by side, proportional set size");
     let density = crowd::report(&CROWDS, &measured.crowds);
     json!({
         "runs": RUNS, "restored": restored, "booted": booted, "ratio": ratio,
-        "firstStart": measured.first_start, "density": density,
+        "firstStart": measured.first_start, "density": density, "repeated": measured.repeated,
     })
 }
 
@@ -92,13 +101,22 @@ pub fn inside() {
         key,
         accel: "kvm",
     };
-    let redis = |name: &str, options: &[&str]| {
-        let port = free_port();
-        let mut command = tools.run(&bundle, name);
-        command.args(["-p", &format!("{port}:6379")]).args(options);
-        first_answer(command, port)
+    // None of those from which connections are made: one to a port that is not open yet might be
+    // answered by itself.
+    let mut ports = 7000..;
+    let mut repeated = 0;
+    let mut redis = |name: &str, options: &[&str]| {
+        for port in ports.by_ref().take(3) {
+            let mut command = tools.run(&bundle, name);
+            command.args(["-p", &format!("{port}:6379")]).args(options);
+            if let Some(answered) = first_answer(command, port) {
+                return answered;
+            }
+            repeated += 1;
+        }
+        panic!("three starts without an answer");
     };
-    let start = |options: &[&str]| {
+    let mut start = |options: &[&str]| {
         let (mut child, took) = redis("redis", options);
         let _ = child.kill();
         let _ = child.wait();
@@ -115,7 +133,11 @@ pub fn inside() {
     let mut machines = Vec::new();
     let crowds = CROWDS.map(|crowd| {
         while machines.len() < crowd {
-            machines.push(redis(&format!("redis-{}", machines.len()), &[]).0);
+            let machine = redis(&format!("redis-{}", machines.len()), &[]).0;
+            // It keeps its memory, but not the two emulated CPUs busy: the next one wants to start.
+            let pid = Pid::from_child(&machine);
+            kill_process(pid, Signal::STOP).expect("it has just answered");
+            machines.push(machine);
         }
         machines.iter().map(crowd::pss_mib).sum()
     });
@@ -127,6 +149,7 @@ pub fn inside() {
         restored,
         booted,
         crowds: crowds.into(),
+        repeated,
     };
     println!("{}", serde_json::to_string(&measured).expect("plain data"));
 }
@@ -139,25 +162,30 @@ fn local(share: &str, name: &str) -> PathBuf {
 }
 
 /// The machine, and milliseconds to its answer to PING. Connections are taken before the service
-/// runs, and wait.
-fn first_answer(mut command: Command, port: u16) -> (Child, f64) {
+/// runs, and wait. `None`, with a word, if there is no answer in time: the clock of an emulated host has
+/// been seen to jump ahead by minutes.
+fn first_answer(mut command: Command, port: u16) -> Option<(Child, f64)> {
     const LIMIT: Duration = Duration::from_secs(120);
     let begin = Instant::now();
-    let mut child = command
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("it was built");
+    const SAID: &str = "/tmp/said";
+    let said = File::create(SAID).expect("there is room");
+    let command = command.stdout(Stdio::null()).stderr(said);
+    let mut child = command.spawn().expect("it was built");
+    let said = || std::fs::read_to_string(SAID).unwrap_or_default();
     let answer = loop {
         match try_exchange(port, b"PING\r\nQUIT\r\n") {
             Ok(answer) if !answer.is_empty() => break answer,
             _ => thread::sleep(Duration::from_millis(2)),
         }
-        assert!(begin.elapsed() < LIMIT, "{command:?} brings no answer");
-        assert!(
-            matches!(child.try_wait(), Ok(None)),
-            "{command:?} has ended"
-        );
+        if begin.elapsed() >= LIMIT {
+            eprintln!("no answer of {command:?}: {}", said());
+            let _ = child.kill();
+            let _ = child.wait();
+            return None;
+        }
+        if !matches!(child.try_wait(), Ok(None)) {
+            panic!("{command:?} has ended: {}", said());
+        }
     };
     let took = begin.elapsed().as_secs_f64() * 1e3;
     assert!(
@@ -165,5 +193,5 @@ fn first_answer(mut command: Command, port: u16) -> (Child, f64) {
         "{}",
         String::from_utf8_lossy(&answer)
     );
-    (child, took)
+    Some((child, took))
 }

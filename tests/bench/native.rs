@@ -94,13 +94,13 @@ impl<'h> Scene<'h> {
 
     /// Has a bundle in the cache, by a start that lasts long enough.
     fn unpack(&self, bundle: &Path, images: &Path) {
-        let mut child = spawn(&mut self.smolrun(bundle));
+        let program = spawn(&mut self.smolrun(bundle));
         let begin = Instant::now();
         while !images.exists() {
             assert!(begin.elapsed().as_secs() < 60, "the bundle is not unpacked");
             std::thread::sleep(std::time::Duration::from_millis(20));
         }
-        stop(&mut child);
+        stop(program);
     }
 
     fn forget(&self) {
@@ -239,13 +239,13 @@ impl<'h> Scene<'h> {
         println!("\nidle machines of one bundle (64 MiB in use), proportional set size");
         let crowds = CROWDS.map(|crowd| {
             while machines.len() < crowd {
-                let mut child = spawn(&mut self.smolrun(&bundle));
-                await_line(&mut child, b"idle\n");
-                machines.push(child);
+                let mut machine = spawn(&mut self.smolrun(&bundle));
+                await_line(&mut machine, b"idle\n");
+                machines.push(machine);
             }
-            machines.iter().map(crowd::pss_mib).sum()
+            machines.iter().map(|m| crowd::pss_mib(&m.0)).sum()
         });
-        machines.iter_mut().for_each(stop);
+        machines.into_iter().for_each(stop);
         crowd::report(&CROWDS, &crowds)
     }
 }
@@ -290,29 +290,47 @@ fn registers(state: &Path) -> String {
     text
 }
 
-fn spawn(command: &mut Command) -> Child {
-    command
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("it was built")
+/// A program that does not outlive us, whatever happens.
+struct Started(Child);
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn spawn(command: &mut Command) -> Started {
+    let command = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    Started(command.spawn().expect("it was built"))
 }
 
 /// Not by force: what that leaves behind, the next start would have to remove.
-fn stop(child: &mut Child) {
-    kill_process(Pid::from_child(child), Signal::INT).expect("it is ours");
-    let _ = child.wait();
+fn stop(mut program: Started) {
+    kill_process(Pid::from_child(&program.0), Signal::INT).expect("it is ours");
+    let _ = program.0.wait();
 }
 
 /// Reads until the guest has printed these bytes; when the first came.
-fn await_line(child: &mut Child, line: &[u8]) -> Instant {
-    let out = child.stdout.as_mut().expect("piped");
+fn await_line(program: &mut Started, line: &[u8]) -> Instant {
+    let out = program.0.stdout.as_mut().expect("piped");
     let mut seen = Vec::new();
     let mut block = [0; 256];
     let mut first = None;
     while !seen.windows(line.len()).any(|window| window == line) {
         let n = out.read(&mut block).expect("a pipe");
-        assert_ne!(n, 0, "it ended after {:?}", String::from_utf8_lossy(&seen));
+        if n == 0 {
+            let mut said = String::new();
+            let _ = program
+                .0
+                .stderr
+                .as_mut()
+                .map(|e| e.read_to_string(&mut said));
+            panic!(
+                "it ended after {:?}: {said}",
+                String::from_utf8_lossy(&seen)
+            );
+        }
         first.get_or_insert_with(Instant::now);
         seen.extend(&block[..n]);
     }
@@ -322,10 +340,10 @@ fn await_line(child: &mut Child, line: &[u8]) -> Instant {
 /// From before the start of the program: ms to the first byte, and to the end of the first round.
 fn time(mut command: Command) -> [f64; 2] {
     let begin = Instant::now();
-    let mut child = spawn(&mut command);
-    let first = await_line(&mut child, b"round 1\n");
+    let mut program = spawn(&mut command);
+    let first = await_line(&mut program, b"round 1\n");
     let ms = |moment: Instant| (moment - begin).as_secs_f64() * 1e3;
     let times = [ms(first), ms(Instant::now())];
-    stop(&mut child);
+    stop(program);
     times
 }

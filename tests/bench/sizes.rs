@@ -11,7 +11,8 @@ use smol_bundle::{Bundle, ImageKind};
 use crate::host::Host;
 use crate::support::run;
 
-const MACHINES: [&str; 3] = ["hello", "redis", "python"];
+/// All recipes.
+const MACHINES: [&str; 6] = ["hello", "redis", "python", "web", "ssh", "postgresql"];
 const MIB: f64 = 1024.0 * 1024.0;
 
 /// Builds the bundles of the recipes.
@@ -29,11 +30,20 @@ pub fn build(host: &Host) {
 pub fn measure(host: &Host) -> Value {
     println!("\nbundles, MiB");
     println!(
-        "  {:<8} {:>8} {:>8} {:>8} {:>12} {:>8} {:>8} {:>10} {:>8}",
-        "", "RAM", "in use", "stored", "compressed", "bundle", "first", "zstd -19", "ratio"
+        "  {:<10} {:>8} {:>8} {:>8} {:>12} {:>9} {:>8} {:>8} {:>10} {:>8}",
+        "",
+        "RAM",
+        "in use",
+        "stored",
+        "compressed",
+        "zstd -19",
+        "bundle",
+        "first",
+        "zstd -19",
+        "ratio"
     );
     println!(
-        "  (first: the working set of memory and rootfs, raw; zstd -19: of memory and rootfs as they are)"
+        "  (first: the working set of memory and rootfs, raw; zstd -19: of memory, and of memory and rootfs, as they are)"
     );
     let mut figures = json!({});
     for name in MACHINES {
@@ -65,42 +75,44 @@ fn bundle(host: &Host, name: &str) -> Value {
     let pages = |key: &str| touched[key].as_f64().unwrap_or_default();
     let first = (pages("memoryPages") + pages("rootfsPages")) * 4096.0;
     let plain = plain_zstd(host, &path);
+    let (alone, both) = (
+        plain.map(|p| p[0]),
+        plain.map(|[memory, rootfs]| memory + rootfs),
+    );
+    let shown =
+        |bytes: Option<f64>| bytes.map_or("-".into(), |bytes| format!("{:.1}", bytes / MIB));
     println!(
-        "  {name:<8} {:8.1} {:8.1} {:8.1} {:12.1} {:8.1} {:8.1} {:>10} {:>8}",
+        "  {name:<10} {:8.1} {:8.1} {:8.1} {:12.1} {:>9} {:8.1} {:8.1} {:>10} {:>8}",
         size / MIB,
         used / MIB,
         raw / MIB,
         compressed / MIB,
+        shown(alone),
         file / MIB,
         first / MIB,
-        plain.map_or("-".into(), |plain| format!("{:.1}", plain / MIB)),
-        plain.map_or("-".into(), |plain| format!("{:.2}", file / plain)),
+        shown(both),
+        both.map_or("-".into(), |plain| format!("{:.2}", file / plain)),
     );
     json!({
         "memory": size, "used": used, "storedRaw": raw, "storedCompressed": compressed, "bundle": file,
-        "workingSet": first, "plainZstd19": plain,
+        "workingSet": first, "memoryZstd19": alone, "plainZstd19": both,
         "digest": inspected["digest"], "stages": facts["stages"], "frozen": facts["frozen"],
     })
 }
 
 /// Bytes of memory image and rootfs, each compressed as it is by `zstd -19`; `None` without the tool.
-fn plain_zstd(host: &Host, bundle: &Path) -> Option<f64> {
+fn plain_zstd(host: &Host, bundle: &Path) -> Option<[f64; 2]> {
     let bundle = Bundle::open(bundle).unwrap_or_else(|e| panic!("{e}"));
     let image = host.folder("plain").join("image");
-    let mut total = 0.0;
-    for kind in [ImageKind::Memory, ImageKind::Rootfs] {
+    let compress = |kind| {
         let file = fs::File::create(&image).expect("the build folder can be written");
         let extracted = bundle.extract(kind, &file, 2, &mut |_, _| {});
         extracted.unwrap_or_else(|e| panic!("{e}"));
         let mut zstd = Command::new("zstd");
-        let packed = zstd
-            .args(["-q", "-19", "-T0", "-c"])
-            .arg(&image)
-            .output()
-            .ok()?;
-        total += packed.stdout.len() as f64;
-    }
-    Some(total)
+        let packed = zstd.args(["-q", "-19", "-T0", "-c"]).arg(&image).output();
+        Some(packed.ok()?.stdout.len() as f64)
+    };
+    Some([compress(ImageKind::Memory)?, compress(ImageKind::Rootfs)?])
 }
 
 fn waterfall(stages: &Value) {

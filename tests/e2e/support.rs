@@ -10,9 +10,12 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::process::{Pid, Signal, kill_process};
+use smol_host::emulated;
 
-/// Longer than anything here takes on a slow machine: a kernel is built in it.
-pub const LONG: Duration = Duration::from_secs(40 * 60);
+/// Longer than any program here takes on a slow machine: outside, a kernel is built in it.
+fn long() -> Duration {
+    Duration::from_secs(60 * if emulated::is_inside() { 5 } else { 40 })
+}
 /// How often something that is awaited is looked at.
 const GLANCE: Duration = Duration::from_millis(20);
 
@@ -82,7 +85,7 @@ impl Outcome {
 /// Runs a program to its end.
 #[track_caller]
 pub fn run(command: &mut Command) -> Outcome {
-    Running::start(command).finish(LONG)
+    Running::start(command).finish(long())
 }
 
 /// A program that runs; killed on drop.

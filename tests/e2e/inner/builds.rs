@@ -100,7 +100,7 @@ fn spinning(host: &Host) {
 }
 
 fn late(host: &Host) {
-    let facts = built(host, "late");
+    let facts = built(host, "late", &[]);
     let slept = facts["virtualMs"].as_u64().unwrap();
     let took = facts["bootMs"].as_u64().unwrap();
     assert!(slept > 3_000_000, "the guest's clock went {slept} ms");
@@ -111,7 +111,7 @@ fn late(host: &Host) {
 fn asked(host: &Host) {
     const TOUCHED: u64 = (16 << 20) / 4096;
     let pages = |machine| {
-        let facts = built(host, machine);
+        let facts = built(host, machine, &[]);
         facts["workingSet"]["memoryPages"].as_u64().unwrap()
     };
     let (with, without) = (pages("asked"), pages("service"));
@@ -121,12 +121,18 @@ fn asked(host: &Host) {
     );
 }
 
-/// The same machine, both times up to its readiness; in turns, because this host is noisy.
+/// The same machine, both times up to its readiness; in turns, because this host is noisy. A busy one
+/// makes some longer, so there is more than one try; a build that boots slower fails them all.
 fn pace(host: &Host) {
-    const RUNS: usize = 3;
+    const TRIES: usize = 8;
     let (mut builds, mut boots) = (Vec::new(), Vec::new());
-    for _ in 0..RUNS {
-        builds.push(built(host, "service")["bootMs"].as_f64().unwrap());
+    let least = |times: &[f64]| times.iter().copied().fold(f64::INFINITY, f64::min);
+    for _ in 0..TRIES {
+        builds.push(
+            built(host, "service", &["--rebuild"])["bootMs"]
+                .as_f64()
+                .unwrap(),
+        );
         let metrics = Path::new("/tmp/out/metrics.json");
         let file = metrics.to_str().unwrap();
         let machine = host.tools.start_with(
@@ -137,17 +143,16 @@ fn pace(host: &Host) {
         );
         drop(machine);
         boots.push(json(metrics)["up_ms"].as_f64().unwrap());
+        let (build, boot) = (least(&builds), least(&boots));
+        if build < boot * 1.25 {
+            println!(
+                "build {build:.0} ms, ordinary boot {boot:.0} ms: {:.2} times",
+                build / boot
+            );
+            return;
+        }
     }
-    let least = |times: &[f64]| times.iter().copied().fold(f64::INFINITY, f64::min);
-    let (build, boot) = (least(&builds), least(&boots));
-    println!(
-        "build {build:.0} ms, ordinary boot {boot:.0} ms: {:.2} times",
-        build / boot
-    );
-    assert!(
-        build < boot * 1.25,
-        "builds took {builds:?} ms, ordinary boots {boots:?} ms"
-    );
+    panic!("builds took {builds:?} ms, ordinary boots {boots:?} ms");
 }
 
 /// Builds a machine with these options; where its bundle goes.
@@ -163,9 +168,10 @@ fn build(host: &Host, machine: &str, options: &[&str]) -> (PathBuf, Outcome) {
 
 /// What its metadata say of a machine once it is frozen.
 #[track_caller]
-fn built(host: &Host, machine: &str) -> Value {
+fn built(host: &Host, machine: &str, options: &[&str]) -> Value {
     let file = "/tmp/out/metadata.json";
-    build(host, machine, &["--metadata-file", file]).1.succeed();
+    let options = [options, &["--metadata-file", file]].concat();
+    build(host, machine, &options).1.succeed();
     json(Path::new(file))["frozen"].take()
 }
 

@@ -1,6 +1,7 @@
 //! The inner half: on real KVM, in the emulated host.
 
 mod builds;
+mod first;
 mod lifecycle;
 mod restore;
 mod time;
@@ -60,6 +61,7 @@ pub fn main(arguments: &[String]) -> ExitCode {
     };
     let mut suite = Suite::new(words);
     restore::tests(&mut suite, &host);
+    first::tests(&mut suite, &host);
     time::tests(&mut suite, &host);
     lifecycle::tests(&mut suite, &host);
     builds::tests(&mut suite, &host);

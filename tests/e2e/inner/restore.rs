@@ -1,11 +1,12 @@
 //! Two machines of one bundle, side by side: the same past, and futures of their own.
 
+use std::path::Path;
 use std::time::Duration;
 
 use crate::inner::Host;
 use crate::suite::Suite;
 use crate::support::{
-    ask, eventually, exchange, http_get, page, postgres, redis, tls_session, try_exchange,
+    ask, eventually, exchange, http_get, names, page, postgres, redis, tls_session, try_exchange,
     unix_time, value,
 };
 use crate::tools::Machine;
@@ -49,6 +50,14 @@ pub fn tests(suite: &mut Suite, host: &Host) {
     suite.test(
         "a restored machine brings its second cpu online, and both work at once",
         || second_cpu(host),
+    );
+    suite.test(
+        "no thread of a machine may run on the first cpu of an emulated host",
+        || first_cpu(host),
+    );
+    suite.test(
+        "a machine that never runs stays in an emulated host, so that kvm patches none of its code",
+        last_machine,
     );
     suite.test(
         "a cold boot of the same bundle serves without the past",
@@ -220,7 +229,10 @@ fn service(host: &Host) {
 fn second_cpu(host: &Host) {
     let machine = host.tools.start(&host.service(), "smp", &[7777]);
     let port = machine.port(7777);
-    assert_eq!(ask(port, "read /sys/devices/system/cpu/online"), "0-1");
+    // The service does not wait for it.
+    eventually("the second cpu", Duration::from_secs(60), || {
+        (ask(port, "read /sys/devices/system/cpu/online") == "0-1").then_some(())
+    });
     // Rounds of work and seconds of CPU time, of a worker on each of the first CPUs.
     let work = |cpus: usize| -> Vec<(f64, f64)> {
         let told = ask(port, &format!("work 3000 {cpus}"));
@@ -236,6 +248,35 @@ fn second_cpu(host: &Host) {
     assert!(busy > 1.5 * one[0].1, "{told}");
     // What they get done depends on what else this machine does; but both get on.
     assert!(two.iter().all(|w| w.0 > one[0].0 / 10.0), "{told}");
+}
+
+/// What guests there, QEMU damages.
+fn first_cpu(host: &Host) {
+    let machine = host.tools.start(&host.service(), "cpus", &[7777]);
+    assert_eq!(exchange(machine.port(7777), b"ping\n"), b"pong\n");
+    let tasks = format!("/proc/{}/task", machine.pid());
+    let allowed: Vec<String> = names(Path::new(&tasks))
+        .iter()
+        // One that has served the connection may be gone.
+        .filter_map(|task| std::fs::read_to_string(format!("{tasks}/{task}/status")).ok())
+        .map(|status| {
+            let line = status.lines().find(|l| l.starts_with("Cpus_allowed_list:"));
+            line.expect("Linux says so").to_owned()
+        })
+        .collect();
+    assert!(allowed.len() > 2, "two vCPUs and more: {allowed:?}");
+    assert!(
+        allowed.iter().all(|line| line == "Cpus_allowed_list:\t1-2"),
+        "{allowed:?}"
+    );
+}
+
+/// Else KVM would patch its code when machines come and go, which QEMU cannot bear either.
+fn last_machine() {
+    let files = std::fs::read_dir("/proc/1/fd").expect("we are root");
+    let links = files.filter_map(|file| std::fs::read_link(file.ok()?.path()).ok());
+    let vcpus = links.filter(|link| link.to_string_lossy().starts_with("anon_inode:kvm-vcpu"));
+    assert_eq!(vcpus.count(), 1);
 }
 
 fn cold(host: &Host) {

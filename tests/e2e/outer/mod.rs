@@ -12,8 +12,12 @@ mod twice;
 use std::io::Write;
 use std::net::Ipv4Addr;
 use std::process::ExitCode;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
-use smol_host::emulated::{EmulatedHost, Event, SELF};
+use smol_host::HostError;
+use smol_host::emulated::{Controller, EmulatedHost, Event, SELF};
 
 use crate::host::{self, Host};
 use crate::inner;
@@ -22,6 +26,8 @@ use crate::support::free_port;
 
 /// Memory of the emulated host for its tmpfs and guests, MiB.
 const MEMORY: u32 = 4096;
+/// Longer than any test of the inner half takes: a hanging emulated host is told from a slow one.
+const SILENCE: Duration = Duration::from_secs(10 * 60);
 
 /// Runs all tests whose names hold the words.
 pub fn main(words: &[String]) -> ExitCode {
@@ -39,12 +45,21 @@ pub fn main(words: &[String]) -> ExitCode {
     suite.finish()
 }
 
-/// Boots one emulated host and runs the inner half there.
+/// Runs the inner half. It is no test, and no failure of a filter: it runs whatever the words are.
 fn run_inner(suite: &mut Suite, host: &Host, words: &[String]) {
-    let job = [SELF, inner::ARGUMENT]
-        .into_iter()
-        .map(str::to_owned)
-        .chain(words.iter().cloned());
+    let before = suite.ended();
+    let why = match inner_half(suite, host, words) {
+        Ok(()) if suite.ended() > before || !words.is_empty() => return,
+        Ok(()) => "it ran no test".into(),
+        Err(why) => why,
+    };
+    suite.fail(&format!("the inner half runs to its end ({why})"));
+}
+
+/// Boots one emulated host and runs the inner half there.
+fn inner_half(suite: &mut Suite, host: &Host, words: &[String]) -> Result<(), String> {
+    let job = [SELF, inner::ARGUMENT].map(str::to_owned).into_iter();
+    let job = job.chain(words.iter().cloned());
     let emulated = EmulatedHost::new(host.cache())
         .memory(MEMORY)
         .share(&host.tools.programs, inner::PROGRAMS, true)
@@ -53,28 +68,68 @@ fn run_inner(suite: &mut Suite, host: &Host, words: &[String]) {
         // Nobody comes by it: without a forwarded port there is no loopback interface inside.
         .forward(Ipv4Addr::LOCALHOST, free_port(), 1)
         .job(job);
-    let before = suite.ended();
-    let mut ended = None;
-    // Not a test, and no failure of a filter: it runs whatever the words are.
-    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        let mut running = emulated.spawn().unwrap_or_else(|e| panic!("{e}"));
-        let mut lines = Vec::new();
-        while ended.is_none() {
-            match running.next_event().unwrap_or_else(|e| panic!("{e}")) {
-                Event::Stdout(bytes) => {
-                    lines.extend(bytes);
-                    take_lines(&mut lines, suite);
-                }
-                Event::Stderr(bytes) => drop(std::io::stderr().write_all(&bytes)),
-                Event::Started | Event::Channel(_) => {}
-                Event::Exited(status) => ended = Some(status),
+    let mut running = emulated.spawn().map_err(|e| e.to_string())?;
+    let watch = Watch::new(running.controller());
+    let mut lines = Vec::new();
+    loop {
+        let event = match running.next_event() {
+            Ok(event) => event,
+            Err(e) => return Err(watch.explain(&e)),
+        };
+        match event {
+            Event::Stdout(bytes) => {
+                watch.seen();
+                lines.extend(bytes);
+                take_lines(&mut lines, suite);
             }
+            Event::Stderr(bytes) => drop(std::io::stderr().write_all(&bytes)),
+            Event::Started | Event::Channel(_) => {}
+            Event::Exited(status) if status.code == Some(0) => return Ok(()),
+            Event::Exited(status) => return Err(format!("it ended with {status:?}")),
         }
-    }));
-    let tested = suite.ended() > before || !words.is_empty();
-    let well = outcome.is_ok() && tested && ended.is_some_and(|status| status.code == Some(0));
-    if !well {
-        suite.fail(&format!("the inner half runs to its end ({ended:?})"));
+    }
+}
+
+/// Ends an emulated host of which nothing is heard any more.
+struct Watch {
+    /// Dropped, it ends the watch.
+    heard: mpsc::Sender<()>,
+    /// Whether it had to end the host.
+    thread: JoinHandle<bool>,
+}
+
+impl Watch {
+    fn new(control: Controller) -> Self {
+        let (heard, hears) = mpsc::channel();
+        let watch = move || {
+            loop {
+                match hears.recv_timeout(SILENCE) {
+                    Ok(()) => {}
+                    Err(RecvTimeoutError::Disconnected) => return false,
+                    Err(RecvTimeoutError::Timeout) => {
+                        control.kill();
+                        return true;
+                    }
+                }
+            }
+        };
+        Self {
+            heard,
+            thread: thread::spawn(watch),
+        }
+    }
+
+    fn seen(&self) {
+        let _ = self.heard.send(());
+    }
+
+    /// What has ended the host.
+    fn explain(self, error: &HostError) -> String {
+        drop(self.heard);
+        match self.thread.join() {
+            Ok(true) => format!("no test ended within {} s", SILENCE.as_secs()),
+            _ => error.to_string(),
+        }
     }
 }
 
