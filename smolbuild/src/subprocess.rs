@@ -141,7 +141,7 @@ mod tests {
 
     fn ends(pid: Pid) -> bool {
         let begin = Instant::now();
-        while runs(pid) && begin.elapsed() < Duration::from_secs(20) {
+        while runs(pid) && begin.elapsed() < smol_testing::LIMIT {
             std::thread::sleep(Duration::from_millis(10));
         }
         !runs(pid)

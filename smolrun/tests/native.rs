@@ -16,6 +16,7 @@ use smol_bundle::{
 use smol_machine::config::{Clock, MachineConfig};
 use smol_machine::machine::{Hooks, Machine};
 use smol_machine::{Stop, StopHandle};
+use smol_testing::{LIMIT, left_out};
 use tempfile::TempDir;
 
 const MEMORY: u64 = 32 << 20;
@@ -183,7 +184,7 @@ impl Scene {
     /// `None` where there is no KVM at all.
     fn new(kernel: &[u8], snapshot: bool, change: impl FnOnce(&mut Config)) -> Option<Self> {
         if let Err(e) = smol_machine::probe::open(Path::new(smol_machine::probe::DEVICE)) {
-            eprintln!("not tested here: {e}");
+            left_out(e);
             return None;
         }
         let dir = tempfile::tempdir().unwrap();
@@ -275,7 +276,7 @@ fn signal(child: &Child, signal: i32) {
 }
 
 fn await_end(child: &mut Child) -> std::process::ExitStatus {
-    let until = Instant::now() + Duration::from_secs(30);
+    let until = Instant::now() + LIMIT;
     while Instant::now() < until {
         if let Some(status) = child.try_wait().unwrap() {
             return status;
@@ -413,7 +414,7 @@ fn the_first_start_in_the_background_runs_out_of_the_bundle_and_leaves_it_unpack
         let meanwhile = told["on_demand"].as_bool().unwrap_or_default();
         assert_eq!(meanwhile, on_demand && start == 0, "{told}");
     }
-    let until = Instant::now() + Duration::from_secs(30);
+    let until = Instant::now() + LIMIT;
     while scene.instances() > 0 {
         assert!(Instant::now() < until, "it does not end");
         std::thread::sleep(Duration::from_millis(10));
@@ -421,7 +422,7 @@ fn the_first_start_in_the_background_runs_out_of_the_bundle_and_leaves_it_unpack
 }
 
 fn eventually_unpacked(scene: &Scene) {
-    let until = Instant::now() + Duration::from_secs(30);
+    let until = Instant::now() + LIMIT;
     while !is_unpacked(scene) {
         assert!(Instant::now() < until, "it is not unpacked");
         std::thread::sleep(Duration::from_millis(10));

@@ -111,8 +111,7 @@ fn openssl_reads_our_keys_and_we_read_its() {
             .output()
     };
     let Ok(output) = openssl(&["genpkey", "-algorithm", "ed25519", "-out", "theirs.key"]) else {
-        eprintln!("skipped: openssl is not installed");
-        return;
+        return smol_testing::left_out("openssl is not installed");
     };
     assert!(output.status.success());
     openssl(&["pkey", "-in", "theirs.key", "-pubout", "-out", "theirs.pub"]).unwrap();

@@ -53,8 +53,7 @@ fn skopeo_copies_a_signed_bundle_and_its_digest_stays() {
     let source = format!("oci-archive:{}:latest", path.display());
     match copy(&source, &format!("oci-archive:{}:latest", at("copy.tar"))) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            eprintln!("skipped: skopeo is not installed");
-            return;
+            return smol_testing::left_out("skopeo is not installed");
         }
         outcome => outcome.unwrap(),
     }

@@ -121,7 +121,7 @@ mod tests {
         assert!(interrupt.check().is_ok());
         let waiter = std::thread::spawn({
             let interrupt = interrupt.clone();
-            move || interrupt.wait(Some(Duration::from_secs(20))).unwrap()
+            move || interrupt.wait(Some(smol_testing::LIMIT)).unwrap()
         });
         low_level::raise(SIGTERM).unwrap();
         assert!(waiter.join().unwrap());

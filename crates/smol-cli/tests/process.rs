@@ -5,10 +5,10 @@
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use smol_cli::Interrupt;
+use smol_testing::LIMIT;
 
 fn child(name: &str) -> Child {
     Command::new(std::env::current_exe().unwrap())
@@ -53,10 +53,10 @@ fn child_waits_for_signals_and_goes_on() {
     let interrupt = Interrupt::install().unwrap();
     println!("ready");
     std::io::stdout().flush().unwrap();
-    assert!(interrupt.wait(Some(Duration::from_secs(20))).unwrap());
+    assert!(interrupt.wait(Some(LIMIT)).unwrap());
     println!("caught");
     std::io::stdout().flush().unwrap();
-    std::thread::sleep(Duration::from_secs(20));
+    std::thread::sleep(LIMIT);
 }
 
 #[test]

@@ -356,15 +356,14 @@ fn page_count(len: u64) -> Result<u32> {
 
 #[cfg(test)]
 mod tests {
+    use smol_testing::left_out;
+
     use super::*;
 
     /// `None`, with a word, where userfaultfd is not permitted.
     fn demand(rootfs: u64) -> Option<Arc<Demand>> {
         let demand = Demand::new(16 << 20, rootfs);
-        demand
-            .map_err(|e| eprintln!("not tested here: {e}"))
-            .ok()
-            .map(Arc::new)
+        demand.map_err(left_out).ok().map(Arc::new)
     }
 
     #[test]
@@ -406,7 +405,7 @@ mod tests {
     fn in_user_mode_touches_of_ours_wait_and_those_of_the_kernel_fail_until_the_page_is_there() {
         let demand = match Demand::in_user_mode(16 << 20, 2 << 20) {
             Ok(demand) => Arc::new(demand),
-            Err(e) => return eprintln!("not tested here: {e}"),
+            Err(e) => return left_out(e),
         };
         assert!(demand.is_in_user_mode());
         let filler = std::thread::spawn({
@@ -451,7 +450,7 @@ mod tests {
     fn pages_that_are_released_are_zeros_for_everybody_and_the_others_are_not_there() {
         let demand = match Demand::in_user_mode(16 << 20, 2 << 20) {
             Ok(demand) => demand,
-            Err(e) => return eprintln!("not tested here: {e}"),
+            Err(e) => return left_out(e),
         };
         demand.fill(Area::Memory, 600, &[6; PAGE]).unwrap();
         demand.release(Area::Memory, 512, 1024).unwrap();

@@ -6,6 +6,7 @@ use std::fs::File;
 use std::path::Path;
 use std::process::Command;
 
+use smol_testing::left_out;
 use smolbuild::assemble::rootfs::erofs::{self, Options, Stats};
 use smolbuild::assemble::rootfs::tree::{Device, Inode, Meta, Node, Source, Tree};
 use smolbuild::assemble::rootfs::{DirOptions, Modes, Owner};
@@ -105,7 +106,7 @@ pub fn have(tool: &str) -> bool {
         .status
         .success();
     if !found {
-        eprintln!("skipped: {tool} is not installed");
+        left_out(format!("{tool} is not installed"));
     }
     found
 }
@@ -114,7 +115,7 @@ pub fn have(tool: &str) -> bool {
 pub fn am_root() -> bool {
     let root = rustix::process::geteuid().is_root();
     if !root {
-        eprintln!("skipped: needs root");
+        left_out("needs root");
     }
     root
 }
@@ -150,10 +151,10 @@ impl<'a> Mounted<'a> {
         if mount.status.success() {
             return Some(Mounted(at));
         }
-        eprintln!(
-            "skipped: this host cannot mount EROFS images: {}",
+        left_out(format!(
+            "this host cannot mount EROFS images: {}",
             String::from_utf8_lossy(&mount.stderr).trim()
-        );
+        ));
         None
     }
 }

@@ -219,8 +219,7 @@ mod tests {
     fn host() -> UnixStream {
         let (ours, guests) = UnixStream::pair().unwrap();
         thread::spawn(move || serve(&OwnedFd::from(guests)));
-        ours.set_read_timeout(Some(Duration::from_secs(10)))
-            .unwrap();
+        ours.set_read_timeout(Some(smol_testing::LIMIT)).unwrap();
         ours
     }
 

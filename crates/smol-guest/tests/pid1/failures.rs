@@ -46,7 +46,7 @@ pub fn missing_program() {
 pub fn warm_fails() {
     let mut config = touch_and_sleep();
     config["warm"] =
-        json!([{"cmd": ["sh", "-c", "echo table is missing >&2; exit 5"], "timeout_ms": 10000}]);
+        json!([{"cmd": ["sh", "-c", "echo table is missing >&2; exit 5"], "timeout_ms": 600_000}]);
     let mut guest = Guest::boot(&config, |_| {});
     let Event::Failed {
         stage,
@@ -70,7 +70,7 @@ pub fn warm_fails() {
 pub fn restore_fails() {
     let mut config = touch_and_sleep();
     config["restore"] =
-        json!([{"cmd": ["sh", "-c", "echo no entropy >&2; exit 6"], "timeout_ms": 10000}]);
+        json!([{"cmd": ["sh", "-c", "echo no entropy >&2; exit 6"], "timeout_ms": 600_000}]);
     let mut guest = Guest::boot(&config, |_| {});
     guest.until_ready();
     guest.expect(&Event::Quiesced);

@@ -13,10 +13,9 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use smol_guest::log::{Decoder, Stream};
 use smol_guest::protocol::*;
+use smol_testing::LIMIT;
 
 use super::{ROOT, itself};
-
-const LIMIT: Duration = Duration::from_secs(30);
 
 /// A cgroup that a guest sees as the root, so that guests and tests do not meet.
 struct GuestCgroup(PathBuf);
@@ -90,7 +89,8 @@ impl Guest {
         let child = unsafe { command.pre_exec(join) }.spawn().unwrap();
         let events = accept(&control);
         // Absent when the guest fails before it comes to it: then nobody reads it either.
-        let log = accept_soon(&logs).unwrap_or_else(|| UnixStream::pair().unwrap().0);
+        let log = accept_before_end(&logs, &events);
+        let log = log.unwrap_or_else(|| UnixStream::pair().unwrap().0);
         Guest {
             _cgroup: cgroup,
             dir,
@@ -287,8 +287,20 @@ fn accept(listener: &UnixListener) -> UnixStream {
     accept_within(listener, LIMIT).expect("the guest does not connect")
 }
 
-fn accept_soon(listener: &UnixListener) -> Option<UnixStream> {
-    accept_within(listener, Duration::from_secs(5))
+/// The guest's next connection; `None` if it ends `events` before.
+fn accept_before_end(listener: &UnixListener, events: &UnixStream) -> Option<UnixStream> {
+    use rustix::net::{RecvFlags, recv};
+    let deadline = Instant::now() + LIMIT;
+    while Instant::now() < deadline {
+        let mut byte = [0];
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        let ended = matches!(recv(events, &mut byte, flags), Ok((0, _)));
+        let found = accept_within(listener, Duration::from_millis(20));
+        if found.is_some() || ended {
+            return found;
+        }
+    }
+    panic!("the guest neither connects nor ends");
 }
 
 fn accept_within(listener: &UnixListener, limit: Duration) -> Option<UnixStream> {
@@ -324,7 +336,7 @@ pub fn config(script: &str, probe: &Value) -> Value {
     json!({
         "hostname": "built",
         "service": {"cmd": ["sh", "-c", script], "env": {"COLOUR": "blue"}},
-        "ready": {"probe": probe, "timeout_ms": 20000, "interval_ms": 50},
+        "ready": {"probe": probe, "timeout_ms": 600_000, "interval_ms": 50},
         "snapshot": {"drop_caches": false},
     })
 }

@@ -18,11 +18,11 @@ pub fn build_and_restore() {
         &json!({"http": {"port": 8080, "path": "/", "body": "^from before"}}),
     );
     config["warm"] =
-        json!([{"cmd": ["sh", "-c", "echo warming; hostname > /www/warm"], "timeout_ms": 10000}]);
+        json!([{"cmd": ["sh", "-c", "echo warming; hostname > /www/warm"], "timeout_ms": 600_000}]);
     let look = "cat /etc/machine-id /sys/fs/cgroup/service/cgroup.events > /run/rekeyed";
-    config["restore"] = json!([{"cmd": ["sh", "-c", look], "timeout_ms": 10000}]);
+    config["restore"] = json!([{"cmd": ["sh", "-c", look], "timeout_ms": 600_000}]);
     let visit = json!({"exec": {"cmd": ["touch", "/run/visited"]}});
-    config["warm_restore"] = json!([{"probe": visit, "timeout_ms": 10000}]);
+    config["warm_restore"] = json!([{"probe": visit, "timeout_ms": 600_000}]);
     let mut guest = Guest::boot(&config, |_| {});
     guest.until_ready();
     guest.expect(&Event::WarmStarted { index: 0 });
@@ -78,7 +78,7 @@ pub fn build_and_restore() {
     );
 
     assert_eq!(
-        guest.request(&Request::Shutdown { grace_ms: 10_000 }),
+        guest.request(&Request::Shutdown { grace_ms: 600_000 }),
         Reply::Ok
     );
     guest.expect(&Event::Stopping);
@@ -112,7 +112,7 @@ pub fn snapshot_device() {
             .read("/sys/fs/cgroup/service/cgroup.events")
             .contains("frozen 0")
     );
-    guest.request(&Request::Shutdown { grace_ms: 1000 });
+    guest.request(&Request::Shutdown { grace_ms: 600_000 });
     guest.expect(&Event::Stopping);
     guest.expect(&Event::ServiceExited {
         status: ExitStatus::Signaled(15),
@@ -164,7 +164,8 @@ impl Drop for LoopDevice {
     }
 }
 
-pub fn cold_boot() {
+/// Why it cannot be tried here, if it cannot.
+pub fn cold_boot() -> Option<&'static str> {
     let device = LoopDevice::with(|tree| {
         fs::create_dir_all(tree.join("etc")).unwrap();
         fs::write(
@@ -185,8 +186,7 @@ pub fn cold_boot() {
         fs::set_permissions(tree.join("srv"), fs::Permissions::from_mode(0o777)).unwrap();
     });
     let Some(device) = device else {
-        print!("skipped (needs mkfs.erofs and loop devices) ... ");
-        return;
+        return Some("needs mkfs.erofs and loop devices");
     };
     let script = "id; pwd; echo $HOME $USER; stat -c %a-%u-%g /run/svc; grep -c '^overlay / ' /proc/mounts; \
                   touch new; mkdir /run/svc/ready; grep ^0: /proc/self/cgroup; cat; while [ ! -e /tmp/go ]; do sleep 0.05; done; exit 3";
@@ -238,6 +238,7 @@ pub fn cold_boot() {
         "{err}"
     );
     guest.ends();
+    None
 }
 
 pub fn ignores_sigterm() {

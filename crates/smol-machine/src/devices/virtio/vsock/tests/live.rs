@@ -29,7 +29,7 @@ fn connected() -> (Guest, VsockHandle, Ports, UnixStream) {
     let host = connecting(&handle, 80);
     let ports = guest.accept(80);
     let host = host.join().unwrap().unwrap();
-    host.set_read_timeout(Some(PATIENCE)).unwrap();
+    host.set_read_timeout(Some(LIMIT)).unwrap();
     (guest, handle, ports, host)
 }
 
@@ -94,7 +94,7 @@ fn the_guest_connects_to_a_listener_of_this_process() {
         host: 1024,
     };
     guest.connect(ports);
-    let mut host = streams.recv_timeout(PATIENCE).unwrap();
+    let mut host = streams.recv_timeout(LIMIT).unwrap();
     guest.send(ports, op::RW, b"ready\n");
     assert_eq!(read(&mut host, 6), b"ready\n");
     host.write_all(b"go on").unwrap();
@@ -156,7 +156,7 @@ fn clients_that_do_not_say_connect_are_closed() {
     ];
     for line in lines {
         let mut client = UnixStream::connect(&path).unwrap();
-        client.set_read_timeout(Some(PATIENCE)).unwrap();
+        client.set_read_timeout(Some(LIMIT)).unwrap();
         client.write_all(line).unwrap();
         let end = client.read(&mut [0]);
         assert!(
@@ -195,7 +195,7 @@ fn ten_mebibytes_there_and_back() {
     let start = Instant::now();
     while back.len() < data.len() {
         assert!(
-            start.elapsed() < 3 * PATIENCE,
+            start.elapsed() < 3 * LIMIT,
             "{sent} sent, {} back",
             back.len()
         );

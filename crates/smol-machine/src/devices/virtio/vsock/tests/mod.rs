@@ -5,14 +5,13 @@ mod live;
 
 use std::time::{Duration, Instant};
 
+use smol_testing::LIMIT;
+
 use super::super::testing::Driver;
 use super::packet::{HEADER, HOST_CID, Header, STREAM, op};
 use super::{EVENT, RECEIVE, TRANSMIT, Vsock};
 
 const CID: u64 = 3;
-
-/// How long a live test waits for what must come.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The guest's end of a connection.
 #[derive(Clone, Copy)]
@@ -102,7 +101,7 @@ impl Guest {
             if let Some(packet) = self.packet() {
                 return packet;
             }
-            assert!(start.elapsed() < PATIENCE, "the packet never comes");
+            assert!(start.elapsed() < LIMIT, "the packet never comes");
             std::thread::sleep(Duration::from_micros(200));
         }
     }

@@ -1,0 +1,21 @@
+//! What the tests of all crates share; no program depends on it.
+
+use std::fmt;
+use std::io::Write;
+use std::thread;
+use std::time::Duration;
+
+/// Longer than anything takes that a test waits for, on a machine that is busy with other things: it ends
+/// what hangs. No test judges by time.
+pub const LIMIT: Duration = Duration::from_secs(10 * 60);
+
+/// Says that the test that calls it, or a part of it, cannot be tried here, and why. Rust's harness
+/// knows no such outcome; `cargo xtask test` takes it from this line, and counts the test as left out.
+pub fn left_out(why: impl fmt::Display) {
+    // The harness names a test's thread after it.
+    let thread = thread::current();
+    let name = thread.name().unwrap_or("a test").to_owned();
+    let why = why.to_string().replace('\n', " ");
+    // Past the harness, which shows only what failing tests print.
+    let _ = writeln!(std::io::stdout(), "\ntest {name} ... left out: {why}");
+}
