@@ -44,7 +44,7 @@ fn run(host: &EmulatedHost, verbose: bool) -> Result<i32, smol_host::HostError> 
                         "l1: ended after {:.2} s: {status:?}",
                         start.elapsed().as_secs_f64()
                     );
-                    eprintln!("{}", running.console_tail());
+                    eprintln!("{}", running.console());
                 }
                 return Ok(status.shell_code());
             }

@@ -9,6 +9,9 @@ pub struct HostError {
     pub message: String,
     /// The exact command (or action) that mends it, if there is one.
     pub mend: Option<String>,
+    /// Whether an emulated host died or hung by itself: a fault of the emulator or of the kernel in
+    /// it, and not of what it ran. The same may go well the next time.
+    pub fault: bool,
 }
 
 impl HostError {
@@ -17,6 +20,7 @@ impl HostError {
         HostError {
             message: message.into(),
             mend: None,
+            fault: false,
         }
     }
 

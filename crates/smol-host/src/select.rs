@@ -97,8 +97,8 @@ fn decide(requested: Accel, host: &Host) -> Result<Selected> {
         Accel::Kvm => match (host.open)() {
             Ok(()) => Ok(plain(Backend::Kvm)),
             Err(e) => Err(HostError {
-                message: e.to_string(),
                 mend: kvm_mend(&e),
+                ..HostError::new(e.to_string())
             }),
         },
         Accel::Emulated if (host.qemu)() => Ok(plain(Backend::Emulated)),
@@ -125,8 +125,8 @@ fn fallback_reason(e: &ProbeError) -> String {
 fn nothing_works(e: &ProbeError) -> HostError {
     let emulated = emulated::qemu_missing();
     HostError {
-        message: format!("{e}, and {}", emulated.message),
         mend: kvm_mend(e).or(emulated.mend),
+        ..HostError::new(format!("{e}, and {}", emulated.message))
     }
 }
 

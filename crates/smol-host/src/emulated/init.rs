@@ -25,7 +25,7 @@ use smol_machine::hv::{self, HostVcpu, HostVm, Vm};
 
 use super::qemu::PORT_NAME;
 use super::wire::{self, Job, JobStatus, Kind, Mount};
-use super::{CHANNEL_VARIABLE, INIT_ARGUMENT, MARKER_VARIABLE, network};
+use super::{CHANNEL_VARIABLE, INIT_ARGUMENT, MARKER_VARIABLE, network, pulse};
 
 /// How long a device may take to appear after its module was loaded.
 const DEVICE_LIMIT: Duration = Duration::from_secs(20);
@@ -55,14 +55,15 @@ fn run() -> Result<Infallible> {
     for module in &job.modules {
         load_module(module)?;
     }
-    // If there is no KVM, the job finds that out.
-    let _last = last_machine().ok();
     let port = open_port()?;
     let writer: Port = Arc::new(Mutex::new(
         port.try_clone()
             .map_err(context("cannot duplicate the port"))?,
     ));
-    let (kind, payload) = match set_up(&job).and_then(|()| serve(&job, port, &writer)) {
+    let ready = set_up(&job).and_then(|()| start_cpus());
+    // If there is no KVM, the job finds that out.
+    let _last = last_machine().ok();
+    let (kind, payload) = match ready.and_then(|()| serve(&job, port, &writer)) {
         Ok(status) => (
             Kind::Exited,
             serde_json::to_vec(&status).unwrap_or_default(),
@@ -150,12 +151,31 @@ fn open_port() -> Result<File> {
 }
 
 fn set_up(job: &Job) -> Result<()> {
+    // While it boots, each line that it prints takes time. From here on it is silent, or says what one
+    // must know.
+    let _ = fs::write("/proc/sys/kernel/printk", "7");
     for share in &job.shares {
         mount_share(share)?;
     }
     network::bring_up_loopback().map_err(context("cannot bring up the loopback"))?;
     if job.network {
         network::bring_up_eth0().map_err(context("cannot bring up the network"))?;
+    }
+    Ok(())
+}
+
+/// Linux has booted on the first CPU alone.
+fn start_cpus() -> Result<()> {
+    for entry in fs::read_dir("/sys/devices/system/cpu").map_err(context("cannot see the CPUs"))? {
+        let online = entry
+            .map_err(context("cannot see the CPUs"))?
+            .path()
+            .join("online");
+        // The first one, and what is no CPU, has no such file.
+        if online.exists() {
+            fs::write(&online, "1")
+                .map_err(context(format!("cannot write to {}", online.display())))?;
+        }
     }
     Ok(())
 }
@@ -182,6 +202,13 @@ fn unmount(shares: &[Mount]) {
 fn serve(job: &Job, mut port: File, writer: &Port) -> Result<JobStatus> {
     send(writer, Kind::Started, &[]).map_err(context("cannot speak to the host"))?;
     set_clock(&mut port)?;
+    let beats = writer.clone();
+    pulse::begin(job.silence, move |kind, payload| {
+        send(&beats, kind, payload)
+    })
+    .map_err(context(
+        "cannot start the threads that show that all is well",
+    ))?;
     let (channel, inner) =
         UnixStream::pair().map_err(context("cannot create the job's channel"))?;
     let mut child = start_job(job, inner.into())?;

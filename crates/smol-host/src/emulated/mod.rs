@@ -54,14 +54,18 @@ use std::os::fd::{BorrowedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
 mod cpio;
+mod fault;
 pub mod init;
 pub mod kernel;
 mod modules;
 mod network;
+mod process;
+mod pulse;
 mod qemu;
 mod running;
 pub mod wire;
 
+pub use fault::FOLDER as FAULTS;
 pub use qemu::EmulatedHost;
 pub(crate) use qemu::{QEMU, qemu_missing};
 pub use running::{Controller, Event, RunningHost};

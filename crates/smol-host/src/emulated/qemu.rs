@@ -5,9 +5,11 @@ use std::fs::File;
 use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::kernel::Kernel;
-use super::running::{self, Launch, RunningHost};
+use super::process::{Launch, memory_file};
+use super::running::{self, RunningHost};
 use super::wire::{Job, Mount};
 use super::{INIT_ARGUMENT, SELF, cpio};
 use crate::apt;
@@ -61,6 +63,7 @@ pub struct EmulatedHost {
     argv: Vec<String>,
     env: Vec<(String, String)>,
     cwd: String,
+    silence: Duration,
 }
 
 #[derive(Clone, Debug)]
@@ -88,6 +91,7 @@ impl EmulatedHost {
             argv: Vec::new(),
             env: Vec::new(),
             cwd: "/".into(),
+            silence: running::SILENCE,
         }
     }
 
@@ -142,6 +146,13 @@ impl EmulatedHost {
         self
     }
 
+    /// How long nothing may be heard of it, or one of its CPUs run nothing, until it counts as hanging;
+    /// two minutes unless told otherwise, for this host may be busy.
+    pub fn silence(mut self, limit: Duration) -> Self {
+        self.silence = limit;
+        self
+    }
+
     /// Starts it. The kernel is fetched first if it is not cached.
     ///
     /// # Errors
@@ -160,13 +171,15 @@ impl EmulatedHost {
         }
         let cpu = cpu(std::env::var_os(CPU_VARIABLE))?;
         let kernel = Kernel::obtain(&self.cache)?;
-        let initramfs = running::memory_file("initramfs", &self.initramfs(&kernel)?)?;
+        let initramfs = memory_file("initramfs", &self.initramfs(&kernel)?)?;
         let (host, vmlinux) = (self.clone(), kernel.vmlinux());
         running::start(Launch {
             qemu,
             initramfs,
             arguments: Box::new(move |fds| host.command_line(&cpu, &vmlinux, fds)),
             limits: running::BOOT_LIMITS,
+            silence: self.silence,
+            cache: self.cache.clone(),
         })
     }
 
@@ -212,6 +225,7 @@ impl EmulatedHost {
             modules: Vec::new(),
             shares: self.shares.iter().enumerate().map(mount).collect(),
             network: !self.forwards.is_empty(),
+            silence: self.silence.as_secs(),
         }
     }
 
@@ -327,17 +341,21 @@ pub(crate) fn qemu_missing() -> HostError {
         .mend(apt::install_command(&[QEMU_PACKAGE]))
 }
 
-/// - `panic=-1`: a dead kernel ends QEMU (with -no-reboot) and does not hang.
+/// - `panic=-1 oops=panic`: a kernel that is dead, or damaged, ends QEMU (with -no-reboot) and does not
+///   go on.
 /// - `tsc=reliable`: guests with several vCPUs need a stable TSC, which TCG gives but does not announce.
 /// - `no_timer_check`: on a busy host the kernel's check that timer interrupts come in time fails, and
 ///   it panics.
+/// - `maxcpus=1 noreplace-smp`: it boots on one CPU, and init brings the others online when all is set up.
+///   Linux patches its own code while it boots, and one emulated CPU may not notice in time that another
+///   has changed what it executes (see `last_machine` in [`super::init`]).
 /// - `mitigations=off`: an emulated CPU has nothing to mitigate, and every indirect call is dear.
 /// - `norandmaps`: a program that lies where it lay before starts sooner, as less of it is translated
 ///   anew (redis restored to its first answer: 270 ms, 400 without).
 fn kernel_command_line() -> String {
     format!(
-        "console=ttyS0 loglevel=4 panic=-1 tsc=reliable no_timer_check mitigations=off nokaslr norandmaps random.trust_cpu=on \
-         rdinit={SELF} -- {INIT_ARGUMENT}"
+        "console=ttyS0 loglevel=4 panic=-1 oops=panic maxcpus=1 noreplace-smp tsc=reliable no_timer_check \
+         mitigations=off nokaslr norandmaps random.trust_cpu=on rdinit={SELF} -- {INIT_ARGUMENT}"
     )
 }
 

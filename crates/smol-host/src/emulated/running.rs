@@ -1,22 +1,20 @@
 //! An emulated host that runs: QEMU's process, the stream of frames, and how it ends.
 
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::io::Write;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
-use std::process::{Command, ExitStatus, Stdio};
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::MemfdFlags;
-use rustix::process::{Pid, PidfdFlags, Signal};
+use rustix::process::Signal;
 use smol_cli::Interrupt;
 
-use super::qemu::Fds;
+use super::fault;
+use super::process::{self, Launch, Logs, boot, excerpt, text};
 use super::wire::{self, JobStatus, Kind};
 use crate::error::{HostError, Result};
 
@@ -24,10 +22,11 @@ use crate::error::{HostError, Result};
 /// about 3 s on an idle machine. About one boot in 200 was seen to hang on a busy one, in the emulator
 /// and before any job: such a boot is done again, once.
 pub(super) const BOOT_LIMITS: [Duration; 2] = [Duration::from_secs(90), Duration::from_secs(180)];
+/// An emulated host of which nothing is heard for so long hangs: its init speaks each second
+/// ([`super::pulse`]), and the host that runs it may be busy.
+pub(super) const SILENCE: Duration = Duration::from_secs(120);
 /// How long QEMU may take to be gone when its end of the port is.
 const END: Duration = Duration::from_millis(500);
-/// How many of the console's last lines an error shows.
-const TAIL_LINES: usize = 20;
 
 /// Something that happened in the emulated host.
 #[derive(Debug, PartialEq, Eq)]
@@ -49,10 +48,14 @@ pub struct RunningHost {
     launch: Launch,
     /// Boots that were begun.
     boots: usize,
+    /// Its init has spoken.
+    up: bool,
     port: UnixStream,
     control: Controller,
-    /// How QEMU ended, once it has.
+    /// How QEMU ended, once it has, is told here.
     ended: mpsc::Receiver<ExitStatus>,
+    /// What was told.
+    status: Option<ExitStatus>,
     logs: Logs,
 }
 
@@ -70,31 +73,6 @@ struct Process {
     stopping: bool,
 }
 
-struct Logs {
-    console: File,
-    qemu: File,
-}
-
-/// Makes QEMU's arguments of the descriptors that it inherits.
-type Arguments = Box<dyn Fn(&Fds) -> Vec<String> + Send>;
-
-/// What it takes to start QEMU.
-pub(super) struct Launch {
-    pub qemu: PathBuf,
-    pub initramfs: File,
-    pub arguments: Arguments,
-    /// How long the first boot may take, and the second.
-    pub limits: [Duration; 2],
-}
-
-/// A QEMU that was started.
-struct Booting {
-    port: UnixStream,
-    process: OwnedFd,
-    ended: mpsc::Receiver<ExitStatus>,
-    logs: Logs,
-}
-
 /// Starts the emulated host.
 pub(super) fn start(launch: Launch) -> Result<RunningHost> {
     let booting = boot(&launch, launch.limits[0])?;
@@ -109,9 +87,11 @@ pub(super) fn start(launch: Launch) -> Result<RunningHost> {
     Ok(RunningHost {
         launch,
         boots: 1,
+        up: false,
         port: booting.port,
         control,
         ended: booting.ended,
+        status: None,
         logs: booting.logs,
     })
 }
@@ -119,112 +99,6 @@ pub(super) fn start(launch: Launch) -> Result<RunningHost> {
 fn duplicate(port: &UnixStream) -> Result<UnixStream> {
     port.try_clone()
         .map_err(HostError::io("cannot duplicate a socket"))
-}
-
-/// Starts QEMU; its init is to speak within `limit`.
-fn boot(launch: &Launch, limit: Duration) -> Result<Booting> {
-    let logs = Logs {
-        console: memory_file("console", &[])?,
-        qemu: memory_file("qemu", &[])?,
-    };
-    let (port, inner) = UnixStream::pair().map_err(HostError::io("cannot create a socket"))?;
-    let clone = |file: &File| {
-        file.try_clone()
-            .map_err(HostError::io("cannot duplicate a file descriptor"))
-    };
-    let fds = Fds {
-        initramfs: clone(&launch.initramfs)?,
-        console: clone(&logs.console)?,
-        port: inner.as_raw_fd(),
-    };
-
-    let mut command = Command::new(&launch.qemu);
-    command
-        .args((launch.arguments)(&fds))
-        .stdin(Stdio::null())
-        .process_group(0);
-    command
-        .stdout(clone(&logs.qemu)?)
-        .stderr(clone(&logs.qemu)?);
-    let inherited = [fds.initramfs.as_raw_fd(), fds.console.as_raw_fd(), fds.port];
-    // SAFETY: prepare_child makes only system calls and touches no memory of the parent's threads.
-    unsafe { command.pre_exec(move || prepare_child(&inherited)) };
-
-    let (process, ended) = spawn_on_keeper(command, (fds, inner)).map_err(HostError::io(
-        format!("cannot start {}", launch.qemu.display()),
-    ))?;
-    port.set_read_timeout(Some(limit))
-        .map_err(HostError::io("cannot set a time limit"))?;
-    Ok(Booting {
-        port,
-        process,
-        ended,
-        logs,
-    })
-}
-
-/// Runs in the child between fork and exec: it dies with its parent and keeps `inherited` open.
-fn prepare_child(inherited: &[RawFd]) -> std::io::Result<()> {
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-    for &fd in inherited {
-        // SAFETY: F_SETFD on an open descriptor number changes this process's table and no memory.
-        if unsafe { libc::fcntl(fd, libc::F_SETFD, 0) } < 0 {
-            return Err(std::io::Error::last_os_error());
-        }
-    }
-    Ok(())
-}
-
-/// Spawns `command` on a thread that lives as long as the child and reaps it: the parent death
-/// signal goes by the parent *thread*, and the caller's may end before the machine does.
-/// `keep` stays open until the child has its own copies. Returns the child's pidfd, and where its
-/// end is told.
-fn spawn_on_keeper(
-    mut command: Command,
-    keep: impl Send + 'static,
-) -> std::io::Result<(OwnedFd, mpsc::Receiver<ExitStatus>)> {
-    let (sender, receiver) = mpsc::channel();
-    let (teller, ended) = mpsc::channel();
-    thread::Builder::new()
-        .name("qemu-keeper".into())
-        .spawn(move || {
-            let spawned = command.spawn().and_then(|child| {
-                let pid = Pid::from_raw(child.id() as i32).ok_or(std::io::ErrorKind::NotFound)?;
-                let process = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
-                Ok((child, process))
-            });
-            // The command holds its own copies of our log files; QEMU's end must be the last of the socket.
-            drop((command, keep));
-            match spawned {
-                Ok((mut child, process)) => {
-                    let _ = sender.send(Ok(process));
-                    if let Ok(status) = child.wait() {
-                        let _ = teller.send(status);
-                    }
-                }
-                Err(e) => {
-                    let _ = sender.send(Err(e));
-                }
-            }
-        })?;
-    let process = receiver
-        .recv()
-        .unwrap_or_else(|_| Err(std::io::ErrorKind::BrokenPipe.into()))?;
-    Ok((process, ended))
-}
-
-/// A file in memory with these contents: nothing to remove, whatever becomes of us.
-pub(super) fn memory_file(name: &str, contents: &[u8]) -> Result<File> {
-    let fd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC);
-    let file = fd.map_err(std::io::Error::from).and_then(|fd| {
-        let mut file = File::from(fd);
-        file.write_all(contents)?;
-        file.seek(SeekFrom::Start(0))?;
-        Ok(file)
-    });
-    file.map_err(HostError::io(format!(
-        "cannot create the file {name} in memory"
-    )))
 }
 
 impl RunningHost {
@@ -237,46 +111,69 @@ impl RunningHost {
     /// called, and blocks when what it writes is not taken.
     ///
     /// # Errors
-    /// QEMU or the emulated host ended early; the message holds the last lines of its console.
+    /// QEMU or the emulated host ended early, or hangs; the message holds the last lines of its
+    /// console. What is a fault of the emulator and not of the job says so ([`HostError::fault`]).
     pub fn next_event(&mut self) -> Result<Event> {
-        let frame = wire::read_frame(&mut self.port);
-        let (kind, payload) = match frame {
-            Ok(Some(frame)) => frame,
-            Ok(None) => return Err(self.broken("the emulated host ended before its job did")),
-            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {
-                let limit = self.launch.limits[self.boots - 1].as_secs();
-                if self.boot_again()? {
-                    return self.next_event();
+        loop {
+            let (kind, payload) = match wire::read_frame(&mut self.port) {
+                Ok(Some(frame)) => frame,
+                Ok(None) => {
+                    self.ended_early()?;
+                    continue;
                 }
-                return Err(self.broken(&format!(
-                    "the emulated host did not come up within {limit} s"
-                )));
+                // Its end came before it had read all that we wrote.
+                Err(e) if e.kind() == std::io::ErrorKind::ConnectionReset => {
+                    self.ended_early()?;
+                    continue;
+                }
+                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {
+                    self.silent()?;
+                    continue;
+                }
+                Err(e) => return Err(self.broken(&format!("broke off: {e}"), true)),
+            };
+            match kind {
+                Kind::Started => {
+                    self.begin()
+                        .map_err(HostError::io("cannot speak to the emulated host"))?;
+                    return Ok(Event::Started);
+                }
+                Kind::Alive => {}
+                Kind::Stdout => return Ok(Event::Stdout(payload)),
+                Kind::Stderr => return Ok(Event::Stderr(payload)),
+                Kind::Channel => return Ok(Event::Channel(payload)),
+                Kind::Exited => {
+                    let status = serde_json::from_slice(&payload).map_err(|e| {
+                        HostError::new(format!("the emulated host sent a bad exit status: {e}"))
+                    })?;
+                    self.control.kill(); // all is written and the shares are unmounted: init waits for this
+                    return Ok(Event::Exited(status));
+                }
+                Kind::Failed => {
+                    let why = String::from_utf8_lossy(&payload).into_owned();
+                    return Err(match self.up {
+                        true => self.broken(&format!("hangs: {why}"), true),
+                        false => self.broken(&format!("could not be set up: {why}"), false),
+                    });
+                }
+                Kind::Stop | Kind::Clock => {
+                    return Err(self.broken("sent what only the host sends", true));
+                }
             }
-            Err(e) => return Err(self.broken(&format!("the emulated host broke off: {e}"))),
-        };
-        match kind {
-            Kind::Started => {
-                self.begin()
-                    .map_err(HostError::io("cannot speak to the emulated host"))?;
-                Ok(Event::Started)
-            }
-            Kind::Stdout => Ok(Event::Stdout(payload)),
-            Kind::Stderr => Ok(Event::Stderr(payload)),
-            Kind::Channel => Ok(Event::Channel(payload)),
-            Kind::Exited => {
-                let status = serde_json::from_slice(&payload).map_err(|e| {
-                    HostError::new(format!("the emulated host sent a bad exit status: {e}"))
-                })?;
-                self.control.kill(); // all is written and the shares are unmounted: init waits for this
-                Ok(Event::Exited(status))
-            }
-            Kind::Failed => Err(self.broken(&format!(
-                "the emulated host could not be set up: {}",
-                String::from_utf8_lossy(&payload)
-            ))),
-            Kind::Stop | Kind::Clock => {
-                Err(self.broken("the emulated host sent what only the host sends"))
-            }
+        }
+    }
+
+    /// Nothing was heard of it for as long as it may be silent.
+    fn silent(&mut self) -> Result<()> {
+        if self.up {
+            let limit = self.launch.silence.as_secs();
+            let what = format!("hangs: it has not been heard of for {limit} s");
+            return Err(self.broken(&what, true));
+        }
+        let limit = self.launch.limits[self.boots - 1].as_secs();
+        match self.boot_again()? {
+            true => Ok(()),
+            false => Err(self.broken(&format!("did not come up within {limit} s"), true)),
         }
     }
 
@@ -306,15 +203,24 @@ impl RunningHost {
         }
     }
 
-    /// The last lines of the emulated host's console (the kernel's warnings and errors).
-    pub fn console_tail(&self) -> String {
-        tail(&self.logs.console)
+    /// The emulated host's console: warnings and errors of its kernel while it booted, and all that it
+    /// has said since.
+    pub fn console(&self) -> String {
+        text(&self.logs.console)
     }
 
-    /// Ends a QEMU that hangs and starts another; false if that was done before, or an end is wanted.
+    /// Whether its kernel says on the console that something is broken, which then is the emulator's doing
+    /// rather than a job's.
+    pub fn has_failed(&self) -> bool {
+        process::has_failed(&self.console())
+    }
+
+    /// Ends a QEMU that hangs or has died, and starts another; false if that was done before, or an end
+    /// is wanted.
     fn boot_again(&mut self) -> Result<bool> {
-        let mut process = lock(&self.control.process);
-        let Some(limit) = self.launch.limits.get(self.boots) else {
+        let control = self.control.clone();
+        let mut process = lock(&control.process);
+        let Some(&limit) = self.launch.limits.get(self.boots) else {
             return Ok(false);
         };
         if process.stopping {
@@ -322,21 +228,30 @@ impl RunningHost {
         }
         // It must be gone before the next one: a forwarded port is for one of them.
         process.kill();
-        let _ = self.ended.recv_timeout(END);
-        let booting = boot(&self.launch, *limit)?;
+        self.end_of_qemu();
+        let (qemu, console) = (text(&self.logs.qemu), self.console());
+        let _ = fault::keep(
+            &self.launch.cache,
+            "did not come up: booted again",
+            &qemu,
+            &console,
+        );
+        let booting = boot(&self.launch, limit)?;
         self.boots += 1;
-        *lock(&self.control.port) = duplicate(&booting.port)?;
+        *lock(&control.port) = duplicate(&booting.port)?;
         process.pidfd = booting.process;
         drop(process);
         self.port = booting.port;
         self.ended = booting.ended;
+        self.status = None;
         self.logs = booting.logs;
         Ok(true)
     }
 
     /// Init is up: set its clock, which makes it start the job.
-    fn begin(&self) -> std::io::Result<()> {
-        self.port.set_read_timeout(None)?;
+    fn begin(&mut self) -> std::io::Result<()> {
+        self.up = true;
+        self.port.set_read_timeout(Some(self.launch.silence))?;
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default()
@@ -344,24 +259,50 @@ impl RunningHost {
         self.control.write(Kind::Clock, &now.to_le_bytes())
     }
 
-    /// The error for an end before the job's: with what QEMU said and the end of the console.
-    fn broken(&self, what: &str) -> HostError {
-        let ended = self.ended.recv_timeout(END);
+    /// QEMU has ended. Before the emulated host is up, it may have been asked for what it cannot do; a
+    /// signal or a panic is none of that.
+    fn ended_early(&mut self) -> Result<()> {
+        let killed = self.end_of_qemu().is_some_and(|s| s.signal().is_some());
+        let crashed = killed || self.has_failed();
+        if !self.up && crashed && self.boot_again()? {
+            return Ok(());
+        }
+        Err(self.broken("ended before its job did", self.up || crashed))
+    }
+
+    /// How QEMU ended; `None` if it has not.
+    fn end_of_qemu(&mut self) -> Option<ExitStatus> {
+        self.status = self.status.or_else(|| self.ended.recv_timeout(END).ok());
+        self.status
+    }
+
+    /// The error for an end before the job's: with what QEMU said and the end of the console. It is a
+    /// `fault` of the emulated host's, unless somebody wanted an end.
+    fn broken(&mut self, what: &str, fault: bool) -> HostError {
+        let fault = fault && !lock(&self.control.process).stopping;
+        let ended = self.end_of_qemu();
         self.control.kill();
-        let mut message = what.to_owned();
-        if let Ok(status) = ended {
+        let mut message = format!("the emulated host {what}");
+        if let Some(status) = ended {
             message += &format!("; QEMU: {status}");
         }
-        for (name, log) in [
-            ("QEMU", &self.logs.qemu),
-            ("its console", &self.logs.console),
-        ] {
-            let text = tail(log);
-            if !text.is_empty() {
-                message += &format!("\n{name}:\n{text}");
+        let (qemu, console) = (text(&self.logs.qemu), self.console());
+        let kept = fault.then(|| fault::keep(&self.launch.cache, &message, &qemu, &console));
+        for (name, log) in [("QEMU", qemu), ("its console", console)] {
+            let shown = excerpt(&log);
+            if !shown.is_empty() {
+                message += &format!("\n{name}:\n{shown}");
             }
         }
-        HostError::new(message)
+        let mut error = HostError::new(message);
+        error.fault = fault;
+        match kept {
+            Some(Ok(path)) => error.mend(format!(
+                "run it again: the emulator has failed, not the machine (all that is known of it: {})",
+                path.display()
+            )),
+            _ => error,
+        }
     }
 }
 
@@ -434,32 +375,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The last lines of a log, without what a terminal would not show.
-fn tail(log: &File) -> String {
-    let mut text = Vec::new();
-    // Our own offset: QEMU writes through a description of its own or appends to the shared one.
-    let read = File::open(format!("/proc/self/fd/{}", log.as_raw_fd()))
-        .and_then(|mut log| log.read_to_end(&mut text));
-    if read.is_err() {
-        return String::new();
-    }
-    let text = String::from_utf8_lossy(&text);
-    let clean = |line: &str| line.chars().filter(|c| !c.is_control()).collect::<String>();
-    let lines: Vec<String> = text
-        .lines()
-        .map(clean)
-        .filter(|line| !line.trim().is_empty())
-        .collect();
-    let from = lines.len().saturating_sub(TAIL_LINES);
-    lines[from..]
-        .iter()
-        .map(|line| format!("  {line}"))
-        .collect::<Vec<_>>()
-        .join("\n")
-}
-
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsRawFd;
+    use std::path::Path;
+
+    use super::super::process::memory_file;
     use super::*;
 
     /// A shell in QEMU's place, which runs this script with the port at hand as `$PORT`.
@@ -469,59 +390,168 @@ mod tests {
             qemu: "/bin/bash".into(),
             initramfs: memory_file("initramfs", &[]).unwrap(),
             arguments: Box::new(move |fds| {
-                vec!["-c".into(), format!("PORT={}; {script}", fds.port)]
+                let console = fds.console.as_raw_fd();
+                let variables = format!("PORT={}; CONSOLE={console}", fds.port);
+                vec!["-c".into(), format!("{variables}; {script}")]
             }),
-            limits: [Duration::from_millis(500), Duration::from_secs(20)],
+            limits: [Duration::from_millis(500), Duration::from_secs(600)],
+            silence: Duration::from_secs(600),
+            cache: std::env::temp_dir(),
         }
     }
 
-    /// The script's words for init's first frame.
-    fn speak() -> String {
+    /// The script's words for a frame of init's.
+    fn speak(kind: Kind, payload: &[u8]) -> String {
         let mut frame = Vec::new();
-        wire::write_frame(&mut frame, Kind::Started, &[]).unwrap();
+        wire::write_frame(&mut frame, kind, payload).unwrap();
         let octal: String = frame.iter().map(|byte| format!("\\{byte:03o}")).collect();
-        format!("printf '{octal}' >&$PORT; sleep 20")
+        format!("printf '{octal}' >&$PORT;")
+    }
+
+    /// A host that does this the first time, and comes up the second.
+    fn first(folder: &Path, what: &str) -> Launch {
+        let script = format!(
+            "if mkdir {}/flag 2>/dev/null; then {what}; fi; {} exec sleep 600",
+            folder.display(),
+            speak(Kind::Started, &[])
+        );
+        Launch {
+            limits: [Duration::from_secs(600); 2],
+            cache: folder.into(),
+            ..shell(&script)
+        }
+    }
+
+    /// The error of a host that runs this script, and whether it is told as a fault and kept as one.
+    fn failure(script: &str, silence: Duration) -> (HostError, bool) {
+        let cache = tempfile::tempdir().unwrap();
+        let launch = Launch {
+            limits: [Duration::from_secs(600); 2],
+            silence,
+            cache: cache.path().into(),
+            ..shell(script)
+        };
+        let mut host = start(launch).unwrap();
+        let error = loop {
+            match host.next_event() {
+                Ok(_) => {}
+                Err(error) => break error,
+            }
+        };
+        (error, cache.path().join(fault::FOLDER).exists())
+    }
+
+    #[test]
+    fn a_host_that_dies_or_hangs_by_itself_is_told_from_one_that_cannot_do_its_job() {
+        let long = Duration::from_secs(600);
+        let up = speak(Kind::Started, &[]);
+        let stuck = speak(Kind::Failed, b"its CPU 1 hangs");
+        let alive = speak(Kind::Alive, &[]);
+        let panic = "echo 'Kernel panic - not syncing' >/proc/self/fd/$CONSOLE";
+        let signal = "kill -ABRT $$";
+        for (script, silence, words, fault) in [
+            (
+                format!("{up} exit 3"),
+                long,
+                "ended before its job did; QEMU: exit status: 3",
+                true,
+            ),
+            (
+                format!("{up} {alive} {stuck} exec sleep 600"),
+                long,
+                "hangs: its CPU 1 hangs",
+                true,
+            ),
+            (
+                format!("{up} {alive} exec sleep 600"),
+                Duration::from_millis(300),
+                "has not been heard of",
+                true,
+            ),
+            (panic.into(), long, "ended before its job did", true),
+            (
+                signal.into(),
+                long,
+                "ended before its job did; QEMU: signal: 6",
+                true,
+            ),
+            (
+                "echo the port is taken; exit 1".into(),
+                long,
+                "the port is taken",
+                false,
+            ),
+            (
+                format!("{stuck} exec sleep 600"),
+                long,
+                "could not be set up: its CPU",
+                false,
+            ),
+        ] {
+            let (error, kept) = failure(&script, silence);
+            assert!(
+                error.message.contains(words),
+                "{words:?} is not in: {error}"
+            );
+            assert_eq!((error.fault, kept), (fault, fault), "{script}: {error}");
+            assert_eq!(error.mend.is_some(), fault);
+        }
+    }
+
+    #[test]
+    fn a_host_that_somebody_has_ended_is_no_fault() {
+        let cache = tempfile::tempdir().unwrap();
+        let launch = Launch {
+            cache: cache.path().into(),
+            ..shell(&format!("{} exec sleep 600", speak(Kind::Started, &[])))
+        };
+        let mut host = start(launch).unwrap();
+        assert_eq!(host.next_event().unwrap(), Event::Started);
+        host.controller().kill();
+        let error = host.next_event().unwrap_err();
+        assert!(!error.fault && error.message.contains("ended before its job did"));
+        assert!(!cache.path().join(fault::FOLDER).exists());
+    }
+
+    #[test]
+    fn a_boot_that_dies_is_done_again_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut host = start(first(folder.path(), "kill -ABRT $$")).unwrap();
+        assert_eq!(host.next_event().unwrap(), Event::Started);
+        assert_eq!(host.boots, 2);
+        assert!(folder.path().join(fault::FOLDER).exists());
     }
 
     #[test]
     fn a_boot_that_hangs_is_done_again_once() {
         let folder = tempfile::tempdir().unwrap();
-        let flag = folder.path().join("flag");
-        let script = format!(
-            "if mkdir {} 2>/dev/null; then sleep 20; fi; {}",
-            flag.display(),
-            speak()
-        );
-        let mut host = start(shell(&script)).unwrap();
+        let mut hangs = first(folder.path(), "exec sleep 600");
+        hangs.limits[0] = Duration::from_millis(500);
+        let mut host = start(hangs).unwrap();
         let early = host.controller();
         assert_eq!(host.next_event().unwrap(), Event::Started);
         assert_eq!(host.boots, 2);
         assert!(!early.ended_within(Duration::ZERO));
         early.kill();
-        assert!(early.ended_within(Duration::from_secs(10)));
+        assert!(early.ended_within(Duration::from_secs(600)));
 
-        let mut hangs = shell("sleep 20");
+        let mut hangs = shell("exec sleep 600");
         hangs.limits[1] = hangs.limits[0];
+        hangs.cache = folder.path().into();
         let mut host = start(hangs).unwrap();
         let error = host.next_event().unwrap_err();
-        assert!(error.message.contains("did not come up"), "{error}");
+        assert!(
+            error.fault && error.message.contains("did not come up"),
+            "{error}"
+        );
         assert_eq!(host.boots, 2);
     }
 
     #[test]
     fn a_boot_that_hangs_is_not_done_again_for_somebody_who_wants_an_end() {
-        let mut host = start(shell("sleep 20")).unwrap();
+        let mut host = start(shell("exec sleep 600")).unwrap();
         host.controller().stop();
         assert!(host.next_event().is_err());
         assert_eq!(host.boots, 1);
-    }
-
-    #[test]
-    fn the_tail_of_a_log_is_its_last_lines_without_control_characters() {
-        let text: String = (0..100).map(|n| format!("\x1b[1mline {n}\r\n\n")).collect();
-        let tail = tail(&memory_file("log", text.as_bytes()).unwrap());
-        assert_eq!(tail.lines().count(), TAIL_LINES);
-        assert!(tail.ends_with("line 99"), "{tail}");
-        assert!(!tail.contains('\x1b'));
     }
 }

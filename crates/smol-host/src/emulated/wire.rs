@@ -24,8 +24,10 @@ pub enum Kind {
     Channel = 4,
     /// The job ended, everything it wrote is on the host; payload: [`JobStatus`] as JSON.
     Exited = 5,
-    /// The emulated host could not be set up; payload: a sentence.
+    /// The emulated host could not be set up, or one of its CPUs hangs; payload: a sentence.
     Failed = 6,
+    /// The emulated host is alive (see [`super::pulse`]); no payload.
+    Alive = 7,
 
     /// Ask the job to end (SIGTERM); no payload.
     Stop = 16,
@@ -37,7 +39,7 @@ impl Kind {
     fn from_byte(byte: u8) -> Option<Kind> {
         use Kind::*;
         [
-            Started, Stdout, Stderr, Channel, Exited, Failed, Stop, Clock,
+            Started, Stdout, Stderr, Channel, Exited, Failed, Alive, Stop, Clock,
         ]
         .into_iter()
         .find(|kind| *kind as u8 == byte)
@@ -75,6 +77,8 @@ pub struct Job {
     pub shares: Vec<Mount>,
     /// Whether there is an eth0 to bring up.
     pub network: bool,
+    /// Seconds after which a CPU that runs nothing counts as hanging.
+    pub silence: u64,
 }
 
 /// A 9p share as init mounts it.

@@ -1,0 +1,234 @@
+//! QEMU's process: how it is started, and what it leaves behind.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use rustix::fs::MemfdFlags;
+use rustix::process::{Pid, PidfdFlags, Signal};
+
+use super::qemu::Fds;
+use crate::error::{HostError, Result};
+
+/// How many lines of a log an error shows.
+pub(super) const SHOWN_LINES: usize = 20;
+/// What a kernel says first when it, or its processor, has failed.
+const FAILURES: [&str; 7] = [
+    "Kernel panic",
+    "Oops: ",
+    "BUG: ",
+    "soft lockup",
+    "hard LOCKUP",
+    "self-detected stall",
+    "detected stalls",
+];
+
+/// Files that QEMU writes to, in memory.
+pub(super) struct Logs {
+    /// The serial console of the emulated host.
+    pub console: File,
+    /// QEMU's own stdout and stderr.
+    pub qemu: File,
+}
+
+/// Makes QEMU's arguments of the descriptors that it inherits.
+pub(super) type Arguments = Box<dyn Fn(&Fds) -> Vec<String> + Send>;
+
+/// What it takes to start QEMU.
+pub(super) struct Launch {
+    pub qemu: PathBuf,
+    pub initramfs: File,
+    pub arguments: Arguments,
+    /// How long the first boot may take, and the second.
+    pub limits: [Duration; 2],
+    /// How long it may be silent once it is up.
+    pub silence: Duration,
+    /// Where reports of faults are kept.
+    pub cache: PathBuf,
+}
+
+/// A QEMU that was started.
+pub(super) struct Booting {
+    /// The host's end of the port.
+    pub port: UnixStream,
+    /// Its pidfd.
+    pub process: OwnedFd,
+    /// How it ended, once it has.
+    pub ended: mpsc::Receiver<ExitStatus>,
+    pub logs: Logs,
+}
+
+/// Starts QEMU; its init is to speak within `limit`.
+pub(super) fn boot(launch: &Launch, limit: Duration) -> Result<Booting> {
+    let logs = Logs {
+        console: memory_file("console", &[])?,
+        qemu: memory_file("qemu", &[])?,
+    };
+    let (port, inner) = UnixStream::pair().map_err(HostError::io("cannot create a socket"))?;
+    let clone = |file: &File| {
+        file.try_clone()
+            .map_err(HostError::io("cannot duplicate a file descriptor"))
+    };
+    let fds = Fds {
+        initramfs: clone(&launch.initramfs)?,
+        console: clone(&logs.console)?,
+        port: inner.as_raw_fd(),
+    };
+
+    let mut command = Command::new(&launch.qemu);
+    command
+        .args((launch.arguments)(&fds))
+        .stdin(Stdio::null())
+        .process_group(0);
+    command
+        .stdout(clone(&logs.qemu)?)
+        .stderr(clone(&logs.qemu)?);
+    let inherited = [fds.initramfs.as_raw_fd(), fds.console.as_raw_fd(), fds.port];
+    // SAFETY: prepare_child makes only system calls and touches no memory of the parent's threads.
+    unsafe { command.pre_exec(move || prepare_child(&inherited)) };
+
+    let (process, ended) = spawn_on_keeper(command, (fds, inner)).map_err(HostError::io(
+        format!("cannot start {}", launch.qemu.display()),
+    ))?;
+    port.set_read_timeout(Some(limit))
+        .map_err(HostError::io("cannot set a time limit"))?;
+    Ok(Booting {
+        port,
+        process,
+        ended,
+        logs,
+    })
+}
+
+/// Runs in the child between fork and exec: it dies with its parent and keeps `inherited` open.
+fn prepare_child(inherited: &[RawFd]) -> std::io::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    for &fd in inherited {
+        // SAFETY: F_SETFD on an open descriptor number changes this process's table and no memory.
+        if unsafe { libc::fcntl(fd, libc::F_SETFD, 0) } < 0 {
+            return Err(std::io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// Spawns `command` on a thread that lives as long as the child and reaps it: the parent death
+/// signal goes by the parent *thread*, and the caller's may end before the machine does.
+/// `keep` stays open until the child has its own copies. Returns the child's pidfd, and where its
+/// end is told.
+fn spawn_on_keeper(
+    mut command: Command,
+    keep: impl Send + 'static,
+) -> std::io::Result<(OwnedFd, mpsc::Receiver<ExitStatus>)> {
+    let (sender, receiver) = mpsc::channel();
+    let (teller, ended) = mpsc::channel();
+    thread::Builder::new()
+        .name("qemu-keeper".into())
+        .spawn(move || {
+            let spawned = command.spawn().and_then(|child| {
+                let pid = Pid::from_raw(child.id() as i32).ok_or(std::io::ErrorKind::NotFound)?;
+                let process = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
+                Ok((child, process))
+            });
+            // The command holds its own copies of our log files; QEMU's end must be the last of the socket.
+            drop((command, keep));
+            match spawned {
+                Ok((mut child, process)) => {
+                    let _ = sender.send(Ok(process));
+                    if let Ok(status) = child.wait() {
+                        let _ = teller.send(status);
+                    }
+                }
+                Err(e) => {
+                    let _ = sender.send(Err(e));
+                }
+            }
+        })?;
+    let process = receiver
+        .recv()
+        .unwrap_or_else(|_| Err(std::io::ErrorKind::BrokenPipe.into()))?;
+    Ok((process, ended))
+}
+
+/// A file in memory with these contents: nothing to remove, whatever becomes of us.
+pub(super) fn memory_file(name: &str, contents: &[u8]) -> Result<File> {
+    let fd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC);
+    let file = fd.map_err(std::io::Error::from).and_then(|fd| {
+        let mut file = File::from(fd);
+        file.write_all(contents)?;
+        file.seek(SeekFrom::Start(0))?;
+        Ok(file)
+    });
+    file.map_err(HostError::io(format!(
+        "cannot create the file {name} in memory"
+    )))
+}
+
+/// What is in a log, without what a terminal would not show.
+pub(super) fn text(log: &File) -> String {
+    let mut bytes = Vec::new();
+    // Our own offset: QEMU writes through a description of its own or appends to the shared one.
+    let read = File::open(format!("/proc/self/fd/{}", log.as_raw_fd()))
+        .and_then(|mut log| log.read_to_end(&mut bytes));
+    if read.is_err() {
+        return String::new();
+    }
+    let shown = |c: &char| !c.is_control() || *c == '\n';
+    String::from_utf8_lossy(&bytes)
+        .chars()
+        .filter(shown)
+        .collect()
+}
+
+/// Whether a kernel says on its console that something is broken.
+pub(super) fn has_failed(console: &str) -> bool {
+    FAILURES.iter().any(|words| console.contains(words))
+}
+
+/// The lines that tell most: those from the kernel's first complaint on, else the last ones.
+pub(super) fn excerpt(log: &str) -> String {
+    let lines: Vec<&str> = log.lines().filter(|line| !line.trim().is_empty()).collect();
+    let from = lines
+        .iter()
+        .position(|line| has_failed(line))
+        .unwrap_or(lines.len().saturating_sub(SHOWN_LINES));
+    let shown = lines[from..].iter().take(SHOWN_LINES);
+    shown
+        .map(|line| format!("  {line}"))
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_log_the_last_lines_are_shown_without_control_characters() {
+        let log: String = (0..100).map(|n| format!("\x1b[1mline {n}\r\n\n")).collect();
+        let shown = excerpt(&text(&memory_file("log", log.as_bytes()).unwrap()));
+        assert_eq!(shown.lines().count(), SHOWN_LINES);
+        assert!(shown.ends_with("line 99"), "{shown}");
+        assert!(!shown.contains('\x1b'));
+    }
+
+    #[test]
+    fn of_a_kernel_that_has_failed_its_first_words_are_shown() {
+        let log: String = (0..100)
+            .map(|n| match n {
+                30 | 90 => format!("[ {n}] Oops: 0002\n"),
+                _ => format!("[ {n}] more\n"),
+            })
+            .collect();
+        let shown = excerpt(&log);
+        assert!(shown.starts_with("  [ 30] Oops: 0002\n"), "{shown}");
+        assert_eq!(shown.lines().count(), SHOWN_LINES);
+    }
+}
