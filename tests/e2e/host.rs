@@ -6,17 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
+use smol_host::emulated;
 
-use crate::support::run;
+use crate::support::{names, run};
 use crate::tools::Tools;
-
-/// Set to 1, the bundles of the last run are used again: for work on the tests themselves.
-const KEEP: &str = "SMOL_E2E_KEEP";
-
-/// Whether the bundles of the last run are used again.
-pub fn keeps_bundles() -> bool {
-    std::env::var_os(KEEP).is_some_and(|value| value == "1")
-}
 
 /// This host as the tests see it.
 pub struct Host {
@@ -32,6 +25,9 @@ pub struct Host {
     pub native: PathBuf,
     /// For each test's own files.
     pub scratch: PathBuf,
+    /// What emulated hosts have left that died or hung by themselves.
+    faults: PathBuf,
+    root: PathBuf,
 }
 
 impl Host {
@@ -54,8 +50,7 @@ impl Host {
     /// `smolbuild SMOLFILE`, signed, with its facts beside the bundle as .json.
     pub fn build(&self, smolfile: &Path, bundle: &Path) -> Command {
         let mut command = self.tools.smolbuild();
-        // What is tested is a build, not the cache of an earlier run.
-        command.arg(smolfile).arg("--rebuild").arg("-o").arg(bundle);
+        command.arg(smolfile).arg("-o").arg(bundle);
         command.arg("--sign").arg(self.bundles.join("key.key"));
         command
             .arg("--metadata-file")
@@ -79,46 +74,67 @@ impl Host {
     pub fn cache(&self) -> PathBuf {
         self.tools.home.join("cache")
     }
-}
 
-/// Everything that the tests stand on, in a folder of this name.
-pub fn prepare(name: &str) -> Host {
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .expect("a member of the workspace")
-        .to_owned();
-    let root = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    if !keeps_bundles() {
-        let _ = fs::remove_dir_all(&root);
+    /// Paths below a folder of this name; what is in them, [`Host::prepare`] puts there.
+    pub fn new(name: &str) -> Self {
+        let workspace = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .parent()
+            .expect("a member of the workspace")
+            .to_owned();
+        let root = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        Self {
+            tools: Tools {
+                programs: root.join("programs"),
+                home: root.join("home"),
+                key: root.join("bundles/key.pub"),
+                accel: "auto",
+            },
+            bundles: root.join("bundles"),
+            machines: root.join("machines"),
+            native: root.join("guests/native"),
+            scratch: root.join("scratch"),
+            faults: root.join("faults"),
+            workspace,
+            root,
+        }
     }
-    let host = Host {
-        tools: Tools {
-            programs: root.join("programs"),
-            home: root.join("home"),
-            key: root.join("bundles/key.pub"),
-            accel: "auto",
-        },
-        bundles: root.join("bundles"),
-        machines: root.join("machines"),
-        native: root.join("guests/native"),
-        scratch: root.join("scratch"),
-        workspace,
-    };
-    for folder in [
-        &host.tools.programs,
-        &host.bundles,
-        &host.machines,
-        &host.scratch,
-        &host.cache(),
-    ] {
-        fs::create_dir_all(folder).expect("the build folder can be written");
+
+    /// Everything that the tests stand on. What the last run has left is removed, or, if it need not be
+    /// `fresh`, used again.
+    pub fn prepare(&self, fresh: bool) {
+        if fresh {
+            let _ = fs::remove_dir_all(&self.root);
+        }
+        for folder in [
+            &self.tools.programs,
+            &self.bundles,
+            &self.machines,
+            &self.scratch,
+            &self.faults,
+            &self.cache().join(emulated::FAULTS),
+        ] {
+            fs::create_dir_all(folder).expect("the build folder can be written");
+        }
+        programs(self);
+        caches(self);
+        guests(self, &self.root.join("guests"));
+        keys(self);
+        machines(self, &self.root.join("guests/service"));
+        kernel(self);
+        self.faults();
     }
-    programs(&host);
-    caches(&host);
-    guests(&host, &root.join("guests"));
-    keys(&host);
-    machines(&host, &root.join("guests/service"));
-    host
+
+    /// What emulated hosts have done by themselves since this was last asked. The reports are kept.
+    pub fn faults(&self) -> Vec<String> {
+        let reports = self.cache().join(emulated::FAULTS);
+        let mut told = Vec::new();
+        for name in names(&reports) {
+            let (from, to) = (reports.join(&name), self.faults.join(&name));
+            told.extend(fs::read_to_string(&from));
+            fs::rename(from, to).expect("both are in the build folder");
+        }
+        told
+    }
 }
 
 /// Copies of the programs, so that no build exchanges them while they run.
@@ -152,6 +168,14 @@ fn caches(host: &Host) {
             symlink(&from, &to).expect("the build folder can be written");
         }
     }
+}
+
+/// The kernel that our own Smolfiles name by path. The first time, it is compiled.
+fn kernel(host: &Host) {
+    let vmlinux = host.machines.join("vmlinux");
+    let mut smolbuild = host.tools.smolbuild();
+    smolbuild.args(["kernel", "smol-6.1", "-o", text(&vmlinux)]);
+    run(&mut smolbuild).succeed();
 }
 
 fn guests(host: &Host, out: &Path) {

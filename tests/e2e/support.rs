@@ -11,13 +11,18 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::process::{Pid, Signal, kill_process};
 use smol_host::emulated;
+pub use smol_testing::LIMIT;
 
-/// Longer than any program here takes on a slow machine: outside, a kernel is built in it.
-fn long() -> Duration {
-    Duration::from_secs(60 * if emulated::is_inside() { 5 } else { 40 })
-}
 /// How often something that is awaited is looked at.
-const GLANCE: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Longer than any program takes: outside, a kernel is built in it.
+fn long() -> Duration {
+    match emulated::is_inside() {
+        true => LIMIT,
+        false => 6 * LIMIT,
+    }
+}
 
 /// Waits until `ready` gives something; panics with `what` when it takes longer than `limit`.
 pub fn eventually<T>(what: &str, limit: Duration, mut ready: impl FnMut() -> Option<T>) -> T {
@@ -31,7 +36,7 @@ pub fn eventually<T>(what: &str, limit: Duration, mut ready: impl FnMut() -> Opt
             "{what}: not within {} s",
             limit.as_secs()
         );
-        thread::sleep(GLANCE);
+        thread::sleep(POLL_INTERVAL);
     }
 }
 
@@ -97,7 +102,7 @@ pub struct Running {
 
 struct Stream {
     text: Arc<Mutex<String>>,
-    reader: Option<JoinHandle<()>>,
+    reader: JoinHandle<()>,
 }
 
 impl Stream {
@@ -112,22 +117,23 @@ impl Stream {
                 line.clear();
             }
         });
-        Self {
-            text,
-            reader: Some(reader),
-        }
+        Self { text, reader }
     }
 
     fn text(&self) -> String {
         self.text.lock().unwrap().clone()
     }
 
-    /// All of it. A descendant that still holds the pipe is not waited for.
-    fn end(&mut self) -> String {
-        let until = Instant::now() + Duration::from_secs(5);
-        let reader = self.reader.take().expect("ended once");
-        while !reader.is_finished() && Instant::now() < until {
-            thread::sleep(GLANCE);
+    /// Whether there comes no more.
+    fn is_finished(&self) -> bool {
+        self.reader.is_finished()
+    }
+
+    /// All of it. A descendant that still holds the pipe is not waited for without end.
+    fn end(&self) -> String {
+        let until = Instant::now() + Duration::from_secs(60);
+        while !self.is_finished() && Instant::now() < until {
+            thread::sleep(POLL_INTERVAL);
         }
         self.text()
     }
@@ -160,27 +166,17 @@ impl Running {
 
     /// Waits until its stderr holds this text; gives what there is by then.
     #[track_caller]
-    pub fn await_stderr(&mut self, wanted: &str, limit: Duration) -> String {
+    pub fn await_stderr(&self, wanted: &str) -> String {
         let what = format!("{wanted:?} on stderr");
-        let mut ended = None;
-        let found = eventually(&what, limit, || {
-            let text = self.stderr.text();
-            if text.contains(wanted) {
-                return Some(Ok(text));
+        let found = eventually(&what, LIMIT, || {
+            // In this order: what it said last is there once its end is.
+            let (ended, text) = (self.stderr.is_finished(), self.stderr.text());
+            match text.contains(wanted) {
+                true => Some(Ok(text)),
+                false => ended.then_some(Err(text)),
             }
-            // One look more after its end, for what was still in the pipe.
-            if ended.is_some() {
-                return Some(Err(text));
-            }
-            ended = self.child.try_wait().expect("our own child");
-            if ended.is_some() {
-                thread::sleep(Duration::from_millis(200));
-            }
-            None
         });
-        found.unwrap_or_else(|text| {
-            panic!("it ended ({ended:?}) without {wanted:?} on stderr: {text}")
-        })
+        found.unwrap_or_else(|text| panic!("it ended without {wanted:?} on stderr: {text}"))
     }
 
     /// What it has printed so far.
@@ -223,6 +219,10 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
+        if thread::panicking() {
+            let (out, err) = (self.stdout.text(), self.stderr.text());
+            eprintln!("a program that ran meanwhile\nstdout: {out}\nstderr: {err}");
+        }
         if matches!(self.child.try_wait(), Ok(None)) {
             let _ = self.child.kill();
             let _ = self.child.wait();
@@ -308,7 +308,12 @@ pub fn free_port() -> u16 {
 
 /// Sends `request` to a port of this host and reads the answer to its end.
 pub fn try_exchange(port: u16, request: &[u8]) -> std::io::Result<Vec<u8>> {
-    let limit = Some(Duration::from_secs(60));
+    exchange_within(port, request, LIMIT)
+}
+
+/// As [`try_exchange`], but no byte may take longer than this.
+pub fn exchange_within(port: u16, request: &[u8], limit: Duration) -> std::io::Result<Vec<u8>> {
+    let limit = Some(limit);
     let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
     stream.set_read_timeout(limit)?;
     stream.set_write_timeout(limit)?;
@@ -416,7 +421,7 @@ pub fn tls_session(port: u16) -> (Vec<u8>, Vec<u8>) {
     let handshake = [&[1, 0][..], &with_length(&hello)].concat();
     let record = [&[22, 3, 1][..], &with_length(&handshake)].concat();
 
-    let limit = Some(Duration::from_secs(60));
+    let limit = Some(LIMIT);
     let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("the port is open");
     stream.set_read_timeout(limit).expect("it is not zero");
     stream.write_all(&record).expect("it takes it");

@@ -153,6 +153,11 @@ impl Machine<'_> {
 
 impl Drop for Machine<'_> {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = self.tools.smolrun().args(["logs", &self.name]).output();
+            let log = log.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+            eprintln!("the log of {}: {}", self.name, log.unwrap_or_default());
+        }
         let _ = self
             .tools
             .smolrun()

@@ -7,9 +7,10 @@ use serde_json::Value;
 
 use crate::inner::{Host, MACHINES};
 use crate::suite::Suite;
-use crate::support::{self, Outcome, names, run};
+use crate::support::{self, LIMIT, Outcome, names, run};
 
-pub fn tests(suite: &mut Suite, host: &Host) {
+pub fn tests<'a>(suite: &mut Suite<'a>, host: &'a Host) {
+    suite.group("builds");
     suite.test(
         "a service that never gets ready fails the build, with what the probe last saw",
         || {
@@ -70,9 +71,6 @@ pub fn tests(suite: &mut Suite, host: &Host) {
         || spinning(host),
     );
     suite.test("fifty minutes of sleep cost a build no time", || late(host));
-    suite.test("a build boots no slower than an ordinary boot", || {
-        pace(host)
-    });
 }
 
 fn spinning(host: &Host) {
@@ -99,12 +97,18 @@ fn spinning(host: &Host) {
     );
 }
 
+/// It would not end before its limit otherwise.
 fn late(host: &Host) {
     let facts = built(host, "late", &[]);
     let slept = facts["virtualMs"].as_u64().unwrap();
-    let took = facts["bootMs"].as_u64().unwrap();
     assert!(slept > 3_000_000, "the guest's clock went {slept} ms");
-    assert!(took < 120_000, "{slept} ms of sleep took {took} ms");
+    assert_eq!(
+        facts["firstTickMs"],
+        Value::Null,
+        "the host's clock had no part in it"
+    );
+    let limit = LIMIT.as_millis() as u64;
+    assert!(limit < slept, "{limit} ms");
 }
 
 /// Beside the machine whose service is asked nothing.
@@ -119,40 +123,6 @@ fn asked(host: &Host) {
         with > without + TOUCHED / 2,
         "{with} pages with the request, {without} without"
     );
-}
-
-/// The same machine, both times up to its readiness; in turns, because this host is noisy. A busy one
-/// makes some longer, so there is more than one try; a build that boots slower fails them all.
-fn pace(host: &Host) {
-    const TRIES: usize = 8;
-    let (mut builds, mut boots) = (Vec::new(), Vec::new());
-    let least = |times: &[f64]| times.iter().copied().fold(f64::INFINITY, f64::min);
-    for _ in 0..TRIES {
-        builds.push(
-            built(host, "service", &["--rebuild"])["bootMs"]
-                .as_f64()
-                .unwrap(),
-        );
-        let metrics = Path::new("/tmp/out/metrics.json");
-        let file = metrics.to_str().unwrap();
-        let machine = host.tools.start_with(
-            &host.service(),
-            "ordinary",
-            &[7777],
-            &["--cold", "--metrics-file", file],
-        );
-        drop(machine);
-        boots.push(json(metrics)["up_ms"].as_f64().unwrap());
-        let (build, boot) = (least(&builds), least(&boots));
-        if build < boot * 1.25 {
-            println!(
-                "build {build:.0} ms, ordinary boot {boot:.0} ms: {:.2} times",
-                build / boot
-            );
-            return;
-        }
-    }
-    panic!("builds took {builds:?} ms, ordinary boots {boots:?} ms");
 }
 
 /// Builds a machine with these options; where its bundle goes.

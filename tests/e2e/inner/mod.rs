@@ -9,11 +9,13 @@ mod time;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use crate::suite::Suite;
+use crate::Selection;
+use crate::outer;
+use crate::suite::{self, Suite};
 use crate::tools::Tools;
 
 /// What makes this program the inner half.
-pub const ARGUMENT: &str = "inner";
+const ARGUMENT: &str = "inner";
 /// Where the outer half shows its folders.
 pub const PROGRAMS: &str = "/programs";
 /// Bundles and their public key.
@@ -28,6 +30,17 @@ pub struct Host {
 }
 
 impl Host {
+    /// The one that [`arguments`] tell a program to be in.
+    pub fn new() -> Self {
+        let tools = Tools {
+            programs: PROGRAMS.into(),
+            home: "/tmp/home".into(),
+            key: Path::new(BUNDLES).join("key.pub"),
+            accel: "kvm",
+        };
+        Self { tools }
+    }
+
     /// A bundle that the outer half has built.
     #[track_caller]
     pub fn bundle(&self, name: &str) -> PathBuf {
@@ -43,28 +56,43 @@ impl Host {
     }
 }
 
+/// The tests of this half that are selected, in all their rounds.
+pub fn tests<'a>(host: &'a Host, selection: &Selection) -> Suite<'a> {
+    let mut suite = Suite::default();
+    for _ in 0..selection.rounds {
+        restore::tests(&mut suite, host);
+        first::tests(&mut suite, host);
+        time::tests(&mut suite, host);
+        lifecycle::tests(&mut suite, host);
+        builds::tests(&mut suite, host);
+    }
+    suite.filter(&selection.words)
+}
+
+/// With these, this program runs the selected tests, but not the first ones, so many of which have been
+/// run.
+pub fn arguments(selection: &Selection, done: usize) -> impl Iterator<Item = String> {
+    let numbers = [selection.rounds, done].map(|number| number.to_string());
+    [ARGUMENT.to_owned()]
+        .into_iter()
+        .chain(numbers)
+        .chain(selection.words.clone())
+}
+
 /// Runs the inner tests; the outer half counts their lines.
 pub fn main(arguments: &[String]) -> ExitCode {
-    let Some((ARGUMENT, words)) = arguments
-        .split_first()
-        .map(|(first, rest)| (first.as_str(), rest))
-    else {
-        return ExitCode::from(2);
+    let (rounds, done, words) = match arguments {
+        [first, rounds, done, words @ ..] if first == ARGUMENT => (rounds, done, words),
+        _ => return outer::job(arguments),
     };
-    let host = Host {
-        tools: Tools {
-            programs: PROGRAMS.into(),
-            home: "/tmp/home".into(),
-            key: Path::new(BUNDLES).join("key.pub"),
-            accel: "kvm",
-        },
+    let number = |text: &String| text.parse().expect("a number of our own");
+    let selection = Selection {
+        words: words.to_vec(),
+        rounds: number(rounds),
     };
-    let mut suite = Suite::new(words);
-    restore::tests(&mut suite, &host);
-    first::tests(&mut suite, &host);
-    time::tests(&mut suite, &host);
-    lifecycle::tests(&mut suite, &host);
-    builds::tests(&mut suite, &host);
-    suite.slowest();
+    let host = Host::new();
+    for test in tests(&host, &selection).tests().iter().skip(number(done)) {
+        println!("{}", suite::line(&test.name, &test.attempt()));
+    }
     ExitCode::SUCCESS
 }

@@ -5,12 +5,13 @@ use std::time::{Duration, Instant};
 
 use crate::inner::Host;
 use crate::suite::Suite;
-use crate::support::ask;
+use crate::support::{LIMIT, ask, eventually};
 
-/// What lies between the service's word and ours on a busy machine, s.
-const SLACK: f64 = 10.0;
+/// By how much a clock of an emulated host may be slower than ours, or faster.
+const RATE: f64 = 0.9;
 
-pub fn tests(suite: &mut Suite, host: &Host) {
+pub fn tests<'a>(suite: &mut Suite<'a>, host: &'a Host) {
+    suite.group("time");
     suite.test(
         "a restored machine's clock is the tsc, and programs read it without a system call",
         || vdso(host),
@@ -42,53 +43,51 @@ fn vdso(host: &Host) {
     assert_eq!(ask(port, "vdso 100000"), "0", "of 100 000 readings");
 }
 
-/// Naps of 50 ms, as soon as there is somebody to ask: none too short, the median within a fifth,
-/// and by our own clock as well, for the guest's could be wrong in step with its timers.
-/// A busy machine makes some longer, so there is more than one try; a wrong timer fails them all.
+/// Naps as soon as there is somebody to ask: none too short, by our own clock neither, for the guest's
+/// could be wrong in step with its timers. A busy machine makes some of them longer, but not each of
+/// many by as much again; a timer that is too slow does.
 fn sleeps(host: &Host) {
-    const TRIES: usize = 5;
     const COUNT: usize = 20;
-    /// Question and answer, s.
-    const WAY: f64 = 0.5;
+    const NAP: f64 = 0.25;
     let machine = host.tools.start(&host.service(), "sleeper", &[7777]);
     let port = machine.port(7777);
-    let mut told = Vec::new();
-    for _ in 0..TRIES {
-        let begin = Instant::now();
-        let naps = ask(port, &format!("naps 50 {COUNT}"));
-        let here = begin.elapsed().as_secs_f64();
-        let naps = naps.split(' ').map(|nap| nap.parse().expect("a number"));
-        let mut naps: Vec<f64> = naps.map(|nap: f64| nap / 1e9).collect();
-        naps.sort_by(f64::total_cmp);
-        let (shortest, median) = (naps[0], naps[COUNT / 2]);
-        assert!(shortest >= 0.05, "a nap of 50 ms took {shortest} s");
-        let there: f64 = naps.iter().sum();
-        assert!(here > 0.95 * there, "{there} s there were {here} s here");
-        if median <= 1.2 * 0.05 && here <= 1.2 * there + WAY {
-            return;
-        }
-        told.push(format!("median {median} s, all {there} s, here {here} s"));
-    }
-    panic!("{COUNT} naps of 50 ms: {told:?}");
+    let begin = Instant::now();
+    let naps = ask(port, &format!("naps {} {COUNT}", NAP * 1e3));
+    let here = begin.elapsed().as_secs_f64();
+    let naps = naps.split(' ').map(|nap| nap.parse().expect("a number"));
+    let naps: Vec<f64> = naps.map(|nap: f64| nap / 1e9).collect();
+    let shortest = naps.iter().copied().fold(f64::INFINITY, f64::min);
+    assert!(
+        (NAP..2.0 * NAP).contains(&shortest),
+        "naps of {NAP} s took {naps:?}"
+    );
+    let there: f64 = naps.iter().sum();
+    assert!(here > RATE * there, "{there} s there were {here} s here");
 }
 
 /// What passed in the guest since it was told to remember, before it was frozen, passed here since
 /// the restore, but for a moment: neither back nor ahead by the machine's time in its file.
 fn uptime(host: &Host) {
+    /// Virtual seconds between the service's word and the snapshot, at most.
+    const BUILD: f64 = 10.0;
     let begin = Instant::now();
     let machine = host.tools.start(&host.service(), "waker", &[7777]);
-    let [then, now] = numbers(&ask(machine.port(7777), "since")).map(|ns| ns / 1e9);
+    let port = machine.port(7777);
+    let since = || numbers(&ask(port, "since")).map(|ns| ns / 1e9);
+    let [then, now] = since();
     let here = begin.elapsed().as_secs_f64();
     assert!(then > 0.0, "nothing was remembered");
     assert!(
-        (0.0..here + SLACK).contains(&(now - then)),
+        (0.0..here / RATE + BUILD).contains(&(now - then)),
         "it was told at {then} s, and it is {now} s {here} s after smolrun was started"
     );
-    let line = ask(machine.port(7777), "read /proc/uptime");
+    let line = ask(port, "read /proc/uptime");
     let uptime: f64 = line.split(' ').next().unwrap().parse().expect("seconds");
+    let [_, later] = since();
+    // It has hundredths.
     assert!(
-        (now - 0.01..now + SLACK).contains(&uptime),
-        "/proc/uptime says {uptime} s, CLOCK_MONOTONIC {now} s before that"
+        (now - 0.01..=later).contains(&uptime),
+        "/proc/uptime says {uptime} s, CLOCK_MONOTONIC {now} s before that and {later} s after"
     );
 }
 
@@ -105,11 +104,13 @@ fn pace(host: &Host) {
     for (clock, at) in [("wall clock", 0), ("uptime", 1)] {
         let there = (last[at] - first[at]) / 1e9;
         assert!(
-            (0.9 * least..1.1 * most).contains(&there),
+            (RATE * least..most / RATE).contains(&there),
             "the {clock} went {there} s in {least} to {most} s"
         );
     }
-    let [ticks, backwards] = numbers(&ask(port, "ticks"));
-    assert!(ticks > 50.0, "{ticks} ticks since the machine's boot");
+    let backwards = eventually("many looks at the clock", LIMIT, || {
+        let [looks, backwards] = numbers(&ask(port, "ticks"));
+        (looks > 100.0).then_some(backwards)
+    });
     assert_eq!(backwards, 0.0, "the service saw its clock run backwards");
 }

@@ -9,7 +9,8 @@ use crate::host::{Host, smolfile};
 use crate::suite::Suite;
 use crate::support::run;
 
-pub fn tests(suite: &mut Suite, host: &Host) {
+pub fn tests<'a>(suite: &mut Suite<'a>, host: &'a Host) {
+    suite.group("diff");
     suite.test(
         "diff names what was made different, down to the process",
         || differ(host),

@@ -1,18 +1,17 @@
 //! `smolrun` where there is no KVM: the machine runs in an emulated host of its own.
 
 use std::net::{Ipv4Addr, TcpStream};
-use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::host::Host;
 use crate::suite::Suite;
-use crate::support::{self, Running, ask, await_gone, descendants, eventually, free_port, run};
+use crate::support::{
+    self, LIMIT, Running, ask, await_gone, descendants, eventually, free_port, run,
+};
 
-/// An emulated host, and a guest in it, on a busy machine.
-const LIMIT: Duration = Duration::from_secs(300);
-
-pub fn tests(suite: &mut Suite, host: &Host) {
+pub fn tests<'a>(suite: &mut Suite<'a>, host: &'a Host) {
+    suite.group("emulated");
     suite.test(
         "in an emulated host a machine serves, and its exit code comes out",
         || foreground(host),
@@ -37,9 +36,9 @@ pub fn tests(suite: &mut Suite, host: &Host) {
 fn foreground(host: &Host) {
     let port = free_port();
     let mut command = host.tools.run(&host.bundle("service"), "emulated");
-    let mut running =
+    let running =
         Running::start(command.args(["--accel", "emulated", "-p", &format!("{port}:7777")]));
-    running.await_stderr("service: restored in ", LIMIT);
+    running.await_stderr("service: restored in ");
     assert_eq!(ask(port, "recall"), "the past");
     ask(port, "say so");
     let below = descendants(running.pid());
@@ -55,7 +54,7 @@ fn foreground(host: &Host) {
         "{}",
         outcome.stderr
     );
-    await_gone(&below, Duration::from_secs(10));
+    await_gone(&below, LIMIT);
     assert_eq!(host.tools.instances(), Vec::<String>::new());
 }
 
@@ -83,8 +82,8 @@ fn cpu_model(host: &Host) {
 
 fn ctrl_c(host: &Host) {
     let mut command = host.tools.run(&host.bundle("service"), "emulated");
-    let mut running = Running::start(command.args(["--accel", "emulated"]));
-    running.await_stderr("service: restored in ", LIMIT);
+    let running = Running::start(command.args(["--accel", "emulated"]));
+    running.await_stderr("service: restored in ");
     running.signal(Signal::INT);
     let outcome = running.finish(LIMIT);
     assert_eq!(
@@ -105,9 +104,9 @@ fn early_ctrl_c(host: &Host) {
         runs.then_some(below)
     });
     running.signal(Signal::INT);
-    let outcome = running.finish(Duration::from_secs(20));
+    let outcome = running.finish(LIMIT);
     assert_eq!(outcome.code, Some(130), "{}", outcome.stderr);
-    await_gone(&below, Duration::from_secs(10));
+    await_gone(&below, LIMIT);
     assert_eq!(host.tools.instances(), Vec::<String>::new());
 }
 
@@ -127,8 +126,8 @@ fn killed(host: &Host) {
         "{below:?}"
     );
     kill_process(Pid::from_raw(pid as i32).unwrap(), Signal::KILL).unwrap();
-    await_gone(&below, Duration::from_secs(10));
-    eventually("the port", Duration::from_secs(10), || {
+    await_gone(&below, LIMIT);
+    eventually("the port", LIMIT, || {
         TcpStream::connect((Ipv4Addr::LOCALHOST, port))
             .is_err()
             .then_some(())

@@ -1,142 +1,75 @@
 //! The outer half: on this host, as a user without hardware virtualization.
 
-mod builds;
 mod bundles;
 mod diff;
 mod emulated;
+mod emulated_host;
+mod inside;
 mod interrupts;
+mod mistakes;
 mod native;
+mod suite;
 mod tampering;
 mod twice;
 
-use std::io::Write;
-use std::net::Ipv4Addr;
+pub use emulated_host::job;
+
 use std::process::ExitCode;
-use std::sync::mpsc::{self, RecvTimeoutError};
-use std::thread::{self, JoinHandle};
-use std::time::Duration;
 
-use smol_host::HostError;
-use smol_host::emulated::{Controller, EmulatedHost, Event, SELF};
-
-use crate::host::{self, Host};
+use crate::Selection;
+use crate::host::Host;
 use crate::inner;
-use crate::suite::Suite;
-use crate::support::free_port;
+use crate::suite::{Suite, Tally};
 
-/// Memory of the emulated host for its tmpfs and guests, MiB.
-const MEMORY: u32 = 4096;
-/// Longer than any test of the inner half takes: a hanging emulated host is told from a slow one.
-const SILENCE: Duration = Duration::from_secs(10 * 60);
-
-/// Runs all tests whose names hold the words.
-pub fn main(words: &[String]) -> ExitCode {
-    let host = host::prepare("e2e");
-    let mut suite = Suite::new(words);
-    builds::tests(&mut suite, &host);
-    native::tests(&mut suite, &host);
-    bundles::tests(&mut suite, &host);
-    twice::tests(&mut suite, &host);
-    tampering::tests(&mut suite, &host);
-    diff::tests(&mut suite, &host);
-    emulated::tests(&mut suite, &host);
-    interrupts::tests(&mut suite, &host);
-    run_inner(&mut suite, &host, words);
-    suite.finish()
+/// All of this half, what fails fast first.
+fn tests(host: &Host) -> Suite<'_> {
+    let mut suite = Suite::default();
+    suite::tests(&mut suite);
+    mistakes::tests(&mut suite, host);
+    native::tests(&mut suite, host);
+    emulated_host::tests(&mut suite, host);
+    bundles::tests(&mut suite, host);
+    tampering::tests(&mut suite, host);
+    diff::tests(&mut suite, host);
+    emulated::tests(&mut suite, host);
+    interrupts::tests(&mut suite, host);
+    twice::tests(&mut suite, host);
+    suite
 }
 
-/// Runs the inner half. It is no test, and no failure of a filter: it runs whatever the words are.
-fn run_inner(suite: &mut Suite, host: &Host, words: &[String]) {
-    let before = suite.ended();
-    let why = match inner_half(suite, host, words) {
-        Ok(()) if suite.ended() > before || !words.is_empty() => return,
-        Ok(()) => "it ran no test".into(),
-        Err(why) => why,
-    };
-    suite.fail(&format!("the inner half runs to its end ({why})"));
+/// Prints the names of the tests.
+pub fn list(selection: &Selection) -> ExitCode {
+    let host = Host::new("e2e");
+    let outer = tests(&host).filter(&selection.words);
+    let inside = inner::Host::new();
+    let inner = inner::tests(&inside, selection);
+    for test in outer.tests().iter().chain(inner.tests()) {
+        println!("{}: {}", test.group, test.name);
+    }
+    ExitCode::SUCCESS
 }
 
-/// Boots one emulated host and runs the inner half there.
-fn inner_half(suite: &mut Suite, host: &Host, words: &[String]) -> Result<(), String> {
-    let job = [SELF, inner::ARGUMENT].map(str::to_owned).into_iter();
-    let job = job.chain(words.iter().cloned());
-    let emulated = EmulatedHost::new(host.cache())
-        .memory(MEMORY)
-        .share(&host.tools.programs, inner::PROGRAMS, true)
-        .share(&host.bundles, inner::BUNDLES, true)
-        .share(&host.machines, inner::MACHINES, true)
-        // Nobody comes by it: without a forwarded port there is no loopback interface inside.
-        .forward(Ipv4Addr::LOCALHOST, free_port(), 1)
-        .job(job);
-    let mut running = emulated.spawn().map_err(|e| e.to_string())?;
-    let watch = Watch::new(running.controller());
-    let mut lines = Vec::new();
-    loop {
-        let event = match running.next_event() {
-            Ok(event) => event,
-            Err(e) => return Err(watch.explain(&e)),
-        };
-        match event {
-            Event::Stdout(bytes) => {
-                watch.seen();
-                lines.extend(bytes);
-                take_lines(&mut lines, suite);
-            }
-            Event::Stderr(bytes) => drop(std::io::stderr().write_all(&bytes)),
-            Event::Started | Event::Channel(_) => {}
-            Event::Exited(status) if status.code == Some(0) => return Ok(()),
-            Event::Exited(status) => return Err(format!("it ended with {status:?}")),
+/// Runs the tests. All of them begin with nothing; single ones take the bundles from the cache of the
+/// last run, if nothing has changed that decides about them.
+pub fn main(selection: &Selection) -> ExitCode {
+    let fresh = selection.words.is_empty();
+    let host = Host::new("e2e");
+    let outer = tests(&host).filter(&selection.words);
+    let inside = inner::Host::new();
+    let inner = inner::tests(&inside, selection);
+    let mut tally = Tally::default();
+    if !outer.tests().is_empty() || !inner.tests().is_empty() {
+        host.prepare(fresh);
+        if !fresh {
+            bundles::provide(&host);
         }
-    }
-}
-
-/// Ends an emulated host of which nothing is heard any more.
-struct Watch {
-    /// Dropped, it ends the watch.
-    heard: mpsc::Sender<()>,
-    /// Whether it had to end the host.
-    thread: JoinHandle<bool>,
-}
-
-impl Watch {
-    fn new(control: Controller) -> Self {
-        let (heard, hears) = mpsc::channel();
-        let watch = move || {
-            loop {
-                match hears.recv_timeout(SILENCE) {
-                    Ok(()) => {}
-                    Err(RecvTimeoutError::Disconnected) => return false,
-                    Err(RecvTimeoutError::Timeout) => {
-                        control.kill();
-                        return true;
-                    }
-                }
-            }
-        };
-        Self {
-            heard,
-            thread: thread::spawn(watch),
+        for test in outer.tests() {
+            tally.run(test, || host.faults());
         }
+        inside::run(&mut tally, &host, inner.tests(), selection);
     }
-
-    fn seen(&self) {
-        let _ = self.heard.send(());
-    }
-
-    /// What has ended the host.
-    fn explain(self, error: &HostError) -> String {
-        drop(self.heard);
-        match self.thread.join() {
-            Ok(true) => format!("no test ended within {} s", SILENCE.as_secs()),
-            _ => error.to_string(),
-        }
-    }
-}
-
-fn take_lines(bytes: &mut Vec<u8>, suite: &mut Suite) {
-    while let Some(end) = bytes.iter().position(|byte| *byte == b'\n') {
-        let line = String::from_utf8_lossy(&bytes[..end]).into_owned();
-        bytes.drain(..=end);
-        suite.line(&line);
+    match tally.finish() {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
     }
 }

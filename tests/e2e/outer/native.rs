@@ -3,15 +3,15 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 
 use rustix::process::Signal;
 
 use crate::host::Host;
 use crate::suite::{Suite, Verdict};
-use crate::support::{Running, eventually, names, run};
+use crate::support::{LIMIT, Running, eventually, names, run};
 
-pub fn tests(suite: &mut Suite, host: &Host) {
+pub fn tests<'a>(suite: &mut Suite<'a>, host: &'a Host) {
+    suite.group("native");
     suite.test(
         "the native guest is built on this host's own KVM and goes on where it was frozen",
         || with_kvm(|| native(host)),
@@ -41,13 +41,13 @@ fn native(host: &Host) {
     run(&mut build(host, &bundle)).succeed();
     for _ in 0..2 {
         let mut command = host.tools.run(&bundle, "native");
-        let mut running = Running::start(command.args(["--accel", "kvm"]));
-        running.await_stderr("native: restored in ", Duration::from_secs(60));
-        eventually("two rounds", Duration::from_secs(30), || {
+        let running = Running::start(command.args(["--accel", "kvm"]));
+        running.await_stderr("native: restored in ");
+        eventually("two rounds", LIMIT, || {
             running.stdout().contains("round 2\n").then_some(())
         });
         running.signal(Signal::INT);
-        let outcome = running.finish(Duration::from_secs(30));
+        let outcome = running.finish(LIMIT);
         assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
         let printed = outcome.stdout.trim_start();
         assert!(printed.starts_with("round 1\nround 2\n"), "{printed}");

@@ -9,7 +9,8 @@ use crate::host::{Host, text};
 use crate::suite::Suite;
 use crate::support::{Outcome, run};
 
-pub fn tests(suite: &mut Suite, host: &Host) {
+pub fn tests<'a>(suite: &mut Suite<'a>, host: &'a Host) {
+    suite.group("tampering");
     suite.test("a truncated bundle fails verification", || truncated(host));
     suite.test(
         "a bundle with one changed bit fails verification, wherever the bit is",

@@ -5,6 +5,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use serde_json::Value;
+use smol_host::emulated::FAULTS;
 
 use crate::host::Host;
 use crate::suite::Suite;
@@ -15,7 +16,8 @@ const OTHER_CPU: &str = "EPYC-Rome";
 /// The smallest recipe, and the one whose machine does the most at once.
 const RECIPES: [&str; 2] = ["hello", "postgresql"];
 
-pub fn tests(suite: &mut Suite, host: &Host) {
+pub fn tests<'a>(suite: &mut Suite<'a>, host: &'a Host) {
+    suite.group("twice");
     for recipe in RECIPES {
         suite.test(
             &format!("{recipe} built again elsewhere gives the same bundle, byte for byte"),
@@ -42,7 +44,7 @@ fn again(host: &Host, recipe: &str) {
     let cache = folder.join("cache");
     fs::create_dir(&cache).unwrap();
     // The kernel is compiled once, for that takes minutes.
-    for name in ["kernels", "sources", "emulated-host"] {
+    for name in ["kernels", "sources", "emulated-host", FAULTS] {
         symlink(host.cache().join(name), cache.join(name)).unwrap();
     }
     let second = folder.join("second.smolmachine");

@@ -20,6 +20,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -34,7 +35,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { PORT = 7777, LINE = 1024, TICK_MS = 20, CPUS = 8 };
+enum { PORT = 7777, LINE = 1024, TICK_MS = 20 };
 
 static char remembered[LINE] = "nothing";
 /* Time since boot when that was said, ns. */
@@ -140,45 +141,43 @@ static void send_kernel_clocks(FILE *to, unsigned long count)
     close(ends[0]);
 }
 
-/* One that works all the time, on one CPU. */
-struct worker {
+/* Two threads that pass a turn to and fro, each on a CPU of its own. */
+struct player {
     pthread_t thread;
     int cpu;
-    uint64_t ms, rounds, busy_ns;
+    unsigned long count;
+    atomic_ulong *turn;
 };
 
-static void *work(void *argument)
+static void *play(void *argument)
 {
-    struct worker *worker = argument;
+    struct player *player = argument;
     cpu_set_t only;
     CPU_ZERO(&only);
-    CPU_SET(worker->cpu, &only);
+    CPU_SET(player->cpu, &only);
     if (sched_setaffinity(0, sizeof only, &only))
-        return NULL;
-    uint64_t until = now(CLOCK_MONOTONIC) + worker->ms * 1000000;
-    while (now(CLOCK_MONOTONIC) < until) {
-        for (volatile int i = 0; i < 1000; i++)
+        exit(fail("cannot choose a CPU"));
+    for (unsigned long turn = player->cpu; turn < 2 * player->count; turn += 2) {
+        while (atomic_load(player->turn) != turn)
             ;
-        worker->rounds++;
+        atomic_store(player->turn, turn + 1);
     }
-    worker->busy_ns = now(CLOCK_THREAD_CPUTIME_ID);
     return NULL;
 }
 
-/* "work MS CPUS": on each of the first CPUs at once, rounds of work and CPU time, ns. */
-static void send_work(FILE *to, unsigned long ms, unsigned long cpus)
+/* "pass COUNT": how often the turn came back. */
+static void send_passes(FILE *to, unsigned long count)
 {
-    struct worker workers[CPUS] = {0};
-    for (unsigned long i = 0; i < cpus && i < CPUS; i++) {
-        workers[i].cpu = (int)i;
-        workers[i].ms = ms;
-        if (pthread_create(&workers[i].thread, NULL, work, &workers[i]))
+    atomic_ulong turn = 0;
+    struct player players[2];
+    for (int i = 0; i < 2; i++) {
+        players[i] = (struct player){.cpu = i, .count = count, .turn = &turn};
+        if (pthread_create(&players[i].thread, NULL, play, &players[i]))
             exit(fail("cannot start a thread"));
     }
-    for (unsigned long i = 0; i < cpus && i < CPUS; i++) {
-        pthread_join(workers[i].thread, NULL);
-        fprintf(to, "%llu %llu\n", (unsigned long long)workers[i].rounds, (unsigned long long)workers[i].busy_ns);
-    }
+    for (int i = 0; i < 2; i++)
+        pthread_join(players[i].thread, NULL);
+    fprintf(to, "%lu\n", atomic_load(&turn) / 2);
 }
 
 static void send_random(FILE *to)
@@ -238,8 +237,8 @@ static void answer(FILE *to, const char *command, const char *rest)
         send_naps(to, number, strtoul(after, NULL, 10));
     } else if (!strcmp(command, "vdso")) {
         send_kernel_clocks(to, number);
-    } else if (!strcmp(command, "work")) {
-        send_work(to, number, strtoul(after, NULL, 10));
+    } else if (!strcmp(command, "pass")) {
+        send_passes(to, number);
     } else if (!strcmp(command, "read")) {
         send_file(to, rest);
     } else if (!strcmp(command, "bytes")) {

@@ -9,7 +9,8 @@ use crate::host::{Host, text};
 use crate::suite::{Suite, Verdict};
 use crate::support::{names, run};
 
-pub fn tests(suite: &mut Suite, host: &Host) {
+pub fn tests<'a>(suite: &mut Suite<'a>, host: &'a Host) {
+    suite.group("mistakes");
     suite.test("all mistakes of a Smolfile are shown at once", || {
         mistakes(host)
     });
