@@ -1,18 +1,21 @@
-//! The figures: `cargo xtask bench`, or `cargo bench --bench figures [-- native|emulated|sizes] [--json FILE]`.
+//! The figures: `cargo xtask bench`, or `cargo bench --bench figures [-- PART...] [--json FILE]`.
 //!
-//! | module | figure |
+//! | part, module | figure |
 //! |---|---|
-//! | [`native`] | restoring the native guest on this host's own KVM, against the floor program |
-//! | [`emulated`] | in one emulated host: redis restored against redis booted, to the first answer |
 //! | [`sizes`] | what of a machine's memory is in its bundle, and where the time of a build goes |
+//! | [`native`] | restoring the native guest on this host's own KVM, against the floor program |
+//! | [`emulated`] | first starts in an emulated host of their own, against warm ones |
+//! | [`inside`] | in one emulated host: restored against booted, built against booted, many side by side |
 //!
-//! A time is only worth something beside another one from the same run.
+//! A time is only worth something beside another one from the same run. A part that cannot be measured is
+//! left out by its name, with the reason, and the others are there all the same.
 
 mod crowd;
 mod emulated;
 #[path = "../e2e/host.rs"]
 #[allow(dead_code)]
 mod host;
+mod inside;
 mod native;
 mod sizes;
 #[path = "../e2e/support.rs"]
@@ -22,42 +25,73 @@ mod support;
 #[allow(dead_code)]
 mod tools;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
-use serde_json::json;
+use serde_json::{Value, json};
+
+use crate::host::Host;
+
+/// A part of the figures, by name. It prints what it measures and gives it; a panic tells why it cannot.
+type Part = (&'static str, fn(&Host) -> Value);
+
+const PARTS: [Part; 4] = [
+    ("sizes", sizes::measure),
+    ("native", native::measure),
+    ("emulated", emulated::measure),
+    ("inside", inside::measure),
+];
 
 fn main() -> ExitCode {
     smol_host::emulated::init::main_if_requested();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     if smol_host::emulated::is_inside() {
-        emulated::inside();
+        inside::main(&arguments);
         return ExitCode::SUCCESS;
     }
     let json = arguments.iter().position(|argument| argument == "--json");
     let json = json.map(|at| arguments.get(at + 1).expect("--json names a file"));
     let named = |name: &str| arguments.iter().any(|argument| argument == name);
-    let all = !["native", "emulated", "sizes"].into_iter().any(named);
-    let wanted = |name| all || named(name);
+    let all = !PARTS.iter().any(|(name, _)| named(name));
 
-    let host = host::prepare("bench");
+    let host = Host::new("bench");
+    host.prepare(all);
     let mut figures = json!({});
-    if wanted("sizes") || wanted("emulated") {
-        sizes::build(&host);
+    let mut left_out = LeftOut::default();
+    for (name, measure) in PARTS {
+        if all || named(name) {
+            figures[name] = left_out.unless_measured(name, || measure(&host));
+        }
     }
-    if wanted("sizes") {
-        figures["machines"] = sizes::measure(&host);
-    }
-    if wanted("native") {
-        figures["native"] = native::measure(&host);
-    }
-    if wanted("emulated") {
-        figures["emulated"] = emulated::measure(&host);
-    }
+    figures["leftOut"] = json!(left_out.0);
     if let Some(file) = json {
         let text = serde_json::to_string_pretty(&figures).expect("plain data");
         std::fs::write(file, text + "\n").unwrap_or_else(|e| panic!("{file}: {e}"));
     }
-    ExitCode::SUCCESS
+    left_out.report()
+}
+
+/// Parts that could not be measured.
+#[derive(Default)]
+struct LeftOut(Vec<&'static str>);
+
+impl LeftOut {
+    /// What `measure` gives; null, if it panics.
+    fn unless_measured(&mut self, name: &'static str, measure: impl FnOnce() -> Value) -> Value {
+        catch_unwind(AssertUnwindSafe(measure)).unwrap_or_else(|_| {
+            println!("\n{name}: not measured, for the reason above");
+            self.0.push(name);
+            Value::Null
+        })
+    }
+
+    fn report(&self) -> ExitCode {
+        if self.0.is_empty() {
+            return ExitCode::SUCCESS;
+        }
+        println!("\nleft out: {}", self.0.join(", "));
+        ExitCode::FAILURE
+    }
 }
 
 /// Median and least of what was measured.

@@ -7,11 +7,11 @@ use anyhow::{Context, Result};
 use crate::packages::{self, For};
 use crate::shell;
 
-/// Measures, and prints the figures.
+/// Measures, and prints the figures, or these parts of them.
 ///
 /// # Errors
-/// If something cannot be built or run.
-pub fn run(json: Option<&Path>) -> Result<()> {
+/// If something cannot be built or run, or a part cannot be measured; the others are there all the same.
+pub fn run(parts: &[String], json: Option<&Path>) -> Result<()> {
     packages::install(For::Build)?;
     let mut cargo = shell::cargo();
     cargo.args([
@@ -24,6 +24,7 @@ pub fn run(json: Option<&Path>) -> Result<()> {
         "figures",
         "--",
     ]);
+    cargo.args(parts);
     if let Some(file) = json {
         let file = std::path::absolute(file)
             .with_context(|| format!("cannot make {} absolute", file.display()))?;
