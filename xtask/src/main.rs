@@ -6,6 +6,7 @@
 //! | [`shell`] | running programs, and saying so |
 //! | [`demo`] | a service built, restored and asked, from nothing |
 //! | [`test`] | everything that must pass |
+//! | [`tally`] | what tests say of themselves, counted |
 //! | [`bench`] | the figures |
 //! | [`repeat`] | builds repeated, and compared byte for byte |
 //! | [`versions`] | how much two versions of a machine share |
@@ -15,6 +16,7 @@ mod demo;
 mod packages;
 mod repeat;
 mod shell;
+mod tally;
 mod test;
 mod versions;
 
@@ -35,10 +37,12 @@ struct Cli {
 enum Command {
     /// Build a redis that holds a key, restore it, and read the key back
     Demo,
-    /// Format, lints, unit tests, end-to-end tests
-    Test,
+    /// Format, lints, unit tests, end-to-end tests; or only those of a name
+    Test(test::Options),
     /// Measure, and print the figures
     Bench {
+        /// Only these parts of them: sizes, native, emulated, inside
+        parts: Vec<String>,
         /// Write them to this file, as JSON
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
@@ -52,8 +56,8 @@ enum Command {
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Demo => demo::run(),
-        Command::Test => test::run(),
-        Command::Bench { json } => bench::run(json.as_deref()),
+        Command::Test(options) => test::run(&options),
+        Command::Bench { parts, json } => bench::run(&parts, json.as_deref()),
         Command::Repeat(options) => repeat::run(&options),
         Command::Versions => versions::run(),
     };

@@ -79,7 +79,7 @@ pub fn capture(command: &mut Command) -> Result<String> {
 }
 
 /// The command line, programs of ours and paths in the checkout by their short names.
-fn line(command: &Command) -> String {
+pub fn line(command: &Command) -> String {
     let workspace = workspace();
     let words = std::iter::once(command.get_program())
         .chain(command.get_args())

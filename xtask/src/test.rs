@@ -1,82 +1,169 @@
-//! `cargo xtask test`: everything that must pass, what fails fast first.
+//! `cargo xtask test`: everything that must pass, what fails fast first; or only what has a name.
 
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use clap::Args;
 
 use crate::packages::{self, For};
 use crate::shell::{self, cargo};
+use crate::tally::Tally;
 
 /// The test that builds and runs machines; it has a step of its own, the last.
 const END_TO_END: &str = "e2e";
 
-/// Runs all steps, up to the first that fails.
+/// `cargo xtask test`.
+#[derive(Debug, Args)]
+pub struct Options {
+    /// Only tests whose names hold these words, or of an end-to-end test's topic
+    words: Vec<String>,
+    /// The end-to-end tests in the emulated host so many times, up to the first failure
+    #[arg(long, value_name = "N")]
+    rounds: Option<usize>,
+}
+
+/// Runs all steps, up to the first that fails, and sums up.
 ///
 /// # Errors
 /// That step's.
-pub fn run() -> Result<()> {
+pub fn run(options: &Options) -> Result<()> {
     let mut steps = Steps::default();
-    steps.step("packages", || packages::install(For::Test))?;
-    steps.cargo("format", &["fmt", "--all", "--check"])?;
-    steps.cargo(
-        "lints",
-        &[
-            "clippy",
-            "--workspace",
-            "--all-targets",
-            "--locked",
-            "--quiet",
-            "--",
-            "-D",
-            "warnings",
-        ],
-    )?;
-    // All but the end-to-end tests, which are not among those that run unasked.
-    steps.cargo(
-        "unit and integration tests",
-        &["test", "--workspace", "--locked"],
-    )?;
-    steps.cargo(
-        "end-to-end tests",
-        &[
-            "test",
-            "--locked",
-            "--package",
-            "smolbuild",
-            "--test",
-            END_TO_END,
-        ],
-    )?;
+    let outcome = steps.all(options);
     steps.report();
-    Ok(())
+    outcome
 }
 
 #[derive(Default)]
-struct Steps(Vec<(String, Duration)>);
+struct Steps(Vec<Step>);
+
+struct Step {
+    name: String,
+    took: Duration,
+    tally: Tally,
+    passed: bool,
+}
 
 impl Steps {
-    fn step(&mut self, name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
-        println!("\n==> {name}");
-        let begin = Instant::now();
-        work().with_context(|| format!("{name} failed"))?;
-        self.0.push((name.to_owned(), begin.elapsed()));
-        Ok(())
+    fn all(&mut self, options: &Options) -> Result<()> {
+        let words: Vec<&str> = options.words.iter().map(String::as_str).collect();
+        self.step("packages", |_| packages::install(For::Test))?;
+        if words.is_empty() {
+            self.step("format", |_| {
+                shell::run(cargo().args(["fmt", "--all", "--check"]))
+            })?;
+            self.step("lints", |_| shell::run(&mut lints()))?;
+        }
+        // All but the end-to-end tests, which are not among those that run unasked. libtest takes one
+        // word, which is a part of a name there, where a space is an underscore.
+        let name = words.join("_").replace(' ', "_");
+        self.step("unit and integration tests", |tally| {
+            let mut command = cargo();
+            command.args(["test", "--workspace", "--locked", "--no-fail-fast", "--"]);
+            follow(command.args((!name.is_empty()).then_some(&name)), tally)
+        })?;
+        self.step("end-to-end tests", |tally| {
+            let mut command = cargo();
+            command.args(["test", "--locked", "--package", "smolbuild", "--test"]);
+            command.args([END_TO_END, "--"]).args(words);
+            if let Some(rounds) = options.rounds {
+                command.args(["--rounds", &rounds.to_string()]);
+            }
+            follow(&mut command, tally)
+        })
     }
 
-    fn cargo(&mut self, name: &str, arguments: &[&str]) -> Result<()> {
-        self.step(name, || shell::run(cargo().args(arguments)))
+    fn step(&mut self, name: &str, work: impl FnOnce(&mut Tally) -> Result<()>) -> Result<()> {
+        println!("\n==> {name}");
+        let begin = Instant::now();
+        let mut tally = Tally::default();
+        let outcome = work(&mut tally).with_context(|| format!("{name} failed"));
+        self.0.push(Step {
+            name: name.to_owned(),
+            took: begin.elapsed(),
+            tally,
+            passed: outcome.is_ok(),
+        });
+        outcome
     }
 
     fn report(&self) {
-        println!();
-        for (name, took) in &self.0 {
-            println!("{name:<28} {:>7.1} s", took.as_secs_f64());
-        }
-        let total: Duration = self.0.iter().map(|(_, took)| *took).sum();
+        println!("\n==> summary");
         println!(
-            "all {} steps passed in {:.1} min",
-            self.0.len(),
-            total.as_secs_f64() / 60.0
+            "{:<28} {:>8} {:>8} {:>8} {:>8} {:>9}",
+            "", "passed", "failed", "flaky", "left out", "time"
         );
+        for step in &self.0 {
+            let seconds = step.took.as_secs_f64();
+            println!("{:<28} {} {seconds:>7.1} s", step.name, step.counts());
+        }
+        for step in &self.0 {
+            for (name, why) in &step.tally.left_out {
+                println!("left out: {name}: {why}");
+            }
+            for (name, why) in &step.tally.flaky {
+                println!("flaky (emulated host): {name}: {why}");
+            }
+            for name in &step.tally.failed {
+                println!("failed: {name}");
+            }
+        }
+        let total: Duration = self.0.iter().map(|step| step.took).sum();
+        let minutes = total.as_secs_f64() / 60.0;
+        let failed = self.0.iter().filter(|step| !step.passed).count();
+        match failed {
+            0 => println!("all {} steps passed in {minutes:.1} min", self.0.len()),
+            _ => println!("{failed} step failed, after {minutes:.1} min"),
+        }
     }
+}
+
+impl Step {
+    fn counts(&self) -> String {
+        let Tally {
+            passed,
+            failed,
+            flaky,
+            left_out,
+        } = &self.tally;
+        match (self.passed, *passed + failed.len() + left_out.len()) {
+            (true, 0) => format!("{:>8} {:>8} {:>8} {:>8}", "ok", "", "", ""),
+            (false, 0) => format!("{:>8} {:>8} {:>8} {:>8}", "", "FAILED", "", ""),
+            _ => format!(
+                "{passed:>8} {:>8} {:>8} {:>8}",
+                failed.len(),
+                flaky.len(),
+                left_out.len()
+            ),
+        }
+    }
+}
+
+fn lints() -> Command {
+    let mut command = cargo();
+    command.args(["clippy", "--workspace", "--all-targets", "--locked"]);
+    command.args(["--quiet", "--", "-D", "warnings"]);
+    command
+}
+
+/// Runs tests, and shows and counts what they say; of those that pass in their hundreds only the number.
+fn follow(command: &mut Command, tally: &mut Tally) -> Result<()> {
+    let line = shell::line(command);
+    println!("$ {line}");
+    let mut child = command
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot run {line}"))?;
+    let out = child.stdout.take().context("it was piped")?;
+    for line in BufReader::new(out).split(b'\n') {
+        let line = line.context("cannot read what the tests say")?;
+        let line = String::from_utf8_lossy(&line);
+        if tally.take(&line) {
+            println!("{line}");
+        }
+    }
+    let status = child.wait().context("cannot wait for the tests")?;
+    ensure!(status.success(), "{line}: {status}");
+    Ok(())
 }
