@@ -51,6 +51,9 @@ pub fn tests<'a>(suite: &mut Suite<'a>, host: &'a Host) {
         "a restored machine brings its second cpu online, and both work at once",
         || second_cpu(host),
     );
+    suite.test("a kernel patches code that its other cpu runs", || {
+        patched(host)
+    });
     suite.test(
         "no thread of a machine may run on the first cpu of an emulated host",
         || first_cpu(host),
@@ -253,6 +256,16 @@ fn second_cpu(host: &Host) {
     // Each of two threads, on a CPU of its own, waits for the other one without letting go of its CPU,
     // again and again.
     assert_eq!(ask(port, "pass 200"), "200");
+}
+
+/// An ordinary kernel dies of that in QEMU; ours has a patch against it (0012).
+fn patched(host: &Host) {
+    let machine = host.tools.start(&host.service(), "patched", &[7777]);
+    let port = machine.port(7777);
+    eventually("the second cpu", LIMIT, || {
+        (ask(port, "read /sys/devices/system/cpu/online") == "0-1").then_some(())
+    });
+    assert_eq!(ask(port, "patch 500"), "500 1");
 }
 
 /// What guests there, QEMU damages.

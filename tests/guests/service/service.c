@@ -15,12 +15,14 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/filter.h>
+#include <linux/perf_event.h>
 #include <linux/seccomp.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -149,14 +151,19 @@ struct player {
     atomic_ulong *turn;
 };
 
+static void choose_cpu(int cpu)
+{
+    cpu_set_t only;
+    CPU_ZERO(&only);
+    CPU_SET(cpu, &only);
+    if (sched_setaffinity(0, sizeof only, &only))
+        exit(fail("cannot choose a CPU"));
+}
+
 static void *play(void *argument)
 {
     struct player *player = argument;
-    cpu_set_t only;
-    CPU_ZERO(&only);
-    CPU_SET(player->cpu, &only);
-    if (sched_setaffinity(0, sizeof only, &only))
-        exit(fail("cannot choose a CPU"));
+    choose_cpu(player->cpu);
     for (unsigned long turn = player->cpu; turn < 2 * player->count; turn += 2) {
         while (atomic_load(player->turn) != turn)
             ;
@@ -178,6 +185,46 @@ static void send_passes(FILE *to, unsigned long count)
     for (int i = 0; i < 2; i++)
         pthread_join(players[i].thread, NULL);
     fprintf(to, "%lu\n", atomic_load(&turn) / 2);
+}
+
+/* Page faults on the second CPU until it is told to stop; their number. */
+struct faults {
+    atomic_bool stop;
+    unsigned long count;
+};
+
+static void *fault(void *argument)
+{
+    struct faults *faults = argument;
+    choose_cpu(1);
+    volatile char *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    while (page != MAP_FAILED && !atomic_load(&faults->stop)) {
+        page[0] = 1;
+        madvise((void *)page, 4096, MADV_DONTNEED);
+        faults->count++;
+    }
+    return NULL;
+}
+
+/* "patch COUNT": the kernel patches its code for page faults twice, so many times, while the other CPU
+ * runs it: page faults are counted, and are not. How often that was possible, and whether there were
+ * page faults meanwhile. */
+static void send_patches(FILE *to, unsigned long count)
+{
+    struct perf_event_attr counter = {
+        .type = PERF_TYPE_SOFTWARE, .size = sizeof counter, .config = PERF_COUNT_SW_PAGE_FAULTS, .exclude_kernel = 1};
+    struct faults faults = {.stop = false};
+    unsigned long patched = 0;
+    pthread_t thread;
+    if (pthread_create(&thread, NULL, fault, &faults))
+        exit(fail("cannot start a thread"));
+    for (unsigned long i = 0; i < count; i++) {
+        int fd = syscall(SYS_perf_event_open, &counter, 0, -1, -1, PERF_FLAG_FD_CLOEXEC);
+        patched += fd >= 0 && !close(fd);
+    }
+    atomic_store(&faults.stop, true);
+    pthread_join(thread, NULL);
+    fprintf(to, "%lu %d\n", patched, faults.count > count);
 }
 
 static void send_random(FILE *to)
@@ -239,6 +286,8 @@ static void answer(FILE *to, const char *command, const char *rest)
         send_kernel_clocks(to, number);
     } else if (!strcmp(command, "pass")) {
         send_passes(to, number);
+    } else if (!strcmp(command, "patch")) {
+        send_patches(to, number);
     } else if (!strcmp(command, "read")) {
         send_file(to, rest);
     } else if (!strcmp(command, "bytes")) {
