@@ -25,8 +25,8 @@ pub(super) const BOOT_LIMITS: [Duration; 2] = [Duration::from_secs(90), Duration
 /// An emulated host of which nothing is heard for so long hangs: its init speaks each second
 /// ([`super::pulse`]), and the host that runs it may be busy.
 pub(super) const SILENCE: Duration = Duration::from_secs(120);
-/// How long QEMU may take to be gone when its end of the port is.
-const END: Duration = Duration::from_millis(500);
+/// How long QEMU may take to be gone when its end of the port is, or when it was killed.
+const END: Duration = Duration::from_secs(10);
 
 /// Something that happened in the emulated host.
 #[derive(Debug, PartialEq, Eq)]
@@ -270,7 +270,7 @@ impl RunningHost {
         Err(self.broken("ended before its job did", self.up || crashed))
     }
 
-    /// How QEMU ended; `None` if it has not.
+    /// How QEMU ended, which it has or is about to; `None` if it does not.
     fn end_of_qemu(&mut self) -> Option<ExitStatus> {
         self.status = self.status.or_else(|| self.ended.recv_timeout(END).ok());
         self.status
@@ -280,10 +280,9 @@ impl RunningHost {
     /// `fault` of the emulated host's, unless somebody wanted an end.
     fn broken(&mut self, what: &str, fault: bool) -> HostError {
         let fault = fault && !lock(&self.control.process).stopping;
-        let ended = self.end_of_qemu();
         self.control.kill();
         let mut message = format!("the emulated host {what}");
-        if let Some(status) = ended {
+        if let Some(status) = self.status {
             message += &format!("; QEMU: {status}");
         }
         let (qemu, console) = (text(&self.logs.qemu), self.console());
