@@ -246,13 +246,19 @@ fn service(host: &Host) {
     });
 }
 
-fn second_cpu(host: &Host) {
-    let machine = host.tools.start(&host.service(), "smp", &[7777]);
+/// A service with two CPUs online, and the port that leads to it.
+fn start_smp<'a>(host: &'a Host, name: &str) -> (Machine<'a>, u16) {
+    let machine = host.tools.start(&host.service(), name, &[7777]);
     let port = machine.port(7777);
-    // The service does not wait for it.
+    // The service does not wait for the second one.
     eventually("the second cpu", LIMIT, || {
         (ask(port, "read /sys/devices/system/cpu/online") == "0-1").then_some(())
     });
+    (machine, port)
+}
+
+fn second_cpu(host: &Host) {
+    let (_machine, port) = start_smp(host, "smp");
     // Each of two threads, on a CPU of its own, waits for the other one without letting go of its CPU,
     // again and again.
     assert_eq!(ask(port, "pass 200"), "200");
@@ -260,11 +266,7 @@ fn second_cpu(host: &Host) {
 
 /// An ordinary kernel dies of that in QEMU; ours has a patch against it (0012).
 fn patched(host: &Host) {
-    let machine = host.tools.start(&host.service(), "patched", &[7777]);
-    let port = machine.port(7777);
-    eventually("the second cpu", LIMIT, || {
-        (ask(port, "read /sys/devices/system/cpu/online") == "0-1").then_some(())
-    });
+    let (_machine, port) = start_smp(host, "patched");
     assert_eq!(ask(port, "patch 500"), "500 1");
 }
 
