@@ -134,8 +134,7 @@ impl RunningHost {
             };
             match kind {
                 Kind::Started => {
-                    self.begin()
-                        .map_err(HostError::io("cannot speak to the emulated host"))?;
+                    self.begin()?;
                     return Ok(Event::Started);
                 }
                 Kind::Alive => {}
@@ -249,14 +248,18 @@ impl RunningHost {
     }
 
     /// Init is up: set its clock, which makes it start the job.
-    fn begin(&mut self) -> std::io::Result<()> {
+    fn begin(&mut self) -> Result<()> {
         self.up = true;
-        self.port.set_read_timeout(Some(self.launch.silence))?;
+        self.port
+            .set_read_timeout(Some(self.launch.silence))
+            .map_err(HostError::io("cannot set a time limit"))?;
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default()
             .as_nanos() as u64;
-        self.control.write(Kind::Clock, &now.to_le_bytes())
+        // If it has ended by now, the next frame is not there, which tells more.
+        let _ = self.control.write(Kind::Clock, &now.to_le_bytes());
+        Ok(())
     }
 
     /// QEMU has ended. Before the emulated host is up, it may have been asked for what it cannot do; a
