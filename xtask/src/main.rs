@@ -41,7 +41,8 @@ enum Command {
     Test(test::Options),
     /// Measure, and print the figures
     Bench {
-        /// Only these parts of them: sizes, native, emulated, inside
+        /// Only these parts of them
+        #[arg(value_parser = ["sizes", "native", "emulated", "inside"])]
         parts: Vec<String>,
         /// Write them to this file, as JSON
         #[arg(long, value_name = "FILE")]
