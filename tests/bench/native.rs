@@ -307,7 +307,7 @@ fn spawn(command: &mut Command) -> Started {
 
 /// Not by force: what that leaves behind, the next start would have to remove.
 fn stop(mut program: Started) {
-    kill_process(Pid::from_child(&program.0), Signal::INT).expect("it is ours");
+    kill_process(Pid::from_child(&program.0), Signal::TERM).expect("it is ours");
     let _ = program.0.wait();
 }
 
