@@ -22,6 +22,8 @@ fn main() {
     for input in [
         "crates/smol-guest/src",
         "crates/smol-guest/Cargo.toml",
+        "crates/smol-protocol/src",
+        "crates/smol-protocol/Cargo.toml",
         "Cargo.lock",
         "Cargo.toml",
     ] {

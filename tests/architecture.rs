@@ -11,8 +11,9 @@ use std::path::{Path, PathBuf};
 const OUR_CRATES: &[(&str, &[&str])] = &[
     ("smol-bundle", &[]),
     ("smol-cli", &[]),
-    ("smol-guest", &[]),
+    ("smol-guest", &["smol-protocol"]),
     ("smol-machine", &[]),
+    ("smol-protocol", &[]),
     // What tests share. No other may depend on it but for its tests.
     ("smol-testing", &[]),
     ("smol-host", &["smol-cli", "smol-machine"]),
@@ -21,9 +22,9 @@ const OUR_CRATES: &[(&str, &[&str])] = &[
         &[
             "smol-bundle",
             "smol-cli",
-            "smol-guest",
             "smol-host",
             "smol-machine",
+            "smol-protocol",
         ],
     ),
     (
@@ -31,9 +32,9 @@ const OUR_CRATES: &[(&str, &[&str])] = &[
         &[
             "smol-bundle",
             "smol-cli",
-            "smol-guest",
             "smol-host",
             "smol-machine",
+            "smol-protocol",
         ],
     ),
 ];

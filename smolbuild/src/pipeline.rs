@@ -8,8 +8,8 @@ use anyhow::Result;
 use smol_bundle::{Bundle, Prepared, PrivateKey, Written};
 use smol_cli::progress::Stage;
 use smol_cli::{ExitKind, Failure, Interrupt, Progress, human, paths};
-use smol_guest::protocol::Event;
 use smol_host::{Accel, Selected};
+use smol_protocol::Event;
 
 use crate::assemble::{self, Images, Site};
 use crate::boot::{self, Failed, Frozen, Job, Message};
@@ -260,7 +260,7 @@ fn require_emulated_kernel(selected: &Selected, cache: &Path) -> Result<()> {
 
 fn job(plan: &Plan, images: &Images, watchdog: u64, out: &Path) -> Job {
     let ready_line = plan.console_ready.as_ref().map(|r| match &r.probe {
-        smol_guest::protocol::Probe::Log { pattern } => pattern.clone(),
+        smol_protocol::Probe::Log { pattern } => pattern.clone(),
         other => unreachable!(
             "the parser gives a machine without a service nothing but a log probe, not {other}"
         ),

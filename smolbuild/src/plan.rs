@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 use smol_cli::{ErrorExt, ExitKind, Failure};
-use smol_guest::protocol::{self, GuestConfig, RUN_MODE_WORD};
+use smol_protocol::{GuestConfig, RUN_MODE_WORD};
 
 use crate::lock::Lock;
 use crate::smolfile::{self, Smolfile, Workload};
@@ -47,7 +47,7 @@ pub struct Plan {
     /// What PID 1 has to do: there exactly when there is a root file system.
     pub guest: Option<GuestConfig>,
     /// For a machine that is just a kernel: the line of the console that makes it ready.
-    pub console_ready: Option<protocol::Ready>,
+    pub console_ready: Option<smol_protocol::Ready>,
     /// Every input, pinned. Where a pinned one is not to be had, the stage that gets another one
     /// enters it here.
     pub lock: Lock,
@@ -259,15 +259,15 @@ fn guest_config(smolfile: &Smolfile) -> Option<GuestConfig> {
     else {
         return None;
     };
-    let beside = |command: &smolfile::Warm| protocol::Warm {
+    let beside = |command: &smolfile::Warm| smol_protocol::Warm {
         cmd: command.cmd.clone(),
         timeout_ms: milliseconds(command.timeout),
     };
     Some(GuestConfig {
         // Names may hold `_`, host names not.
         hostname: smolfile.name.replace('_', "-"),
-        rootfs: Some(protocol::Rootfs::default()),
-        service: protocol::Service {
+        rootfs: Some(smol_protocol::Rootfs::default()),
+        service: smol_protocol::Service {
             cmd: service.cmd.clone(),
             env: service.env.clone(),
             user: service.user.clone(),
@@ -278,22 +278,22 @@ fn guest_config(smolfile: &Smolfile) -> Option<GuestConfig> {
         warm_restore: warm_restore.iter().map(request).collect(),
         ready: ready(&smolfile.ready),
         ports: smolfile.ports.clone(),
-        snapshot: protocol::SnapshotPolicy {
+        snapshot: smol_protocol::SnapshotPolicy {
             drop_caches: smolfile.drop_caches,
         },
-        mode: protocol::Mode::Build,
+        mode: smol_protocol::Mode::Build,
     })
 }
 
-fn request(request: &smolfile::WarmRestore) -> protocol::WarmRestore {
-    protocol::WarmRestore {
+fn request(request: &smolfile::WarmRestore) -> smol_protocol::WarmRestore {
+    smol_protocol::WarmRestore {
         probe: probe(&request.probe),
         timeout_ms: milliseconds(request.timeout),
     }
 }
 
-fn probe(probe: &smolfile::Probe) -> protocol::Probe {
-    use protocol::Probe;
+fn probe(probe: &smolfile::Probe) -> smol_protocol::Probe {
+    use smol_protocol::Probe;
     match probe {
         smolfile::Probe::Exec(cmd) => Probe::Exec { cmd: cmd.clone() },
         smolfile::Probe::Tcp(port) => Probe::Tcp { port: *port },
@@ -311,8 +311,8 @@ fn probe(probe: &smolfile::Probe) -> protocol::Probe {
     }
 }
 
-fn ready(ready: &smolfile::Ready) -> protocol::Ready {
-    protocol::Ready {
+fn ready(ready: &smolfile::Ready) -> smol_protocol::Ready {
+    smol_protocol::Ready {
         probe: probe(&ready.probe),
         timeout_ms: milliseconds(ready.timeout),
         interval_ms: milliseconds(ready.interval),
@@ -437,14 +437,14 @@ mod tests {
         assert_eq!(guest.service.cmd, ["/bin/sh", "-c", "exec app"]);
         assert_eq!(
             guest.warm,
-            [protocol::Warm {
+            [smol_protocol::Warm {
                 cmd: vec!["curl".into(), "localhost:8080".into()],
                 timeout_ms: 60_000
             }]
         );
         let requests = [
-            protocol::WarmRestore {
-                probe: protocol::Probe::Http {
+            smol_protocol::WarmRestore {
+                probe: smol_protocol::Probe::Http {
                     port: 8080,
                     path: "/first".into(),
                     status: vec![200],
@@ -452,8 +452,8 @@ mod tests {
                 },
                 timeout_ms: 60_000,
             },
-            protocol::WarmRestore {
-                probe: protocol::Probe::Exec {
+            smol_protocol::WarmRestore {
+                probe: smol_protocol::Probe::Exec {
                     cmd: vec!["ask".into()],
                 },
                 timeout_ms: 2_000,
@@ -470,7 +470,7 @@ mod tests {
         );
         assert_eq!(
             guest.ready.probe,
-            protocol::Probe::Http {
+            smol_protocol::Probe::Http {
                 port: 8080,
                 path: "/".into(),
                 status: vec![200, 204],
@@ -495,7 +495,7 @@ mod tests {
         assert_eq!(plan.kernel.run_cmdline, plan.kernel.build_cmdline);
         assert_eq!(
             plan.console_ready.unwrap().probe,
-            protocol::Probe::Log {
+            smol_protocol::Probe::Log {
                 pattern: "^up$".into()
             }
         );

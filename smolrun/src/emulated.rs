@@ -20,10 +20,10 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use smol_cli::{ExitKind, Failure, paths};
-use smol_guest::log::Stream;
-use smol_guest::protocol::LineBuffer;
 use smol_host::HostError;
 use smol_host::emulated::{self, Controller, EmulatedHost, Event, JobStatus, RunningHost, SELF};
+use smol_protocol::LineBuffer;
+use smol_protocol::log::Stream;
 
 use crate::metrics::{Metrics, Moment};
 use crate::orders::Order;

@@ -8,11 +8,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use smol_guest::log::Decoder;
-use smol_guest::protocol::{
+use smol_machine::devices::virtio::vsock::VsockHandle;
+use smol_protocol::log::Decoder;
+use smol_protocol::{
     self, CONTROL_PORT, Event, LOG_PORT, LineBuffer, REQUEST_PORT, Reply, Request,
 };
-use smol_machine::devices::virtio::vsock::VsockHandle;
 
 use crate::identity;
 use crate::output::Output;
@@ -103,10 +103,10 @@ fn take_events(
 ) -> Result<(), String> {
     let garbled = |e| format!("the guest sent what is no event: {e}");
     while let Some(line) = lines.next_line().map_err(garbled)? {
-        let event: Event = protocol::decode_line(&line).map_err(garbled)?;
+        let event: Event = smol_protocol::decode_line(&line).map_err(garbled)?;
         if event == Event::Restored {
             let params = identity::params(cpus).map_err(|e| format!("{e:#}"))?;
-            let line = protocol::encode_line(&params).map_err(garbled)?;
+            let line = smol_protocol::encode_line(&params).map_err(garbled)?;
             let sent = stream.write_all(&line);
             sent.map_err(|e| format!("the guest does not take its identity: {e}"))?;
         }
@@ -146,12 +146,14 @@ pub fn shut_down(vsock: &VsockHandle, grace_ms: u64) -> io::Result<()> {
     let invalid = |e| io::Error::new(ErrorKind::InvalidData, e);
     let mut stream = vsock.connect_timeout(REQUEST_PORT, ANSWER_LIMIT)?;
     stream.set_read_timeout(Some(ANSWER_LIMIT))?;
-    stream.write_all(&protocol::encode_line(&Request::Shutdown { grace_ms }).map_err(invalid)?)?;
+    stream.write_all(
+        &smol_protocol::encode_line(&Request::Shutdown { grace_ms }).map_err(invalid)?,
+    )?;
     let mut lines = LineBuffer::default();
     let mut buffer = [0; 512];
     loop {
         if let Some(line) = lines.next_line().map_err(invalid)? {
-            return match protocol::decode_line(&line).map_err(invalid)? {
+            return match smol_protocol::decode_line(&line).map_err(invalid)? {
                 Reply::Ok => Ok(()),
                 reply => Err(io::Error::other(format!("{reply:?}"))),
             };
@@ -166,8 +168,8 @@ pub fn shut_down(vsock: &VsockHandle, grace_ms: u64) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use smol_guest::log::{Stream, encode};
-    use smol_guest::protocol::{RestoreParams, Stage};
+    use smol_protocol::log::{Stream, encode};
+    use smol_protocol::{RestoreParams, Stage};
     use std::sync::mpsc::sync_channel;
     use std::thread;
 
@@ -180,7 +182,7 @@ mod tests {
 
     fn send(guest: &mut UnixStream, event: &Event) {
         guest
-            .write_all(&protocol::encode_line(event).unwrap())
+            .write_all(&smol_protocol::encode_line(event).unwrap())
             .unwrap();
     }
 
@@ -197,7 +199,7 @@ mod tests {
                 break line;
             }
         };
-        let params: RestoreParams = protocol::decode_line(&line).unwrap();
+        let params: RestoreParams = smol_protocol::decode_line(&line).unwrap();
         assert_eq!(params.online_cpus, 3);
         let sample = "5a".repeat(16);
         send(&mut guest, &Event::Resumed { sample });
@@ -217,7 +219,7 @@ mod tests {
         for garbage in [
             &b"{\"nonsense\":1}\n"[..],
             b"\xff\n",
-            &[b'x'; protocol::MAX_LINE + 1],
+            &[b'x'; smol_protocol::MAX_LINE + 1],
         ] {
             let (mut guest, happened) = control();
             // It may be closed before everything is written.

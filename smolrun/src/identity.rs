@@ -4,7 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
 use rustix::rand::{GetRandomFlags, getrandom};
-use smol_guest::protocol::{Entropy, MIN_ENTROPY, MachineId, RestoreParams};
+use smol_protocol::{Entropy, MIN_ENTROPY, MachineId, RestoreParams};
 
 /// Bytes of the operating system's random generator.
 ///

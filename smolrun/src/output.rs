@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use rustix::fs::{FallocateFlags, fallocate};
-use smol_guest::log::Stream;
+use smol_protocol::log::Stream;
 
 use crate::metrics::Moment;
 

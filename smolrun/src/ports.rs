@@ -20,8 +20,8 @@ use std::time::Duration;
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use smol_cli::{ErrorExt, ExitKind};
-use smol_guest::protocol::{self, FORWARD_PORT, ForwardReply, ForwardRequest, LineBuffer};
 use smol_machine::devices::virtio::vsock::VsockHandle;
+use smol_protocol::{FORWARD_PORT, ForwardReply, ForwardRequest, LineBuffer};
 
 use crate::report::Report;
 
@@ -227,7 +227,7 @@ impl Door {
     fn ask(&self) -> io::Result<UnixStream> {
         let mut guest = self.vsock.connect(FORWARD_PORT)?;
         let request = ForwardRequest { port: self.guest };
-        guest.write_all(&protocol::encode_line(&request).map_err(invalid)?)?;
+        guest.write_all(&smol_protocol::encode_line(&request).map_err(invalid)?)?;
         Ok(guest)
     }
 }
@@ -249,7 +249,7 @@ fn accepted(mut guest: &UnixStream) -> io::Result<Vec<u8>> {
             n => lines.push(&buffer[..n]),
         }
     };
-    match protocol::decode_line(&line).map_err(invalid)? {
+    match smol_protocol::decode_line(&line).map_err(invalid)? {
         ForwardReply { ok: true, .. } => Ok(lines.into_rest()),
         ForwardReply { error, .. } => Err(io::Error::other(
             error.unwrap_or_else(|| "the guest refuses it".into()),

@@ -8,13 +8,13 @@ use std::sync::{Arc, OnceLock};
 use anyhow::Context as _;
 use smol_bundle::{CpuContract, ImageKind, TscNeeds};
 use smol_cli::{ErrorExt, ExitKind};
-use smol_guest::log::Stream;
-use smol_guest::protocol::{GUEST_CID, RUN_MODE_WORD};
 use smol_machine::config::{Clock, MachineConfig};
 use smol_machine::cpu::{self, CpuidEntry};
 use smol_machine::devices::virtio::vsock::{Vsock, VsockHandle};
 use smol_machine::machine::{Hooks, RestoreConfig, Time};
 use smol_machine::{Error, Machine, MachineState, hv};
+use smol_protocol::log::Stream;
+use smol_protocol::{GUEST_CID, RUN_MODE_WORD};
 
 use crate::first::FirstStart;
 use crate::identity;

@@ -16,9 +16,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use smol_cli::{ExitKind, Failure};
-use smol_guest::protocol::{Event, ExitStatus};
 use smol_machine::devices::virtio::vsock::VsockHandle;
 use smol_machine::{Stop, StopHandle};
+use smol_protocol::{Event, ExitStatus};
 
 use crate::first::FirstStart;
 use crate::guest::{self, Streams};

@@ -1,10 +1,5 @@
-//! The guest's side of smol, and what it shares with the host.
-//!
-//! - [`protocol`]: configuration, events and requests, shared with the host
-//! - [`log`]: the framing of the service's output, shared with the host
-//! - [`init`]: PID 1 itself, everything the binary does
+//! PID 1 of smol's guests, as a library so that tests can run it: everything the binary does is in
+//! [`init`]. What it says to the host, and the host to it, is in [`smol_protocol`].
 
 #[cfg(target_os = "linux")]
 pub mod init;
-pub mod log;
-pub mod protocol;

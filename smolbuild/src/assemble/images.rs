@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use smol_cli::{ErrorExt, ExitKind, Interrupt, Progress, human};
-use smol_guest::protocol::GuestConfig;
 use smol_machine::boot;
+use smol_protocol::GuestConfig;
 
 use super::initramfs;
 use super::kernel::{self, Request};

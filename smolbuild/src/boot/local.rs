@@ -39,7 +39,7 @@ pub fn run(
         console: Console::new(&observer),
         serial: Console::new(&observer),
         vsock: Some(Vsock::for_build(
-            smol_guest::protocol::GUEST_CID.into(),
+            smol_protocol::GUEST_CID.into(),
             GuestStreams::new(&observer),
         )),
     };

@@ -13,7 +13,7 @@ mod streams;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use smol_guest::protocol::Event;
+use smol_protocol::Event;
 
 /// File with the captured machine state, in [`Job::out`].
 pub const STATE_FILE: &str = "state.json";

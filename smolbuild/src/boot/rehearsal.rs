@@ -18,12 +18,12 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use smol_bundle::{Run, WorkingSet};
 use smol_cli::Interrupt;
-use smol_guest::protocol::{self, Entropy, Event, MIN_ENTROPY, MachineId, RestoreParams};
 use smol_machine::demand::{Area, Contents, Demand};
 use smol_machine::devices::virtio::vsock::{StreamSink, Vsock};
 use smol_machine::machine::{Hooks, Time};
 use smol_machine::memory::PAGE;
 use smol_machine::{Machine, MachineState, Stop, StopHandle};
+use smol_protocol::{Entropy, Event, MIN_ENTROPY, MachineId, RestoreParams};
 
 use super::streams::{Console, GuestStreams, Observer};
 use super::{Failed, Job, Message, guard};
@@ -166,7 +166,7 @@ fn run(
         console: console(),
         serial: console(),
         vsock: Some(Vsock::for_build(
-            protocol::GUEST_CID.into(),
+            smol_protocol::GUEST_CID.into(),
             Box::new(partner),
         )),
     };
@@ -304,7 +304,7 @@ impl StreamSink for Partner {
         for event in self.events.try_iter() {
             match event {
                 Event::Restored => {
-                    answer.extend(protocol::encode_line(&self.params).expect("it is small"));
+                    answer.extend(smol_protocol::encode_line(&self.params).expect("it is small"));
                 }
                 Event::Rehearsed => {
                     self.rehearsed.store(true, Ordering::Relaxed);
@@ -323,7 +323,7 @@ impl StreamSink for Partner {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use smol_guest::protocol::{CONTROL_PORT, Probe, Stage};
+    use smol_protocol::{CONTROL_PORT, Probe, Stage};
 
     /// Pages 1 to 4 of 16 MiB, each full of its byte; `None`, with a word, where userfaultfd is not
     /// permitted.
@@ -384,14 +384,14 @@ mod tests {
     }
 
     fn say(partner: &mut Partner, event: &Event) -> Vec<u8> {
-        partner.data(CONTROL_PORT, 0, &protocol::encode_line(event).unwrap())
+        partner.data(CONTROL_PORT, 0, &smol_protocol::encode_line(event).unwrap())
     }
 
     #[test]
     fn a_guest_is_told_who_it_is_and_nothing_else() {
         let (observer, mut partner) = partner();
         let told = say(&mut partner, &Event::Restored);
-        let params: RestoreParams = protocol::decode_line(&told).unwrap();
+        let params: RestoreParams = smol_protocol::decode_line(&told).unwrap();
         assert_eq!(params, partner.params);
         for event in [
             Event::Resumed {

@@ -5,10 +5,10 @@ use std::io::Write;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use regex::bytes::Regex;
-use smol_guest::log::Decoder;
-use smol_guest::protocol::{self, Event, LineBuffer};
 use smol_machine::devices::virtio::vsock::StreamSink;
 use smol_machine::{Stop, StopHandle};
+use smol_protocol::log::Decoder;
+use smol_protocol::{Event, LineBuffer};
 
 use super::{Failed, Message, push_tail};
 
@@ -221,7 +221,7 @@ impl GuestStreams {
         loop {
             match self.events.next_line() {
                 Ok(None) => return,
-                Ok(Some(line)) => match protocol::decode_line::<Event>(&line) {
+                Ok(Some(line)) => match smol_protocol::decode_line::<Event>(&line) {
                     Ok(event) => seen.event(event),
                     Err(e) => return seen.protocol_error("control", e),
                 },
@@ -248,8 +248,8 @@ impl GuestStreams {
 impl StreamSink for GuestStreams {
     fn open(&mut self, port: u32, _stream: u64) -> bool {
         match port {
-            protocol::CONTROL_PORT => self.events = LineBuffer::default(),
-            protocol::LOG_PORT => self.frames = Decoder::default(),
+            smol_protocol::CONTROL_PORT => self.events = LineBuffer::default(),
+            smol_protocol::LOG_PORT => self.frames = Decoder::default(),
             _ => return false,
         }
         true
@@ -258,7 +258,7 @@ impl StreamSink for GuestStreams {
     /// Nothing ever flows back.
     fn data(&mut self, port: u32, _stream: u64, bytes: &[u8]) -> Vec<u8> {
         match port {
-            protocol::CONTROL_PORT => self.control(bytes),
+            smol_protocol::CONTROL_PORT => self.control(bytes),
             _ => self.log(bytes),
         }
         Vec::new()
@@ -296,16 +296,16 @@ mod tests {
         let (observer, _rx) = observer(None);
         let mut streams = GuestStreams::new(&observer);
         let event = Event::Failed {
-            stage: protocol::Stage::Ready,
+            stage: smol_protocol::Stage::Ready,
             reason: "not ready after 2 s".into(),
-            probe: Some(protocol::Probe::Tcp { port: 80 }),
+            probe: Some(smol_protocol::Probe::Tcp { port: 80 }),
             last_saw: Some("connection refused".into()),
             service_status: None,
         };
         streams.data(
-            protocol::CONTROL_PORT,
+            smol_protocol::CONTROL_PORT,
             0,
-            &protocol::encode_line(&event).unwrap(),
+            &smol_protocol::encode_line(&event).unwrap(),
         );
         let failed = observer.failure("unused");
         assert_eq!(failed.reason, "not ready after 2 s");
@@ -319,7 +319,7 @@ mod tests {
     #[test]
     fn rubbish_on_the_control_stream_fails_the_build() {
         let (observer, _rx) = observer(None);
-        GuestStreams::new(&observer).data(protocol::CONTROL_PORT, 0, b"{}\n");
+        GuestStreams::new(&observer).data(smol_protocol::CONTROL_PORT, 0, b"{}\n");
         assert!(observer.guest_failed());
     }
 }

@@ -14,7 +14,7 @@ use rustix::net::SocketFlags;
 
 use super::console::say;
 use super::platform::HostLink;
-use crate::protocol::{
+use smol_protocol::{
     FORWARD_PORT, ForwardReply, ForwardRequest, LineBuffer, decode_line, encode_line,
 };
 
@@ -298,7 +298,7 @@ mod tests {
     fn an_endless_request_line_is_refused_at_its_limit() {
         let mut host = host();
         // The guest may stop reading before everything is written.
-        let _ = host.write_all(&vec![b' '; crate::protocol::MAX_LINE]);
+        let _ = host.write_all(&vec![b' '; smol_protocol::MAX_LINE]);
         let reply: ForwardReply = decode_line(line(&mut host).as_bytes()).unwrap();
         assert!(!reply.ok);
     }

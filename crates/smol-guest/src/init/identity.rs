@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::platform::{Platform, ioctl};
-use crate::protocol::{MAX_ENTROPY, MIN_ENTROPY, MachineId, RestoreParams, check_hostname};
+use smol_protocol::{MAX_ENTROPY, MIN_ENTROPY, MachineId, RestoreParams, check_hostname};
 
 const MACHINE_ID: &str = "/etc/machine-id";
 const DBUS_MACHINE_ID: &str = "/var/lib/dbus/machine-id";

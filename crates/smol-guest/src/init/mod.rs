@@ -48,7 +48,7 @@ use requests::Requests;
 use signals::Signals;
 use supervisor::{Interrupt, Supervisor};
 
-use crate::protocol::{
+use smol_protocol::{
     CONFIG_PATH, Event, ExitStatus, GuestConfig, Mode, Probe, RUN_MODE_WORD, Stage, Warm,
 };
 

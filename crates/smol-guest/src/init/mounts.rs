@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use rustix::mount::{MountFlags, UnmountFlags};
 
-use crate::protocol::{CONFIG_PATH, Rootfs};
+use smol_protocol::{CONFIG_PATH, Rootfs};
 
 const LOWER: &str = "/smol/lower";
 const WRITABLE: &str = "/smol/rw";

@@ -2,8 +2,8 @@
 
 use regex_lite::Regex;
 
-use crate::log::Stream;
-use crate::protocol::OUTPUT_TAIL;
+use smol_protocol::OUTPUT_TAIL;
+use smol_protocol::log::Stream;
 
 /// A longer line is searched in pieces of this size.
 const LONGEST_LINE: usize = 8 * 1024;

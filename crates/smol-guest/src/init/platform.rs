@@ -11,7 +11,7 @@ use rustix::net::addr::{SocketAddrArg, SocketAddrLen, SocketAddrOpaque};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 use rustix::time::{ClockId, Timespec};
 
-use crate::protocol::HOST_CID;
+use smol_protocol::HOST_CID;
 
 /// What the init stands on.
 #[derive(Debug, Clone)]

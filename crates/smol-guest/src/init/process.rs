@@ -16,7 +16,7 @@ use rustix::thread::{Gid, Uid};
 
 use super::cgroup::Cgroup;
 use super::users::{self, User};
-use crate::protocol::Service;
+use smol_protocol::Service;
 
 /// PATH of a service whose configuration has none.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::process::World;
 use super::supervisor::{Interrupt, Supervisor};
 use super::{End, Failure, get_ready, probes};
-use crate::protocol::{Event, ExitStatus, GuestConfig, Probe, Stage, WarmRestore};
+use smol_protocol::{Event, ExitStatus, GuestConfig, Probe, Stage, WarmRestore};
 
 /// Shows it, and tells [`Event::Rehearsed`].
 pub(super) fn rehearse(

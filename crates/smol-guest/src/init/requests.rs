@@ -9,7 +9,7 @@ use rustix::event::PollFlags;
 use rustix::net::SocketFlags;
 
 use super::platform::HostLink;
-use crate::protocol::{LineBuffer, REQUEST_PORT, Reply, Request, decode_line, encode_line};
+use smol_protocol::{LineBuffer, REQUEST_PORT, Reply, Request, decode_line, encode_line};
 
 /// Connections at a time; the oldest makes room for a new one.
 const MOST_CONNECTIONS: usize = 16;

@@ -9,7 +9,7 @@ use rustix::system::RebootCommand;
 use super::console::say;
 use super::process::World;
 use super::supervisor::Supervisor;
-use crate::protocol::{Event, ExitStatus};
+use smol_protocol::{Event, ExitStatus};
 
 /// After SIGKILL a process is gone as soon as the kernel lets go of it.
 const KILL_LIMIT: Duration = Duration::from_secs(5);

@@ -15,7 +15,7 @@ use super::identity;
 use super::platform::Platform;
 use super::process::World;
 use super::supervisor::Supervisor;
-use crate::protocol::{Event, LineBuffer, RestoreParams, SnapshotPolicy, Stage, decode_line};
+use smol_protocol::{Event, LineBuffer, RestoreParams, SnapshotPolicy, Stage, decode_line};
 
 const FREEZE_LIMIT: Duration = Duration::from_secs(10);
 const FLUSH_LIMIT: Duration = Duration::from_secs(10);

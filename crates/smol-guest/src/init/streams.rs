@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use super::console::{self, say};
 use super::platform::HostLink;
-use crate::log::{self, Stream};
-use crate::protocol::{CONTROL_PORT, Event, LOG_PORT, encode_line};
+use smol_protocol::log::{self, Stream};
+use smol_protocol::{CONTROL_PORT, Event, LOG_PORT, encode_line};
 
 /// How long the host may take to accept a stream.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);

@@ -18,8 +18,8 @@ use super::process::{Output, World};
 use super::requests::Requests;
 use super::signals::Signals;
 use super::streams::{Control, LogStream};
-use crate::log::Stream;
-use crate::protocol::ExitStatus;
+use smol_protocol::ExitStatus;
+use smol_protocol::log::Stream;
 
 /// Grace time of a stop that was asked for by a signal.
 const SIGNAL_GRACE: Duration = Duration::from_secs(10);

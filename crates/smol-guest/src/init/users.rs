@@ -20,7 +20,7 @@ pub struct User {
     pub home: String,
 }
 
-/// Reads /etc/passwd and /etc/group and finds the user of a [`Service`](crate::protocol::Service).
+/// Reads /etc/passwd and /etc/group and finds the user of a [`Service`](smol_protocol::Service).
 pub(super) fn find(spec: Option<&str>) -> Result<User, String> {
     let read = |path: &str| match fs::read(path) {
         Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),

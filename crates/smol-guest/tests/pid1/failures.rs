@@ -1,7 +1,7 @@
 //! What goes wrong, and what the host is told of it.
 
 use serde_json::json;
-use smol_guest::protocol::*;
+use smol_protocol::*;
 
 use super::host::{Guest, config, touch_and_sleep};
 

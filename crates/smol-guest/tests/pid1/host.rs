@@ -11,8 +11,8 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use smol_guest::log::{Decoder, Stream};
-use smol_guest::protocol::*;
+use smol_protocol::log::{Decoder, Stream};
+use smol_protocol::*;
 use smol_testing::LIMIT;
 
 use super::{ROOT, itself};

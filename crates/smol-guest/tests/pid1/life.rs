@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use smol_guest::protocol::*;
+use smol_protocol::*;
 
 use super::host::{Guest, config, initramfs, touch_and_sleep};
 

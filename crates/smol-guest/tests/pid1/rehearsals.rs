@@ -1,7 +1,7 @@
 //! Rehearsals: what a restored machine is asked while the builder looks on.
 
 use serde_json::{Value, json};
-use smol_guest::protocol::*;
+use smol_protocol::*;
 
 use super::host::{Guest, config};
 

@@ -13,7 +13,7 @@ use regex_lite::Regex;
 use super::notify::{NOTIFY_PATH, NotifySocket};
 use super::process::{Output, World};
 use super::supervisor::{Interrupt, Supervisor};
-use crate::protocol::{Event, Probe, Ready};
+use smol_protocol::{Event, Probe, Ready};
 
 /// An attempt that hangs counts as failed after this time.
 const ATTEMPT_LIMIT: Duration = Duration::from_secs(10);
@@ -187,7 +187,7 @@ mod tests {
     use super::super::platform::HostLink;
     use super::super::process::tests::here;
     use super::*;
-    use crate::protocol::ExitStatus;
+    use smol_protocol::ExitStatus;
 
     fn supervisor() -> Supervisor {
         Supervisor::new(HostLink::Local("no-host-here".to_owned()), None)

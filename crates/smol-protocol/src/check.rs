@@ -131,7 +131,7 @@ fn check_pattern(key: &'static str, pattern: &str) -> Result<(), ProtocolError> 
 }
 
 /// A host name the kernel takes: 1 to 64 letters, digits, `-` and `.`.
-pub(crate) fn check_hostname(name: &str) -> Result<(), ProtocolError> {
+pub fn check_hostname(name: &str) -> Result<(), ProtocolError> {
     let good = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'.';
     if name.is_empty() || name.len() > 64 || !name.bytes().all(good) {
         return Err(ProtocolError::Value(

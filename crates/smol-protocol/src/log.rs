@@ -1,4 +1,4 @@
-//! The log stream: the service's output, framed, on vsock port [`LOG_PORT`](crate::protocol::LOG_PORT).
+//! The log stream: the service's output, framed, on vsock port [`LOG_PORT`](crate::LOG_PORT).
 //!
 //! ```text
 //! | 1 byte: 1 stdout, 2 stderr | u32, little endian: length | that many bytes |

@@ -19,6 +19,8 @@
 //! Every type refuses unknown fields: host and guest are always of one version
 //! (the guest's binary travels in the bundle, and the manifest says which).
 
+pub mod log;
+
 mod check;
 mod identity;
 mod lines;
@@ -28,7 +30,7 @@ use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-pub(crate) use check::check_hostname;
+pub use check::check_hostname;
 pub use identity::{Entropy, MachineId};
 pub use lines::{LineBuffer, ProtocolError, decode_line, encode_line};
 
