@@ -26,6 +26,7 @@ use smol_machine::hv::{self, HostVcpu, HostVm, Vm};
 use super::qemu::PORT_NAME;
 use super::wire::{self, Job, JobStatus, Kind, Mount};
 use super::{CHANNEL_VARIABLE, INIT_ARGUMENT, MARKER_VARIABLE, network, pulse};
+use crate::child;
 
 /// How long a device may take to appear after its module was loaded.
 const DEVICE_LIMIT: Duration = Duration::from_secs(20);
@@ -276,16 +277,9 @@ fn start_job(job: &Job, channel: OwnedFd) -> Result<Child> {
         .env(MARKER_VARIABLE, "1")
         .env(CHANNEL_VARIABLE, fd.to_string());
     let cpus = cpus_for_guests().map_err(context("cannot choose CPUs for the job"))?;
-    // SAFETY: both are system calls and async-signal-safe; the first lets the child, and no other,
-    // keep its channel over exec.
-    unsafe {
-        command.pre_exec(move || {
-            if libc::fcntl(fd, libc::F_SETFD, 0) == -1 {
-                return Err(io::Error::last_os_error());
-            }
-            Ok(sched_setaffinity(None, &cpus)?)
-        })
-    };
+    child::inherit(&mut command, &[fd]);
+    // SAFETY: between fork and exec only sched_setaffinity(2) is called, which is async-signal-safe.
+    unsafe { command.pre_exec(move || Ok(sched_setaffinity(None, &cpus)?)) };
     command
         .spawn()
         .map_err(context(format!("cannot run {program}")))

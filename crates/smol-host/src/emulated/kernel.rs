@@ -14,7 +14,9 @@ use serde::{Deserialize, Serialize};
 
 use super::modules;
 use crate::apt;
+use crate::child;
 use crate::error::{HostError, Result};
+use crate::lock_dir::ScratchDir;
 
 /// Part of the cache folder's name; raised when what we keep in it changes.
 const REVISION: u32 = 2;
@@ -154,7 +156,7 @@ fn remove_command(dir: &Path) -> String {
 
 /// A scratch folder beside the final one, held together with the lock of the shelf.
 struct Scratch {
-    dir: tempfile::TempDir,
+    dir: ScratchDir,
     shelf: PathBuf,
     _lock: File,
 }
@@ -169,13 +171,10 @@ impl Scratch {
             .map_err(HostError::io(format!("cannot create {}", path.display())))?;
         lock.lock()
             .map_err(HostError::io(format!("cannot lock {}", path.display())))?;
-        let dir = tempfile::Builder::new()
-            .prefix("new-")
-            .tempdir_in(&shelf)
-            .map_err(HostError::io(format!(
-                "cannot create a folder in {}",
-                shelf.display()
-            )))?;
+        let dir = ScratchDir::create(&shelf, "new-").map_err(HostError::io(format!(
+            "cannot create a folder in {}",
+            shelf.display()
+        )))?;
         Ok(Scratch {
             dir,
             shelf,
@@ -476,14 +475,16 @@ fn capture(command: &mut Command) -> Result<Vec<u8>> {
 
 fn command_output(command: &mut Command) -> Result<std::process::Output> {
     let name = command.get_program().to_string_lossy().into_owned();
-    command.env("LC_ALL", "C").output().map_err(|e| {
-        let error = HostError::new(format!("cannot run {name}: {e}"));
-        let package = match name.as_str() {
-            "xz" => "xz-utils",
-            other => other,
-        };
-        error.mend(apt::install_command(&[package]))
-    })
+    child::kill_with_parent(command.env("LC_ALL", "C"))
+        .output()
+        .map_err(|e| {
+            let error = HostError::new(format!("cannot run {name}: {e}"));
+            let package = match name.as_str() {
+                "xz" => "xz-utils",
+                other => other,
+            };
+            error.mend(apt::install_command(&[package]))
+        })
 }
 
 fn failed(name: &str, output: &std::process::Output) -> HostError {

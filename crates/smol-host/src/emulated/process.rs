@@ -2,19 +2,18 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::mpsc;
-use std::thread;
 use std::time::Duration;
 
 use rustix::fs::MemfdFlags;
-use rustix::process::{Pid, PidfdFlags, Signal};
 
 use super::qemu::Fds;
+use crate::child::{self, Kept};
 use crate::error::{HostError, Result};
 
 /// How many lines of a log an error shows.
@@ -91,12 +90,14 @@ pub(super) fn boot(launch: &Launch, limit: Duration) -> Result<Booting> {
         .stdout(clone(&logs.qemu)?)
         .stderr(clone(&logs.qemu)?);
     let inherited = [fds.initramfs.as_raw_fd(), fds.console.as_raw_fd(), fds.port];
-    // SAFETY: prepare_child makes only system calls and touches no memory of the parent's threads.
-    unsafe { command.pre_exec(move || prepare_child(&inherited)) };
+    child::inherit(&mut command, &inherited);
 
-    let (process, ended) = spawn_on_keeper(command, (fds, inner)).map_err(HostError::io(
-        format!("cannot start {}", launch.qemu.display()),
-    ))?;
+    // On a thread of its own: the one that starts it may end before the machine does. QEMU's end of
+    // the socket must be the only one, so that its end is seen.
+    let Kept { process, ended } =
+        child::spawn_on_keeper("qemu-keeper", command, (fds, inner)).map_err(HostError::io(
+            format!("cannot start {}", launch.qemu.display()),
+        ))?;
     port.set_read_timeout(Some(limit))
         .map_err(HostError::io("cannot set a time limit"))?;
     Ok(Booting {
@@ -105,56 +106,6 @@ pub(super) fn boot(launch: &Launch, limit: Duration) -> Result<Booting> {
         ended,
         logs,
     })
-}
-
-/// Runs in the child between fork and exec: it dies with its parent and keeps `inherited` open.
-fn prepare_child(inherited: &[RawFd]) -> std::io::Result<()> {
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-    for &fd in inherited {
-        // SAFETY: F_SETFD on an open descriptor number changes this process's table and no memory.
-        if unsafe { libc::fcntl(fd, libc::F_SETFD, 0) } < 0 {
-            return Err(std::io::Error::last_os_error());
-        }
-    }
-    Ok(())
-}
-
-/// Spawns `command` on a thread that lives as long as the child and reaps it: the parent death
-/// signal goes by the parent *thread*, and the caller's may end before the machine does.
-/// `keep` stays open until the child has its own copies. Returns the child's pidfd, and where its
-/// end is told.
-fn spawn_on_keeper(
-    mut command: Command,
-    keep: impl Send + 'static,
-) -> std::io::Result<(OwnedFd, mpsc::Receiver<ExitStatus>)> {
-    let (sender, receiver) = mpsc::channel();
-    let (teller, ended) = mpsc::channel();
-    thread::Builder::new()
-        .name("qemu-keeper".into())
-        .spawn(move || {
-            let spawned = command.spawn().and_then(|child| {
-                let pid = Pid::from_raw(child.id() as i32).ok_or(std::io::ErrorKind::NotFound)?;
-                let process = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
-                Ok((child, process))
-            });
-            // The command holds its own copies of our log files; QEMU's end must be the last of the socket.
-            drop((command, keep));
-            match spawned {
-                Ok((mut child, process)) => {
-                    let _ = sender.send(Ok(process));
-                    if let Ok(status) = child.wait() {
-                        let _ = teller.send(status);
-                    }
-                }
-                Err(e) => {
-                    let _ = sender.send(Err(e));
-                }
-            }
-        })?;
-    let process = receiver
-        .recv()
-        .unwrap_or_else(|_| Err(std::io::ErrorKind::BrokenPipe.into()))?;
-    Ok((process, ended))
 }
 
 /// A file in memory with these contents: nothing to remove, whatever becomes of us.
