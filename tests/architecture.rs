@@ -1,7 +1,7 @@
 //! The invariants of ARCHITECTURE.md that can be read off the sources, and the facts that the
 //! documents repeat: a change that breaks one must change the document too.
 //!
-//! Only the standard library: these tests must build where nothing else does.
+//! They use the standard library only.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -146,7 +146,7 @@ fn every_crate_of_the_workspace_is_judged_here() {
     let judged: BTreeSet<&str> = OUR_CRATES
         .iter()
         .map(|(name, _)| *name)
-        .chain(["xtask"])
+        .chain(["tests", "xtask"])
         .collect();
     assert_eq!(members, judged);
 }

@@ -8,9 +8,9 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::Times;
-use crate::host::Host;
 use crate::sizes;
-use crate::support::{LIMIT, Running};
+use smol_tests::host::Host;
+use smol_tests::support::{LIMIT, Running};
 
 /// Measurements of each.
 const RUNS: usize = 5;

@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 
 use crate::Times;
 use crate::crowd;
-use crate::host::Host;
-use crate::support::run;
+use smol_tests::host::Host;
+use smol_tests::support::run;
 
 /// Measurements of each.
 const RUNS: usize = 30;

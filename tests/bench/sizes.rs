@@ -8,8 +8,8 @@ use std::process::Command;
 use serde_json::{Value, json};
 use smol_bundle::{Bundle, ImageKind};
 
-use crate::host::Host;
-use crate::support::run;
+use smol_tests::host::Host;
+use smol_tests::support::run;
 
 /// All recipes.
 const MACHINES: [&str; 6] = ["hello", "redis", "python", "web", "ssh", "postgresql"];

@@ -65,7 +65,7 @@ impl Steps {
         })?;
         self.step("end-to-end tests", |tally| {
             let mut command = cargo();
-            command.args(["test", "--locked", "--package", "smolbuild", "--test"]);
+            command.args(["test", "--locked", "--package", "smol-tests", "--test"]);
             command.args([END_TO_END, "--"]).args(words);
             if let Some(rounds) = options.rounds {
                 command.args(["--rounds", &rounds.to_string()]);

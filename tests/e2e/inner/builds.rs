@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::inner::{Host, MACHINES};
 use crate::suite::Suite;
-use crate::support::{self, LIMIT, Outcome, names, run};
+use smol_tests::support::{self, LIMIT, Outcome, names, run};
 
 pub fn tests<'a>(suite: &mut Suite<'a>, host: &'a Host) {
     suite.group("builds");

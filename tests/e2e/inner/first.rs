@@ -16,8 +16,8 @@ use smol_bundle::{Bundle, ImageKind};
 
 use crate::inner::Host;
 use crate::suite::Suite;
-use crate::support::{LIMIT, Running, eventually, free_port, names, run, try_exchange};
-use crate::tools::Tools;
+use smol_tests::support::{LIMIT, Running, eventually, free_port, names, run, try_exchange};
+use smol_tests::tools::Tools;
 
 /// She owns nothing and is in no group.
 const USER: u32 = 1000;

@@ -8,7 +8,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::inner::Host;
 use crate::suite::Suite;
-use crate::support::{self, LIMIT, Running, ask, eventually, exchange, free_port, run};
+use smol_tests::support::{self, LIMIT, Running, ask, eventually, exchange, free_port, run};
 
 pub fn tests<'a>(suite: &mut Suite<'a>, host: &'a Host) {
     suite.group("lifecycle");

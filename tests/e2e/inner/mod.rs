@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use crate::Selection;
 use crate::outer;
 use crate::suite::{self, Suite};
-use crate::tools::Tools;
+use smol_tests::tools::Tools;
 
 /// What makes this program the inner half.
 const ARGUMENT: &str = "inner";

@@ -4,11 +4,11 @@ use std::path::Path;
 
 use crate::inner::Host;
 use crate::suite::Suite;
-use crate::support::{
+use smol_tests::support::{
     LIMIT, ask, eventually, exchange, http_get, names, page, postgres, redis, tls_session,
     try_exchange, unix_time, value,
 };
-use crate::tools::Machine;
+use smol_tests::tools::Machine;
 
 /// How far a restored machine's clock may be from the host's, beside the time that a question takes, s.
 const DATE_ERROR: f64 = 0.5;

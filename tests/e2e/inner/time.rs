@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::inner::Host;
 use crate::suite::Suite;
-use crate::support::{LIMIT, ask, eventually};
+use smol_tests::support::{LIMIT, ask, eventually};
 
 /// By how much a clock of an emulated host may be slower than ours, or faster.
 const RATE: f64 = 0.9;

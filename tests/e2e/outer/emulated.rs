@@ -4,9 +4,9 @@ use std::net::{Ipv4Addr, TcpStream};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::host::Host;
 use crate::suite::Suite;
-use crate::support::{
+use smol_tests::host::Host;
+use smol_tests::support::{
     self, LIMIT, Running, ask, await_gone, descendants, eventually, free_port, run,
 };
 

@@ -13,9 +13,9 @@ use smol_host::{Accel, Backend, HostError};
 
 use rustix::thread::{CpuSet, sched_setaffinity};
 
-use crate::host::Host;
 use crate::suite::Suite;
-use crate::support::LIMIT;
+use smol_tests::host::Host;
+use smol_tests::support::LIMIT;
 
 pub fn tests<'a>(suite: &mut Suite<'a>, host: &'a Host) {
     suite.group("emulated_host");

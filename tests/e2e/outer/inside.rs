@@ -10,10 +10,10 @@ use smol_host::HostError;
 use smol_host::emulated::{Controller, EmulatedHost, Event, RunningHost, SELF};
 
 use crate::Selection;
-use crate::host::Host;
 use crate::inner;
 use crate::suite::{self, Outcome, Tally, Test};
-use crate::support::free_port;
+use smol_tests::host::Host;
+use smol_tests::support::free_port;
 
 /// Memory of the emulated host for its tmpfs and guests, MiB.
 const MEMORY: u32 = 4096;

@@ -14,12 +14,13 @@ mod twice;
 
 pub use emulated_host::job;
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use crate::Selection;
-use crate::host::Host;
 use crate::inner;
 use crate::suite::{Suite, Tally};
+use smol_tests::host::Host;
 
 /// All of this half, what fails fast first.
 fn tests(host: &Host) -> Suite<'_> {
@@ -37,9 +38,14 @@ fn tests(host: &Host) -> Suite<'_> {
     suite
 }
 
+/// This host, with a folder for the tests in cargo's.
+fn this_host() -> Host {
+    Host::new(&Path::new(env!("CARGO_TARGET_TMPDIR")).join("e2e"))
+}
+
 /// Prints the names of the tests.
 pub fn list(selection: &Selection) -> ExitCode {
-    let host = Host::new("e2e");
+    let host = this_host();
     let outer = tests(&host).filter(&selection.words);
     let inside = inner::Host::new();
     let inner = inner::tests(&inside, selection);
@@ -53,7 +59,7 @@ pub fn list(selection: &Selection) -> ExitCode {
 /// last run, if nothing has changed that decides about them.
 pub fn main(selection: &Selection) -> ExitCode {
     let fresh = selection.words.is_empty();
-    let host = Host::new("e2e");
+    let host = this_host();
     let outer = tests(&host).filter(&selection.words);
     let inside = inner::Host::new();
     let inner = inner::tests(&inside, selection);

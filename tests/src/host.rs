@@ -75,13 +75,12 @@ impl Host {
         self.tools.home.join("cache")
     }
 
-    /// Paths below a folder of this name; what is in them, [`Host::prepare`] puts there.
-    pub fn new(name: &str) -> Self {
+    /// Paths below `root`; [`Host::prepare`] fills them.
+    pub fn new(root: &Path) -> Self {
         let workspace = Path::new(env!("CARGO_MANIFEST_DIR"))
             .parent()
             .expect("a member of the workspace")
             .to_owned();
-        let root = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
         Self {
             tools: Tools {
                 programs: root.join("programs"),
@@ -95,7 +94,7 @@ impl Host {
             scratch: root.join("scratch"),
             faults: root.join("faults"),
             workspace,
-            root,
+            root: root.to_owned(),
         }
     }
 
@@ -137,19 +136,25 @@ impl Host {
     }
 }
 
-/// Copies of the programs, so that no build exchanges them while they run.
+/// The programs under test, each in a package of its name.
+const PROGRAMS: [&str; 2] = ["smolbuild", "smolrun"];
+
+/// Builds the programs, in the profile that this program was built in, and copies them, so that no
+/// later build replaces them while they run.
 fn programs(host: &Host) {
-    let smolbuild = Path::new(env!("CARGO_BIN_EXE_smolbuild"));
-    let folder = smolbuild.parent().expect("a file in a folder");
+    // <target>/<triple>/<profile>/deps/<this program>
+    let own = std::env::current_exe().expect("it was started from a file");
+    let folder = own.ancestors().nth(2).expect("cargo has built it");
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo
         .current_dir(&host.workspace)
-        .args(["build", "--quiet", "--package", "smolrun"]);
+        .args(["build", "--quiet"]);
+    cargo.args(PROGRAMS.map(|name| format!("--package={name}")));
     if folder.ends_with("release") {
         cargo.arg("--release");
     }
     run(&mut cargo).succeed();
-    for name in ["smolbuild", "smolrun"] {
+    for name in PROGRAMS {
         let to = host.tools.programs.join(name);
         let _ = fs::remove_file(&to);
         fs::copy(folder.join(name), to)
