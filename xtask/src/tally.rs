@@ -4,6 +4,7 @@
 //! test NAME ... ok                        test result: ok. 3 passed; 0 failed; ...
 //! test NAME ... FAILED                    flaky (emulated host): NAME: WHAT
 //! test NAME ... ignored, WHY              test NAME ... left out: WHY
+//! test NAME ... ignored (WHY)             (libtest-mimic's, which also fills up names with spaces)
 //! ```
 
 /// What became of the tests.
@@ -30,6 +31,7 @@ impl Tally {
         else {
             return !is_noise(line);
         };
+        let name = name.trim_end();
         let why = |told: &str| (name.to_owned(), told.to_owned());
         match outcome {
             // To Rust's own harness, a test that says of itself that it was left out has passed.
@@ -42,6 +44,7 @@ impl Tally {
             _ => match outcome
                 .strip_prefix("ignored, ")
                 .or(outcome.strip_prefix("left out: "))
+                .or(in_parentheses(outcome.strip_prefix("ignored ")))
             {
                 Some(told) => self.left_out.push(why(told)),
                 None => return true,
@@ -50,6 +53,10 @@ impl Tally {
         // Names that are sentences are those of tests that take long: one wants to see how far it is.
         outcome != "ok" || name.contains(' ')
     }
+}
+
+fn in_parentheses(text: Option<&str>) -> Option<&str> {
+    text?.strip_prefix('(')?.strip_suffix(')')
 }
 
 fn named(told: &str) -> Option<(String, String)> {
@@ -78,6 +85,7 @@ mod tests {
             "test a::c ... FAILED",
             "test a::d ... ignored, needs a tape",
             "test child ... ignored, run by another test",
+            "test it needs something   ... ignored (needs mkfs.erofs (erofs-utils))",
             "test it has a name ... ok",
             "test it cannot ... left out: /dev/kvm: none",
             "test it cannot ... ok",
@@ -96,6 +104,7 @@ mod tests {
             flaky: vec![pair("it dies", "the emulated host hangs: its CPU 1 ...")],
             left_out: vec![
                 pair("a::d", "needs a tape"),
+                pair("it needs something", "needs mkfs.erofs (erofs-utils)"),
                 pair("it cannot", "/dev/kvm: none"),
             ],
         };
@@ -105,6 +114,7 @@ mod tests {
             [
                 "test a::c ... FAILED",
                 "test a::d ... ignored, needs a tape",
+                "test it needs something   ... ignored (needs mkfs.erofs (erofs-utils))",
                 "test it has a name ... ok",
                 "test it cannot ... left out: /dev/kvm: none",
                 "flaky (emulated host): it dies: the emulated host hangs: its CPU 1 ...",
