@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand};
+use smol_cli::manual::Shell;
 use smol_host::Accel;
 
 use crate::instance;
@@ -131,6 +132,17 @@ pub enum Command {
         /// As JSON.
         #[arg(long)]
         json: bool,
+    },
+    /// Print the script that completes this command line in a shell.
+    Completions {
+        /// Shell.
+        shell: Shell,
+    },
+    /// Writes the man pages into a folder; for releases.
+    #[command(hide = true, name = "internal-man")]
+    Man {
+        /// Folder that exists.
+        folder: PathBuf,
     },
     /// Runs the machine of the spec on stdin, away from the terminal.
     #[command(hide = true, name = "internal-detached")]

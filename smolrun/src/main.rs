@@ -65,6 +65,8 @@ fn main() -> ExitCode {
         Some(Command::Logs { name, follow }) => commands::logs(name, *follow),
         Some(Command::Stop { name, time }) => commands::stop(name, *time),
         Some(Command::Doctor { json }) => commands::doctor(*json),
+        Some(Command::Completions { shell }) => commands::completions(*shell),
+        Some(Command::Man { folder }) => commands::man_pages(folder),
         Some(Command::Detached) => detached::main(),
         Some(Command::Inner { spec }) => emulated::inner(spec),
     };

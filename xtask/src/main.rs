@@ -1,4 +1,5 @@
-//! What is done with this repository: `cargo xtask demo`, `test`, `bench`, `repeat`, `versions`.
+//! What is done with this repository: `cargo xtask demo`, `test`, `bench`, `dist`, `repeat`,
+//! `versions`.
 //!
 //! | module | purpose |
 //! |---|---|
@@ -8,11 +9,13 @@
 //! | [`test`] | everything that must pass |
 //! | [`tally`] | what tests say of themselves, counted |
 //! | [`bench`] | the figures |
+//! | [`dist`] | a release in one archive |
 //! | [`repeat`] | builds repeated, and compared byte for byte |
 //! | [`versions`] | how much two versions of a machine share |
 
 mod bench;
 mod demo;
+mod dist;
 mod packages;
 mod repeat;
 mod shell;
@@ -48,6 +51,8 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
+    /// Pack a release: both programs, man pages and completions in one archive in target/dist
+    Dist,
     /// Build recipes again and again, in emulated hosts of their own, and compare every byte
     Repeat(repeat::Options),
     /// Build python in three versions of its application, and tell how many bytes they share
@@ -59,6 +64,7 @@ fn main() -> ExitCode {
         Command::Demo => demo::run(),
         Command::Test(options) => test::run(&options),
         Command::Bench { parts, json } => bench::run(&parts, json.as_deref()),
+        Command::Dist => dist::run(),
         Command::Repeat(options) => repeat::run(&options),
         Command::Versions => versions::run(),
     };

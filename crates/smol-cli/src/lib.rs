@@ -7,6 +7,7 @@
 //! | [`signals`] | SIGINT and SIGTERM as a flag to look at and a descriptor to poll |
 //! | [`paths`] | cache, config and runtime folders by the XDG Base Directory Specification |
 //! | [`human`] | sizes and durations for people |
+//! | [`manual`] | man pages and completions for shells, made from a command line |
 //!
 //! Results go to stdout and belong to the binaries; everything here writes to stderr only.
 //!
@@ -31,6 +32,7 @@
 
 pub mod error;
 pub mod human;
+pub mod manual;
 pub mod paths;
 pub mod progress;
 pub mod signals;
