@@ -236,7 +236,7 @@ fn inner_spec(spec: &RunSpec, ports: &[Publish]) -> RunSpec {
 /// An error of the host, with the command that mends it.
 pub fn host_failure(error: HostError) -> anyhow::Error {
     let failure = Failure::new(ExitKind::Host, error.message);
-    match error.mend {
+    match error.fix {
         Some(mend) => failure.hint(format!("to mend it: {mend}")),
         None => failure,
     }

@@ -41,7 +41,7 @@ pub(crate) fn open_bundle(path: &Path) -> anyhow::Result<Bundle> {
 
 /// Gives an error of the host its exit code, 5, and the command that mends it as a hint.
 pub(crate) fn host_error(error: smol_host::HostError) -> anyhow::Error {
-    let mend = error.mend.clone();
+    let mend = error.fix.clone();
     let result = Err::<(), _>(error).kind(ExitKind::Host);
     match mend {
         Some(command) => result.hint(command),

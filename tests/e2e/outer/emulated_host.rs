@@ -324,12 +324,12 @@ fn dying_kernel(host: &Host) {
             "{text}"
         );
     }
-    assert!(error.mend.unwrap().contains("run it again"));
+    assert!(error.fix.unwrap().contains("run it again"));
 }
 
 fn hanging_cpu(host: &Host) {
     let limit = Duration::from_secs(10);
-    let (error, kept) = fault(host, emulated(host, &["hog"]).silence(limit));
+    let (error, kept) = fault(host, emulated(host, &["hog"]).silence_timeout(limit));
     for text in [&error.message, &kept] {
         assert!(text.contains("the emulated host hangs: "), "{text}");
     }

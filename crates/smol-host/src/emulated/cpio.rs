@@ -12,7 +12,7 @@ pub struct Archive {
 }
 
 impl Archive {
-    /// An empty archive.
+    /// Creates an empty archive.
     pub fn new() -> Self {
         Archive {
             bytes: Vec::new(),

@@ -29,13 +29,13 @@ use super::{CHANNEL_VARIABLE, INIT_ARGUMENT, MARKER_VARIABLE, network, pulse};
 use crate::child;
 
 /// How long a device may take to appear after its module was loaded.
-const DEVICE_LIMIT: Duration = Duration::from_secs(20);
+const DEVICE_TIMEOUT: Duration = Duration::from_secs(20);
 
 type Result<T> = std::result::Result<T, String>;
 type Port = Arc<Mutex<File>>;
 
-/// If this process is the init of an emulated host, does that and never returns; else returns at
-/// once. To be called before anything else in `main`.
+/// Runs the init of an emulated host, and never returns, if this process is one; else returns at
+/// once. Call it before anything else in `main`.
 pub fn main_if_requested() {
     let requested = std::env::args_os()
         .nth(1)
@@ -44,7 +44,7 @@ pub fn main_if_requested() {
         return;
     }
     let Err(why) = run();
-    // Without a port, the console is where this can be said; the host shows its last lines.
+    // Without a port there is the console, whose last lines the host shows.
     eprintln!("smol: {why}");
     power_off();
 }
@@ -80,8 +80,8 @@ fn run() -> Result<Infallible> {
     }
 }
 
-/// A machine that never runs and stays to the end, so that KVM rewrites none of its own code while
-/// others come and go.
+/// Creates a machine that never runs and exists to the end, so that KVM rewrites none of its own code
+/// while others are created and dropped.
 ///
 /// Branches in KVM that depend on whether there is any vCPU of some kind are patched when the first
 /// one comes and when the last one is gone: whether a local APIC is switched off by software, as that
@@ -129,7 +129,7 @@ fn load_module(path: &str) -> Result<()> {
 
 /// Finds our virtio-serial port by its name; it appears a moment after its driver.
 fn open_port() -> Result<File> {
-    let limit = Instant::now() + DEVICE_LIMIT;
+    let limit = Instant::now() + DEVICE_TIMEOUT;
     loop {
         for entry in fs::read_dir("/sys/class/virtio-ports")
             .into_iter()
@@ -165,7 +165,7 @@ fn set_up(job: &Job) -> Result<()> {
     Ok(())
 }
 
-/// Linux has booted on the first CPU alone.
+/// Starts the other CPUs: Linux has booted on the first one alone.
 fn start_cpus() -> Result<()> {
     for entry in fs::read_dir("/sys/devices/system/cpu").map_err(context("cannot see the CPUs"))? {
         let online = entry
@@ -181,7 +181,7 @@ fn start_cpus() -> Result<()> {
     Ok(())
 }
 
-/// `msize` and `cache` as measured; see the table in [`super`].
+/// Mounts a share. `msize` and `cache` are the fastest ones; see the table in [`super`].
 fn mount_share(share: &Mount) -> Result<()> {
     let (flags, cache) = if share.read_only {
         (MountFlags::RDONLY, "loose")
@@ -221,7 +221,7 @@ fn serve(job: &Job, mut port: File, writer: &Port) -> Result<JobStatus> {
     follow_host(port, channel, &child);
     let status = child.wait().map_err(context("cannot wait for the job"))?;
     // What the job left behind would keep the pipes open, and the shares busy.
-    kill_everything();
+    kill_all_others();
     for relay in relays.into_iter().flatten() {
         let _ = relay.join();
     }
@@ -231,13 +231,13 @@ fn serve(job: &Job, mut port: File, writer: &Port) -> Result<JobStatus> {
     })
 }
 
-/// Ends every process but ourselves.
-fn kill_everything() {
+/// Kills every process but this one.
+fn kill_all_others() {
     // SAFETY: kill touches no memory; -1 means everyone but PID 1 and the caller, which are the same.
     unsafe { libc::kill(-1, libc::SIGKILL) };
 }
 
-/// The host answers [`Kind::Started`] with the time of day.
+/// Sets the clock to the time of day, with which the host answers [`Kind::Started`].
 fn set_clock(port: &mut File) -> Result<()> {
     let frame = wire::read_frame(port).map_err(context("cannot hear the host"))?;
     let Some((Kind::Clock, payload)) = frame else {
@@ -285,7 +285,7 @@ fn start_job(job: &Job, channel: OwnedFd) -> Result<Child> {
         .map_err(context(format!("cannot run {program}")))
 }
 
-/// All CPUs but the first, on which no guest may run (see `CPUS` of the command line).
+/// Returns all CPUs but the first, on which no guest may run (see `CPUS` of the command line).
 fn cpus_for_guests() -> io::Result<CpuSet> {
     let mut cpus = sched_getaffinity(None)?;
     cpus.unset(0);
@@ -312,7 +312,7 @@ fn relay(
     }))
 }
 
-/// Obeys the host, on a thread of its own. If the host is gone there is nobody left to work for.
+/// Follows the host's requests, on a thread of its own. Switches off if the host is gone.
 fn follow_host(mut port: File, mut channel: UnixStream, child: &Child) {
     let group = Pid::from_raw(child.id() as i32);
     thread::spawn(move || {

@@ -44,10 +44,10 @@ struct Index {
 }
 
 impl Kernel {
-    /// The newest cached kernel, without asking the network or apt.
+    /// Returns the newest cached kernel, without asking the network or apt.
     pub fn cached(cache: &Path) -> Option<Kernel> {
         let suffix = format!("-r{REVISION}");
-        let mut dirs: Vec<PathBuf> = fs::read_dir(shelf(cache))
+        let mut dirs: Vec<PathBuf> = fs::read_dir(kernels(cache))
             .ok()?
             .filter_map(|entry| entry.ok().map(|entry| entry.path()))
             .filter(|path| {
@@ -61,13 +61,13 @@ impl Kernel {
             .find_map(|dir| Kernel::open(&dir).ok())
     }
 
-    /// The cached kernel, or a freshly fetched one.
+    /// Returns the cached kernel, or downloads one.
     ///
     /// # Errors
     /// apt is absent, does not know or cannot download the package; a tool is missing; the disk is full.
     pub fn obtain(cache: &Path) -> Result<Kernel> {
         if let Some(root) = std::env::var_os(KERNEL_ROOT_VARIABLE) {
-            return Kernel::own(cache, Path::new(&root));
+            return Kernel::from_folder(cache, Path::new(&root));
         }
         if let Some(kernel) = Kernel::cached(cache) {
             return Ok(kernel);
@@ -86,7 +86,7 @@ impl Kernel {
         )
     }
 
-    /// Whether [`Kernel::obtain`] has good prospects: what it would fetch, without fetching it.
+    /// Returns what [`Kernel::obtain`] would download, without downloading it; an error, if it could not.
     pub(crate) fn obtainable() -> Result<String> {
         if let Some(root) = std::env::var_os(KERNEL_ROOT_VARIABLE) {
             return find_image(Path::new(&root)).map(|image| image.display().to_string());
@@ -95,15 +95,15 @@ impl Kernel {
         Ok(format!("{META_PACKAGE} {}", resolve()?[0].version))
     }
 
-    /// The kernel in a folder of the user's, cached by the name of its image.
-    fn own(cache: &Path, root: &Path) -> Result<Kernel> {
+    /// Returns the kernel in a folder of the user's, cached by the name of its image.
+    fn from_folder(cache: &Path, root: &Path) -> Result<Kernel> {
         let scratch = Scratch::new(cache)?;
         let image = find_image(root)?;
         let name = format!(
             "own-{}",
             image.file_name().unwrap_or_default().to_string_lossy()
         );
-        Kernel::open(&scratch.shelf.join(&name))
+        Kernel::open(&scratch.kernels.join(&name))
             .or_else(|_| install(root, &scratch, &root.display().to_string(), &name))
     }
 
@@ -112,7 +112,7 @@ impl Kernel {
         let text =
             fs::read(&path).map_err(HostError::io(format!("cannot read {}", path.display())))?;
         let index = serde_json::from_slice(&text).map_err(|e| {
-            HostError::new(format!("{} is damaged: {e}", path.display())).mend(remove_command(dir))
+            HostError::new(format!("{} is damaged: {e}", path.display())).fix(remove_command(dir))
         })?;
         Ok(Kernel {
             dir: dir.to_owned(),
@@ -120,17 +120,17 @@ impl Kernel {
         })
     }
 
-    /// What it is, for people: package and version.
+    /// Returns what it is, for people: package and version.
     pub fn origin(&self) -> &str {
         &self.index.origin
     }
 
-    /// Path of the ELF kernel, for `-kernel` (it has a PVH entry).
+    /// Returns the path of the ELF kernel, for `-kernel` (it has a PVH entry).
     pub fn vmlinux(&self) -> PathBuf {
         self.dir.join("vmlinux")
     }
 
-    /// The bytes of the modules that loading `wanted` needs, dependencies first.
+    /// Returns the bytes of the modules that loading `wanted` needs, dependencies first.
     pub fn modules(&self, wanted: &[&str]) -> Result<Vec<(String, Vec<u8>)>> {
         modules::subset(&self.index.modules, wanted)
             .into_iter()
@@ -138,7 +138,7 @@ impl Kernel {
                 let path = self.dir.join("modules").join(format!("{name}.ko"));
                 let bytes = fs::read(&path).map_err(|e| {
                     HostError::new(format!("cannot read {}: {e}", path.display()))
-                        .mend(remove_command(&self.dir))
+                        .fix(remove_command(&self.dir))
                 })?;
                 Ok((name, bytes))
             })
@@ -146,7 +146,7 @@ impl Kernel {
     }
 }
 
-fn shelf(cache: &Path) -> PathBuf {
+fn kernels(cache: &Path) -> PathBuf {
     cache.join("emulated-host")
 }
 
@@ -154,30 +154,32 @@ fn remove_command(dir: &Path) -> String {
     format!("rm -r {}", dir.display())
 }
 
-/// A scratch folder beside the final one, held together with the lock of the shelf.
+/// A scratch folder beside the cached kernels, with the lock of their folder.
 struct Scratch {
     dir: ScratchDir,
-    shelf: PathBuf,
+    kernels: PathBuf,
     _lock: File,
 }
 
 impl Scratch {
     fn new(cache: &Path) -> Result<Scratch> {
-        let shelf = shelf(cache);
-        fs::create_dir_all(&shelf)
-            .map_err(HostError::io(format!("cannot create {}", shelf.display())))?;
-        let path = shelf.join("lock");
+        let kernels = kernels(cache);
+        fs::create_dir_all(&kernels).map_err(HostError::io(format!(
+            "cannot create {}",
+            kernels.display()
+        )))?;
+        let path = kernels.join("lock");
         let lock = File::create(&path)
             .map_err(HostError::io(format!("cannot create {}", path.display())))?;
         lock.lock()
             .map_err(HostError::io(format!("cannot lock {}", path.display())))?;
-        let dir = ScratchDir::create(&shelf, "new-").map_err(HostError::io(format!(
+        let dir = ScratchDir::create(&kernels, "new-").map_err(HostError::io(format!(
             "cannot create a folder in {}",
-            shelf.display()
+            kernels.display()
         )))?;
         Ok(Scratch {
             dir,
-            shelf,
+            kernels,
             _lock: lock,
         })
     }
@@ -187,7 +189,7 @@ impl Scratch {
     }
 }
 
-/// Downloads the kernel's packages and unpacks them; gives the root folder and the version.
+/// Downloads the kernel's packages and unpacks them; returns the root folder and the version.
 fn download(scratch: &Path) -> Result<(PathBuf, String)> {
     require_tools()?;
     let packages = resolve()?;
@@ -201,7 +203,7 @@ fn download(scratch: &Path) -> Result<(PathBuf, String)> {
     apt_get
         .args(["-qq", "-o", "APT::Sandbox::User=root", "download"])
         .args(packages.iter().map(Package::pin));
-    run(apt_get.current_dir(&debs)).map_err(|e| e.mend(apt_update()))?;
+    run(apt_get.current_dir(&debs)).map_err(|e| e.fix(apt_update()))?;
     for entry in
         fs::read_dir(&debs).map_err(HostError::io("cannot list the downloaded packages"))?
     {
@@ -223,7 +225,7 @@ fn require_tools() -> Result<()> {
             let message = format!(
                 "the emulated host's kernel comes from Debian's package {META_PACKAGE}, and {tool} is not here"
             );
-            return Err(HostError::new(message).mend(format!(
+            return Err(HostError::new(message).fix(format!(
                 "unpack a kernel package with KVM, 9p and virtio modules into a folder and set {KERNEL_ROOT_VARIABLE}=<folder>"
             )));
         }
@@ -263,7 +265,7 @@ fn resolve() -> Result<Vec<Package>> {
                     "apt does not know the package {name}: {}",
                     e.message
                 ))
-                .mend(apt_update())
+                .fix(apt_update())
             })?;
         for package in kernel_dependencies(&record) {
             if !found.iter().any(|known| known.name == package.name) {
@@ -276,12 +278,12 @@ fn resolve() -> Result<Vec<Package>> {
         return Err(HostError::new(format!(
             "the package {META_PACKAGE} depends on no kernel package"
         ))
-        .mend(apt_update()));
+        .fix(apt_update()));
     }
     Ok(found)
 }
 
-/// The versioned kernel packages in a package record's `Depends:` field.
+/// Returns the versioned kernel packages in a package record's `Depends:` field.
 fn kernel_dependencies(record: &str) -> Vec<Package> {
     let depends = record
         .lines()
@@ -302,7 +304,7 @@ fn kernel_dependencies(record: &str) -> Vec<Package> {
         .collect()
 }
 
-/// Takes the kernel and the modules out of an unpacked `root` into the shelf, as `name`.
+/// Takes the kernel and the modules out of an unpacked `root` into the cache, as `name`.
 fn install(root: &Path, scratch: &Scratch, origin: &str, name: &str) -> Result<Kernel> {
     let new = scratch.path().join("kernel");
     let modules_dir = new.join("modules");
@@ -355,7 +357,7 @@ fn install(root: &Path, scratch: &Scratch, origin: &str, name: &str) -> Result<K
         .map_err(|e| HostError::new(format!("cannot write index.json: {e}")))?;
     write(&new.join("index.json"), &json)?;
 
-    let place = scratch.shelf.join(name);
+    let place = scratch.kernels.join(name);
     let _ = fs::remove_dir_all(&place); // a damaged one
     fs::rename(&new, &place)
         .map_err(HostError::io(format!("cannot create {}", place.display())))?;
@@ -386,7 +388,7 @@ fn find_image(root: &Path) -> Result<PathBuf> {
         .ok_or_else(|| HostError::new(format!("no vmlinuz in {}", boot.display())))
 }
 
-/// Every module file under `root`, by module name.
+/// Returns every module file under `root`, by module name.
 fn find_modules(root: &Path) -> BTreeMap<String, PathBuf> {
     let mut found = BTreeMap::new();
     let mut todo = vec![root.join("lib/modules"), root.join("usr/lib/modules")];
@@ -403,7 +405,7 @@ fn find_modules(root: &Path) -> BTreeMap<String, PathBuf> {
     found
 }
 
-/// A module's bytes, uncompressed (newer kernel packages hold .ko.xz).
+/// Returns a module's bytes, uncompressed (newer kernel packages hold .ko.xz).
 fn read_module(path: &Path) -> Result<Vec<u8>> {
     let tool = match path.extension().and_then(|extension| extension.to_str()) {
         Some("xz") => "xz",
@@ -417,7 +419,7 @@ fn read_module(path: &Path) -> Result<Vec<u8>> {
     capture(Command::new(tool).arg("-dc").arg(path))
 }
 
-/// The ELF kernel inside a bzImage (boot protocol 2.08 or later: payload_offset, payload_length;
+/// Returns the ELF kernel inside a bzImage (boot protocol 2.08 or later: payload_offset, payload_length;
 /// Documentation/arch/x86/boot.rst). An ELF file is returned as it is.
 fn uncompress_kernel(image: &[u8], scratch: &Path) -> Result<Vec<u8>> {
     if image.starts_with(b"\x7fELF") {
@@ -483,7 +485,7 @@ fn command_output(command: &mut Command) -> Result<std::process::Output> {
                 "xz" => "xz-utils",
                 other => other,
             };
-            error.mend(apt::install_command(&[package]))
+            error.fix(apt::install_command(&[package]))
         })
 }
 
@@ -546,7 +548,7 @@ mod tests {
     fn a_cache_without_a_complete_kernel_has_none() {
         let cache = tempfile::tempdir().unwrap();
         assert!(Kernel::cached(cache.path()).is_none());
-        fs::create_dir_all(shelf(cache.path()).join(format!("6.1-r{REVISION}"))).unwrap();
+        fs::create_dir_all(kernels(cache.path()).join(format!("6.1-r{REVISION}"))).unwrap();
         assert!(Kernel::cached(cache.path()).is_none());
     }
 }

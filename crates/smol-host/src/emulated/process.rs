@@ -1,4 +1,4 @@
-//! QEMU's process: how it is started, and what it leaves behind.
+//! QEMU's process: how it is started, and its logs.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -18,7 +18,7 @@ use crate::error::{HostError, Result};
 
 /// How many lines of a log an error shows.
 pub(super) const SHOWN_LINES: usize = 20;
-/// What a kernel says first when it, or its processor, has failed.
+/// Messages of a kernel that has failed, or whose processor has.
 const FAILURES: [&str; 7] = [
     "Kernel panic",
     "Oops: ",
@@ -33,7 +33,7 @@ const FAILURES: [&str; 7] = [
 pub(super) struct Logs {
     /// The serial console of the emulated host.
     pub console: File,
-    /// QEMU's own stdout and stderr.
+    /// QEMU's stdout and stderr.
     pub qemu: File,
 }
 
@@ -46,9 +46,9 @@ pub(super) struct Launch {
     pub initramfs: File,
     pub arguments: Arguments,
     /// How long the first boot may take, and the second.
-    pub limits: [Duration; 2],
-    /// How long it may be silent once it is up.
-    pub silence: Duration,
+    pub boot_timeouts: [Duration; 2],
+    /// How long nothing may be received from it once it is up.
+    pub silence_timeout: Duration,
     /// Where reports of faults are kept.
     pub cache: PathBuf,
 }
@@ -59,13 +59,13 @@ pub(super) struct Booting {
     pub port: UnixStream,
     /// Its pidfd.
     pub process: OwnedFd,
-    /// How it ended, once it has.
+    /// Receives how it ended.
     pub ended: mpsc::Receiver<ExitStatus>,
     pub logs: Logs,
 }
 
-/// Starts QEMU; its init is to speak within `limit`.
-pub(super) fn boot(launch: &Launch, limit: Duration) -> Result<Booting> {
+/// Starts QEMU; the init in it must send its first frame within `timeout`.
+pub(super) fn boot(launch: &Launch, timeout: Duration) -> Result<Booting> {
     let logs = Logs {
         console: memory_file("console", &[])?,
         qemu: memory_file("qemu", &[])?,
@@ -98,7 +98,7 @@ pub(super) fn boot(launch: &Launch, limit: Duration) -> Result<Booting> {
         child::spawn_on_keeper("qemu-keeper", command, (fds, inner)).map_err(HostError::io(
             format!("cannot start {}", launch.qemu.display()),
         ))?;
-    port.set_read_timeout(Some(limit))
+    port.set_read_timeout(Some(timeout))
         .map_err(HostError::io("cannot set a time limit"))?;
     Ok(Booting {
         port,
@@ -108,7 +108,7 @@ pub(super) fn boot(launch: &Launch, limit: Duration) -> Result<Booting> {
     })
 }
 
-/// A file in memory with these contents: nothing to remove, whatever becomes of us.
+/// Creates a file in memory with these contents: it needs no removal, however this process ends.
 pub(super) fn memory_file(name: &str, contents: &[u8]) -> Result<File> {
     let fd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC);
     let file = fd.map_err(std::io::Error::from).and_then(|fd| {
@@ -122,7 +122,7 @@ pub(super) fn memory_file(name: &str, contents: &[u8]) -> Result<File> {
     )))
 }
 
-/// What is in a log, without what a terminal would not show.
+/// Returns the text of a log without control characters.
 pub(super) fn text(log: &File) -> String {
     let mut bytes = Vec::new();
     // Our own offset: QEMU writes through a description of its own or appends to the shared one.
@@ -138,12 +138,12 @@ pub(super) fn text(log: &File) -> String {
         .collect()
 }
 
-/// Whether a kernel says on its console that something is broken.
+/// Returns whether a kernel reports a failure on its console.
 pub(super) fn has_failed(console: &str) -> bool {
     FAILURES.iter().any(|words| console.contains(words))
 }
 
-/// The lines that tell most: those from the kernel's first complaint on, else the last ones.
+/// Returns the most useful lines: those from the kernel's first failure on, else the last ones.
 pub(super) fn excerpt(log: &str) -> String {
     let lines: Vec<&str> = log.lines().filter(|line| !line.trim().is_empty()).collect();
     let from = lines

@@ -1,7 +1,7 @@
-//! What the host and the emulated host's init say to each other: one ordered byte stream (a
+//! The protocol between the host and the emulated host's init: one ordered byte stream (a
 //! virtio-serial port) of frames `kind: u8, length: u32 little-endian, payload`.
 //!
-//! One stream, not one a purpose: so the exit status can never overtake the job's last output.
+//! All goes through one stream, so that the exit status cannot overtake the job's last output.
 
 use std::io::{self, Read, Write};
 
@@ -56,13 +56,13 @@ pub struct JobStatus {
 }
 
 impl JobStatus {
-    /// The code a shell would report: the exit code, or 128 + signal.
+    /// Returns the code a shell would report: the exit code, or 128 + signal.
     pub fn shell_code(self) -> i32 {
         self.code.unwrap_or_else(|| 128 + self.signal.unwrap_or(0))
     }
 }
 
-/// What init is to do: the file `/job.json` in the initramfs.
+/// The job description for init: the file `/job.json` in the initramfs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Job {
     /// Program (absolute path inside) and its arguments.
