@@ -198,92 +198,112 @@ fn keys(host: &Host) {
     }
 }
 
-/// A name, and what the Smolfile holds beyond the first lines.
-const MACHINES: &[(&str, &str)] = &[
-    (
+/// A machine of our own, whose service listens on port 7777.
+struct Machine {
+    name: &'static str,
+    /// Keys of the whole machine.
+    head: &'static str,
+    /// The service's command line.
+    cmd: &'static [&'static str],
+    /// What follows the port in the table `[ready]`.
+    rest: &'static str,
+}
+
+const fn machine(
+    name: &'static str,
+    head: &'static str,
+    cmd: &'static [&'static str],
+    rest: &'static str,
+) -> Machine {
+    Machine {
+        name,
+        head,
+        cmd,
+        rest,
+    }
+}
+
+const MACHINES: &[Machine] = &[
+    machine(
         "service",
+        "cpus = 2\nports = [7777]\n",
+        &["/service"],
         r#"
-            cpus = 2
-            ports = [7777]
-            [service]
-            cmd = ["/service"]
-            [ready]
-            tcp = 7777
-            [[warm]]
-            cmd = ["/service", "ask", "remember the past"]
-            [[restore]]
-            cmd = ["/service", "--draw", "/run/own"]
-        "#,
+[[warm]]
+cmd = ["/service", "ask", "remember the past"]
+[[restore]]
+cmd = ["/service", "--draw", "/run/own"]
+"#,
     ),
-    (
-        "never",
-        "[service]\ncmd = [\"/service\", \"--never\"]\n[ready]\ntcp = 7777\ntimeout = \"3s\"\n",
-    ),
-    (
-        "crash",
-        "[service]\ncmd = [\"/service\", \"--exit\", \"3\"]\n[ready]\ntcp = 7777\n",
-    ),
-    (
+    machine("never", "", &["/service", "--never"], "timeout = \"3s\"\n"),
+    machine("crash", "", &["/service", "--exit", "3"], ""),
+    machine(
         "warm",
-        "[service]\ncmd = [\"/service\"]\n[ready]\ntcp = 7777\n[[warm]]\ncmd = [\"/service\", \"--exit\", \"9\"]\n",
+        "",
+        &["/service"],
+        "[[warm]]\ncmd = [\"/service\", \"--exit\", \"9\"]\n",
     ),
-    (
+    machine(
         "asked",
-        r#"
-            [service]
-            cmd = ["/service"]
-            [ready]
-            tcp = 7777
-            [[warm_restore]]
-            exec = ["/service", "ask", "touch 16"]
-        "#,
+        "",
+        &["/service"],
+        "[[warm_restore]]\nexec = [\"/service\", \"ask\", \"touch 16\"]\n",
     ),
-    (
+    machine(
         "unanswered",
+        "",
+        &["/service"],
         r#"
-            [service]
-            cmd = ["/service"]
-            [ready]
-            tcp = 7777
-            [[warm_restore]]
-            exec = ["/service", "ask", "ping"]
-            [[warm_restore]]
-            exec = ["/service", "--exit", "9"]
-        "#,
+[[warm_restore]]
+exec = ["/service", "ask", "ping"]
+[[warm_restore]]
+exec = ["/service", "--exit", "9"]
+"#,
     ),
-    (
+    machine(
         "late",
-        "[service]\ncmd = [\"/service\", \"--late\", \"3000\"]\n[ready]\ntcp = 7777\ntimeout = \"1h\"\ninterval = \"1min\"\n",
+        "",
+        &["/service", "--late", "3000"],
+        "timeout = \"1h\"\ninterval = \"1min\"\n",
     ),
-    (
-        "spin",
-        "[service]\ncmd = [\"/service\", \"--spin\"]\n[ready]\ntcp = 7777\n",
-    ),
-    (
-        "absent",
-        "[service]\ncmd = [\"/no/such/program\"]\n[ready]\ntcp = 7777\n",
-    ),
+    machine("spin", "", &["/service", "--spin"], ""),
+    machine("absent", "", &["/no/such/program"], ""),
 ];
+
+impl Machine {
+    /// The Smolfile. Its kernel and its root file system are beside it, and shared by all.
+    fn smolfile(&self) -> String {
+        let Self {
+            name,
+            head,
+            cmd,
+            rest,
+        } = self;
+        format!(
+            r#"name = "{name}"
+memory = "128MiB"
+{head}
+[kernel]
+path = "vmlinux"
+[rootfs]
+dir = "root"
+[service]
+cmd = {cmd:?}
+[ready]
+tcp = 7777
+{rest}"#
+        )
+    }
+}
 
 /// Smolfiles side by side in one folder, with the root file system that they share: one program.
 fn machines(host: &Host, service: &Path) {
     let root = host.machines.join("root");
     fs::create_dir_all(&root).expect("the build folder can be written");
     fs::copy(service, root.join("service")).expect("make has built it");
-    for (name, rest) in MACHINES {
-        let lines: Vec<&str> = rest.lines().map(str::trim).collect();
-        let (top, tables) = lines.split_at(
-            lines
-                .iter()
-                .position(|line| line.starts_with('['))
-                .expect("a table"),
-        );
-        let text = format!(
-            "name = \"{name}\"\nmemory = \"128MiB\"\n{}\n[kernel]\npath = \"vmlinux\"\n[rootfs]\ndir = \"root\"\n{}\n",
-            top.join("\n"),
-            tables.join("\n"),
-        );
-        fs::write(smolfile(host, name), text).expect("the build folder can be written");
+    for machine in MACHINES {
+        fs::write(smolfile(host, machine.name), machine.smolfile())
+            .expect("the build folder can be written");
     }
 }
 

@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::support::{self, Outcome};
+use crate::support::{self, LIMIT, Outcome, Running};
 
 /// The programs under test, with folders of their own.
 pub struct Tools {
@@ -78,6 +79,21 @@ impl Tools {
             tools: self,
             name: name.to_owned(),
         }
+    }
+
+    /// Presses Ctrl-C at a smolrun in the foreground, the only machine: its service is to say that it
+    /// stops, and nothing is left.
+    #[track_caller]
+    pub fn ctrl_c_stops(&self, running: Running) {
+        running.signal(Signal::INT);
+        let outcome = running.finish(LIMIT);
+        assert_eq!(
+            (outcome.code, outcome.stdout.as_str()),
+            (Some(0), "stopping\n"),
+            "{}",
+            outcome.stderr
+        );
+        assert_eq!(self.instances(), Vec::<String>::new());
     }
 
     /// What `smolrun ps --json` lists.

@@ -80,15 +80,7 @@ fn exit_code(host: &Host) {
 fn ctrl_c(host: &Host) {
     let (running, port) = foreground(host, "interrupted");
     assert_eq!(ask(port, "ping"), "pong");
-    running.signal(Signal::INT);
-    let outcome = running.finish(LIMIT);
-    assert_eq!(
-        (outcome.code, outcome.stdout.as_str()),
-        (Some(0), "stopping\n"),
-        "{}",
-        outcome.stderr
-    );
-    assert_eq!(host.tools.instances(), Vec::<String>::new());
+    host.tools.ctrl_c_stops(running);
 }
 
 fn stubborn(host: &Host) {

@@ -84,15 +84,7 @@ fn ctrl_c(host: &Host) {
     let mut command = host.tools.run(&host.bundle("service"), "emulated");
     let running = Running::start(command.args(["--accel", "emulated"]));
     running.await_stderr("service: restored in ");
-    running.signal(Signal::INT);
-    let outcome = running.finish(LIMIT);
-    assert_eq!(
-        (outcome.code, outcome.stdout.as_str()),
-        (Some(0), "stopping\n"),
-        "{}",
-        outcome.stderr
-    );
-    assert_eq!(host.tools.instances(), Vec::<String>::new());
+    host.tools.ctrl_c_stops(running);
 }
 
 fn early_ctrl_c(host: &Host) {
