@@ -1,7 +1,7 @@
 //! Running machines: one folder each, owned by the process that runs it.
 //!
 //! ```text
-//! <runtime>/instances/<name>/   owned (see crate::owned) as long as the machine runs
+//! <runtime>/instances/<name>/   owned (see smol_host::lock_dir) as long as the machine runs
 //!   instance.json               what it is; appears whole
 //!   log                         the service's output
 //!   control.sock                takes an Order; the connection is closed when the process ends
@@ -20,10 +20,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use smol_cli::{ErrorExt, ExitKind, Failure};
+use smol_host::lock_dir::LockDir;
 
 use crate::orders::{self, Order};
 use crate::output::Log;
-use crate::owned::OwnedDir;
 use crate::ports::Publish;
 
 const RECORD: &str = "instance.json";
@@ -171,7 +171,7 @@ fn draw_name(
 /// A machine of this process.
 pub struct Instance {
     /// Removed on drop.
-    dir: Option<OwnedDir>,
+    dir: Option<LockDir>,
     record: Mutex<Record>,
 }
 
@@ -186,7 +186,7 @@ impl Instance {
         let mut dir = None;
         // Someone who looks whether it is left behind owns it for a moment.
         for _ in 0..20 {
-            dir = OwnedDir::try_claim(&path).with_context(what)?;
+            dir = LockDir::try_claim(&path).with_context(what)?;
             if dir.is_some() || path.join(RECORD).exists() {
                 break;
             }
@@ -207,7 +207,7 @@ impl Instance {
         self.dir().path()
     }
 
-    fn dir(&self) -> &OwnedDir {
+    fn dir(&self) -> &LockDir {
         self.dir.as_ref().expect("it is taken by drop alone")
     }
 
@@ -304,7 +304,7 @@ fn in_use(name: &str) -> Failure {
 /// As [`Instance::claim`].
 pub fn check_free(root: &Path, name: &str) -> anyhow::Result<()> {
     let folder = root.join(name);
-    match folder.join(RECORD).exists() && OwnedDir::if_abandoned(&folder).is_none() {
+    match folder.join(RECORD).exists() && LockDir::if_abandoned(&folder).is_none() {
         true => Err(in_use(name).into()),
         false => Ok(()),
     }
@@ -314,7 +314,7 @@ pub fn check_free(root: &Path, name: &str) -> anyhow::Result<()> {
 pub fn list(root: &Path) -> Vec<Record> {
     let mut records = Vec::new();
     for entry in fs::read_dir(root).into_iter().flatten().flatten() {
-        if let Some(left) = OwnedDir::if_abandoned(&entry.path()) {
+        if let Some(left) = LockDir::if_abandoned(&entry.path()) {
             let _ = left.remove();
             continue;
         }

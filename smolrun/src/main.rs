@@ -7,7 +7,7 @@
 //!       of its own                          +--> emulated: the same supervise, inside of QEMU
 //! ```
 //! The first start of a bundle runs while it is being unpacked: [`first`].
-//! Files that appear whole, folders that are owned: [`owned`]. Processes talk in [`report`]
+//! Files that appear whole, folders that are owned: [`smol_host::lock_dir`]. Processes talk in [`report`]
 //! messages one way and [`orders`] the other.
 
 mod cli;
@@ -22,7 +22,6 @@ mod materialise;
 mod metrics;
 mod orders;
 mod output;
-mod owned;
 mod ports;
 mod report;
 mod restore;
