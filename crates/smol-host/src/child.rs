@@ -93,7 +93,9 @@ pub fn guarded(program: impl AsRef<OsStr>) -> Command {
     command
         .args(["-c", GUARD, "sh"])
         .arg(program)
-        .stdin(Stdio::piped());
+        .stdin(Stdio::piped())
+        // The watcher kills the group that it is in.
+        .process_group(0);
     command
 }
 
