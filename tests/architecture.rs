@@ -82,7 +82,6 @@ const UNSAFE_ROOMS: &[&str] = &[
     "crates/smol-machine/src/prefetch.rs",
     "crates/smol-machine/src/probe.rs",
     "crates/smol-machine/src/uffd.rs",
-    "smolbuild/src/assemble/rootfs/debian/mmdebstrap.rs",
 ];
 
 /// The rooms that may ask for which operating system or processor they are compiled.
