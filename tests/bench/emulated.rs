@@ -16,7 +16,7 @@ use smol_tests::support::{LIMIT, Running};
 const RUNS: usize = 5;
 const MACHINES: [&str; 3] = ["hello", "redis", "python"];
 
-/// Measures, prints, and gives the figures.
+/// Measures, prints, and returns the figures.
 pub fn measure(host: &Host) -> Value {
     sizes::build(host, &MACHINES);
     println!("\nmachines in emulated hosts of their own, until the service runs, median of {RUNS}");

@@ -35,7 +35,7 @@ const MACHINES: &str = "/machines";
 
 // ---- Outside -----------------------------------------------------------------------------------
 
-/// Measures, prints, and gives the figures.
+/// Measures, prints, and returns the figures.
 pub fn measure(host: &Host) -> Value {
     sizes::build(host, &["redis"]);
     let service = host.bundles.join("service.smolmachine");

@@ -25,7 +25,7 @@ pub fn build(host: &Host, machines: &[&str]) {
     }
 }
 
-/// Prints the table and the waterfall of redis, and gives the figures.
+/// Prints the table and the waterfall of redis, and returns the figures.
 pub fn measure(host: &Host) -> Value {
     build(host, &MACHINES);
     println!("\nbundles, MiB");

@@ -3,20 +3,23 @@
 //! ```text
 //! Suite (names, in order) ── run one after the other ──> Tally ── report
 //! ```
-//! A test that fails because its emulated host died or hung by itself runs once more, in a fresh one:
-//! it is told as flaky then. Of those, a run bears [`MOST_FLAKY`].
+//! A test that fails because its emulated host died or hung by itself runs once more, in a fresh one,
+//! and is reported as flaky. More than [`MAX_FLAKY`] of those fail a run.
+//!
+//! This is no libtest harness (libtest-mimic): the tests of the inner half run in one process inside of
+//! the emulated host, and when that dies, a fresh one goes on with the test that was interrupted.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
-/// So many tests of a run may have met a fault of the emulator.
-const MOST_FLAKY: usize = 2;
-/// So many of the slowest tests are named at the end.
+/// The number of tests of a run that may meet a fault of the emulator.
+const MAX_FLAKY: usize = 2;
+/// The number of the slowest tests that are listed at the end.
 const SLOWEST: usize = 5;
 
-/// How a test that did not fail came out.
+/// The result of a test that did not fail.
 pub enum Verdict {
-    /// It held.
+    /// It passed.
     Passed,
     /// It cannot be tried here, and why.
     Skipped(String),
@@ -30,7 +33,7 @@ impl From<()> for Verdict {
 
 /// A test: what holds, and what shows it.
 pub struct Test<'a> {
-    /// The topic that it belongs to: the file that it is in.
+    /// Its topic: the file that it is in.
     pub group: &'static str,
     /// A sentence.
     pub name: String,
@@ -38,7 +41,7 @@ pub struct Test<'a> {
 }
 
 impl Test<'_> {
-    /// Runs it; a panic, which prints its message, is a failure.
+    /// Runs it. A panic, which prints its message, is a failure.
     pub fn attempt(&self) -> Outcome {
         match catch_unwind(AssertUnwindSafe(&self.run)) {
             Ok(Verdict::Passed) => Outcome::Passed,
@@ -56,12 +59,12 @@ pub struct Suite<'a> {
 }
 
 impl<'a> Suite<'a> {
-    /// The tests that follow belong to this topic.
+    /// Sets the topic of the tests that are added from now on.
     pub fn group(&mut self, group: &'static str) {
         self.group = group;
     }
 
-    /// Adds one.
+    /// Adds a test.
     pub fn test<V: Into<Verdict>>(&mut self, name: &str, run: impl Fn() -> V + 'a) {
         self.tests.push(Test {
             group: self.group,
@@ -70,7 +73,7 @@ impl<'a> Suite<'a> {
         });
     }
 
-    /// Leaves those whose topic and name hold all of `words`.
+    /// Keeps the tests whose topic or name contains each of `words`.
     pub fn filter(mut self, words: &[String]) -> Self {
         let holds = |test: &Test, word: &String| test.group == word || test.name.contains(word);
         self.tests
@@ -78,13 +81,13 @@ impl<'a> Suite<'a> {
         self
     }
 
-    /// The tests.
+    /// Returns the tests.
     pub fn tests(&self) -> &[Test<'a>] {
         &self.tests
     }
 }
 
-/// What became of a test.
+/// The outcome of a test.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     Passed,
@@ -93,12 +96,12 @@ pub enum Outcome {
     LeftOut(String),
 }
 
-/// How the line of a test that has ended begins. Its outcome is behind [`BEHIND`].
+/// The line of a test that has ended: this, its name, [`BEHIND`], its outcome.
 const BEFORE: &str = "test ";
 const BEHIND: &str = " ... ";
 const LEFT_OUT: &str = "left out: ";
 
-/// The line that tells of a test that has ended.
+/// Returns the line of a test that has ended.
 pub fn line(name: &str, outcome: &Outcome) -> String {
     let told = match outcome {
         Outcome::Passed => "ok".to_owned(),
@@ -108,7 +111,7 @@ pub fn line(name: &str, outcome: &Outcome) -> String {
     format!("{BEFORE}{name}{BEHIND}{told}")
 }
 
-/// What such a line tells; `None` if it is another one.
+/// Parses such a line; `None` if it is another one.
 pub fn parse(line: &str) -> Option<(&str, Outcome)> {
     let (name, told) = line.strip_prefix(BEFORE)?.split_once(BEHIND)?;
     let outcome = match told {
@@ -119,7 +122,7 @@ pub fn parse(line: &str) -> Option<(&str, Outcome)> {
     Some((name, outcome))
 }
 
-/// What has happened so far.
+/// The outcomes so far.
 #[derive(Default)]
 pub struct Tally {
     passed: usize,
@@ -132,7 +135,7 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// One that prints nothing.
+    /// Creates one that prints nothing.
     pub fn quiet() -> Self {
         Self {
             quiet: true,
@@ -140,15 +143,15 @@ impl Tally {
         }
     }
 
-    fn say(&self, line: &str) {
+    fn print(&self, line: &str) {
         if !self.quiet {
             println!("{line}");
         }
     }
 
-    /// A test has ended, and took so long.
+    /// Takes the outcome of a test that has ended.
     pub fn ended(&mut self, name: &str, outcome: Outcome, took: Duration) {
-        self.say(&line(name, &outcome));
+        self.print(&line(name, &outcome));
         self.times.push((took, name.to_owned()));
         match outcome {
             Outcome::Passed => self.passed += 1,
@@ -157,13 +160,13 @@ impl Tally {
         }
     }
 
-    /// An emulated host did this by itself while a test ran, which is run once more.
+    /// Takes a fault of an emulated host while a test ran, which is run once more.
     pub fn flaky(&mut self, name: &str, what: &str) {
-        self.say(&format!("flaky (emulated host): {name}: {what}"));
+        self.print(&format!("flaky (emulated host): {name}: {what}"));
         self.flaky.push((name.to_owned(), what.to_owned()));
     }
 
-    /// Runs a test. `faults` tells what emulated hosts have done by themselves since it was last asked.
+    /// Runs a test. `faults` returns the faults of emulated hosts since the last call.
     pub fn run(&mut self, test: &Test, faults: impl Fn() -> Vec<String>) {
         let begin = Instant::now();
         let mut outcome = test.attempt();
@@ -176,10 +179,10 @@ impl Tally {
         self.ended(&test.name, outcome, begin.elapsed());
     }
 
-    /// The last lines, and whether all is well.
+    /// Prints the summary; returns whether nothing failed.
     pub fn finish(mut self) -> bool {
-        if self.flaky.len() > MOST_FLAKY {
-            let many = format!("more than {MOST_FLAKY} tests met a fault of their emulated host");
+        if self.flaky.len() > MAX_FLAKY {
+            let many = format!("more than {MAX_FLAKY} tests met a fault of their emulated host");
             self.failed.push(many);
         }
         self.times.sort_by(|a, b| b.0.cmp(&a.0));
@@ -189,7 +192,7 @@ impl Tally {
         self.list("left out", first_lines(&self.left_out));
         self.list("flaky (emulated host)", first_lines(&self.flaky));
         self.list("failed", self.failed.clone());
-        self.say(&format!(
+        self.print(&format!(
             "\n{} passed, {} failed, {} flaky, {} left out",
             self.passed,
             self.failed.len(),
@@ -201,7 +204,7 @@ impl Tally {
 
     fn list(&self, what: &str, tests: Vec<String>) {
         if !tests.is_empty() {
-            self.say(&format!("\n{what}:\n    {}", tests.join("\n    ")));
+            self.print(&format!("\n{what}:\n    {}", tests.join("\n    ")));
         }
     }
 }

@@ -25,13 +25,13 @@ pub struct Host {
     pub native: PathBuf,
     /// For each test's own files.
     pub scratch: PathBuf,
-    /// What emulated hosts have left that died or hung by themselves.
+    /// Reports of emulated hosts that died or hung by themselves.
     faults: PathBuf,
     root: PathBuf,
 }
 
 impl Host {
-    /// A new empty folder for a test's own files.
+    /// Creates a new empty folder for a test's own files.
     pub fn folder(&self, name: &str) -> PathBuf {
         let folder = self.scratch.join(name);
         let _ = std::fs::remove_dir_all(&folder);
@@ -39,7 +39,7 @@ impl Host {
         folder
     }
 
-    /// A bundle that a test before has built.
+    /// Returns the path of a bundle that an earlier test has built.
     #[track_caller]
     pub fn bundle(&self, name: &str) -> PathBuf {
         let path = self.bundles.join(name).with_extension("smolmachine");
@@ -58,7 +58,7 @@ impl Host {
         command
     }
 
-    /// What `smolbuild inspect --json` says.
+    /// Returns what `smolbuild inspect --json` prints.
     #[track_caller]
     pub fn inspect(&self, bundle: &Path) -> Value {
         let said = run(self
@@ -70,7 +70,7 @@ impl Host {
         serde_json::from_str(&said).unwrap_or_else(|e| panic!("{e}: {said}"))
     }
 
-    /// The cache that the programs use.
+    /// Returns the cache that the programs use.
     pub fn cache(&self) -> PathBuf {
         self.tools.home.join("cache")
     }
@@ -98,8 +98,8 @@ impl Host {
         }
     }
 
-    /// Everything that the tests stand on. What the last run has left is removed, or, if it need not be
-    /// `fresh`, used again.
+    /// Prepares everything that the tests need. What the last run has left is removed if it is to be
+    /// `fresh`, else used again.
     pub fn prepare(&self, fresh: bool) {
         if fresh {
             let _ = fs::remove_dir_all(&self.root);
@@ -123,7 +123,7 @@ impl Host {
         self.faults();
     }
 
-    /// What emulated hosts have done by themselves since this was last asked. The reports are kept.
+    /// Returns the faults of emulated hosts since the last call. The reports are kept.
     pub fn faults(&self) -> Vec<String> {
         let reports = self.cache().join(emulated::FAULTS);
         let mut told = Vec::new();
@@ -162,7 +162,7 @@ fn programs(host: &Host) {
     }
 }
 
-/// Kernels and packages come from the user's own cache: they are large, and keyed by what decides
+/// Links kernels and packages from the user's own cache: they are large, and keyed by what decides
 /// their bytes. All else of the cache is the tests' own.
 fn caches(host: &Host) {
     let users = smol_cli::paths::cache_dir().expect("there is a cache folder");
@@ -175,7 +175,7 @@ fn caches(host: &Host) {
     }
 }
 
-/// The kernel that our own Smolfiles name by path. The first time, it is compiled.
+/// Puts the kernel in its place that our own Smolfiles name by path. The first time, it is compiled.
 fn kernel(host: &Host) {
     let vmlinux = host.machines.join("vmlinux");
     let mut smolbuild = host.tools.smolbuild();
@@ -271,7 +271,7 @@ exec = ["/service", "--exit", "9"]
 ];
 
 impl Machine {
-    /// The Smolfile. Its kernel and its root file system are beside it, and shared by all.
+    /// Returns the Smolfile. The kernel and the root file system next to it are shared by all.
     fn smolfile(&self) -> String {
         let Self {
             name,
@@ -307,12 +307,12 @@ fn machines(host: &Host, service: &Path) {
     }
 }
 
-/// Path of one of our own Smolfiles.
+/// Returns the path of one of our own Smolfiles.
 pub fn smolfile(host: &Host, name: &str) -> PathBuf {
     host.machines.join(name).with_extension("toml")
 }
 
-/// The path as an argument.
+/// Returns the path as an argument.
 pub fn text(path: &Path) -> &str {
     path.to_str().expect("the tests' own paths are UTF-8")
 }

@@ -96,14 +96,14 @@ impl Tools {
         assert_eq!(self.instances(), Vec::<String>::new());
     }
 
-    /// What `smolrun ps --json` lists.
+    /// Returns what `smolrun ps --json` lists.
     #[track_caller]
     pub fn ps(&self) -> Vec<Value> {
         let text = support::run(self.smolrun().args(["ps", "--json"])).succeed();
         serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"))
     }
 
-    /// Names of what is left in the runtime folder of instances.
+    /// Returns the names in the runtime folder of instances.
     pub fn instances(&self) -> Vec<String> {
         support::names(&self.home.join("run/instances"))
     }
@@ -117,7 +117,7 @@ pub struct Machine<'a> {
 }
 
 impl Machine<'_> {
-    /// What `ps` says of it.
+    /// Returns its record in `ps`.
     #[track_caller]
     pub fn record(&self) -> Value {
         let records = self.tools.ps();
@@ -128,13 +128,13 @@ impl Machine<'_> {
             .clone()
     }
 
-    /// The process that runs it.
+    /// Returns the number of the process that runs it.
     #[track_caller]
     pub fn pid(&self) -> u32 {
         self.record()["pid"].as_u64().expect("a number") as u32
     }
 
-    /// The port of this host that leads to this one of the guest.
+    /// Returns the port of this host that is forwarded to this one of the guest.
     #[track_caller]
     pub fn port(&self, guest: u16) -> u16 {
         let record = self.record();
@@ -150,7 +150,7 @@ impl Machine<'_> {
             .unwrap_or_else(|| panic!("{host}"))
     }
 
-    /// What its service has written.
+    /// Returns what its service has written.
     #[track_caller]
     pub fn log(&self) -> String {
         support::run(self.tools.smolrun().args(["logs", &self.name])).succeed()

@@ -99,7 +99,7 @@ impl Demo {
         shell::run(build.arg("--metadata-file").arg(self.path("redis.json")))
     }
 
-    /// Gives the time from the start of smolrun to redis' answer.
+    /// Returns the time from the start of smolrun to redis' answer.
     fn restore_and_ask(&self) -> Result<Duration> {
         // Of a demo that was broken off.
         let _ = self.smolrun().args(["stop", NAME, "--time", "0"]).output();

@@ -172,7 +172,7 @@ mod tests {
 
     use super::*;
 
-    /// Programs and documents that only say that they were called.
+    /// Programs that only print how they were called, and documents.
     fn release() -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
         let script = r#"#!/bin/sh

@@ -4,10 +4,10 @@
 //! | module | purpose |
 //! |---|---|
 //! | [`packages`] | the Debian packages that are needed, installed when root |
-//! | [`shell`] | running programs, and saying so |
+//! | [`shell`] | running programs, with their command lines shown |
 //! | [`demo`] | a service built, restored and asked, from nothing |
 //! | [`test`] | everything that must pass |
-//! | [`tally`] | what tests say of themselves, counted |
+//! | [`tally`] | the outcomes of tests, counted |
 //! | [`bench`] | the figures |
 //! | [`dist`] | a release in one archive |
 //! | [`repeat`] | builds repeated, and compared byte for byte |

@@ -183,7 +183,7 @@ impl<'a> Soak<'a> {
         Ok(())
     }
 
-    /// Gives the digests of Plan and bundle, and how long it took.
+    /// Returns the digests of Plan and bundle, and how long it took.
     fn smolbuild(
         &self,
         recipe: &str,

@@ -1,4 +1,4 @@
-//! What tests say of themselves, line by line, counted: those of Rust's own harness and ours.
+//! The outcomes of tests, counted from the lines that they print: those of libtest and ours.
 //!
 //! ```text
 //! test NAME ... ok                        test result: ok. 3 passed; 0 failed; ...
@@ -7,19 +7,19 @@
 //! test NAME ... ignored (WHY)             (libtest-mimic's, which also fills up names with spaces)
 //! ```
 
-/// What became of the tests.
+/// The outcomes of tests.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Tally {
     pub passed: usize,
     pub failed: Vec<String>,
-    /// With what their emulated hosts did.
+    /// With the faults of their emulated hosts.
     pub flaky: Vec<(String, String)>,
     /// With the reason.
     pub left_out: Vec<(String, String)>,
 }
 
 impl Tally {
-    /// Takes a line; whether somebody should see it.
+    /// Takes a line; returns whether it is to be shown.
     pub fn take(&mut self, line: &str) -> bool {
         if let Some(told) = line.strip_prefix("flaky (emulated host): ") {
             self.flaky.extend(named(told));
@@ -64,7 +64,7 @@ fn named(told: &str) -> Option<(String, String)> {
     Some((name.to_owned(), what.to_owned()))
 }
 
-/// What Rust's harness says where there is nothing to say.
+/// Lines of libtest that hold no outcome.
 fn is_noise(line: &str) -> bool {
     line.is_empty()
         || line.starts_with("running ")

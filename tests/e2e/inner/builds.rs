@@ -157,7 +157,7 @@ fn contains(told: &str, wanted: &[&str]) {
     }
 }
 
-/// Builds the machine, which must fail; gives what was said on stderr.
+/// Builds the machine, which must fail; returns its stderr.
 #[track_caller]
 fn fail(host: &Host, machine: &str) -> String {
     let folder = Path::new("/tmp/out").join(machine);

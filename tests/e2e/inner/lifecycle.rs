@@ -38,7 +38,7 @@ pub fn tests<'a>(suite: &mut Suite<'a>, host: &'a Host) {
     });
 }
 
-/// Runs a machine in the foreground until its service runs, and gives its port.
+/// Runs a machine in the foreground until its service runs; returns its port.
 fn foreground(host: &Host, name: &str) -> (Running, u16) {
     let port = free_port();
     let mut command = host.tools.run(&host.service(), name);

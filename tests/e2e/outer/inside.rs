@@ -18,7 +18,7 @@ use smol_tests::support::free_port;
 /// Memory of the emulated host for its tmpfs and guests, MiB.
 const MEMORY: u32 = 4096;
 /// Longer than any test takes, whatever it waits for: it ends what hangs.
-const SILENCE: Duration = Duration::from_secs(30 * 60);
+const SILENCE_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 /// Why the inner half has ended early.
 enum End {
     /// The emulated host died or hung by itself, or its kernel says that something is broken.
@@ -101,17 +101,17 @@ fn inner_half(progress: &mut Progress, host: &Host, selection: &Selection) -> Re
         .forward(Ipv4Addr::LOCALHOST, free_port(), 1)
         .job([SELF.to_owned()].into_iter().chain(job));
     let mut running = emulated.spawn().map_err(|e| broken(&e))?;
-    let watch = Watch::new(running.controller());
+    let watchdog = Watchdog::new(running.controller());
     let mut lines = Vec::new();
     progress.begin = Instant::now();
     loop {
         let event = match running.next_event() {
             Ok(event) => event,
-            Err(e) => return Err(watch.explain(&e)),
+            Err(e) => return Err(watchdog.explain(&e)),
         };
         match event {
             Event::Stdout(bytes) => {
-                watch.seen();
+                watchdog.seen();
                 lines.extend(bytes);
                 take_lines(&mut lines, progress, &running)?;
             }
@@ -153,20 +153,20 @@ fn broken(error: &HostError) -> End {
     }
 }
 
-/// Ends an emulated host of whose tests nothing is heard any more.
-struct Watch {
-    /// Dropped, it ends the watch.
+/// Kills an emulated host whose tests report nothing any more.
+struct Watchdog {
+    /// A message for each line; dropped, it ends the thread.
     heard: mpsc::Sender<()>,
-    /// Whether it had to end the host.
+    /// Returns whether it has killed the host.
     thread: JoinHandle<bool>,
 }
 
-impl Watch {
+impl Watchdog {
     fn new(control: Controller) -> Self {
         let (heard, hears) = mpsc::channel();
         let watch = move || {
             loop {
-                match hears.recv_timeout(SILENCE) {
+                match hears.recv_timeout(SILENCE_TIMEOUT) {
                     Ok(()) => {}
                     Err(RecvTimeoutError::Disconnected) => return false,
                     Err(RecvTimeoutError::Timeout) => {
@@ -186,11 +186,14 @@ impl Watch {
         let _ = self.heard.send(());
     }
 
-    /// What has ended the host.
+    /// Returns what has ended the host.
     fn explain(self, error: &HostError) -> End {
         drop(self.heard);
         match self.thread.join() {
-            Ok(true) => End::Broken(format!("no test ended within {} s", SILENCE.as_secs())),
+            Ok(true) => End::Broken(format!(
+                "no test ended within {} s",
+                SILENCE_TIMEOUT.as_secs()
+            )),
             _ => broken(error),
         }
     }
