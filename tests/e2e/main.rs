@@ -13,7 +13,6 @@
 
 mod inner;
 mod outer;
-mod suite;
 
 use std::process::ExitCode;
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::inner::{Host, MACHINES};
-use crate::suite::Suite;
+use smol_tests::suite::Suite;
 use smol_tests::support::{self, LIMIT, Outcome, names, run};
 
 pub fn tests<'a>(suite: &mut Suite<'a>, host: &'a Host) {

@@ -15,7 +15,7 @@ use serde_json::Value;
 use smol_bundle::{Bundle, ImageKind};
 
 use crate::inner::Host;
-use crate::suite::Suite;
+use smol_tests::suite::Suite;
 use smol_tests::support::{LIMIT, Running, eventually, free_port, names, run, try_exchange};
 use smol_tests::tools::Tools;
 

@@ -7,7 +7,7 @@ use std::time::Instant;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::inner::Host;
-use crate::suite::Suite;
+use smol_tests::suite::Suite;
 use smol_tests::support::{self, LIMIT, Running, ask, eventually, exchange, free_port, run};
 
 pub fn tests<'a>(suite: &mut Suite<'a>, host: &'a Host) {

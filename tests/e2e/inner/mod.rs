@@ -11,7 +11,7 @@ use std::process::ExitCode;
 
 use crate::Selection;
 use crate::outer;
-use crate::suite::{self, Suite};
+use smol_tests::suite::{self, Suite};
 use smol_tests::tools::Tools;
 
 /// What makes this program the inner half.

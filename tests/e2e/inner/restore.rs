@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::inner::Host;
-use crate::suite::Suite;
+use smol_tests::suite::Suite;
 use smol_tests::support::{
     LIMIT, ask, eventually, exchange, http_get, names, page, postgres, redis, tls_session,
     try_exchange, unix_time, value,

@@ -4,7 +4,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::inner::Host;
-use crate::suite::Suite;
+use smol_tests::suite::Suite;
 use smol_tests::support::{LIMIT, ask, eventually};
 
 /// By how much a clock of an emulated host may be slower than ours, or faster.

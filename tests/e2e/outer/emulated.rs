@@ -4,8 +4,8 @@ use std::net::{Ipv4Addr, TcpStream};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::suite::Suite;
 use smol_tests::host::Host;
+use smol_tests::suite::Suite;
 use smol_tests::support::{
     self, LIMIT, Running, ask, await_gone, descendants, eventually, free_port, run,
 };

@@ -13,8 +13,8 @@ use smol_host::{Accel, Backend, HostError};
 
 use rustix::thread::{CpuSet, sched_setaffinity};
 
-use crate::suite::Suite;
 use smol_tests::host::Host;
+use smol_tests::suite::Suite;
 use smol_tests::support::LIMIT;
 
 pub fn tests<'a>(suite: &mut Suite<'a>, host: &'a Host) {

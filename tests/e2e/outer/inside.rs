@@ -11,8 +11,8 @@ use smol_host::emulated::{Controller, EmulatedHost, Event, RunningHost, SELF};
 
 use crate::Selection;
 use crate::inner;
-use crate::suite::{self, Outcome, Tally, Test};
 use smol_tests::host::Host;
+use smol_tests::suite::{self, Outcome, Tally, Test};
 use smol_tests::support::free_port;
 
 /// Memory of the emulated host for its tmpfs and guests, MiB.

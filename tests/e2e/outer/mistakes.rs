@@ -5,8 +5,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
-use crate::suite::{Suite, Verdict};
 use smol_tests::host::{Host, text};
+use smol_tests::suite::{Suite, Verdict};
 use smol_tests::support::{names, run};
 
 pub fn tests<'a>(suite: &mut Suite<'a>, host: &'a Host) {

@@ -8,7 +8,6 @@ mod inside;
 mod interrupts;
 mod mistakes;
 mod native;
-mod suite;
 mod tampering;
 mod twice;
 
@@ -19,13 +18,12 @@ use std::process::ExitCode;
 
 use crate::Selection;
 use crate::inner;
-use crate::suite::{Suite, Tally};
 use smol_tests::host::Host;
+use smol_tests::suite::{Suite, Tally};
 
 /// All of this half, what fails fast first.
 fn tests(host: &Host) -> Suite<'_> {
     let mut suite = Suite::default();
-    suite::tests(&mut suite);
     mistakes::tests(&mut suite, host);
     native::tests(&mut suite, host);
     emulated_host::tests(&mut suite, host);

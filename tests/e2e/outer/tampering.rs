@@ -5,8 +5,8 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::suite::Suite;
 use smol_tests::host::{Host, text};
+use smol_tests::suite::Suite;
 use smol_tests::support::{Outcome, run};
 
 pub fn tests<'a>(suite: &mut Suite<'a>, host: &'a Host) {

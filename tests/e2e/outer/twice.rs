@@ -7,8 +7,8 @@ use std::path::Path;
 use serde_json::Value;
 use smol_host::emulated::FAULTS;
 
-use crate::suite::Suite;
 use smol_tests::host::Host;
+use smol_tests::suite::Suite;
 use smol_tests::support::{names, run};
 
 /// The emulated CPU of the second builds; that of the first ones is QEMU's `max`.

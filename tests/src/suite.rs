@@ -90,7 +90,9 @@ impl<'a> Suite<'a> {
 /// The outcome of a test.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
+    /// It passed.
     Passed,
+    /// It failed.
     Failed,
     /// It cannot be tried here, and why.
     LeftOut(String),
@@ -185,7 +187,7 @@ impl Tally {
             let many = format!("more than {MAX_FLAKY} tests met a fault of their emulated host");
             self.failed.push(many);
         }
-        self.times.sort_by(|a, b| b.0.cmp(&a.0));
+        self.times.sort_by_key(|(took, _)| std::cmp::Reverse(*took));
         let slowest = self.times.iter().take(SLOWEST);
         let slowest = slowest.map(|(took, name)| format!("{:7.1} s  {name}", took.as_secs_f64()));
         self.list("slowest", slowest.collect());
@@ -215,4 +217,64 @@ fn first_lines(tests: &[(String, String)]) -> Vec<String> {
         format!("{name}: {first}")
     };
     tests.iter().map(told).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::{Cell, RefCell};
+    use std::panic::resume_unwind;
+
+    use super::*;
+
+    /// Runs a test that fails so many times, each time with such a fault or without; how often it ran, and
+    /// whether it passed.
+    fn tried(failures: usize, faults: bool) -> (usize, bool) {
+        let attempts = Cell::new(0);
+        let pending = RefCell::new(Vec::new());
+        let mut suite = Suite::default();
+        suite.test("(one that is made to fail)", || {
+            attempts.set(attempts.get() + 1);
+            let fails = attempts.get() <= failures;
+            if fails && faults {
+                pending.borrow_mut().push("it died".to_owned());
+            }
+            if fails {
+                // A panic without a message.
+                resume_unwind(Box::new(()));
+            }
+        });
+        let mut tally = Tally::quiet();
+        tally.run(&suite.tests()[0], || pending.take());
+        (attempts.get(), tally.finish())
+    }
+
+    #[test]
+    fn a_test_whose_emulated_host_failed_by_itself_runs_once_more_and_no_other_does() {
+        assert_eq!(tried(0, false), (1, true));
+        assert_eq!(tried(1, true), (2, true));
+        assert_eq!(tried(1, false), (1, false));
+        assert_eq!(tried(2, true), (2, false));
+    }
+
+    #[test]
+    fn more_than_two_faults_of_emulated_hosts_fail_a_run() {
+        for (faults, passes) in [(2, true), (3, false)] {
+            let mut tally = Tally::quiet();
+            for _ in 0..faults {
+                tally.flaky("(one)", "it died");
+                tally.ended("(one)", Outcome::Passed, Default::default());
+            }
+            assert_eq!(tally.finish(), passes);
+        }
+    }
+
+    #[test]
+    fn the_line_of_a_test_tells_what_became_of_it() {
+        let left_out = Outcome::LeftOut("no KVM ... here".into());
+        for outcome in [Outcome::Passed, Outcome::Failed, left_out] {
+            assert_eq!(parse(&line("a b", &outcome)), Some(("a b", outcome)));
+        }
+        assert_eq!(parse("test results are here"), None);
+        assert_eq!(parse("tests pass ... ok"), None);
+    }
 }
