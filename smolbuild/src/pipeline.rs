@@ -246,10 +246,10 @@ fn recent_epoch(epoch: u64, now: SystemTime) -> Option<String> {
 
 /// Offline, an emulated host must have its kernel.
 fn require_emulated_kernel(selected: &Selected, cache: &Path) -> Result<()> {
-    use smol_host::emulated::kernel::{KERNEL_ROOT_VARIABLE, Kernel};
+    use smol_host::emulated::kernel::{HostKernel, KERNEL_ROOT_VARIABLE};
     let needed = matches!(selected.accel, smol_host::Backend::Emulated)
         && std::env::var_os(KERNEL_ROOT_VARIABLE).is_none();
-    if !needed || Kernel::cached(cache).is_some() {
+    if !needed || HostKernel::cached(cache).is_some() {
         return Ok(());
     }
     let what = "offline, and the kernel of the emulated host is not in the cache";

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use smol_cli::Interrupt;
-use smol_host::child::{self, Group};
+use smol_host::child::{self, ProcessGroup};
 
 /// A command, for [`run`], to which arguments, environment and folder can be added.
 pub fn command(program: impl AsRef<OsStr>) -> Command {
@@ -30,7 +30,7 @@ pub fn run(
     command
         .stdout(writer.try_clone().context("cannot duplicate a pipe")?)
         .stderr(writer);
-    let mut group = Group::spawn(&mut command).context("cannot start /bin/sh")?;
+    let mut group = ProcessGroup::spawn(&mut command).context("cannot start /bin/sh")?;
     drop(command); // it holds the writing ends, and the output would never end
     let mut rest = Vec::new();
     while read(&mut output, &mut rest, interrupt)? {

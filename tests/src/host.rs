@@ -199,7 +199,7 @@ fn keys(host: &Host) {
 }
 
 /// A machine of our own, whose service listens on port 7777.
-struct Machine {
+struct TestMachine {
     name: &'static str,
     /// Keys of the whole machine.
     head: &'static str,
@@ -214,8 +214,8 @@ const fn machine(
     head: &'static str,
     cmd: &'static [&'static str],
     rest: &'static str,
-) -> Machine {
-    Machine {
+) -> TestMachine {
+    TestMachine {
         name,
         head,
         cmd,
@@ -223,7 +223,7 @@ const fn machine(
     }
 }
 
-const MACHINES: &[Machine] = &[
+const MACHINES: &[TestMachine] = &[
     machine(
         "service",
         "cpus = 2\nports = [7777]\n",
@@ -270,7 +270,7 @@ exec = ["/service", "--exit", "9"]
     machine("absent", "", &["/no/such/program"], ""),
 ];
 
-impl Machine {
+impl TestMachine {
     /// Returns the Smolfile. The kernel and the root file system next to it are shared by all.
     fn smolfile(&self) -> String {
         let Self {

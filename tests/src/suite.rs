@@ -42,11 +42,11 @@ pub struct Test<'a> {
 
 impl Test<'_> {
     /// Runs it. A panic, which prints its message, is a failure.
-    pub fn attempt(&self) -> Outcome {
+    pub fn attempt(&self) -> TestOutcome {
         match catch_unwind(AssertUnwindSafe(&self.run)) {
-            Ok(Verdict::Passed) => Outcome::Passed,
-            Ok(Verdict::Skipped(why)) => Outcome::LeftOut(why),
-            Err(_) => Outcome::Failed,
+            Ok(Verdict::Passed) => TestOutcome::Passed,
+            Ok(Verdict::Skipped(why)) => TestOutcome::LeftOut(why),
+            Err(_) => TestOutcome::Failed,
         }
     }
 }
@@ -89,7 +89,7 @@ impl<'a> Suite<'a> {
 
 /// The outcome of a test.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum TestOutcome {
     /// It passed.
     Passed,
     /// It failed.
@@ -104,22 +104,22 @@ const BEHIND: &str = " ... ";
 const LEFT_OUT: &str = "left out: ";
 
 /// Returns the line of a test that has ended.
-pub fn line(name: &str, outcome: &Outcome) -> String {
+pub fn line(name: &str, outcome: &TestOutcome) -> String {
     let told = match outcome {
-        Outcome::Passed => "ok".to_owned(),
-        Outcome::Failed => "FAILED".to_owned(),
-        Outcome::LeftOut(why) => format!("{LEFT_OUT}{why}"),
+        TestOutcome::Passed => "ok".to_owned(),
+        TestOutcome::Failed => "FAILED".to_owned(),
+        TestOutcome::LeftOut(why) => format!("{LEFT_OUT}{why}"),
     };
     format!("{BEFORE}{name}{BEHIND}{told}")
 }
 
 /// Parses such a line; `None` if it is another one.
-pub fn parse(line: &str) -> Option<(&str, Outcome)> {
+pub fn parse(line: &str) -> Option<(&str, TestOutcome)> {
     let (name, told) = line.strip_prefix(BEFORE)?.split_once(BEHIND)?;
     let outcome = match told {
-        "ok" => Outcome::Passed,
-        "FAILED" => Outcome::Failed,
-        _ => Outcome::LeftOut(told.strip_prefix(LEFT_OUT)?.to_owned()),
+        "ok" => TestOutcome::Passed,
+        "FAILED" => TestOutcome::Failed,
+        _ => TestOutcome::LeftOut(told.strip_prefix(LEFT_OUT)?.to_owned()),
     };
     Some((name, outcome))
 }
@@ -152,13 +152,13 @@ impl Tally {
     }
 
     /// Takes the outcome of a test that has ended.
-    pub fn ended(&mut self, name: &str, outcome: Outcome, took: Duration) {
+    pub fn ended(&mut self, name: &str, outcome: TestOutcome, took: Duration) {
         self.print(&line(name, &outcome));
         self.times.push((took, name.to_owned()));
         match outcome {
-            Outcome::Passed => self.passed += 1,
-            Outcome::Failed => self.failed.push(name.to_owned()),
-            Outcome::LeftOut(why) => self.left_out.push((name.to_owned(), why)),
+            TestOutcome::Passed => self.passed += 1,
+            TestOutcome::Failed => self.failed.push(name.to_owned()),
+            TestOutcome::LeftOut(why) => self.left_out.push((name.to_owned(), why)),
         }
     }
 
@@ -173,7 +173,7 @@ impl Tally {
         let begin = Instant::now();
         let mut outcome = test.attempt();
         let met = faults();
-        if outcome == Outcome::Failed && !met.is_empty() {
+        if outcome == TestOutcome::Failed && !met.is_empty() {
             self.flaky(&test.name, &met.join("\n"));
             outcome = test.attempt();
             faults();
@@ -262,7 +262,7 @@ mod tests {
             let mut tally = Tally::quiet();
             for _ in 0..faults {
                 tally.flaky("(one)", "it died");
-                tally.ended("(one)", Outcome::Passed, Default::default());
+                tally.ended("(one)", TestOutcome::Passed, Default::default());
             }
             assert_eq!(tally.finish(), passes);
         }
@@ -270,8 +270,8 @@ mod tests {
 
     #[test]
     fn the_line_of_a_test_tells_what_became_of_it() {
-        let left_out = Outcome::LeftOut("no KVM ... here".into());
-        for outcome in [Outcome::Passed, Outcome::Failed, left_out] {
+        let left_out = TestOutcome::LeftOut("no KVM ... here".into());
+        for outcome in [TestOutcome::Passed, TestOutcome::Failed, left_out] {
             assert_eq!(parse(&line("a b", &outcome)), Some(("a b", outcome)));
         }
         assert_eq!(parse("test results are here"), None);

@@ -96,16 +96,16 @@ pub fn run(command: &mut Command) -> Outcome {
 /// A program that runs; killed on drop.
 pub struct Running {
     child: Child,
-    stdout: Stream,
-    stderr: Stream,
+    stdout: CapturedStream,
+    stderr: CapturedStream,
 }
 
-struct Stream {
+struct CapturedStream {
     text: Arc<Mutex<String>>,
     reader: JoinHandle<()>,
 }
 
-impl Stream {
+impl CapturedStream {
     fn new(from: impl Read + Send + 'static) -> Self {
         let text = Arc::new(Mutex::new(String::new()));
         let to = text.clone();
@@ -150,8 +150,8 @@ impl Running {
         let mut child = command
             .spawn()
             .unwrap_or_else(|e| panic!("cannot start {command:?}: {e}"));
-        let stdout = Stream::new(child.stdout.take().expect("piped"));
-        let stderr = Stream::new(child.stderr.take().expect("piped"));
+        let stdout = CapturedStream::new(child.stdout.take().expect("piped"));
+        let stderr = CapturedStream::new(child.stderr.take().expect("piped"));
         Self {
             child,
             stdout,

@@ -56,7 +56,7 @@ impl Tools {
 
     /// Starts a machine in the background, with these ports of the guest forwarded.
     #[track_caller]
-    pub fn start(&self, bundle: &Path, name: &str, ports: &[u16]) -> Machine<'_> {
+    pub fn start(&self, bundle: &Path, name: &str, ports: &[u16]) -> RunningMachine<'_> {
         self.start_with(bundle, name, ports, &[])
     }
 
@@ -68,14 +68,14 @@ impl Tools {
         name: &str,
         ports: &[u16],
         options: &[&str],
-    ) -> Machine<'_> {
+    ) -> RunningMachine<'_> {
         let mut command = self.run(bundle, name);
         command.arg("-d").args(options);
         for port in ports {
             command.args(["-p", &format!("0:{port}")]);
         }
         assert_eq!(support::run(&mut command).succeed().trim(), name);
-        Machine {
+        RunningMachine {
             tools: self,
             name: name.to_owned(),
         }
@@ -110,13 +110,13 @@ impl Tools {
 }
 
 /// A machine in the background; ended on drop.
-pub struct Machine<'a> {
+pub struct RunningMachine<'a> {
     tools: &'a Tools,
     /// Its name.
     pub name: String,
 }
 
-impl Machine<'_> {
+impl RunningMachine<'_> {
     /// Returns its record in `ps`.
     #[track_caller]
     pub fn record(&self) -> Value {
@@ -167,7 +167,7 @@ impl Machine<'_> {
     }
 }
 
-impl Drop for Machine<'_> {
+impl Drop for RunningMachine<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let log = self.tools.smolrun().args(["logs", &self.name]).output();

@@ -41,7 +41,7 @@ enum Command {
     /// Build a redis that holds a key, restore it, and read the key back
     Demo,
     /// Format, lints, unit tests, end-to-end tests; or only those of a name
-    Test(test::Options),
+    Test(test::TestOptions),
     /// Measure, and print the figures
     Bench {
         /// Only these parts of them
@@ -54,7 +54,7 @@ enum Command {
     /// Pack a release: both programs, man pages and completions in one archive in target/dist
     Dist,
     /// Build recipes again and again, in emulated hosts of their own, and compare every byte
-    Repeat(repeat::Options),
+    Repeat(repeat::RepeatOptions),
     /// Build python in three versions of its application, and tell how many bytes they share
     Versions,
 }

@@ -16,7 +16,7 @@ const END_TO_END: &str = "e2e";
 
 /// `cargo xtask test`.
 #[derive(Debug, Args)]
-pub struct Options {
+pub struct TestOptions {
     /// Only tests whose names hold these words, or of an end-to-end test's topic
     words: Vec<String>,
     /// The end-to-end tests in the emulated host so many times, up to the first failure
@@ -28,7 +28,7 @@ pub struct Options {
 ///
 /// # Errors
 /// That step's.
-pub fn run(options: &Options) -> Result<()> {
+pub fn run(options: &TestOptions) -> Result<()> {
     let mut steps = Steps::default();
     let outcome = steps.all(options);
     steps.report();
@@ -46,7 +46,7 @@ struct Step {
 }
 
 impl Steps {
-    fn all(&mut self, options: &Options) -> Result<()> {
+    fn all(&mut self, options: &TestOptions) -> Result<()> {
         let words: Vec<&str> = options.words.iter().map(String::as_str).collect();
         self.step("packages", |_| packages::install(For::Test))?;
         if words.is_empty() {

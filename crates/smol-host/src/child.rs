@@ -4,7 +4,7 @@
 //! |---|---|
 //! | is killed when this program ends, even by SIGKILL | [`kill_with_parent`] |
 //! | the same, with all that it starts | [`guarded`] |
-//! | is killed with its process group when an operation is given up | [`Group`] |
+//! | is killed with its process group when an operation is given up | [`ProcessGroup`] |
 //! | is killed when this program ends, not when the thread that starts it does | [`spawn_on_keeper`] |
 //! | lives on without this program | [`in_new_session`] |
 //! | inherits descriptors | [`inherit`] |
@@ -84,7 +84,7 @@ status=$?
 kill $! && wait $! 2>/dev/null
 exit $status"#;
 
-/// A command to be spawned as a [`Group`], which is killed with all that it has started when this
+/// A command to be spawned as a [`ProcessGroup`], which is killed with all that it has started when this
 /// program ends. (A parent death signal would reach the child only: a `make` that is killed leaves
 /// its sub-makes at work for minutes.) Arguments, environment and folder can be added; its stdin is
 /// empty.
@@ -102,13 +102,13 @@ pub fn guarded(program: impl AsRef<OsStr>) -> Command {
 /// A child that leads a process group of its own. Dropped before the child has been waited for, it
 /// kills the group.
 #[derive(Debug)]
-pub struct Group {
+pub struct ProcessGroup {
     leader: Child,
     /// Kept apart from the child: [`Child::wait`] closes its stdin, which ends a [`guarded`] command.
     _stdin: Option<ChildStdin>,
 }
 
-impl Group {
+impl ProcessGroup {
     /// Spawns the command as the leader of a new group.
     ///
     /// # Errors
@@ -141,7 +141,7 @@ impl Group {
     }
 }
 
-impl Drop for Group {
+impl Drop for ProcessGroup {
     fn drop(&mut self) {
         // As long as the leader was not waited for, no other process has its number.
         if let Ok(None) = self.leader.try_wait() {
@@ -263,12 +263,12 @@ mod tests {
         match how.as_str() {
             "alone" => {
                 let mut command = piped(shell("echo $$; exec sleep 600"));
-                let mut group = Group::spawn(kill_with_parent(&mut command)).unwrap();
+                let mut group = ProcessGroup::spawn(kill_with_parent(&mut command)).unwrap();
                 println!("\npid {}", first_line(group.take_stdout().unwrap()));
                 std::mem::forget(group);
             }
             "guarded" => {
-                let mut group = Group::spawn(&mut piped(guarded_shell(GRANDCHILD))).unwrap();
+                let mut group = ProcessGroup::spawn(&mut piped(guarded_shell(GRANDCHILD))).unwrap();
                 println!("\npid {}", first_line(group.take_stdout().unwrap()));
                 std::mem::forget(group);
             }
@@ -322,7 +322,7 @@ mod tests {
     #[test]
     fn a_group_that_is_dropped_ends_with_its_descendants() {
         for mut command in [shell(GRANDCHILD), guarded_shell(GRANDCHILD)] {
-            let mut group = Group::spawn(command.stdout(Stdio::piped())).unwrap();
+            let mut group = ProcessGroup::spawn(command.stdout(Stdio::piped())).unwrap();
             let grandchild = pid(&first_line(group.take_stdout().unwrap()));
             assert!(runs(grandchild));
             drop(group);
@@ -333,7 +333,7 @@ mod tests {
     #[test]
     fn a_guarded_command_has_an_empty_stdin_and_its_status_comes_through() {
         let mut command = guarded_shell("cat; exit 7");
-        let mut group = Group::spawn(&mut command).unwrap();
+        let mut group = ProcessGroup::spawn(&mut command).unwrap();
         assert_eq!(group.wait().unwrap().code(), Some(7));
     }
 

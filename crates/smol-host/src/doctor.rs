@@ -8,7 +8,7 @@ use serde::Serialize;
 use smol_machine::probe::{self, ProbeError};
 
 use crate::apt;
-use crate::emulated::kernel::Kernel;
+use crate::emulated::kernel::HostKernel;
 use crate::emulated::{self, QEMU};
 use crate::error::HostError;
 use crate::select::kvm_fix;
@@ -234,9 +234,9 @@ fn qemu_version() -> Result<String, HostError> {
 }
 
 fn emulated_kernel(cache: Option<&Path>) -> Result<String, HostError> {
-    match cache.and_then(Kernel::cached) {
+    match cache.and_then(HostKernel::cached) {
         Some(kernel) => Ok(format!("{}, cached", kernel.origin())),
-        None => Kernel::obtainable()
+        None => HostKernel::obtainable()
             .map(|origin| format!("{origin}, will be downloaded when needed (about 70 MB)")),
     }
 }

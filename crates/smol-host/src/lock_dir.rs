@@ -42,7 +42,7 @@ impl LockDir {
     /// Takes over a folder that exists and that nobody owns; `None` if it is owned or missing.
     pub fn if_abandoned(path: &Path) -> Option<Self> {
         match Self::lock(path, Wait::No) {
-            Ok(Attempt::Locked(dir)) => Some(dir),
+            Ok(LockAttempt::Locked(dir)) => Some(dir),
             _ => None,
         }
     }
@@ -54,18 +54,18 @@ impl LockDir {
                 _ => {}
             }
             match Self::lock(path, wait)? {
-                Attempt::Locked(dir) => return Ok(Some(dir)),
-                Attempt::Owned => return Ok(None),
-                Attempt::Gone => {}
+                LockAttempt::Locked(dir) => return Ok(Some(dir)),
+                LockAttempt::Owned => return Ok(None),
+                LockAttempt::Gone => {}
             }
         }
     }
 
     /// Locks a folder that exists.
-    fn lock(path: &Path, wait: Wait) -> io::Result<Attempt> {
+    fn lock(path: &Path, wait: Wait) -> io::Result<LockAttempt> {
         let flags = libc::O_DIRECTORY | libc::O_NOFOLLOW;
         let file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
-            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Attempt::Gone),
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(LockAttempt::Gone),
             other => other?,
         };
         loop {
@@ -75,7 +75,7 @@ impl LockDir {
             };
             match locked {
                 Ok(()) => break,
-                Err(TryLockError::WouldBlock) => return Ok(Attempt::Owned),
+                Err(TryLockError::WouldBlock) => return Ok(LockAttempt::Owned),
                 Err(TryLockError::Error(e)) if e.kind() == ErrorKind::Interrupted => {}
                 Err(TryLockError::Error(e)) => return Err(e),
             }
@@ -84,8 +84,8 @@ impl LockDir {
         let dir = Self { path, file };
         // Between opening and locking, its last owner may have removed or renamed it.
         match dir.is_in_place() {
-            true => Ok(Attempt::Locked(dir)),
-            false => Ok(Attempt::Gone),
+            true => Ok(LockAttempt::Locked(dir)),
+            false => Ok(LockAttempt::Gone),
         }
     }
 
@@ -155,7 +155,7 @@ enum Wait {
 }
 
 /// The outcome of locking a folder.
-enum Attempt {
+enum LockAttempt {
     Locked(LockDir),
     Owned,
     /// It was removed or renamed meanwhile.
@@ -188,7 +188,7 @@ impl ScratchDir {
                 .permissions(Permissions::from_mode(mode))
                 .tempdir_in(parent)?;
             // Before it is locked, another process may take it for an abandoned one and remove it.
-            if let Attempt::Locked(dir) = LockDir::lock(&made.keep(), Wait::No)? {
+            if let LockAttempt::Locked(dir) = LockDir::lock(&made.keep(), Wait::No)? {
                 return Ok(Self(dir));
             }
         }

@@ -73,7 +73,7 @@ pub struct Selected {
 /// `Kvm`: the device cannot be opened. `Emulated`: there is no QEMU. `Auto`: neither works. Each with
 /// the command that fixes it.
 pub fn select(requested: Accel) -> Result<Selected> {
-    let host = Host {
+    let host = Probes {
         inside: emulated::is_inside(),
         open: &|| probe::open(Path::new(probe::DEVICE)).map(drop),
         probe: &probe::probe,
@@ -83,14 +83,14 @@ pub fn select(requested: Accel) -> Result<Selected> {
 }
 
 /// What [`decide`] asks of the host.
-struct Host<'a> {
+struct Probes<'a> {
     inside: bool,
     open: &'a dyn Fn() -> std::result::Result<(), ProbeError>,
     probe: &'a dyn Fn() -> std::result::Result<(), ProbeError>,
     qemu: &'a dyn Fn() -> bool,
 }
 
-fn decide(requested: Accel, host: &Host) -> Result<Selected> {
+fn decide(requested: Accel, host: &Probes) -> Result<Selected> {
     let plain = |accel| Selected { accel, why: None };
     match requested {
         _ if host.inside => Ok(plain(Backend::Kvm)),
@@ -197,7 +197,7 @@ mod tests {
         inside: bool,
     ) -> Result<Selected> {
         let good = || Ok(());
-        let host = Host {
+        let host = Probes {
             inside,
             open: &good,
             probe: if probe_passes { &good } else { &bad },
@@ -246,7 +246,7 @@ mod tests {
 
     #[test]
     fn forced_kvm_without_the_device_is_an_error_not_a_fallback() {
-        let host = Host {
+        let host = Probes {
             inside: false,
             open: &|| Err(ProbeError::NoDevice),
             probe: &bad,

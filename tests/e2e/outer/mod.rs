@@ -45,7 +45,7 @@ fn this_host() -> Host {
 pub fn list(selection: &Selection) -> ExitCode {
     let host = this_host();
     let outer = tests(&host).filter(&selection.words);
-    let inside = inner::Host::new();
+    let inside = inner::InnerHost::new();
     let inner = inner::tests(&inside, selection);
     for test in outer.tests().iter().chain(inner.tests()) {
         println!("{}: {}", test.group, test.name);
@@ -59,7 +59,7 @@ pub fn main(selection: &Selection) -> ExitCode {
     let fresh = selection.words.is_empty();
     let host = this_host();
     let outer = tests(&host).filter(&selection.words);
-    let inside = inner::Host::new();
+    let inside = inner::InnerHost::new();
     let inner = inner::tests(&inside, selection);
     let mut tally = Tally::default();
     if !outer.tests().is_empty() || !inner.tests().is_empty() {

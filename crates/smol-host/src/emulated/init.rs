@@ -24,7 +24,7 @@ use smol_machine::cpu::{Cpu, Model};
 use smol_machine::hv::{self, HostVcpu, HostVm, Vm};
 
 use super::qemu::PORT_NAME;
-use super::wire::{self, Job, JobStatus, Kind, Mount};
+use super::wire::{self, FrameKind, HostJob, JobStatus, Mount};
 use super::{CHANNEL_VARIABLE, INIT_ARGUMENT, MARKER_VARIABLE, network, pulse};
 use crate::child;
 
@@ -52,7 +52,7 @@ pub fn main_if_requested() {
 fn run() -> Result<Infallible> {
     mount_system()?;
     let text = fs::read("/job.json").map_err(context("cannot read /job.json"))?;
-    let job: Job = serde_json::from_slice(&text).map_err(|e| format!("/job.json: {e}"))?;
+    let job: HostJob = serde_json::from_slice(&text).map_err(|e| format!("/job.json: {e}"))?;
     for module in &job.modules {
         load_module(module)?;
     }
@@ -66,10 +66,10 @@ fn run() -> Result<Infallible> {
     let _last = last_machine().ok();
     let (kind, payload) = match ready.and_then(|()| serve(&job, port, &writer)) {
         Ok(status) => (
-            Kind::Exited,
+            FrameKind::Exited,
             serde_json::to_vec(&status).unwrap_or_default(),
         ),
-        Err(why) => (Kind::Failed, why.into_bytes()),
+        Err(why) => (FrameKind::Failed, why.into_bytes()),
     };
     unmount(&job.shares);
     send(&writer, kind, &payload).map_err(context("cannot report the end"))?;
@@ -151,7 +151,7 @@ fn open_port() -> Result<File> {
     }
 }
 
-fn set_up(job: &Job) -> Result<()> {
+fn set_up(job: &HostJob) -> Result<()> {
     // While it boots, each line that it prints takes time. From here on it is silent, or says what one
     // must know.
     let _ = fs::write("/proc/sys/kernel/printk", "7");
@@ -200,8 +200,8 @@ fn unmount(shares: &[Mount]) {
 }
 
 /// Runs the job to its end; when it returns, all that the job wrote has been sent.
-fn serve(job: &Job, mut port: File, writer: &Port) -> Result<JobStatus> {
-    send(writer, Kind::Started, &[]).map_err(context("cannot speak to the host"))?;
+fn serve(job: &HostJob, mut port: File, writer: &Port) -> Result<JobStatus> {
+    send(writer, FrameKind::Started, &[]).map_err(context("cannot speak to the host"))?;
     set_clock(&mut port)?;
     let beats = writer.clone();
     pulse::begin(job.silence, move |kind, payload| {
@@ -214,9 +214,9 @@ fn serve(job: &Job, mut port: File, writer: &Port) -> Result<JobStatus> {
         UnixStream::pair().map_err(context("cannot create the job's channel"))?;
     let mut child = start_job(job, inner.into())?;
     let relays = [
-        relay(child.stdout.take(), Kind::Stdout, writer),
-        relay(child.stderr.take(), Kind::Stderr, writer),
-        relay(channel.try_clone().ok(), Kind::Channel, writer),
+        relay(child.stdout.take(), FrameKind::Stdout, writer),
+        relay(child.stderr.take(), FrameKind::Stderr, writer),
+        relay(channel.try_clone().ok(), FrameKind::Channel, writer),
     ];
     follow_host(port, channel, &child);
     let status = child.wait().map_err(context("cannot wait for the job"))?;
@@ -237,10 +237,10 @@ fn kill_all_others() {
     unsafe { libc::kill(-1, libc::SIGKILL) };
 }
 
-/// Sets the clock to the time of day, with which the host answers [`Kind::Started`].
+/// Sets the clock to the time of day, with which the host answers [`FrameKind::Started`].
 fn set_clock(port: &mut File) -> Result<()> {
     let frame = wire::read_frame(port).map_err(context("cannot hear the host"))?;
-    let Some((Kind::Clock, payload)) = frame else {
+    let Some((FrameKind::Clock, payload)) = frame else {
         return Err("the host did not tell the time".into());
     };
     let nanoseconds =
@@ -253,7 +253,7 @@ fn set_clock(port: &mut File) -> Result<()> {
         .map_err(|e| format!("cannot set the clock: {e}"))
 }
 
-fn start_job(job: &Job, channel: OwnedFd) -> Result<Child> {
+fn start_job(job: &HostJob, channel: OwnedFd) -> Result<Child> {
     let (program, arguments) = job.argv.split_first().ok_or("there is no job to run")?;
     let mut command = Command::new(program);
     command
@@ -298,7 +298,7 @@ fn cpus_for_guests() -> io::Result<CpuSet> {
 /// Sends everything readable from `from` as frames of `kind`, on a thread of its own.
 fn relay(
     from: Option<impl Read + Send + 'static>,
-    kind: Kind,
+    kind: FrameKind,
     to: &Port,
 ) -> Option<thread::JoinHandle<()>> {
     let (mut from, to) = (from?, to.clone());
@@ -318,10 +318,10 @@ fn follow_host(mut port: File, mut channel: UnixStream, child: &Child) {
     thread::spawn(move || {
         while let Ok(Some((kind, payload))) = wire::read_frame(&mut port) {
             match kind {
-                Kind::Stop => drop(
+                FrameKind::Stop => drop(
                     group.map(|group| rustix::process::kill_process_group(group, Signal::TERM)),
                 ),
-                Kind::Channel => drop(io::Write::write_all(&mut channel, &payload)),
+                FrameKind::Channel => drop(io::Write::write_all(&mut channel, &payload)),
                 _ => {}
             }
         }
@@ -329,7 +329,7 @@ fn follow_host(mut port: File, mut channel: UnixStream, child: &Child) {
     });
 }
 
-fn send(port: &Port, kind: Kind, payload: &[u8]) -> io::Result<()> {
+fn send(port: &Port, kind: FrameKind, payload: &[u8]) -> io::Result<()> {
     let mut port = port.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     wire::write_frame(&mut *port, kind, payload)
 }

@@ -29,23 +29,23 @@ pub const KERNEL_ROOT_VARIABLE: &str = "SMOL_EMULATED_KERNEL_ROOT";
 
 /// A kernel that is ready to be booted.
 #[derive(Debug)]
-pub struct Kernel {
+pub struct HostKernel {
     dir: PathBuf,
-    index: Index,
+    index: KernelIndex,
 }
 
 /// `index.json` of a cached kernel.
 #[derive(Debug, Serialize, Deserialize)]
-struct Index {
+struct KernelIndex {
     /// What the kernel is: package and version.
     origin: String,
     /// Every kept module with what it depends on, dependencies first.
     modules: Vec<(String, Vec<String>)>,
 }
 
-impl Kernel {
+impl HostKernel {
     /// Returns the newest cached kernel, without asking the network or apt.
-    pub fn cached(cache: &Path) -> Option<Kernel> {
+    pub fn cached(cache: &Path) -> Option<HostKernel> {
         let suffix = format!("-r{REVISION}");
         let mut dirs: Vec<PathBuf> = fs::read_dir(kernels(cache))
             .ok()?
@@ -58,23 +58,23 @@ impl Kernel {
         dirs.sort_by_key(|dir| fs::metadata(dir).and_then(|meta| meta.modified()).ok());
         dirs.into_iter()
             .rev()
-            .find_map(|dir| Kernel::open(&dir).ok())
+            .find_map(|dir| HostKernel::open(&dir).ok())
     }
 
     /// Returns the cached kernel, or downloads one.
     ///
     /// # Errors
     /// apt is absent, does not know or cannot download the package; a tool is missing; the disk is full.
-    pub fn obtain(cache: &Path) -> Result<Kernel> {
+    pub fn obtain(cache: &Path) -> Result<HostKernel> {
         if let Some(root) = std::env::var_os(KERNEL_ROOT_VARIABLE) {
-            return Kernel::from_folder(cache, Path::new(&root));
+            return HostKernel::from_folder(cache, Path::new(&root));
         }
-        if let Some(kernel) = Kernel::cached(cache) {
+        if let Some(kernel) = HostKernel::cached(cache) {
             return Ok(kernel);
         }
-        let scratch = Scratch::new(cache)?;
+        let scratch = KernelScratch::new(cache)?;
         // Another process may have fetched it while we waited for the lock.
-        if let Some(kernel) = Kernel::cached(cache) {
+        if let Some(kernel) = HostKernel::cached(cache) {
             return Ok(kernel);
         }
         let (root, version) = download(scratch.path())?;
@@ -86,7 +86,7 @@ impl Kernel {
         )
     }
 
-    /// Returns what [`Kernel::obtain`] would download, without downloading it; an error, if it could not.
+    /// Returns what [`HostKernel::obtain`] would download, without downloading it; an error, if it could not.
     pub(crate) fn obtainable() -> Result<String> {
         if let Some(root) = std::env::var_os(KERNEL_ROOT_VARIABLE) {
             return find_image(Path::new(&root)).map(|image| image.display().to_string());
@@ -96,25 +96,25 @@ impl Kernel {
     }
 
     /// Returns the kernel in a folder of the user's, cached by the name of its image.
-    fn from_folder(cache: &Path, root: &Path) -> Result<Kernel> {
-        let scratch = Scratch::new(cache)?;
+    fn from_folder(cache: &Path, root: &Path) -> Result<HostKernel> {
+        let scratch = KernelScratch::new(cache)?;
         let image = find_image(root)?;
         let name = format!(
             "own-{}",
             image.file_name().unwrap_or_default().to_string_lossy()
         );
-        Kernel::open(&scratch.kernels.join(&name))
+        HostKernel::open(&scratch.kernels.join(&name))
             .or_else(|_| install(root, &scratch, &root.display().to_string(), &name))
     }
 
-    fn open(dir: &Path) -> Result<Kernel> {
+    fn open(dir: &Path) -> Result<HostKernel> {
         let path = dir.join("index.json");
         let text =
             fs::read(&path).map_err(HostError::io(format!("cannot read {}", path.display())))?;
         let index = serde_json::from_slice(&text).map_err(|e| {
             HostError::new(format!("{} is damaged: {e}", path.display())).fix(remove_command(dir))
         })?;
-        Ok(Kernel {
+        Ok(HostKernel {
             dir: dir.to_owned(),
             index,
         })
@@ -155,14 +155,14 @@ fn remove_command(dir: &Path) -> String {
 }
 
 /// A scratch folder beside the cached kernels, with the lock of their folder.
-struct Scratch {
+struct KernelScratch {
     dir: ScratchDir,
     kernels: PathBuf,
     _lock: File,
 }
 
-impl Scratch {
-    fn new(cache: &Path) -> Result<Scratch> {
+impl KernelScratch {
+    fn new(cache: &Path) -> Result<KernelScratch> {
         let kernels = kernels(cache);
         fs::create_dir_all(&kernels).map_err(HostError::io(format!(
             "cannot create {}",
@@ -177,7 +177,7 @@ impl Scratch {
             "cannot create a folder in {}",
             kernels.display()
         )))?;
-        Ok(Scratch {
+        Ok(KernelScratch {
             dir,
             kernels,
             _lock: lock,
@@ -305,7 +305,7 @@ fn kernel_dependencies(record: &str) -> Vec<Package> {
 }
 
 /// Takes the kernel and the modules out of an unpacked `root` into the cache, as `name`.
-fn install(root: &Path, scratch: &Scratch, origin: &str, name: &str) -> Result<Kernel> {
+fn install(root: &Path, scratch: &KernelScratch, origin: &str, name: &str) -> Result<HostKernel> {
     let new = scratch.path().join("kernel");
     let modules_dir = new.join("modules");
     fs::create_dir_all(&modules_dir).map_err(HostError::io(format!(
@@ -343,7 +343,7 @@ fn install(root: &Path, scratch: &Scratch, origin: &str, name: &str) -> Result<K
     if let Some(e) = failure {
         return Err(e);
     }
-    let mut index = Index {
+    let mut index = KernelIndex {
         origin: origin.to_owned(),
         modules: Vec::new(),
     };
@@ -361,7 +361,7 @@ fn install(root: &Path, scratch: &Scratch, origin: &str, name: &str) -> Result<K
     let _ = fs::remove_dir_all(&place); // a damaged one
     fs::rename(&new, &place)
         .map_err(HostError::io(format!("cannot create {}", place.display())))?;
-    Kernel::open(&place)
+    HostKernel::open(&place)
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {
@@ -547,8 +547,8 @@ mod tests {
     #[test]
     fn a_cache_without_a_complete_kernel_has_none() {
         let cache = tempfile::tempdir().unwrap();
-        assert!(Kernel::cached(cache.path()).is_none());
+        assert!(HostKernel::cached(cache.path()).is_none());
         fs::create_dir_all(kernels(cache.path()).join(format!("6.1-r{REVISION}"))).unwrap();
-        assert!(Kernel::cached(cache.path()).is_none());
+        assert!(HostKernel::cached(cache.path()).is_none());
     }
 }

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
-use super::wire::Kind;
+use super::wire::FrameKind;
 
 /// Time between two heartbeats.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
@@ -29,7 +29,7 @@ const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
 /// If a thread cannot be started.
 pub(super) fn begin(
     missed: u64,
-    mut send: impl FnMut(Kind, &[u8]) -> io::Result<()> + Send + 'static,
+    mut send: impl FnMut(FrameKind, &[u8]) -> io::Result<()> + Send + 'static,
 ) -> io::Result<()> {
     let mut counters = Vec::new();
     for cpu in cpus()? {
@@ -44,8 +44,8 @@ pub(super) fn begin(
                 .iter()
                 .map(|(_, count)| count.load(Ordering::Relaxed));
             let told = match seen.beat(counts) {
-                None => send(Kind::Alive, &[]),
-                Some(cpu) => send(Kind::Failed, hangs(cpu, missed).as_bytes()),
+                None => send(FrameKind::Alive, &[]),
+                Some(cpu) => send(FrameKind::Failed, hangs(cpu, missed).as_bytes()),
             };
             if told.is_err() {
                 return;
@@ -87,10 +87,10 @@ fn count(cpu: usize, counter: &AtomicU64) {
 struct Counters {
     /// A CPU that has not counted for so many heartbeats hangs.
     limit: u64,
-    cpus: Vec<Count>,
+    cpus: Vec<CpuCounter>,
 }
 
-struct Count {
+struct CpuCounter {
     cpu: usize,
     last: u64,
     /// Heartbeats since it has changed.
@@ -99,7 +99,7 @@ struct Count {
 
 impl Counters {
     fn new(limit: u64, cpus: impl Iterator<Item = usize>) -> Self {
-        let count = |cpu| Count {
+        let count = |cpu| CpuCounter {
             cpu,
             last: 0,
             missed: 0,
@@ -157,7 +157,7 @@ mod tests {
         };
         begin(120, send).unwrap();
         for _ in 0..2 {
-            assert_eq!(beats.recv(), Ok(Kind::Alive));
+            assert_eq!(beats.recv(), Ok(FrameKind::Alive));
         }
     }
 }

@@ -7,10 +7,10 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::kernel::Kernel;
+use super::kernel::HostKernel;
 use super::process::{Launch, memory_file};
 use super::running::{self, RunningHost};
-use super::wire::{Job, Mount};
+use super::wire::{HostJob, Mount};
 use super::{INIT_ARGUMENT, SELF, cpio};
 use crate::apt;
 use crate::error::{HostError, Result};
@@ -170,7 +170,7 @@ impl EmulatedHost {
             }
         }
         let cpu = cpu(std::env::var_os(CPU_VARIABLE))?;
-        let kernel = Kernel::obtain(&self.cache)?;
+        let kernel = HostKernel::obtain(&self.cache)?;
         let initramfs = memory_file("initramfs", &self.initramfs(&kernel)?)?;
         let (host, vmlinux) = (self.clone(), kernel.vmlinux());
         running::start(Launch {
@@ -184,7 +184,7 @@ impl EmulatedHost {
     }
 
     /// Returns the initramfs: this program as `/smol`, the modules, and the job.
-    fn initramfs(&self, kernel: &Kernel) -> Result<Vec<u8>> {
+    fn initramfs(&self, kernel: &HostKernel) -> Result<Vec<u8>> {
         let program = std::fs::read("/proc/self/exe")
             .map_err(HostError::io("cannot read the running program"))?;
         if is_dynamic(&program) {
@@ -193,7 +193,7 @@ impl EmulatedHost {
                 "build it with RUSTFLAGS=-Ctarget-feature=+crt-static and an explicit --target",
             ));
         }
-        let mut archive = cpio::Archive::new();
+        let mut archive = cpio::CpioWriter::new();
         for dir in ["dev", "proc", "sys", "tmp", "run", "root", "modules"] {
             archive.dir(dir);
         }
@@ -212,13 +212,13 @@ impl EmulatedHost {
         Ok(archive.finish())
     }
 
-    fn description(&self) -> Job {
+    fn description(&self) -> HostJob {
         let mount = |(n, share): (usize, &Share)| Mount {
             tag: format!("share{n}"),
             target: share.target.clone(),
             read_only: share.read_only,
         };
-        Job {
+        HostJob {
             argv: self.argv.clone(),
             env: self.env.clone(),
             cwd: self.cwd.clone(),

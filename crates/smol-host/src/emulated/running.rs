@@ -15,7 +15,7 @@ use smol_cli::Interrupt;
 
 use super::fault;
 use super::process::{self, Launch, Logs, boot, excerpt, text};
-use super::wire::{self, JobStatus, Kind};
+use super::wire::{self, FrameKind, JobStatus};
 use crate::error::{HostError, Result};
 
 /// How long the emulated host may take until its init speaks, at its first boot and at its second;
@@ -64,10 +64,10 @@ pub struct RunningHost {
 pub struct Controller {
     port: Arc<Mutex<UnixStream>>,
     /// Not under the port's lock: a thread that is blocked while it writes holds that one.
-    process: Arc<Mutex<Process>>,
+    process: Arc<Mutex<QemuProcess>>,
 }
 
-struct Process {
+struct QemuProcess {
     pidfd: OwnedFd,
     /// It is being stopped: QEMU is not started again.
     stopping: bool,
@@ -76,7 +76,7 @@ struct Process {
 /// Starts the emulated host.
 pub(super) fn start(launch: Launch) -> Result<RunningHost> {
     let booting = boot(&launch, launch.boot_timeouts[0])?;
-    let process = Process {
+    let process = QemuProcess {
         pidfd: booting.process,
         stopping: false,
     };
@@ -133,29 +133,29 @@ impl RunningHost {
                 Err(e) => return Err(self.broken(&format!("broke off: {e}"), true)),
             };
             match kind {
-                Kind::Started => {
+                FrameKind::Started => {
                     self.begin()?;
                     return Ok(Event::Started);
                 }
-                Kind::Alive => {}
-                Kind::Stdout => return Ok(Event::Stdout(payload)),
-                Kind::Stderr => return Ok(Event::Stderr(payload)),
-                Kind::Channel => return Ok(Event::Channel(payload)),
-                Kind::Exited => {
+                FrameKind::Alive => {}
+                FrameKind::Stdout => return Ok(Event::Stdout(payload)),
+                FrameKind::Stderr => return Ok(Event::Stderr(payload)),
+                FrameKind::Channel => return Ok(Event::Channel(payload)),
+                FrameKind::Exited => {
                     let status = serde_json::from_slice(&payload).map_err(|e| {
                         HostError::new(format!("the emulated host sent a bad exit status: {e}"))
                     })?;
                     self.control.kill(); // all is written and the shares are unmounted: init waits for this
                     return Ok(Event::Exited(status));
                 }
-                Kind::Failed => {
+                FrameKind::Failed => {
                     let why = String::from_utf8_lossy(&payload).into_owned();
                     return Err(match self.up {
                         true => self.broken(&format!("hangs: {why}"), true),
                         false => self.broken(&format!("could not be set up: {why}"), false),
                     });
                 }
-                Kind::Stop | Kind::Clock => {
+                FrameKind::Stop | FrameKind::Clock => {
                     return Err(self.broken("sent what only the host sends", true));
                 }
             }
@@ -258,7 +258,7 @@ impl RunningHost {
             .unwrap_or_default()
             .as_nanos() as u64;
         // If it has ended by now, the next frame is not there, which tells more.
-        let _ = self.control.write(Kind::Clock, &now.to_le_bytes());
+        let _ = self.control.write(FrameKind::Clock, &now.to_le_bytes());
         Ok(())
     }
 
@@ -320,7 +320,7 @@ impl Controller {
     /// Asks the job to end (SIGTERM to its process group inside).
     pub fn stop(&self) {
         lock(&self.process).stopping = true;
-        let _ = self.write(Kind::Stop, &[]);
+        let _ = self.write(FrameKind::Stop, &[]);
     }
 
     /// Kills the whole emulated host at once.
@@ -334,7 +334,7 @@ impl Controller {
     pub fn send(&self, bytes: &[u8]) -> std::io::Result<()> {
         bytes
             .chunks(wire::MAX_PAYLOAD)
-            .try_for_each(|chunk| self.write(Kind::Channel, chunk))
+            .try_for_each(|chunk| self.write(FrameKind::Channel, chunk))
     }
 
     /// Stops the job when `interrupt` is set, and kills the whole emulated host if that takes longer than
@@ -364,12 +364,12 @@ impl Controller {
         matches!(poll(&mut ended, limit.as_ref()), Ok(1..))
     }
 
-    fn write(&self, kind: Kind, payload: &[u8]) -> std::io::Result<()> {
+    fn write(&self, kind: FrameKind, payload: &[u8]) -> std::io::Result<()> {
         wire::write_frame(&mut *lock(&self.port), kind, payload)
     }
 }
 
-impl Process {
+impl QemuProcess {
     fn kill(&self) {
         let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
     }
@@ -405,7 +405,7 @@ mod tests {
     }
 
     /// The script's words for a frame of init's.
-    fn speak(kind: Kind, payload: &[u8]) -> String {
+    fn speak(kind: FrameKind, payload: &[u8]) -> String {
         let mut frame = Vec::new();
         wire::write_frame(&mut frame, kind, payload).unwrap();
         let octal: String = frame.iter().map(|byte| format!("\\{byte:03o}")).collect();
@@ -417,7 +417,7 @@ mod tests {
         let script = format!(
             "if mkdir {}/flag 2>/dev/null; then {what}; fi; {} exec sleep 600",
             folder.display(),
-            speak(Kind::Started, &[])
+            speak(FrameKind::Started, &[])
         );
         Launch {
             boot_timeouts: [Duration::from_secs(600); 2],
@@ -448,9 +448,9 @@ mod tests {
     #[test]
     fn a_host_that_dies_or_hangs_by_itself_is_told_from_one_that_cannot_do_its_job() {
         let long = Duration::from_secs(600);
-        let up = speak(Kind::Started, &[]);
-        let stuck = speak(Kind::Failed, b"its CPU 1 hangs");
-        let alive = speak(Kind::Alive, &[]);
+        let up = speak(FrameKind::Started, &[]);
+        let stuck = speak(FrameKind::Failed, b"its CPU 1 hangs");
+        let alive = speak(FrameKind::Alive, &[]);
         let panic = "echo 'Kernel panic - not syncing' >/proc/self/fd/$CONSOLE";
         let signal = "kill -ABRT $$";
         for (script, silence, words, fault) in [
@@ -507,7 +507,10 @@ mod tests {
         let cache = tempfile::tempdir().unwrap();
         let launch = Launch {
             cache: cache.path().into(),
-            ..shell(&format!("{} exec sleep 600", speak(Kind::Started, &[])))
+            ..shell(&format!(
+                "{} exec sleep 600",
+                speak(FrameKind::Started, &[])
+            ))
         };
         let mut host = start(launch).unwrap();
         assert_eq!(host.next_event().unwrap(), Event::Started);

@@ -11,7 +11,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::process::geteuid;
 use smol_cli::{ErrorExt, ExitKind, Failure, Interrupt};
-use smol_host::child::{self, Group};
+use smol_host::child::{self, ProcessGroup};
 
 /// Time given to files that have none of their own. Any value that never changes will do; the image
 /// clamps times itself.
@@ -96,7 +96,7 @@ fn watch(
     progress: &mut dyn FnMut(&str),
     interrupt: &Interrupt,
 ) -> Result<()> {
-    let mut group = Group::spawn(&mut command).context("cannot start mmdebstrap")?;
+    let mut group = ProcessGroup::spawn(&mut command).context("cannot start mmdebstrap")?;
     let mut stderr = group.take_stderr().context("mmdebstrap has no output")?;
     let mut said = Said::default();
     while said.read(&mut stderr, interrupt)? {
