@@ -136,9 +136,9 @@ fn damaged(host: &InnerHost, folder: &Path) -> PathBuf {
     let good = host.service();
     let bundle = Bundle::open(&good).unwrap();
     let layout = bundle.layout().into_iter();
-    let blob = layout.filter(|blob| blob.media_type == ImageKind::Memory.media_type());
+    let mut blobs = layout.filter(|blob| blob.media_type == ImageKind::Memory.media_type());
     let frames = bundle.index().image(ImageKind::Memory).unwrap().frames();
-    let begin = blob.last().unwrap().offset + frames.last().unwrap().offset;
+    let begin = blobs.next_back().unwrap().offset + frames.last().unwrap().offset;
     let mut bytes = fs::read(&good).unwrap();
     bytes[begin as usize + 9] ^= 1;
     let path = folder.join("damaged.smolmachine");
