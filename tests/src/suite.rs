@@ -4,7 +4,7 @@
 //! Suite (names, in order) ── run one after the other ──> Tally ── report
 //! ```
 //! A test that fails because its emulated host died or hung by itself runs once more, in a fresh one,
-//! and is reported as flaky. More than [`MAX_FLAKY`] of those fail a run.
+//! and is reported as flaky. More than two of those fail a run.
 //!
 //! This is no libtest harness (libtest-mimic): the tests of the inner half run in one process inside of
 //! the emulated host, and when that dies, a fresh one goes on with the test that was interrupted.

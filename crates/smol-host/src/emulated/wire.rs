@@ -26,7 +26,7 @@ pub enum FrameKind {
     Exited = 5,
     /// The emulated host could not be set up, or one of its CPUs hangs; payload: a sentence.
     Failed = 6,
-    /// The emulated host is alive (see [`super::pulse`]); no payload.
+    /// The emulated host is alive (see the module `pulse`); no payload.
     Alive = 7,
 
     /// Ask the job to end (SIGTERM); no payload.
