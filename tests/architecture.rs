@@ -82,7 +82,7 @@ const UNSAFE_ROOMS: &[&str] = &[
     "crates/smol-machine/src/probe.rs",
     "crates/smol-machine/src/uffd.rs",
     "smolbuild/src/assemble/rootfs/debian/mmdebstrap.rs",
-    "smolrun/src/detached.rs",
+    "smolrun/src/host/background.rs",
 ];
 
 /// The rooms that may ask for which operating system or processor they are compiled.

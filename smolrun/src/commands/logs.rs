@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use rustix::fs::SeekFrom as SeekTo;
 
-use crate::instance;
+use crate::host::instance;
 
 /// How often a followed log is looked at.
 const GLANCE: Duration = Duration::from_millis(100);
@@ -46,7 +46,7 @@ fn show(log: &mut File, follow: bool, out: &mut impl Write) -> io::Result<()> {
     }
 }
 
-/// The beginning of a long log is a hole (see [`crate::output::Log`]): skips it, and the piece of a
+/// The beginning of a long log is a hole (see [`crate::run::output::Log`]): skips it, and the piece of a
 /// line behind it.
 fn skip_hole(log: &mut File) -> io::Result<()> {
     match rustix::fs::seek(&*log, SeekTo::Data(0)) {

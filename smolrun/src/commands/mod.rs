@@ -1,13 +1,15 @@
-//! The commands beside running.
+//! What the command line asks for, one module a command.
 
 mod doctor;
 mod logs;
 mod ps;
+mod run;
 mod stop;
 
 pub use doctor::doctor;
 pub use logs::logs;
 pub use ps::ps;
+pub use run::run;
 pub use stop::stop;
 
 use std::io::{self, Write};

@@ -11,8 +11,9 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use smol_cli::{ExitKind, Failure};
 
 use crate::cli::MAX_GRACE;
-use crate::instance::{self, Record};
-use crate::orders::Order;
+use crate::host::control;
+use crate::host::instance::{self, Record};
+use crate::run::request::ControlRequest;
 
 /// How long past the grace time the machine's own process is left to do it.
 const PATIENCE: Duration = Duration::from_secs(25);
@@ -39,7 +40,7 @@ pub fn stop(name: &str, seconds: u64) -> anyhow::Result<ExitCode> {
 /// Gives the order and waits for the process to end, which closes the connection.
 fn ask(root: &Path, name: &str, grace: Duration) -> io::Result<()> {
     let mut stream = instance::connect(root, name)?;
-    stream.write_all(Order::stop(grace).line().as_bytes())?;
+    stream.write_all(control::encode(ControlRequest::stop(grace)).as_bytes())?;
     stream.set_read_timeout(Some(grace + PATIENCE))?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;

@@ -24,8 +24,8 @@ use smol_machine::beside;
 use smol_machine::demand::{Area, Demand};
 use smol_machine::{MachineState, Stop, StopHandle, hv};
 
-use crate::materialise;
-use crate::report::Report;
+use crate::images::cache;
+use crate::run::report::Report;
 
 /// How long a machine may take to stop after a page could not be had. It may be held up inside
 /// the kernel, waiting for that page; then the process ends, and the machine with it.
@@ -91,7 +91,7 @@ impl FirstStart {
     /// on demand, it is unpacked now, and `None` is returned.
     ///
     /// # Errors
-    /// As [`materialise::images`].
+    /// As [`cache::images`].
     pub fn begin(
         bundle: Bundle,
         cache: &Path,
@@ -101,7 +101,7 @@ impl FirstStart {
         if let Some(room) = Self::room(&bundle) {
             return Ok(Some(Self::new(bundle, room, cache, interrupt)));
         }
-        materialise::images(&bundle, cache, progress, interrupt)?;
+        cache::images(&bundle, cache, progress, interrupt)?;
         Ok(None)
     }
 
@@ -175,7 +175,7 @@ impl FirstStart {
         let unpack = move || {
             let outcome = shared.stream();
             shared.judge(outcome);
-            materialise::images(&shared.bundle, &cache, &Progress::silent(), &interrupt).map(drop)
+            cache::images(&shared.bundle, &cache, &Progress::silent(), &interrupt).map(drop)
         };
         beside::spawn("pager", answer).context(THREADS)?;
         let unpacking = beside::spawn("unpack", unpack).context(THREADS)?;
@@ -197,10 +197,10 @@ impl FirstStart {
     /// Unpacks the bundle, for a machine that is not restored after all.
     ///
     /// # Errors
-    /// As [`materialise::images`].
+    /// As [`cache::images`].
     pub fn unpack(&self) -> anyhow::Result<()> {
         let progress = Progress::silent();
-        materialise::images(&self.shared.bundle, &self.cache, &progress, &self.interrupt).map(drop)
+        cache::images(&self.shared.bundle, &self.cache, &progress, &self.interrupt).map(drop)
     }
 
     /// The machine has ended. Waits until the bundle is unpacked, unless a signal wants an end.

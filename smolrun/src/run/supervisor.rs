@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! control stream --\                        /--> ports open, "restored in ..."
-//! orders ----------+--> Happening --> loop --+--> request to shut down, then force
+//! orders ----------+--> Event --> loop --+--> request to shut down, then force
 //! the machine -----/                        \--> exit code, or why not
 //! ```
 //! The machine runs on the thread that made it, so that nothing has to be waited for between the
@@ -18,17 +18,18 @@ use anyhow::Context as _;
 use smol_cli::{ExitKind, Failure};
 use smol_machine::devices::virtio::vsock::VsockHandle;
 use smol_machine::{Stop, StopHandle};
-use smol_protocol::{Event, ExitStatus};
+use smol_protocol::{Event as GuestEvent, ExitStatus};
 
-use crate::first::FirstStart;
-use crate::guest::{self, Streams};
-use crate::metrics::{Metrics, Moment};
-use crate::orders::Order;
-use crate::output::{Output, Tail};
-use crate::ports::{self, Bound};
-use crate::report::{End, Report, Up};
-use crate::restore::{self, Ready, Wires};
-use crate::spec::RunSpec;
+use crate::images::lazy::FirstStart;
+use crate::run::event::Event;
+use crate::run::guest::{self, Streams};
+use crate::run::metrics::{Metrics, Moment};
+use crate::run::output::{Output, Tail};
+use crate::run::ports::{self, Bound};
+use crate::run::report::{End, Report, Up};
+use crate::run::request::ControlRequest;
+use crate::run::spec::RunSpec;
+use crate::run::start::{self, Ready, Wires};
 
 /// How long a guest may take to its first sign of life, and a restored one to run on. Milliseconds
 /// are usual; a machine with much memory takes minutes to boot in an emulated host.
@@ -42,25 +43,10 @@ const HEAD_START: Duration = Duration::from_millis(3);
 /// What may wait for the loop; a guest that floods it with events waits.
 const QUEUE: usize = 64;
 
-/// Something that happened to a machine.
-#[derive(Debug)]
-pub enum Happening {
-    /// The guest says so.
-    Guest(Event),
-    /// The guest speaks nonsense, or cannot be told who it is.
-    Broken(String),
-    /// Somebody wants something.
-    Order(Order),
-    /// The guest does not do what was asked of it.
-    Refused(String),
-    /// The machine stopped.
-    Stopped(smol_machine::Result<Stop>),
-}
-
 /// Where what happens is sent to.
 pub struct Supervisor {
-    events: SyncSender<Happening>,
-    happened: Receiver<Happening>,
+    events: SyncSender<Event>,
+    happened: Receiver<Event>,
 }
 
 impl Supervisor {
@@ -71,9 +57,9 @@ impl Supervisor {
     }
 
     /// Takes orders, from any thread, before and during [`Supervisor::run`].
-    pub fn orders(&self) -> impl Fn(Order) + Send + 'static + use<> {
+    pub fn orders(&self) -> impl Fn(ControlRequest) + Send + 'static + use<> {
         let events = self.events.clone();
-        move |order| drop(events.send(Happening::Order(order)))
+        move |order| drop(events.send(Event::Request(order)))
     }
 
     /// Runs the machine to its end. `started` is called when its first instruction is under way,
@@ -102,7 +88,7 @@ impl Supervisor {
             mut machine,
             vsock,
             restored,
-        } = restore::start(spec, first, &wires, &*report)?;
+        } = start::start(spec, first, &wires, &*report)?;
         let metrics = Metrics {
             restored: Some(restored),
             on_demand: (restored && first.is_some()).then_some(true),
@@ -159,7 +145,7 @@ impl Supervisor {
             let follower = thread
                 .spawn_scoped(scope, follow)
                 .context("cannot start the supervisor's thread")?;
-            let _ = events.send(Happening::Stopped(machine.run()));
+            let _ = events.send(Event::Stopped(machine.run()));
             let _ = released.recv();
             drop(machine);
             follower.join().ok().context("the supervisor has died")?
@@ -173,7 +159,7 @@ struct Watch<'a, F> {
     report: Arc<dyn Report>,
     vsock: Option<VsockHandle>,
     stop: StopHandle,
-    events: SyncSender<Happening>,
+    events: SyncSender<Event>,
     /// When the machine was begun to be made.
     begin: Moment,
     metrics: Metrics,
@@ -194,30 +180,29 @@ struct Watch<'a, F> {
 
 impl<F: FnOnce(&Up)> Watch<'_, F> {
     /// Takes what happens until the machine stops.
-    fn follow(&mut self, happened: &Receiver<Happening>) -> smol_machine::Result<Stop> {
+    fn follow(&mut self, happened: &Receiver<Event>) -> smol_machine::Result<Stop> {
         loop {
             let left = self
                 .deadline
                 .map(|d| d.saturating_duration_since(Instant::now()));
-            let happening = match left {
+            let event = match left {
                 Some(left) => happened.recv_timeout(left),
                 None => happened.recv().map_err(|_| RecvTimeoutError::Disconnected),
             };
-            match happening {
-                Ok(Happening::Stopped(stopped)) => return stopped,
-                Ok(happening) => self.take(happening),
+            match event {
+                Ok(Event::Stopped(stopped)) => return stopped,
+                Ok(event) => self.take(event),
                 Err(_) => self.lose_patience(),
             }
         }
     }
 
     /// Takes what still comes in the given time, up to the guest's last word.
-    fn listen(&mut self, happened: &Receiver<Happening>, time: Duration) {
+    fn listen(&mut self, happened: &Receiver<Event>, time: Duration) {
         let until = Instant::now() + time;
-        while let Ok(happening) =
-            happened.recv_timeout(until.saturating_duration_since(Instant::now()))
+        while let Ok(event) = happened.recv_timeout(until.saturating_duration_since(Instant::now()))
         {
-            self.take(happening);
+            self.take(event);
             if self.exited.is_some() || self.failed.is_some() {
                 return;
             }
@@ -229,28 +214,28 @@ impl<F: FnOnce(&Up)> Watch<'_, F> {
         matches!(stopped, Ok(Stop::Reset)) && self.spec.has.initramfs && silent
     }
 
-    fn take(&mut self, happening: Happening) {
-        match happening {
-            Happening::Guest(event) => self.take_event(event),
-            Happening::Order(Order::Stop { grace_ms }) => self.shut_down(grace_ms),
-            Happening::Refused(why) => {
+    fn take(&mut self, event: Event) {
+        match event {
+            Event::Guest(event) => self.take_event(event),
+            Event::Request(ControlRequest::Stop { grace_ms }) => self.shut_down(grace_ms),
+            Event::Refused(why) => {
                 self.report
                     .note(&format!("the guest does not stop its service: {why}"));
                 self.force();
             }
-            Happening::Broken(why) => self.fail(why),
-            Happening::Stopped(_) => {}
+            Event::Broken(why) => self.fail(why),
+            Event::Stopped(_) => {}
         }
     }
 
-    fn take_event(&mut self, event: Event) {
+    fn take_event(&mut self, event: GuestEvent) {
         match event {
-            Event::Resumed { .. } | Event::Ready { .. } => {
+            GuestEvent::Resumed { .. } | GuestEvent::Ready { .. } => {
                 self.tell_verbose(&event);
                 self.up();
             }
-            Event::ServiceExited { status } => self.exited = Some(status),
-            Event::Failed {
+            GuestEvent::ServiceExited { status } => self.exited = Some(status),
+            GuestEvent::Failed {
                 stage,
                 reason,
                 probe,
@@ -270,11 +255,11 @@ impl<F: FnOnce(&Up)> Watch<'_, F> {
                 // The guest is about to reset itself.
                 self.failed.get_or_insert(text);
             }
-            Event::Warning { stage, reason } => {
+            GuestEvent::Warning { stage, reason } => {
                 self.report
                     .note(&format!("the guest warns ({stage}): {reason}"));
             }
-            Event::Booted | Event::Restored => {
+            GuestEvent::Booted | GuestEvent::Restored => {
                 // A cold boot's own time limits hold from here on.
                 if !self.restored && !self.stopping {
                     self.deadline = None;
@@ -285,7 +270,7 @@ impl<F: FnOnce(&Up)> Watch<'_, F> {
         }
     }
 
-    fn tell_verbose(&self, event: &Event) {
+    fn tell_verbose(&self, event: &GuestEvent) {
         if self.spec.verbose {
             self.report.note(&format!("guest: {event:?}"));
         }
@@ -342,7 +327,7 @@ impl<F: FnOnce(&Up)> Watch<'_, F> {
         let events = self.events.clone();
         thread::spawn(move || {
             if let Err(e) = guest::shut_down(&vsock, grace_ms) {
-                let _ = events.send(Happening::Refused(e.to_string()));
+                let _ = events.send(Event::Refused(e.to_string()));
             }
         });
     }

@@ -11,12 +11,12 @@ use std::time::Duration;
 use smol_machine::devices::virtio::vsock::VsockHandle;
 use smol_protocol::log::Decoder;
 use smol_protocol::{
-    self, CONTROL_PORT, Event, LOG_PORT, LineBuffer, REQUEST_PORT, Reply, Request,
+    self, CONTROL_PORT, Event as GuestEvent, LOG_PORT, LineBuffer, REQUEST_PORT, Reply, Request,
 };
 
-use crate::identity;
-use crate::output::Output;
-use crate::supervise::Happening;
+use crate::run::event::Event;
+use crate::run::identity;
+use crate::run::output::Output;
 
 /// Streams of a guest at a time; it needs two.
 const MAX_STREAMS: usize = 8;
@@ -33,7 +33,7 @@ impl Streams {
         vsock: &VsockHandle,
         cpus: u32,
         output: &Arc<Output>,
-        events: &SyncSender<Happening>,
+        events: &SyncSender<Event>,
     ) -> Self {
         let streams = Self::default();
         let (threads, events) = (streams.clone(), events.clone());
@@ -75,7 +75,7 @@ impl Streams {
 
 /// Reads events to the end of the stream. A clone that asks who it is is answered right here:
 /// everything that it will do waits for that.
-fn follow_control(mut stream: UnixStream, cpus: u32, events: &SyncSender<Happening>) {
+fn follow_control(mut stream: UnixStream, cpus: u32, events: &SyncSender<Event>) {
     let mut lines = LineBuffer::default();
     let mut buffer = [0; 4096];
     let outcome: Result<(), String> = loop {
@@ -91,7 +91,7 @@ fn follow_control(mut stream: UnixStream, cpus: u32, events: &SyncSender<Happeni
         }
     };
     if let Err(why) = outcome {
-        let _ = events.send(Happening::Broken(why));
+        let _ = events.send(Event::Broken(why));
     }
 }
 
@@ -99,18 +99,18 @@ fn take_events(
     lines: &mut LineBuffer,
     stream: &mut UnixStream,
     cpus: u32,
-    events: &SyncSender<Happening>,
+    events: &SyncSender<Event>,
 ) -> Result<(), String> {
     let garbled = |e| format!("the guest sent what is no event: {e}");
     while let Some(line) = lines.next_line().map_err(garbled)? {
-        let event: Event = smol_protocol::decode_line(&line).map_err(garbled)?;
-        if event == Event::Restored {
+        let event: GuestEvent = smol_protocol::decode_line(&line).map_err(garbled)?;
+        if event == GuestEvent::Restored {
             let params = identity::params(cpus).map_err(|e| format!("{e:#}"))?;
             let line = smol_protocol::encode_line(&params).map_err(garbled)?;
             let sent = stream.write_all(&line);
             sent.map_err(|e| format!("the guest does not take its identity: {e}"))?;
         }
-        if events.send(Happening::Guest(event)).is_err() {
+        if events.send(Event::Guest(event)).is_err() {
             return Ok(());
         }
     }
@@ -173,14 +173,14 @@ mod tests {
     use std::sync::mpsc::sync_channel;
     use std::thread;
 
-    fn control() -> (UnixStream, std::sync::mpsc::Receiver<Happening>) {
+    fn control() -> (UnixStream, std::sync::mpsc::Receiver<Event>) {
         let (guest, ours) = UnixStream::pair().unwrap();
         let (events, happened) = sync_channel(16);
         thread::spawn(move || follow_control(ours, 3, &events));
         (guest, happened)
     }
 
-    fn send(guest: &mut UnixStream, event: &Event) {
+    fn send(guest: &mut UnixStream, event: &GuestEvent) {
         guest
             .write_all(&smol_protocol::encode_line(event).unwrap())
             .unwrap();
@@ -189,7 +189,7 @@ mod tests {
     #[test]
     fn a_restored_guest_is_told_who_it_is() {
         let (mut guest, happened) = control();
-        send(&mut guest, &Event::Restored);
+        send(&mut guest, &GuestEvent::Restored);
         let mut lines = LineBuffer::default();
         let line = loop {
             let mut buffer = [0; 4096];
@@ -202,14 +202,14 @@ mod tests {
         let params: RestoreParams = smol_protocol::decode_line(&line).unwrap();
         assert_eq!(params.online_cpus, 3);
         let sample = "5a".repeat(16);
-        send(&mut guest, &Event::Resumed { sample });
+        send(&mut guest, &GuestEvent::Resumed { sample });
         drop(guest);
         let events: Vec<_> = happened.iter().collect();
         assert!(matches!(
             events[..],
             [
-                Happening::Guest(Event::Restored),
-                Happening::Guest(Event::Resumed { .. })
+                Event::Guest(GuestEvent::Restored),
+                Event::Guest(GuestEvent::Resumed { .. })
             ]
         ));
     }
@@ -224,8 +224,8 @@ mod tests {
             let (mut guest, happened) = control();
             // It may be closed before everything is written.
             let _ = guest.write_all(garbage);
-            let happening = happened.recv().unwrap();
-            assert!(matches!(&happening, Happening::Broken(why) if why.contains("no event")));
+            let event = happened.recv().unwrap();
+            assert!(matches!(&event, Event::Broken(why) if why.contains("no event")));
             assert!(happened.recv().is_err());
         }
     }
@@ -233,19 +233,19 @@ mod tests {
     #[test]
     fn a_warning_reaches_the_supervisor() {
         let (mut guest, happened) = control();
-        let warning = Event::Warning {
+        let warning = GuestEvent::Warning {
             stage: Stage::Serve,
             reason: "hm".into(),
         };
         send(&mut guest, &warning);
-        assert!(matches!(happened.recv().unwrap(), Happening::Guest(event) if event == warning));
+        assert!(matches!(happened.recv().unwrap(), Event::Guest(event) if event == warning));
     }
 
     #[test]
     fn the_services_output_is_unframed_into_the_log_up_to_the_first_garbage() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
-        let output = Output::new(false, Some(crate::output::Log::create(&path).unwrap()));
+        let output = Output::new(false, Some(crate::run::output::Log::create(&path).unwrap()));
         let mut wire = Vec::new();
         encode(Stream::Stdout, b"out\n", &mut wire);
         encode(Stream::Stderr, b"err\n", &mut wire);

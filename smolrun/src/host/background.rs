@@ -20,10 +20,12 @@ use anyhow::Context as _;
 use rustix::process::{Pid, Signal, kill_process, setsid};
 use smol_cli::{ExitKind, Failure, Interrupt};
 
-use crate::metrics::Metrics;
-use crate::report::{Lines, Message, Report, Terminal, Up, failure};
-use crate::run::{self, Standard};
-use crate::spec::RunSpec;
+use crate::host::messages::{Lines, Message, failure};
+use crate::host::process::{self, Standard};
+use crate::host::terminal::Terminal;
+use crate::run::metrics::Metrics;
+use crate::run::report::{Report, Up};
+use crate::run::spec::RunSpec;
 
 /// How often the parent looks for Ctrl-C.
 const GLANCE: Duration = Duration::from_millis(100);
@@ -114,13 +116,13 @@ pub fn main() -> anyhow::Result<ExitCode> {
         waits: AtomicBool::new(true),
         metrics_file: spec.metrics_file.clone(),
     });
-    let outcome = run::first_start(&spec, &interrupt)
-        .and_then(|first| run::host(&spec, first, Standard::Log, parent.clone(), &interrupt));
+    let outcome = process::first_start(&spec, &interrupt)
+        .and_then(|first| process::run(&spec, first, Standard::Log, parent.clone(), &interrupt));
     if !parent.waits.load(Ordering::SeqCst) {
         return outcome.map(|end| end.exit_code());
     }
     let message = match &outcome {
-        Ok(end) => end.message(),
+        Ok(end) => Message::ended(*end),
         Err(error) => Message::failed(error),
     };
     parent

@@ -6,23 +6,23 @@ use std::io;
 use std::sync::{Arc, OnceLock};
 
 use anyhow::Context as _;
-use smol_bundle::{CpuContract, ImageKind, TscNeeds};
+use smol_bundle::ImageKind;
 use smol_cli::{ErrorExt, ExitKind};
 use smol_machine::config::{Clock, MachineConfig};
-use smol_machine::cpu::{self, CpuidEntry};
 use smol_machine::devices::virtio::vsock::{Vsock, VsockHandle};
 use smol_machine::machine::{Hooks, RestoreConfig, Time};
-use smol_machine::{Error, Machine, MachineState, hv};
+use smol_machine::{Error, Machine, MachineState};
 use smol_protocol::log::Stream;
 use smol_protocol::{GUEST_CID, RUN_MODE_WORD};
 
-use crate::first::FirstStart;
-use crate::identity;
-use crate::materialise;
-use crate::metrics::Moment;
-use crate::output::{Console, Output, Tail};
-use crate::report::Report;
-use crate::spec::RunSpec;
+use crate::images::cache;
+use crate::images::lazy::FirstStart;
+use crate::run::contract;
+use crate::run::identity;
+use crate::run::metrics::Moment;
+use crate::run::output::{Console, Output, Tail};
+use crate::run::report::Report;
+use crate::run::spec::RunSpec;
 
 /// Window of the vsock device on the board (see [`smol_machine::devices::DeviceSet`]).
 const VSOCK_WINDOW: usize = 2;
@@ -79,13 +79,13 @@ fn restore(
     if !spec.has.snapshot {
         return Ok(Err("the bundle holds no snapshot".into()));
     }
-    if let Err(why) = check_contract(&spec.config.cpu).map_err(host)? {
+    if let Err(why) = contract::check(&spec.config.cpu).map_err(host)? {
         return Ok(Err(format!("the snapshot needs another host: {why}")));
     }
     let state = match first {
         Some(first) => first.state()?,
         None => {
-            let path = spec.images.join(materialise::STATE);
+            let path = spec.images.join(cache::STATE);
             fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?
         }
     };
@@ -101,7 +101,7 @@ fn restore(
             Machine::restore_on_demand(first.demand(), &state, hooks, Time::Live)
         }
         None => {
-            let [rootfs_first, memory_first] = materialise::working_set(&spec.images);
+            let [rootfs_first, memory_first] = cache::working_set(&spec.images);
             let config = RestoreConfig {
                 memory: spec.image(ImageKind::Memory),
                 rootfs: spec.rootfs(),
@@ -211,139 +211,9 @@ impl Wires {
     }
 }
 
-/// Whether this host has what the snapshot needs; the inner error says what it lacks.
-///
-/// # Errors
-/// If the hypervisor does not say what it has.
-fn check_contract(contract: &CpuContract) -> Result<Result<(), String>, Error> {
-    if contract.arch != std::env::consts::ARCH {
-        return Ok(Err(format!(
-            "it is for {}, this host is {}",
-            contract.arch,
-            std::env::consts::ARCH
-        )));
-    }
-    let supports = hv::supported_cpuid()?;
-    Ok(judge_contract(
-        contract,
-        &supports,
-        clocksources().as_deref(),
-    ))
-}
-
-fn judge_contract(
-    contract: &CpuContract,
-    supports: &[CpuidEntry],
-    clocksources: Option<&str>,
-) -> Result<(), String> {
-    let leaf = |function, index| {
-        let found = supports
-            .iter()
-            .find(|e| e.function == function && e.index.unwrap_or(0) == index);
-        found.copied().unwrap_or_default()
-    };
-    cpu::check_host(supports, contract.features.iter().map(String::as_str))
-        .map_err(|e| e.to_string())?;
-    // CPUID 0x80000008 EAX[7:0]: physical address bits.
-    let bits = leaf(0x8000_0008, 0).eax & 0xff;
-    if bits != 0 && bits < contract.physical_address_bits {
-        let wanted = contract.physical_address_bits;
-        return Err(format!(
-            "this host's CPU has {bits} bits of physical addresses, not {wanted}"
-        ));
-    }
-    // CPUID 0xd, sub-leaf 0, EDX:EAX: the XCR0 bits that can be set.
-    let states = leaf(0xd, 0);
-    let xcr0 = u64::from(states.edx) << 32 | u64::from(states.eax);
-    if contract.xcr0 & !xcr0 != 0 {
-        return Err(format!(
-            "this host's CPU lacks XSAVE components {:#x}",
-            contract.xcr0 & !xcr0
-        ));
-    }
-    match contract.tsc.needs {
-        TscNeeds::None => Ok(()),
-        // CPUID 0x80000007 EDX[8]: invariant TSC. Nested hosts often hide it; then the host
-        // kernel's own judgement counts, which takes an unstable TSC off this list.
-        TscNeeds::Invariant => {
-            let told = leaf(0x8000_0007, 0).edx & 1 << 8 != 0;
-            let used = clocksources.is_none_or(|list| list.split_whitespace().any(|name| name == "tsc"));
-            if told || used { Ok(()) } else { Err("this host's time stamp counter is not stable".into()) }
-        }
-        TscNeeds::Frequency => Err("it needs a time stamp counter of a given frequency, which this version does not provide".into()),
-    }
-}
-
-/// The clock sources that the host's kernel trusts; `None` where it does not say.
-fn clocksources() -> Option<String> {
-    fs::read_to_string("/sys/devices/system/clocksource/clocksource0/available_clocksource").ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use smol_bundle::Tsc;
-    use smol_machine::cpu::{Cpu, CpuidEntry, Features, Model};
-
-    fn whole_cpu() -> Vec<CpuidEntry> {
-        Cpu {
-            model: Model::Generic,
-            features: Features::all(),
-        }
-        .cpuid(0)
-    }
-
-    fn contract() -> CpuContract {
-        CpuContract {
-            arch: "x86_64".into(),
-            features: cpu::Features::all()
-                .names()
-                .into_iter()
-                .map(str::to_owned)
-                .collect(),
-            physical_address_bits: 40,
-            xcr0: 0,
-            tsc: Tsc {
-                needs: TscNeeds::Invariant,
-                khz: None,
-            },
-        }
-    }
-
-    #[test]
-    fn the_pinned_cpu_keeps_its_own_contract() {
-        assert_eq!(
-            judge_contract(&contract(), &whole_cpu(), Some("tsc hpet\n")),
-            Ok(())
-        );
-        assert_eq!(judge_contract(&contract(), &whole_cpu(), None), Ok(()));
-    }
-
-    #[test]
-    fn what_a_host_lacks_is_named() {
-        type Change = fn(&mut CpuContract);
-        let cases: [(&str, Change); 4] = [
-            ("lacks avx512f", |c| c.features.push("avx512f".into())),
-            ("40 bits of physical addresses, not 48", |c| {
-                c.physical_address_bits = 48
-            }),
-            ("XSAVE components 0x4", |c| c.xcr0 = 4),
-            ("given frequency", |c| {
-                c.tsc = Tsc {
-                    needs: TscNeeds::Frequency,
-                    khz: Some(1),
-                }
-            }),
-        ];
-        for (wanted, change) in cases {
-            let mut contract = contract();
-            change(&mut contract);
-            let why = judge_contract(&contract, &whole_cpu(), None).unwrap_err();
-            assert!(why.contains(wanted), "{why}");
-        }
-        let unstable = judge_contract(&contract(), &whole_cpu(), Some("hpet acpi_pm\n"));
-        assert!(unstable.unwrap_err().contains("not stable"));
-    }
 
     #[test]
     fn a_cold_boot_serves_and_starts_all_its_cpus() {

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use smol_bundle::{Bundle, Config, ImageKind};
 
-use crate::metrics::{Metrics, Moment};
-use crate::ports::Publish;
+use crate::run::metrics::{Metrics, Moment};
+use crate::run::publish::Publish;
 
 /// A machine to run, verified.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -21,7 +21,7 @@ pub struct RunSpec {
     pub digest: String,
     /// The machine.
     pub config: Config,
-    /// The folder of its images (see [`crate::materialise`]).
+    /// The folder of its images (see [`crate::images::cache`]).
     pub images: PathBuf,
     /// The images are not there yet: whoever runs the machine unpacks them into this cache.
     pub unpack_into: Option<PathBuf>,

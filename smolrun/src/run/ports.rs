@@ -7,78 +7,27 @@
 //! Listeners are bound before the machine starts, so that a port that is taken is told at once;
 //! connections that come before the service runs wait in the listener's queue.
 
-use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
-use std::str::FromStr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Once};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use serde::{Deserialize, Serialize};
 use smol_cli::{ErrorExt, ExitKind};
 use smol_machine::devices::virtio::vsock::VsockHandle;
 use smol_protocol::{FORWARD_PORT, ForwardReply, ForwardRequest, LineBuffer};
 
-use crate::report::Report;
+use crate::run::publish::Publish;
+use crate::run::report::Report;
 
 /// Connections at a time, of all ports together; more wait in the listeners' queues.
 const MAX_CONNECTIONS: usize = 1024;
 /// The forwarding threads copy through one buffer each.
 const STACK: usize = 192 << 10;
 const BUFFER: usize = 64 << 10;
-
-/// A port of this host and the port of the guest that it leads to: `[ip:]host:guest`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Publish {
-    /// Address here; 127.0.0.1 unless told otherwise. Port 0: any free one.
-    pub host: SocketAddr,
-    /// Port in the guest.
-    pub guest: u16,
-}
-
-impl FromStr for Publish {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let port = |what: &str, text: &str, least: u16| match text.parse::<u16>() {
-            Ok(port) if port >= least && text.bytes().all(|b| b.is_ascii_digit()) => Ok(port),
-            _ => Err(format!("{text:?} is no {what} port: {least} to 65535")),
-        };
-        let (rest, guest) = text
-            .rsplit_once(':')
-            .ok_or("expected [ip:]host:guest, as in 8080:80, 0.0.0.0:8080:80 or [::1]:8080:80")?;
-        let guest = port("guest", guest, 1)?;
-        let (ip, host) = match rest.rsplit_once(':') {
-            None => (IpAddr::V4(Ipv4Addr::LOCALHOST), rest),
-            Some((ip, host)) => (parse_ip(ip)?, host),
-        };
-        Ok(Self {
-            host: SocketAddr::new(ip, port("host", host, 0)?),
-            guest,
-        })
-    }
-}
-
-fn parse_ip(text: &str) -> Result<IpAddr, String> {
-    let ip = match text
-        .strip_prefix('[')
-        .and_then(|rest| rest.strip_suffix(']'))
-    {
-        Some(inner) => inner.parse().map(IpAddr::V6).ok(),
-        None => text.parse().map(IpAddr::V4).ok(),
-    };
-    ip.ok_or_else(|| format!("{text:?} is no IP address (IPv6 in brackets, as in [::1]:8080:80)"))
-}
-
-impl fmt::Display for Publish {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} -> {}", self.host, self.guest)
-    }
-}
 
 /// A port that is ours.
 #[derive(Debug)]
@@ -311,41 +260,6 @@ fn copy(mut from: impl Read, mut to: impl Write) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn parse(text: &str) -> Result<String, String> {
-        text.parse::<Publish>().map(|p| p.to_string())
-    }
-
-    #[test]
-    fn a_port_is_bound_to_loopback_unless_told_otherwise() {
-        assert_eq!(parse("16379:6379").unwrap(), "127.0.0.1:16379 -> 6379");
-        assert_eq!(parse("0.0.0.0:80:8080").unwrap(), "0.0.0.0:80 -> 8080");
-        assert_eq!(parse("[::1]:80:8080").unwrap(), "[::1]:80 -> 8080");
-        assert_eq!(parse("0:80").unwrap(), "127.0.0.1:0 -> 80");
-    }
-
-    #[test]
-    fn malformed_ports_are_refused_with_what_is_wrong() {
-        for (text, wrong) in [
-            ("", "[ip:]host:guest"),
-            ("80", "[ip:]host:guest"),
-            ("80:", "guest port"),
-            (":80", "host port"),
-            ("80:0", "guest port"),
-            ("80:+80", "guest port"),
-            ("65536:80", "host port"),
-            ("80:65536", "guest port"),
-            ("a:80", "host port"),
-            ("localhost:80:80", "IP address"),
-            ("::1:80:80", "IP address"),
-            ("[127.0.0.1]:80:80", "IP address"),
-            ("1.2.3.4.5:80:80", "IP address"),
-            ("80:80/udp", "guest port"),
-        ] {
-            let error = parse(text).expect_err(text);
-            assert!(error.contains(wrong), "{text}: {error}");
-        }
-    }
 
     #[test]
     fn a_port_that_is_taken_is_told_with_a_way_out() {

@@ -4,7 +4,7 @@
 //! <runtime>/instances/<name>/   owned (see crate::owned) as long as the machine runs
 //!   instance.json               what it is; appears whole
 //!   log                         the service's output
-//!   control.sock                takes an Order; the connection is closed when the process ends
+//!   control.sock                takes an ControlRequest; the connection is closed when the process ends
 //! ```
 //! Whoever looks at the folders removes those that nobody owns any more.
 
@@ -21,10 +21,11 @@ use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use smol_cli::{ErrorExt, ExitKind, Failure};
 
-use crate::orders::{self, Order};
-use crate::output::Log;
+use crate::host::control;
 use crate::owned::OwnedDir;
-use crate::ports::Publish;
+use crate::run::output::Log;
+use crate::run::publish::Publish;
+use crate::run::request::ControlRequest;
 
 const RECORD: &str = "instance.json";
 const LOG: &str = "log";
@@ -144,7 +145,7 @@ pub fn check_name(name: &str) -> Result<String, String> {
 /// # Errors
 /// If there is none, or nothing to draw it from.
 pub fn invent_name(root: &Path, machine: &str) -> anyhow::Result<String> {
-    draw_name(root, machine, crate::identity::random)
+    draw_name(root, machine, crate::run::identity::random)
 }
 
 fn draw_name(
@@ -257,7 +258,7 @@ pub struct Control(UnixListener);
 impl Control {
     /// Takes orders, on a thread of its own. A connection stays open until the process ends, by
     /// which its other end sees that.
-    pub fn serve(self, give: impl Fn(Order) + Send + 'static) {
+    pub fn serve(self, give: impl Fn(ControlRequest) + Send + 'static) {
         thread::spawn(move || {
             let mut open = Vec::new();
             for stream in self.0.incoming() {
@@ -266,7 +267,7 @@ impl Control {
                     continue;
                 };
                 let _ = stream.set_read_timeout(Some(Duration::from_secs(2)));
-                match orders::read(&stream) {
+                match control::read(&stream) {
                     Ok(order) => {
                         let _ = (&stream).write_all(b"ok\n");
                         give(order);
@@ -522,8 +523,8 @@ mod tests {
         let control = instance.control().unwrap();
         control.serve(move |order| give.send(order).unwrap());
         let mut stream = connect(&root, "r").unwrap();
-        let order = Order::stop(Duration::from_secs(3));
-        stream.write_all(order.line().as_bytes()).unwrap();
+        let order = ControlRequest::stop(Duration::from_secs(3));
+        stream.write_all(control::encode(order).as_bytes()).unwrap();
         assert_eq!(given.recv(), Ok(order));
         let mut bad = connect(&root, "r").unwrap();
         bad.write_all(b"nonsense\n").unwrap();

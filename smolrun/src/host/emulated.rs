@@ -25,13 +25,16 @@ use smol_host::emulated::{self, Controller, EmulatedHost, Event, JobStatus, Runn
 use smol_protocol::LineBuffer;
 use smol_protocol::log::Stream;
 
-use crate::metrics::{Metrics, Moment};
-use crate::orders::Order;
-use crate::output::Output;
-use crate::ports::{self, Publish};
-use crate::report::{End, Lines, Message, Report, Up, failure};
-use crate::spec::RunSpec;
-use crate::supervise::Supervisor;
+use crate::host::control;
+use crate::host::messages::{Lines, Message, failure};
+use crate::run::metrics::{Metrics, Moment};
+use crate::run::output::Output;
+use crate::run::ports;
+use crate::run::publish::Publish;
+use crate::run::report::{End, Report, Up};
+use crate::run::request::ControlRequest;
+use crate::run::spec::RunSpec;
+use crate::run::supervisor::Supervisor;
 
 /// Where the images are inside.
 const IMAGES: &str = "/bundle";
@@ -96,7 +99,7 @@ impl Outer {
     }
 
     /// Takes orders, from any thread.
-    pub fn orders(&self) -> impl Fn(Order) + Send + 'static + use<> {
+    pub fn orders(&self) -> impl Fn(ControlRequest) + Send + 'static + use<> {
         let shared = self.shared.clone();
         move |order| shared.obey(order)
     }
@@ -181,9 +184,14 @@ impl Outer {
 }
 
 impl Shared {
-    fn obey(self: &Arc<Self>, order: Order) {
-        let Order::Stop { grace_ms } = order;
-        if !self.up.load(Ordering::SeqCst) || self.control.send(order.line().as_bytes()).is_err() {
+    fn obey(self: &Arc<Self>, order: ControlRequest) {
+        let ControlRequest::Stop { grace_ms } = order;
+        if !self.up.load(Ordering::SeqCst)
+            || self
+                .control
+                .send(control::encode(order).as_bytes())
+                .is_err()
+        {
             return self.force();
         }
         let shared = self.clone();
@@ -269,14 +277,14 @@ pub fn inner(spec: &str) -> anyhow::Result<ExitCode> {
     thread::spawn(move || {
         // What is no order is passed over: the outside is of our own version.
         for line in BufReader::new(orders).lines().map_while(Result::ok) {
-            if let Ok(order) = Order::parse(&line) {
+            if let Ok(order) = control::decode(&line) {
                 give(order);
             }
         }
     });
     let output = Arc::new(Output::new(true, None));
     let message = match supervisor.run(&spec, None, output, lines.clone(), || {}, |_| {}) {
-        Ok(end) => end.message(),
+        Ok(end) => Message::ended(end),
         Err(error) => Message::failed(&error),
     };
     lines
@@ -295,7 +303,7 @@ mod tests {
             ports: vec!["0:80".parse().unwrap(), "0:81".parse().unwrap()],
             emulated: true,
             metrics_file: Some("/m".into()),
-            ..crate::spec::sample()
+            ..crate::run::spec::sample()
         };
         let ports = available(&spec.ports).unwrap();
         assert!(ports.iter().all(|port| port.host.port() != 0));

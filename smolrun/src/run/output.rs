@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use rustix::fs::{FallocateFlags, fallocate};
 use smol_protocol::log::Stream;
 
-use crate::metrics::Moment;
+use crate::run::metrics::Moment;
 
 /// What a log keeps at least once it is longer; it takes up to twice as much.
 const LOG_KEEP: u64 = 16 << 20;
