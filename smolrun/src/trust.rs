@@ -67,7 +67,7 @@ impl Keyring {
     ///
     /// # Errors
     /// Of kind [`ExitKind::Verification`], with the reason and what to do.
-    pub fn judge(&self, bundle: &Bundle, insecure: bool) -> anyhow::Result<Option<KeyId>> {
+    pub fn check(&self, bundle: &Bundle, insecure: bool) -> anyhow::Result<Option<KeyId>> {
         let error = match bundle.verify_signature(&self.keys) {
             Ok(key) => return Ok(Some(key)),
             Err(SignatureError::Unsigned | SignatureError::UnknownKey { .. }) if insecure => {
@@ -132,13 +132,13 @@ mod tests {
         let sample = Sample::new();
         let bundle = sample.open();
         let key = PrivateKey::generate().unwrap();
-        let (code, text) = code(ring(&[&key]).judge(&bundle, false));
+        let (code, text) = code(ring(&[&key]).check(&bundle, false));
         assert_eq!(code, 4);
         assert!(
             text.contains("not signed") && text.contains("--insecure-unsigned"),
             "{text}"
         );
-        assert_eq!(ring(&[&key]).judge(&bundle, true).unwrap(), None);
+        assert_eq!(ring(&[&key]).check(&bundle, true).unwrap(), None);
     }
 
     #[test]
@@ -151,13 +151,13 @@ mod tests {
         smol_bundle::sign(&sample.bundle, &ours, &sample.bundle).unwrap();
         let bundle = sample.open();
         assert_eq!(
-            ring(&[&other, &ours]).judge(&bundle, false).unwrap(),
+            ring(&[&other, &ours]).check(&bundle, false).unwrap(),
             Some(ours.public().id())
         );
-        let (code, text) = code(ring(&[&other]).judge(&bundle, false));
+        let (code, text) = code(ring(&[&other]).check(&bundle, false));
         assert_eq!(code, 4);
         assert!(text.contains(&ours.public().id().to_string()), "{text}");
-        assert_eq!(ring(&[&other]).judge(&bundle, true).unwrap(), None);
+        assert_eq!(ring(&[&other]).check(&bundle, true).unwrap(), None);
     }
 
     #[test]
@@ -179,7 +179,7 @@ mod tests {
         let ring = Keyring::of_folder(Path::new("/nonexistent/trust"), |_| {}).unwrap();
         let sample = Sample::new();
         testing::sign(&sample);
-        let (code, text) = code(ring.judge(&sample.open(), false));
+        let (code, text) = code(ring.check(&sample.open(), false));
         assert_eq!(code, 4);
         assert!(
             text.contains("/nonexistent/trust as a *.pub file (0 there now)"),

@@ -23,6 +23,7 @@ use smol_cli::{ExitKind, Failure, Interrupt};
 use crate::host::messages::{Lines, Message, failure};
 use crate::host::process::{self, Standard};
 use crate::host::terminal::Terminal;
+use crate::images::{Images, Source};
 use crate::run::metrics::Metrics;
 use crate::run::report::{Report, Up};
 use crate::run::spec::RunSpec;
@@ -36,12 +37,13 @@ const GLANCE: Duration = Duration::from_millis(100);
 /// The child's, with its exit code.
 pub fn start(
     spec: &RunSpec,
+    images: &Source,
     terminal: &Terminal,
     interrupt: &Interrupt,
 ) -> anyhow::Result<ExitCode> {
     let mut child = spawn().context("cannot start the process that is to run the machine")?;
     let input = child.stdin.take().context("the child has no stdin")?;
-    serde_json::to_writer(input, spec).context("cannot hand the machine over")?;
+    serde_json::to_writer(input, &(spec, images)).context("cannot hand the machine over")?;
     let (send, messages) = mpsc::channel();
     let output = child.stdout.take().context("the child has no stdout")?;
     thread::spawn(move || {
@@ -109,15 +111,15 @@ fn spawn() -> io::Result<Child> {
 /// If there is no parent.
 pub fn main() -> anyhow::Result<ExitCode> {
     let interrupt = Interrupt::install().context("cannot catch signals")?;
-    let spec: RunSpec = serde_json::from_reader(io::stdin().lock())
+    let (spec, images): (RunSpec, Source) = serde_json::from_reader(io::stdin().lock())
         .map_err(|_| Failure::new(ExitKind::Usage, "this command is smolrun's own, for -d"))?;
     let parent = Arc::new(Parent {
         lines: Lines::new(io::stdout()),
         waits: AtomicBool::new(true),
         metrics_file: spec.metrics_file.clone(),
     });
-    let outcome = process::first_start(&spec, &interrupt)
-        .and_then(|first| process::run(&spec, first, Standard::Log, parent.clone(), &interrupt));
+    let outcome = Images::open(&images, &spec.bundle, &spec.digest, spec.has, &interrupt)
+        .and_then(|images| process::run(&spec, images, Standard::Log, parent.clone(), &interrupt));
     if !parent.waits.load(Ordering::SeqCst) {
         return outcome.map(|end| end.exit_code());
     }
@@ -152,14 +154,6 @@ impl Report for Parent {
         self.waits.store(false, Ordering::SeqCst);
         rustix::stdio::dup2_stdout(File::options().write(true).open("/dev/null")?)?;
         Ok(())
-    }
-
-    fn lost(&self, code: u8, text: &str) {
-        match self.waits.load(Ordering::SeqCst) {
-            // If it is gone, too, there is nobody to be told.
-            true => drop(self.lines.send(&Message::Failed(code, text.to_owned()))),
-            false => eprint!("{text}"),
-        }
     }
 
     fn metrics(&self, metrics: &Metrics) {

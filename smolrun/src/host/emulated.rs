@@ -12,6 +12,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,6 +28,8 @@ use smol_protocol::log::Stream;
 
 use crate::host::control;
 use crate::host::messages::{Lines, Message, failure};
+use crate::images::Images;
+use crate::images::cache::CachedImages;
 use crate::run::metrics::{Metrics, Moment};
 use crate::run::output::Output;
 use crate::run::ports;
@@ -66,14 +69,14 @@ impl Outer {
     ///
     /// # Errors
     /// If a port is taken, or the emulated host cannot be started.
-    pub fn spawn(spec: &RunSpec) -> anyhow::Result<Self> {
+    pub fn spawn(spec: &RunSpec, images: &Path) -> anyhow::Result<Self> {
         let ports = available(&spec.ports)?;
         let guest = spec.config.memory.div_ceil(1 << 20);
         let memory =
             u32::try_from(guest + OVERHEAD_MIB).context("the machine has too much memory")?;
         let inner = serde_json::to_string(&inner_spec(spec, &ports))?;
         let mut host = EmulatedHost::new(paths::cache_dir()?)
-            .share(&spec.images, IMAGES, true)
+            .share(images, IMAGES, true)
             .memory(memory)
             .job([SELF, "internal-inner", &inner]);
         for (port, inside) in ports.iter().zip(FIRST_PORT..) {
@@ -232,7 +235,6 @@ fn inner_spec(spec: &RunSpec, ports: &[Publish]) -> RunSpec {
         guest: port.guest,
     };
     RunSpec {
-        images: IMAGES.into(),
         ports: ports.iter().zip(FIRST_PORT..).map(inside).collect(),
         emulated: false,
         metrics_file: None,
@@ -273,7 +275,7 @@ pub fn inner(spec: &str) -> anyhow::Result<ExitCode> {
         .context("cannot duplicate the job's channel")?;
     let lines = Arc::new(Lines::new(channel));
     let supervisor = Supervisor::new();
-    let give = supervisor.orders();
+    let give = supervisor.requests();
     thread::spawn(move || {
         // What is no order is passed over: the outside is of our own version.
         for line in BufReader::new(orders).lines().map_while(Result::ok) {
@@ -283,7 +285,9 @@ pub fn inner(spec: &str) -> anyhow::Result<ExitCode> {
         }
     });
     let output = Arc::new(Output::new(true, None));
-    let message = match supervisor.run(&spec, None, output, lines.clone(), || {}, |_| {}) {
+    let mut images = Images::Cached(CachedImages::new(IMAGES.into(), spec.has));
+    let outcome = supervisor.run(&spec, &mut images, output, lines.clone(), || {}, |_| {});
+    let message = match outcome {
         Ok(end) => Message::ended(end),
         Err(error) => Message::failed(&error),
     };
@@ -311,6 +315,5 @@ mod tests {
         let shown: Vec<_> = inner.ports.iter().map(Publish::to_string).collect();
         assert_eq!(shown, ["0.0.0.0:20000 -> 80", "0.0.0.0:20001 -> 81"]);
         assert!(!inner.emulated && inner.metrics_file.is_none());
-        assert_eq!(inner.images.to_str(), Some("/bundle"));
     }
 }

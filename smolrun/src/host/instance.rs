@@ -203,11 +203,6 @@ impl Instance {
         Ok(instance)
     }
 
-    /// Its folder.
-    pub fn folder(&self) -> &Path {
-        self.dir().path()
-    }
-
     fn dir(&self) -> &OwnedDir {
         self.dir.as_ref().expect("it is taken by drop alone")
     }

@@ -36,8 +36,8 @@ pub struct Metrics {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub open_ms: Option<f64>,
     /// Having its images in the cache: at the first start, unpacking them.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub materialise_ms: Option<f64>,
+    #[serde(rename = "materialise_ms", skip_serializing_if = "Option::is_none")]
+    pub images_ms: Option<f64>,
     /// The machine ran while its images were being unpacked: at a first start, where that can be.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub on_demand: Option<bool>,
@@ -69,7 +69,7 @@ impl Metrics {
     pub fn merge(&mut self, other: &Metrics) {
         let fields = [
             (&mut self.open_ms, other.open_ms),
-            (&mut self.materialise_ms, other.materialise_ms),
+            (&mut self.images_ms, other.images_ms),
             (&mut self.accel_ms, other.accel_ms),
             (&mut self.emulated_host_ms, other.emulated_host_ms),
             (&mut self.machine_ms, other.machine_ms),

@@ -6,6 +6,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use rustix::fs::{FallocateFlags, fallocate};
@@ -29,6 +30,7 @@ fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub struct Output {
     log: Option<Mutex<Log>>,
     standard: bool,
+    closed: AtomicBool,
 }
 
 impl Output {
@@ -37,11 +39,25 @@ impl Output {
         Self {
             log: log.map(Mutex::new),
             standard,
+            closed: AtomicBool::new(false),
         }
+    }
+
+    /// Drops all output from here on: the machine has failed, and what it says now means nothing.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether what the machine says is to be dropped.
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
     }
 
     /// Passes output on. A reader that is slow slows the service; one that is gone does not end it.
     pub fn write(&self, stream: Stream, bytes: &[u8]) {
+        if self.is_closed() {
+            return;
+        }
         // First to who waits for it.
         if self.standard {
             let _ = match stream {
@@ -230,5 +246,15 @@ mod tests {
         assert_eq!(lines.len(), 2 + TAIL_LINES);
         assert!(lines[31].starts_with("  line 99xxx"));
         assert_eq!(lines[31].len(), 2 + TAIL_LINE);
+    }
+    #[test]
+    fn a_closed_output_drops_what_comes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let output = Output::new(false, Some(Log::create(&path).unwrap()));
+        output.write(Stream::Stdout, b"before");
+        output.close();
+        output.write(Stream::Stdout, b"after");
+        assert_eq!(std::fs::read(&path).unwrap(), b"before");
     }
 }

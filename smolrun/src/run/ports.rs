@@ -20,11 +20,16 @@ use smol_cli::{ErrorExt, ExitKind};
 use smol_machine::devices::virtio::vsock::VsockHandle;
 use smol_protocol::{FORWARD_PORT, ForwardReply, ForwardRequest, LineBuffer};
 
+use crate::run::output::Output;
 use crate::run::publish::Publish;
 use crate::run::report::Report;
 
 /// Connections at a time, of all ports together; more wait in the listeners' queues.
 const MAX_CONNECTIONS: usize = 1024;
+/// How long to wait before the next connection is taken, when one could not be.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+/// How often it is checked whether there may be one more connection.
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 /// The forwarding threads copy through one buffer each.
 const STACK: usize = 192 << 10;
 const BUFFER: usize = 64 << 10;
@@ -93,54 +98,62 @@ fn bind_one(publish: &Publish) -> anyhow::Result<Bound> {
     }
 }
 
-/// Takes connections from here on, on threads of their own, until the process ends.
+/// Takes connections from here on, on threads of their own, until the process ends. What the guest
+/// says when `output` is closed reaches no client.
 ///
 /// # Errors
 /// If a thread cannot be started.
-pub fn serve(bound: Vec<Bound>, vsock: &VsockHandle, report: &Arc<dyn Report>) -> io::Result<()> {
+pub fn serve(
+    bound: Vec<Bound>,
+    vsock: &VsockHandle,
+    output: &Arc<Output>,
+    report: &Arc<dyn Report>,
+) -> io::Result<()> {
     let open = Arc::new(AtomicUsize::new(0));
     for Bound { listener, publish } in bound {
-        let door = Door {
+        let forward = PortForward {
             vsock: vsock.clone(),
+            output: output.clone(),
             report: report.clone(),
             guest: publish.guest,
             told: Once::new(),
         };
-        let (door, open) = (Arc::new(door), open.clone());
+        let (forward, open) = (Arc::new(forward), open.clone());
         let thread = thread::Builder::new().name(format!("port {}", publish.host.port()));
-        thread.spawn(move || accept(&listener, &door, &open))?;
+        thread.spawn(move || accept(&listener, &forward, &open))?;
     }
     Ok(())
 }
 
 /// Where the connections of one port go.
-struct Door {
+struct PortForward {
     vsock: VsockHandle,
+    output: Arc<Output>,
     report: Arc<dyn Report>,
     guest: u16,
     /// A service that refuses is told once, not at every connection.
     told: Once,
 }
 
-fn accept(listener: &TcpListener, door: &Arc<Door>, open: &Arc<AtomicUsize>) {
+fn accept(listener: &TcpListener, forward: &Arc<PortForward>, open: &Arc<AtomicUsize>) {
     loop {
         let Ok((client, _)) = listener.accept() else {
             // Out of file descriptors, most likely: the client stays in the queue.
-            thread::sleep(Duration::from_millis(20));
+            thread::sleep(ACCEPT_PAUSE);
             continue;
         };
         while open.load(Ordering::Relaxed) >= MAX_CONNECTIONS {
-            thread::sleep(Duration::from_millis(5));
+            thread::sleep(POLL_INTERVAL);
         }
         let count = Count::one_more(open);
-        let door = door.clone();
+        let forward = forward.clone();
         let thread = thread::Builder::new()
             .name("forward".into())
             .stack_size(STACK);
         // Without a thread for it the connection is dropped, which tells the client.
         let _ = thread.spawn(move || {
             let _count = count;
-            door.forward(client);
+            forward.connect(client);
         });
     }
 }
@@ -161,9 +174,11 @@ impl Drop for Count {
     }
 }
 
-impl Door {
-    fn forward(&self, client: TcpStream) {
-        let outcome = self.ask().and_then(|guest| relay(&client, &guest));
+impl PortForward {
+    fn connect(&self, client: TcpStream) {
+        let outcome = self
+            .ask()
+            .and_then(|guest| relay(&client, &guest, &self.output));
         if let Err(error) = outcome {
             let text = format!("port {} of the guest: {error}", self.guest);
             self.told.call_once(|| self.report.note(&text));
@@ -211,14 +226,14 @@ fn accepted(mut guest: &UnixStream) -> io::Result<Vec<u8>> {
 ///
 /// # Errors
 /// If there is no such connection; then the client has got nothing.
-fn relay(client: &TcpStream, guest: &UnixStream) -> io::Result<()> {
+fn relay(client: &TcpStream, guest: &UnixStream, output: &Output) -> io::Result<()> {
     let _ = client.set_nodelay(true);
     thread::scope(|scope| {
         let up = thread::Builder::new()
             .name("forward".into())
             .stack_size(STACK);
         let upward = up.spawn_scoped(scope, || {
-            if copy(client, guest).is_err() {
+            if copy(client, guest, || false).is_err() {
                 let _ = guest.shutdown(Shutdown::Both);
             }
             let _ = guest.shutdown(Shutdown::Write);
@@ -231,10 +246,8 @@ fn relay(client: &TcpStream, guest: &UnixStream) -> io::Result<()> {
                 return Err(error);
             }
         };
-        let downward = |mut client: &TcpStream| {
-            client.write_all(&first)?;
-            copy(guest, client)
-        };
+        let downward =
+            |client: &TcpStream| copy((&first[..]).chain(guest), client, || output.is_closed());
         if upward.is_err() || downward(client).is_err() {
             let _ = client.shutdown(Shutdown::Both);
             let _ = guest.shutdown(Shutdown::Both);
@@ -244,11 +257,12 @@ fn relay(client: &TcpStream, guest: &UnixStream) -> io::Result<()> {
     })
 }
 
-/// Copies to the end of `from`.
-fn copy(mut from: impl Read, mut to: impl Write) -> io::Result<()> {
+/// Copies to the end of `from`, or until what is read is to be dropped because of `closed`.
+fn copy(mut from: impl Read, mut to: impl Write, closed: impl Fn() -> bool) -> io::Result<()> {
     let mut buffer = vec![0; BUFFER];
     loop {
         match from.read(&mut buffer) {
+            Ok(_) if closed() => return Err(ErrorKind::ConnectionAborted.into()),
             Ok(0) => return Ok(()),
             Ok(n) => to.write_all(&buffer[..n])?,
             Err(e) if e.kind() == ErrorKind::Interrupted => {}
@@ -260,6 +274,10 @@ fn copy(mut from: impl Read, mut to: impl Write) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn output() -> Output {
+        Output::new(false, None)
+    }
 
     #[test]
     fn a_port_that_is_taken_is_told_with_a_way_out() {
@@ -305,7 +323,7 @@ mod tests {
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (ours, mut guest) = UnixStream::pair().unwrap();
         let accepted = listener.accept().unwrap().0;
-        let relay = thread::spawn(move || relay(&accepted, &ours));
+        let relay = thread::spawn(move || relay(&accepted, &ours, &output()));
         client.write_all(b"question").unwrap();
         client.shutdown(Shutdown::Write).unwrap();
         // The question does not wait for the guest's own answer.
@@ -335,12 +353,34 @@ mod tests {
             let accepted = listener.accept().unwrap().0;
             guest.write_all(said).unwrap();
             drop(guest);
-            let error = relay(&accepted, &ours).unwrap_err().to_string();
+            let error = relay(&accepted, &ours, &output()).unwrap_err().to_string();
             assert!(error.contains(wanted), "{error}");
             drop(accepted);
             let mut answer = String::new();
             client.read_to_string(&mut answer).unwrap();
             assert_eq!(answer, "");
         }
+    }
+    #[test]
+    fn what_the_guest_says_after_the_machine_has_failed_reaches_no_client() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (ours, mut guest) = UnixStream::pair().unwrap();
+        let accepted = listener.accept().unwrap().0;
+        let output = Arc::new(output());
+        let relay = thread::spawn({
+            let output = output.clone();
+            move || relay(&accepted, &ours, &output)
+        });
+        guest.write_all(b"{\"ok\":true}\nbefore").unwrap();
+        let mut seen = [0; 6];
+        client.read_exact(&mut seen).unwrap();
+        assert_eq!(&seen, b"before");
+        output.close();
+        guest.write_all(b"after").unwrap();
+        let mut rest = String::new();
+        client.read_to_string(&mut rest).unwrap();
+        assert_eq!(rest, "");
+        relay.join().unwrap().unwrap();
     }
 }

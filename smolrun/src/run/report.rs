@@ -43,11 +43,6 @@ pub trait Report: Send + Sync {
     fn up(&self, up: &Up) -> io::Result<()>;
     /// What was measured so far.
     fn metrics(&self, metrics: &Metrics);
-    /// The process ends at once, with this exit code: the complete text of an error that nobody
-    /// else will tell.
-    fn lost(&self, _code: u8, text: &str) {
-        eprint!("{text}");
-    }
 }
 
 /// How a machine ended, when nothing went wrong.

@@ -1,7 +1,6 @@
 //! From images to a machine that is about to run: restored from its snapshot, or, where that
 //! cannot be, booted cold.
 
-use std::fs;
 use std::io;
 use std::sync::{Arc, OnceLock};
 
@@ -10,13 +9,13 @@ use smol_bundle::ImageKind;
 use smol_cli::{ErrorExt, ExitKind};
 use smol_machine::config::{Clock, MachineConfig};
 use smol_machine::devices::virtio::vsock::{Vsock, VsockHandle};
-use smol_machine::machine::{Hooks, RestoreConfig, Time};
+use smol_machine::machine::Hooks;
 use smol_machine::{Error, Machine, MachineState};
 use smol_protocol::log::Stream;
 use smol_protocol::{GUEST_CID, RUN_MODE_WORD};
 
-use crate::images::cache;
-use crate::images::lazy::FirstStart;
+use crate::images::Images;
+use crate::images::cache::CachedImages;
 use crate::run::contract;
 use crate::run::identity;
 use crate::run::metrics::Moment;
@@ -27,11 +26,11 @@ use crate::run::spec::RunSpec;
 /// Window of the vsock device on the board (see [`smol_machine::devices::DeviceSet`]).
 const VSOCK_WINDOW: usize = 2;
 
-/// What the machine is connected to, for as many attempts as it takes.
-pub struct Wires {
-    /// Takes the output of machines without smol-guest.
+/// Where the machine's output goes, in as many attempts as it takes to start it.
+pub struct Outputs {
+    /// The service's output, and that of machines without smol-guest.
     pub output: Arc<Output>,
-    /// Keeps the consoles' last lines.
+    /// The consoles' last lines.
     pub tail: Tail,
     /// When the guest printed its first byte.
     pub first_output: Arc<OnceLock<Moment>>,
@@ -39,11 +38,11 @@ pub struct Wires {
 
 /// A machine that has not run yet.
 pub struct Ready {
-    /// It.
+    /// The machine.
     pub machine: Machine,
     /// The way to its vsock, if it has one.
     pub vsock: Option<VsockHandle>,
-    /// Whether it is its snapshot's; else it will boot.
+    /// Whether it was restored; else it will boot.
     pub restored: bool,
 }
 
@@ -54,27 +53,24 @@ pub struct Ready {
 /// If neither is possible.
 pub fn start(
     spec: &RunSpec,
-    first: Option<&FirstStart>,
-    wires: &Wires,
+    images: &mut Images,
+    outputs: &Outputs,
     report: &dyn Report,
 ) -> anyhow::Result<Ready> {
     if !spec.cold {
-        match restore(spec, first, wires)? {
+        match restore(spec, images, outputs)? {
             Ok(ready) => return Ok(ready),
             Err(why) => report.note(&format!("{why}: booting cold")),
         }
     }
-    if let Some(first) = first {
-        first.unpack()?;
-    }
-    boot(spec, wires)
+    boot(spec, images.unpacked()?, outputs)
 }
 
 /// The inner error is a reason to boot cold.
 fn restore(
     spec: &RunSpec,
-    first: Option<&FirstStart>,
-    wires: &Wires,
+    images: &Images,
+    outputs: &Outputs,
 ) -> anyhow::Result<Result<Ready, String>> {
     if !spec.has.snapshot {
         return Ok(Err("the bundle holds no snapshot".into()));
@@ -82,36 +78,13 @@ fn restore(
     if let Err(why) = contract::check(&spec.config.cpu).map_err(host)? {
         return Ok(Err(format!("the snapshot needs another host: {why}")));
     }
-    let state = match first {
-        Some(first) => first.state()?,
-        None => {
-            let path = spec.images.join(cache::STATE);
-            fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?
-        }
-    };
-    let state = match MachineState::from_json(&state) {
+    let state = match MachineState::from_json(&images.state()?) {
         Ok(state) => state,
         Err(error) => return Ok(Err(error.to_string())),
     };
     let wants_vsock = state.devices.get(VSOCK_WINDOW).is_some_and(Option::is_some);
-    let (hooks, vsock) = wires.hooks(spec, wants_vsock)?;
-    let machine = match first {
-        Some(first) => {
-            first.serve()?;
-            Machine::restore_on_demand(first.demand(), &state, hooks, Time::Live)
-        }
-        None => {
-            let [rootfs_first, memory_first] = cache::working_set(&spec.images);
-            let config = RestoreConfig {
-                memory: spec.image(ImageKind::Memory),
-                rootfs: spec.rootfs(),
-                memory_first,
-                rootfs_first,
-            };
-            Machine::restore(&config, &state, hooks)
-        }
-    };
-    match machine {
+    let (hooks, vsock) = outputs.hooks(spec, wants_vsock)?;
+    match images.restore(&state, hooks)? {
         Ok(machine) => Ok(Ok(Ready {
             machine,
             vsock,
@@ -125,15 +98,15 @@ fn restore(
     }
 }
 
-fn boot(spec: &RunSpec, wires: &Wires) -> anyhow::Result<Ready> {
-    let (hooks, vsock) = wires.hooks(spec, true)?;
+fn boot(spec: &RunSpec, images: &CachedImages, outputs: &Outputs) -> anyhow::Result<Ready> {
+    let (hooks, vsock) = outputs.hooks(spec, true)?;
     let config = MachineConfig {
         vcpus: u8::try_from(spec.config.cpus).unwrap_or(u8::MAX),
         memory: spec.config.memory,
-        kernel: spec.image(ImageKind::Kernel),
-        initramfs: spec.has.initramfs.then(|| spec.image(ImageKind::Initramfs)),
+        kernel: images.file(ImageKind::Kernel),
+        initramfs: images.initramfs(),
         cmdline: cold_cmdline(&spec.config.cmdline, spec.config.cpus, spec.has.initramfs),
-        rootfs: spec.rootfs(),
+        rootfs: images.rootfs(),
         clock: Clock::Host,
         seed: identity::random()?,
         kernel_seed: identity::random()?,
@@ -174,7 +147,7 @@ fn host(error: Error) -> anyhow::Error {
     error.expect_err("it is one")
 }
 
-impl Wires {
+impl Outputs {
     fn hooks(&self, spec: &RunSpec, vsock: bool) -> anyhow::Result<(Hooks, Option<VsockHandle>)> {
         let (device, handle) = match (vsock, spec.has.initramfs) {
             (true, true) => {
