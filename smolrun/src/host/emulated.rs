@@ -57,7 +57,7 @@ pub struct Outer {
     spawned: Moment,
 }
 
-/// What orders work on.
+/// What control requests work on.
 struct Shared {
     control: Controller,
     up: AtomicBool,
@@ -101,10 +101,10 @@ impl Outer {
         })
     }
 
-    /// Takes orders, from any thread.
-    pub fn orders(&self) -> impl Fn(ControlRequest) + Send + 'static + use<> {
+    /// Returns a function that takes control requests, from any thread.
+    pub fn requests(&self) -> impl Fn(ControlRequest) + Send + 'static + use<> {
         let shared = self.shared.clone();
-        move |order| shared.obey(order)
+        move |request| shared.carry_out(request)
     }
 
     /// Passes everything on, in both directions, to the machine's end.
@@ -187,12 +187,12 @@ impl Outer {
 }
 
 impl Shared {
-    fn obey(self: &Arc<Self>, order: ControlRequest) {
-        let ControlRequest::Stop { grace_ms } = order;
+    fn carry_out(self: &Arc<Self>, request: ControlRequest) {
+        let ControlRequest::Stop { grace_ms } = request;
         if !self.up.load(Ordering::SeqCst)
             || self
                 .control
-                .send(control::encode(order).as_bytes())
+                .send(control::encode(request).as_bytes())
                 .is_err()
         {
             return self.force();
@@ -270,17 +270,18 @@ pub fn inner(spec: &str) -> anyhow::Result<ExitCode> {
     let channel = emulated::job_channel()
         .ok_or_else(outside)?
         .context("cannot open the job's channel")?;
-    let orders = channel
+    let requests = channel
         .try_clone()
         .context("cannot duplicate the job's channel")?;
     let lines = Arc::new(Lines::new(channel));
     let supervisor = Supervisor::new();
-    let give = supervisor.requests();
+    let take = supervisor.requests();
+    let outside = lines.clone();
     thread::spawn(move || {
-        // What is no order is passed over: the outside is of our own version.
-        for line in BufReader::new(orders).lines().map_while(Result::ok) {
-            if let Ok(order) = control::decode(&line) {
-                give(order);
+        for line in BufReader::new(requests).lines().map_while(Result::ok) {
+            match control::decode(&line) {
+                Ok(request) => take(request),
+                Err(why) => outside.note(&why),
             }
         }
     });

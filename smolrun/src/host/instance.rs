@@ -4,7 +4,7 @@
 //! <runtime>/instances/<name>/   owned (see crate::owned) as long as the machine runs
 //!   instance.json               what it is; appears whole
 //!   log                         the service's output
-//!   control.sock                takes an ControlRequest; the connection is closed when the process ends
+//!   control.sock                takes control requests (see crate::host::control)
 //! ```
 //! Whoever looks at the folders removes those that nobody owns any more.
 
@@ -21,11 +21,10 @@ use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use smol_cli::{ErrorExt, ExitKind, Failure};
 
-use crate::host::control;
+use crate::host::control::ControlSocket;
 use crate::owned::OwnedDir;
 use crate::run::output::Log;
 use crate::run::publish::Publish;
-use crate::run::request::ControlRequest;
 
 const RECORD: &str = "instance.json";
 const LOG: &str = "log";
@@ -235,43 +234,15 @@ impl Instance {
         Log::create(&path).with_context(|| format!("cannot create {}", path.display()))
     }
 
-    /// The control socket. Who connects is served by [`Control::serve`], and waits until then.
+    /// Creates the control socket. Connections wait until it is served.
     ///
     /// # Errors
     /// If the socket cannot be created.
-    pub fn control(&self) -> anyhow::Result<Control> {
+    pub fn control(&self) -> anyhow::Result<ControlSocket> {
         let listener = UnixListener::bind(self.dir().short_path(SOCKET)).with_context(|| {
             format!("cannot create {}", self.dir().path().join(SOCKET).display())
         })?;
-        Ok(Control(listener))
-    }
-}
-
-/// The socket through which an instance is told what to do.
-pub struct Control(UnixListener);
-
-impl Control {
-    /// Takes orders, on a thread of its own. A connection stays open until the process ends, by
-    /// which its other end sees that.
-    pub fn serve(self, give: impl Fn(ControlRequest) + Send + 'static) {
-        thread::spawn(move || {
-            let mut open = Vec::new();
-            for stream in self.0.incoming() {
-                let Ok(stream) = stream else {
-                    thread::sleep(Duration::from_millis(20));
-                    continue;
-                };
-                let _ = stream.set_read_timeout(Some(Duration::from_secs(2)));
-                match control::read(&stream) {
-                    Ok(order) => {
-                        let _ = (&stream).write_all(b"ok\n");
-                        give(order);
-                        open.push(stream);
-                    }
-                    Err(why) => drop((&stream).write_all(format!("{why}\n").as_bytes())),
-                }
-            }
-        });
+        Ok(ControlSocket::new(listener))
     }
 }
 
@@ -383,6 +354,8 @@ pub fn runs(root: &Path, record: &Record) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::control::{self, Answer};
+    use crate::run::request::ControlRequest;
     use std::io::Read as _;
 
     fn record(name: &str) -> Record {
@@ -509,23 +482,23 @@ mod tests {
     }
 
     #[test]
-    fn orders_arrive_through_the_control_socket_however_long_the_path_is() {
+    fn requests_arrive_through_the_control_socket_however_long_the_path_is() {
         let base = tempfile::tempdir().unwrap();
         let root = base.path().join("x".repeat(120));
         fs::create_dir(&root).unwrap();
         let instance = Instance::claim(&root, record("r")).unwrap();
         let (give, given) = std::sync::mpsc::channel();
         let control = instance.control().unwrap();
-        control.serve(move |order| give.send(order).unwrap());
-        let mut stream = connect(&root, "r").unwrap();
-        let order = ControlRequest::stop(Duration::from_secs(3));
-        stream.write_all(control::encode(order).as_bytes()).unwrap();
-        assert_eq!(given.recv(), Ok(order));
+        control.serve(move |request| give.send(request).unwrap());
+        let request = ControlRequest::stop(Duration::from_secs(3));
+        let stream = connect(&root, "r").unwrap();
+        assert_eq!(control::send(&stream, request).unwrap(), Answer::Accepted);
+        assert_eq!(given.recv(), Ok(request));
         let mut bad = connect(&root, "r").unwrap();
         bad.write_all(b"nonsense\n").unwrap();
         let mut answer = String::new();
         bad.read_to_string(&mut answer).unwrap();
-        assert!(answer.starts_with("no order"), "{answer}");
+        assert!(answer.contains("no control request"), "{answer}");
         drop(instance);
         assert!(connect(&root, "r").is_err());
     }

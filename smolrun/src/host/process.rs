@@ -43,8 +43,8 @@ pub fn run(
     let running = |up: &Up| instance.set_running(&up.ports);
     if spec.emulated {
         let host = emulated::Outer::spawn(spec, images.unpacked()?.folder())?;
-        instance.control()?.serve(host.orders());
-        control::from_signals(interrupt, host.orders());
+        instance.control()?.serve(host.requests());
+        control::from_signals(interrupt, host.requests());
         return host.run(spec, &output, &*report, running);
     }
     let supervisor = Supervisor::new();
