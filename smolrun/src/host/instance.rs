@@ -156,8 +156,7 @@ fn draw_name(
     // A machine's name has ASCII only, so every byte is a place to cut.
     let machine = &machine[..machine.len().min(MAX_NAME - 7)];
     for _ in 0..TRIES {
-        let [a, b, c] = draw()?;
-        let name = format!("{machine}-{a:02x}{b:02x}{c:02x}");
+        let name = format!("{machine}-{}", hex::encode(draw()?));
         if check_free(root, &name).is_ok() {
             return Ok(name);
         }
