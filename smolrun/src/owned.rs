@@ -1,8 +1,8 @@
-//! A folder that belongs to one process for as long as that lives.
+//! A folder that belongs to one process as long as that runs.
 //!
 //! The owner holds flock(2) on the folder itself. The kernel lets go of it however the process
-//! ends, so a folder whose lock is free was left behind by the dead: no process id has to be
-//! trusted, and nothing is left to be cleaned up by hand.
+//! ends, so a folder that is not locked was left by a process that has ended: no process id has to be
+//! trusted, and nothing is left to be removed by hand.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind};
@@ -21,12 +21,12 @@ pub struct OwnedDir {
 
 impl OwnedDir {
     /// Creates the folder (mode 0700), or takes over one that its owner left behind, with what
-    /// is in it. `None` if its owner is alive.
+    /// is in it. `None` if its owner still runs.
     pub fn try_claim(path: &Path) -> io::Result<Option<Self>> {
         Self::create_and_lock(path, FlockOperation::NonBlockingLockExclusive)
     }
 
-    /// The same, but waits for a living owner to be done with it.
+    /// The same, but waits until a running owner is done with it.
     pub fn claim(path: &Path) -> io::Result<Self> {
         match Self::create_and_lock(path, FlockOperation::LockExclusive)? {
             Some(dir) => Ok(dir),

@@ -1,4 +1,4 @@
-//! Whom to trust: a bundle runs only if a known key vouches for it.
+//! Trust: a bundle is run only if it is signed by a known key.
 //!
 //! Known are the keys of `--key`; without that option, every `*.pub` file in the trust folder,
 //! `trust/` in smol's config folder. What the signature covers is the manifest's digest, and
@@ -30,8 +30,8 @@ impl Keyring {
         })
     }
 
-    /// The keys of a trust folder, which need not exist. A file in it that is no key is told to
-    /// `note` and trusts nobody.
+    /// The keys of a trust folder, which need not exist. A file in it that is no key is reported to
+    /// `note` and passed over.
     ///
     /// # Errors
     /// If the folder is there and cannot be read.
@@ -61,9 +61,9 @@ impl Keyring {
         })
     }
 
-    /// Accepts the bundle if one of the keys vouches for it, and says which. With `insecure`, a
-    /// bundle that nobody known vouches for is accepted too (`None`); a false signature by a known
-    /// key never is.
+    /// Accepts the bundle if it is signed by one of the keys, and returns which. With `insecure`, a
+    /// bundle that is not signed by a known key is accepted, too (`None`); a false signature by a
+    /// known key never is.
     ///
     /// # Errors
     /// Of kind [`ExitKind::Verification`], with the reason and what to do.

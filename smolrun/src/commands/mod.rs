@@ -15,7 +15,7 @@ pub use stop::stop;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-/// Prints a result. A reader that has seen enough is no failure.
+/// Prints a result. It is no failure if the reader has closed the pipe.
 fn print(text: &str) -> anyhow::Result<ExitCode> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {

@@ -23,7 +23,7 @@ use crate::trust::Keyring;
 /// Runs the bundle, here or in the background.
 ///
 /// # Errors
-/// Whatever keeps it from running to the end of its service.
+/// If it cannot be run, or ends in another way than it should.
 pub fn run(args: &RunArgs, start: Moment) -> anyhow::Result<ExitCode> {
     let interrupt = Interrupt::install().context("cannot catch signals")?;
     let progress = Progress::new(args.progress);
@@ -46,7 +46,7 @@ pub fn run(args: &RunArgs, start: Moment) -> anyhow::Result<ExitCode> {
     let report = Arc::new(terminal(&spec, progress));
     let end = process::run(&spec, images, Standard::Output, report, &interrupt)?;
     if end == End::Killed {
-        // By a signal of ours, before the service could end: the exit code tells which.
+        // If it was by a signal to this process, the exit code tells which.
         interrupt.check()?;
     }
     Ok(end.exit_code())
@@ -65,7 +65,7 @@ fn note(progress: &Progress, text: &str) {
     progress.note(&format!("smolrun: {text}"));
 }
 
-/// Opens the bundle and checks who vouches for it.
+/// Opens the bundle and checks its signature.
 fn open_trusted(path: &Path, args: &RunArgs, progress: &Progress) -> anyhow::Result<Bundle> {
     let bundle = bundle::open(path)?;
     let keyring = match args.key.is_empty() {
@@ -82,7 +82,7 @@ fn open_trusted(path: &Path, args: &RunArgs, progress: &Progress) -> anyhow::Res
     Ok(bundle)
 }
 
-/// Puts together what is to be run, and decides where.
+/// Makes the spec of the run, and decides where it runs.
 fn spec_of(
     bundle: &Bundle,
     path: &Path,

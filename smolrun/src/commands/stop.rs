@@ -15,12 +15,12 @@ use crate::host::control::{self, Answer};
 use crate::host::instance::{self, Record};
 use crate::run::request::ControlRequest;
 
-/// How long past the grace time the machine's own process is left to do it.
+/// How long past the grace time the machine's process may take to answer and to end.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(25);
-/// How long a killed process may take to be gone.
+/// How long a killed process may take to end.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How often it is checked whether it is gone.
+/// How often it is checked whether the machine has ended.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Stops a machine, and returns when it is gone. Prints its name.
@@ -86,8 +86,8 @@ fn kill(record: &Record) -> anyhow::Result<()> {
         Err(rustix::io::Errno::SRCH) => return Ok(()),
         other => other.with_context(what)?,
     };
-    // Looked at after the process was taken hold of: it cannot become another one any more.
-    if !record.process_lives() {
+    // Checked after the pidfd was opened: from then on it means one and the same process.
+    if !record.process_runs() {
         return Ok(());
     }
     match pidfd_send_signal(process, Signal::KILL) {

@@ -1,18 +1,18 @@
-//! `-d`: the machine in a process of its own, with a session of its own.
+//! `-d`: the machine in a process of its own, in a session of its own.
 //!
-//! The parent has verified the bundle and, unless the machine can run meanwhile, unpacked it; it
-//! starts this program again, hands over the spec on stdin, and reads messages from the child's
-//! stdout until the service runs or will not.
-//! After that the child has nobody: its stdout is closed, its stderr is the instance's log.
+//! The parent has verified the bundle and, unless the machine can be restored lazily, unpacked it.
+//! It starts this program again, sends the spec to its stdin, and reads messages from its stdout
+//! until the service runs or has failed. After that nobody reads what the child says: its stdout is
+//! closed, its stderr is the instance's log.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Child, ChildStdout, Command, ExitCode, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use anyhow::Context as _;
 use rustix::process::{Pid, Signal, kill_process, setsid};
 use smol_cli::{ExitKind, Failure, Interrupt};
 
-use crate::host::messages::{Lines, Message, failure};
+use crate::host::messages::{Message, MessageLines, failure};
 use crate::host::process::{self, Standard};
 use crate::host::terminal::Terminal;
 use crate::images::{Images, Source};
@@ -28,10 +28,11 @@ use crate::run::metrics::Metrics;
 use crate::run::report::{Report, Up};
 use crate::run::spec::RunSpec;
 
-/// How often the parent looks for Ctrl-C.
-const GLANCE: Duration = Duration::from_millis(100);
+/// How often the parent checks for Ctrl-C.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// The parent: starts the child and stays until its service runs. Prints the instance's name.
+/// Runs the machine in the background: starts the child and returns when its service runs. Prints
+/// the instance's name.
 ///
 /// # Errors
 /// The child's, with its exit code.
@@ -44,52 +45,64 @@ pub fn start(
     let mut child = spawn().context("cannot start the process that is to run the machine")?;
     let input = child.stdin.take().context("the child has no stdin")?;
     serde_json::to_writer(input, &(spec, images)).context("cannot hand the machine over")?;
-    let (send, messages) = mpsc::channel();
     let output = child.stdout.take().context("the child has no stdout")?;
-    thread::spawn(move || {
-        for line in BufReader::new(output).lines().map_while(Result::ok) {
-            let _ = send.send(serde_json::from_str::<Message>(&line));
-        }
-    });
-    let mut told = false;
-    loop {
-        match messages.recv_timeout(GLANCE) {
-            Ok(Ok(Message::Note(text))) => terminal.note(&text),
-            Ok(Ok(Message::Up(up))) => {
+    let messages = receive(output);
+    let mut stopping = false;
+    let error = loop {
+        match messages.recv_timeout(POLL_INTERVAL) {
+            Ok(Message::Note(text)) => terminal.note(&text),
+            Ok(Message::Up(up)) => {
                 println!("{}", spec.name);
                 terminal.up(&up)?;
                 return Ok(ExitCode::SUCCESS);
             }
-            Ok(Ok(Message::Metrics(_))) => {}
-            Ok(Ok(Message::Failed(code, text))) => {
-                let _ = child.wait();
-                interrupt.check()?;
-                return Err(failure(code, text));
+            Ok(Message::Metrics(_)) => {}
+            Ok(Message::Failed(code, text)) => break Some(failure(code, text)),
+            Ok(Message::Ended(code)) => break Some(ended_early(code)),
+            Err(RecvTimeoutError::Disconnected) => break None,
+            Err(RecvTimeoutError::Timeout) if interrupt.is_set() && !stopping => {
+                stopping = true;
+                terminate(&child);
             }
-            Ok(Ok(Message::Ended(code))) => {
-                let _ = child.wait();
-                interrupt.check()?;
-                let how = code.map_or("it was stopped".into(), |code| format!("exit code {code}"));
-                let message = format!("the service ended before it was up ({how})");
-                return Err(Failure::new(ExitKind::Failed, message).into());
-            }
-            Ok(Err(_)) | Err(RecvTimeoutError::Disconnected) => {
-                let status = child
-                    .wait()
-                    .context("cannot wait for the machine's process")?;
-                interrupt.check()?;
-                let message = format!("the machine's process died ({status})");
-                return Err(Failure::new(ExitKind::Failed, message).into());
-            }
-            Err(RecvTimeoutError::Timeout) => {
-                if interrupt.is_set() && !told {
-                    told = true;
-                    let child = Pid::from_raw(child.id().cast_signed());
-                    // It cannot be gone: nobody has waited for it yet.
-                    let _ = child.map(|child| kill_process(child, Signal::TERM));
-                }
-            }
+            Err(RecvTimeoutError::Timeout) => {}
         }
+    };
+    let status = child.wait();
+    interrupt.check()?;
+    match error {
+        Some(error) => Err(error),
+        None => {
+            let status = status.context("cannot wait for the machine's process")?;
+            let message = format!("the machine's process died ({status})");
+            Err(Failure::new(ExitKind::Failed, message).into())
+        }
+    }
+}
+
+/// Returns the child's messages, up to its end or to what is none.
+fn receive(output: ChildStdout) -> Receiver<Message> {
+    let (send, messages) = mpsc::channel();
+    thread::spawn(move || {
+        for line in BufReader::new(output).lines().map_while(Result::ok) {
+            let Ok(message) = serde_json::from_str(&line) else {
+                return;
+            };
+            let _ = send.send(message);
+        }
+    });
+    messages
+}
+
+fn ended_early(code: Option<i32>) -> anyhow::Error {
+    let how = code.map_or("it was stopped".into(), |code| format!("exit code {code}"));
+    let message = format!("the service ended before it was up ({how})");
+    Failure::new(ExitKind::Failed, message).into()
+}
+
+fn terminate(child: &Child) {
+    // The child has not been waited for, so the id is its own.
+    if let Some(child) = Pid::from_raw(child.id().cast_signed()) {
+        let _ = kill_process(child, Signal::TERM);
     }
 }
 
@@ -105,16 +118,16 @@ fn spawn() -> io::Result<Child> {
     command.spawn()
 }
 
-/// The child.
+/// Runs the machine of the spec on stdin: the child.
 ///
 /// # Errors
-/// If there is no parent.
+/// If it was not started by [`start`], or the parent has ended.
 pub fn main() -> anyhow::Result<ExitCode> {
     let interrupt = Interrupt::install().context("cannot catch signals")?;
     let (spec, images): (RunSpec, Source) = serde_json::from_reader(io::stdin().lock())
         .map_err(|_| Failure::new(ExitKind::Usage, "this command is smolrun's own, for -d"))?;
     let parent = Arc::new(Parent {
-        lines: Lines::new(io::stdout()),
+        lines: MessageLines::new(io::stdout()),
         waits: AtomicBool::new(true),
         metrics_file: spec.metrics_file.clone(),
     });
@@ -134,9 +147,9 @@ pub fn main() -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The smolrun that waits for us.
+/// The smolrun that has started this process, as long as it waits.
 struct Parent {
-    lines: Lines,
+    lines: MessageLines,
     waits: AtomicBool,
     metrics_file: Option<PathBuf>,
 }

@@ -1,9 +1,9 @@
 //! A machine in the emulated host: this program outside, and the same program inside of it, which
-//! runs the machine as it would run it here.
+//! runs the machine as it would on this host's KVM.
 //!
 //! ```text
-//! smolrun --- JSON spec ---> smolrun internal-inner (supervise)
-//!         --- orders ------> job channel
+//! smolrun --- JSON spec ---> smolrun internal-inner (supervisor)
+//!         --- requests ----> job channel
 //!         <-- messages ----- job channel
 //!         <-- output ------- stdout, stderr
 //! client --> QEMU's forward --> a port inside --> vsock --> the service
@@ -27,7 +27,7 @@ use smol_protocol::LineBuffer;
 use smol_protocol::log::Stream;
 
 use crate::host::control;
-use crate::host::messages::{Lines, Message, failure};
+use crate::host::messages::{Message, MessageLines, failure};
 use crate::images::Images;
 use crate::images::cache::CachedImages;
 use crate::run::metrics::{Metrics, Moment};
@@ -39,6 +39,8 @@ use crate::run::request::ControlRequest;
 use crate::run::spec::RunSpec;
 use crate::run::supervisor::Supervisor;
 
+/// What failed when a message from inside could not be read.
+const INSIDE: &str = "the emulated host's smolrun";
 /// Where the images are inside.
 const IMAGES: &str = "/bundle";
 /// First port inside; each forward has one.
@@ -46,12 +48,12 @@ const FIRST_PORT: u16 = 20000;
 /// Memory inside beside the guest's own: this program and the hypervisor's tables, MiB.
 const OVERHEAD_MIB: u64 = 128;
 /// How long past the grace time the emulated host may take to end.
-const PATIENCE: Duration = Duration::from_secs(20);
+const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// An emulated host that runs our machine.
+/// An emulated host that runs a machine, seen from outside.
 pub struct Outer {
     running: RunningHost,
-    /// The ports here, as they will be forwarded.
+    /// The forwarded ports of this host.
     ports: Vec<Publish>,
     shared: Arc<Shared>,
     spawned: Moment,
@@ -65,7 +67,7 @@ struct Shared {
 }
 
 impl Outer {
-    /// Starts it.
+    /// Starts the emulated host.
     ///
     /// # Errors
     /// If a port is taken, or the emulated host cannot be started.
@@ -107,7 +109,7 @@ impl Outer {
         move |request| shared.carry_out(request)
     }
 
-    /// Passes everything on, in both directions, to the machine's end.
+    /// Passes on what comes from inside, to the machine's end.
     ///
     /// # Errors
     /// The machine's, or the emulated host's own.
@@ -118,23 +120,27 @@ impl Outer {
         report: &dyn Report,
         running: impl FnOnce(&Up),
     ) -> anyhow::Result<End> {
-        let mut running = Some(running);
-        let mut metrics = spec.metrics.clone();
+        let mut relay = Relay {
+            spec,
+            report,
+            shared: self.shared.clone(),
+            ports: self.ports,
+            metrics: spec.metrics.clone(),
+            running: Some(running),
+            end: None,
+        };
         let mut lines = LineBuffer::default();
-        let mut end = None;
         let status = loop {
             match self.running.next_event() {
-                Ok(Event::Started) => metrics.emulated_host_ms = Some(self.spawned.elapsed_ms()),
+                Ok(Event::Started) => {
+                    relay.metrics.emulated_host_ms = Some(self.spawned.elapsed_ms());
+                }
                 Ok(Event::Stdout(bytes)) => output.write(Stream::Stdout, &bytes),
                 Ok(Event::Stderr(bytes)) => output.write(Stream::Stderr, &bytes),
                 Ok(Event::Channel(bytes)) => {
                     lines.push(&bytes);
-                    while let Some(line) =
-                        lines.next_line().context("the emulated host's smolrun")?
-                    {
-                        let message =
-                            serde_json::from_slice(&line).context("the emulated host's smolrun")?;
-                        self.take(message, spec, report, &mut metrics, &mut running, &mut end)?;
+                    while let Some(line) = lines.next_line().context(INSIDE)? {
+                        relay.take(serde_json::from_slice(&line).context(INSIDE)?)?;
                     }
                 }
                 Ok(Event::Exited(status)) => break status,
@@ -142,47 +148,57 @@ impl Outer {
                 Err(error) => return Err(host_failure(error)),
             }
         };
-        end.unwrap_or_else(|| Err(died(status)))
+        relay.end.unwrap_or_else(|| Err(died(status)))
     }
+}
 
-    /// One message from inside.
-    fn take(
-        &self,
-        message: Message,
-        spec: &RunSpec,
-        report: &dyn Report,
-        metrics: &mut Metrics,
-        running: &mut Option<impl FnOnce(&Up)>,
-        end: &mut Option<anyhow::Result<End>>,
-    ) -> anyhow::Result<()> {
+/// Passes messages from inside on to whoever started the machine.
+struct Relay<'a, F> {
+    spec: &'a RunSpec,
+    report: &'a dyn Report,
+    shared: Arc<Shared>,
+    ports: Vec<Publish>,
+    metrics: Metrics,
+    /// Until the service runs.
+    running: Option<F>,
+    /// How the machine ended, once it has.
+    end: Option<anyhow::Result<End>>,
+}
+
+impl<F: FnOnce(&Up)> Relay<'_, F> {
+    fn take(&mut self, message: Message) -> anyhow::Result<()> {
         match message {
-            Message::Note(text) => report.note(&text),
-            Message::Metrics(inner) => {
-                // The inside does not know when all this began.
-                let total_ms = inner
-                    .total_ms
-                    .map(|_| metrics.total_ms.unwrap_or(spec.start.elapsed_ms()));
-                metrics.merge(&Metrics { total_ms, ..inner });
-                report.metrics(metrics);
-            }
-            Message::Up(inner) => {
-                self.shared.up.store(true, Ordering::SeqCst);
-                let up = Up {
-                    ports: self.ports.clone(),
-                    ..inner
-                };
-                if let Some(running) = running.take() {
-                    running(&up);
-                }
-                report
-                    .up(&up)
-                    .context("the smolrun that started this machine is gone")?;
-            }
-            Message::Ended(Some(code)) => *end = Some(Ok(End::Exited(code))),
-            Message::Ended(None) => *end = Some(Ok(End::Killed)),
-            Message::Failed(code, text) => *end = Some(Err(failure(code, text))),
+            Message::Note(text) => self.report.note(&text),
+            Message::Metrics(inner) => self.merge(inner),
+            Message::Up(inner) => self.up(inner)?,
+            Message::Ended(Some(code)) => self.end = Some(Ok(End::Exited(code))),
+            Message::Ended(None) => self.end = Some(Ok(End::Killed)),
+            Message::Failed(code, text) => self.end = Some(Err(failure(code, text))),
         }
         Ok(())
+    }
+
+    fn merge(&mut self, inner: Metrics) {
+        // Inside it is not known when this process was started.
+        let total_ms = inner.total_ms.map(|_| {
+            let known = self.metrics.total_ms;
+            known.unwrap_or_else(|| self.spec.start.elapsed_ms())
+        });
+        self.metrics.merge(&Metrics { total_ms, ..inner });
+        self.report.metrics(&self.metrics);
+    }
+
+    fn up(&mut self, inner: Up) -> anyhow::Result<()> {
+        self.shared.up.store(true, Ordering::SeqCst);
+        let up = Up {
+            ports: self.ports.clone(),
+            ..inner
+        };
+        if let Some(running) = self.running.take() {
+            running(&up);
+        }
+        let told = self.report.up(&up);
+        told.context("the smolrun that started this machine is gone")
     }
 }
 
@@ -199,7 +215,7 @@ impl Shared {
         }
         let shared = self.clone();
         thread::spawn(move || {
-            thread::sleep(Duration::from_millis(grace_ms).saturating_add(PATIENCE));
+            thread::sleep(Duration::from_millis(grace_ms).saturating_add(STOP_TIMEOUT));
             shared.force();
         });
     }
@@ -222,8 +238,8 @@ fn died(status: JobStatus) -> anyhow::Error {
     .into()
 }
 
-/// QEMU binds the ports itself, and its message for a port that is taken is none for people: so
-/// they are bound here, once, and let go of. Port 0 becomes a number.
+/// Returns the ports with their numbers, after a check that they are free: QEMU binds them itself, but
+/// its message for a port that is taken does not help the user.
 fn available(wanted: &[Publish]) -> anyhow::Result<Vec<Publish>> {
     let bound = ports::bind(wanted)?;
     Ok(bound.iter().map(|bound| bound.publish).collect())
@@ -243,7 +259,7 @@ fn inner_spec(spec: &RunSpec, ports: &[Publish]) -> RunSpec {
     }
 }
 
-/// An error of the host, with the command that mends it.
+/// Returns the error of a host, with the command that fixes it as a hint.
 pub fn host_failure(error: HostError) -> anyhow::Error {
     let failure = Failure::new(ExitKind::Host, error.message);
     match error.mend {
@@ -253,10 +269,10 @@ pub fn host_failure(error: HostError) -> anyhow::Error {
     .into()
 }
 
-/// The inside: runs the machine of the spec and tells the outside.
+/// Runs the machine of the spec inside of the emulated host, and sends messages to the outside.
 ///
 /// # Errors
-/// If there is no outside.
+/// If this is not an emulated host.
 pub fn inner(spec: &str) -> anyhow::Result<ExitCode> {
     let outside = || {
         Failure::new(
@@ -265,7 +281,7 @@ pub fn inner(spec: &str) -> anyhow::Result<ExitCode> {
         )
     };
     let mut spec: RunSpec = serde_json::from_str(spec).map_err(|_| outside())?;
-    // The outside's clock is another one.
+    // The clock inside is another one.
     spec.start = Moment::now();
     let channel = emulated::job_channel()
         .ok_or_else(outside)?
@@ -273,7 +289,7 @@ pub fn inner(spec: &str) -> anyhow::Result<ExitCode> {
     let requests = channel
         .try_clone()
         .context("cannot duplicate the job's channel")?;
-    let lines = Arc::new(Lines::new(channel));
+    let lines = Arc::new(MessageLines::new(channel));
     let supervisor = Supervisor::new();
     let take = supervisor.requests();
     let outside = lines.clone();

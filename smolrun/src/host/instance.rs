@@ -1,12 +1,12 @@
-//! Running machines: one folder each, owned by the process that runs it.
+//! Running machines: each has a folder, which is locked by the process that runs it.
 //!
 //! ```text
-//! <runtime>/instances/<name>/   owned (see crate::owned) as long as the machine runs
+//! <runtime>/instances/<name>/   locked (see crate::owned) as long as the machine runs
 //!   instance.json               what it is; appears whole
 //!   log                         the service's output
 //!   control.sock                takes control requests (see crate::host::control)
 //! ```
-//! Whoever looks at the folders removes those that nobody owns any more.
+//! Every smolrun that lists the folders removes those that are no longer locked.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write as _};
@@ -45,8 +45,8 @@ pub struct Record {
     pub digest: String,
     /// The process that runs it.
     pub pid: u32,
-    /// When that process was started, in the kernel's clock ticks since boot: with the process id,
-    /// it names a process beyond its end.
+    /// When that process was started, in the kernel's clock ticks since boot: tells it from later
+    /// processes with the same id.
     pub pid_started: u64,
     /// Seconds since the Unix epoch.
     pub started: u64,
@@ -88,8 +88,8 @@ impl Record {
         }
     }
 
-    /// Whether its process is still the one that it was.
-    pub fn process_lives(&self) -> bool {
+    /// Whether its process still runs.
+    pub fn process_runs(&self) -> bool {
         start_time(self.pid) == Some(self.pid_started)
     }
 }
@@ -138,8 +138,8 @@ pub fn check_name(name: &str) -> Result<String, String> {
     ))
 }
 
-/// A free name for an instance of this machine: the machine's and six hexadecimal digits. So many that
-/// those who start at the same moment do not draw the same ones either.
+/// Returns a free name for an instance of this machine: the machine's and six hexadecimal digits,
+/// which are enough for instances that are started at the same moment to get different ones.
 ///
 /// # Errors
 /// If there is none, or nothing to draw it from.
@@ -178,12 +178,12 @@ impl Instance {
     /// Takes the name, with the folder and its record.
     ///
     /// # Errors
-    /// Of kind [`ExitKind::Usage`] if a living machine has it.
+    /// Of kind [`ExitKind::Usage`] if a running machine has it.
     pub fn claim(root: &Path, record: Record) -> anyhow::Result<Self> {
         let path = root.join(&record.name);
         let what = || format!("cannot make {}", path.display());
         let mut dir = None;
-        // Someone who looks whether it is left behind owns it for a moment.
+        // A smolrun that checks whether the folder is abandoned locks it for a moment.
         for _ in 0..20 {
             dir = OwnedDir::try_claim(&path).with_context(what)?;
             if dir.is_some() || path.join(RECORD).exists() {
@@ -248,7 +248,7 @@ impl Instance {
 impl Drop for Instance {
     fn drop(&mut self) {
         if let Some(dir) = self.dir.take() {
-            // If that fails, the next one who looks removes it.
+            // If that fails, the next smolrun that lists the folders removes it.
             let _ = dir.remove();
         }
     }
@@ -264,7 +264,7 @@ fn in_use(name: &str) -> Failure {
     ))
 }
 
-/// Fails early if a living machine has this name; [`Instance::claim`] has the last word.
+/// Fails early if a running machine has this name; [`Instance::claim`] decides.
 ///
 /// # Errors
 /// As [`Instance::claim`].
@@ -276,7 +276,7 @@ pub fn check_free(root: &Path, name: &str) -> anyhow::Result<()> {
     }
 }
 
-/// The running machines by name. What the dead have left behind is removed.
+/// Returns the running machines by name. Removes the folders of those that have ended.
 pub fn list(root: &Path) -> Vec<Record> {
     let mut records = Vec::new();
     for entry in fs::read_dir(root).into_iter().flatten().flatten() {
@@ -285,19 +285,19 @@ pub fn list(root: &Path) -> Vec<Record> {
             continue;
         }
         let text = fs::read(entry.path().join(RECORD)).unwrap_or_default();
-        // Without a record it is just being started, or ended.
+        // Without a record it is being started or ended.
         records.extend(serde_json::from_slice::<Record>(&text).ok());
     }
     records.sort_by(|a, b| a.name.cmp(&b.name));
     records
 }
 
-/// Removes what the dead have left behind: it may be much, and lies in memory.
+/// Removes the folders of machines that have ended: their logs take memory.
 pub fn sweep(root: &Path) {
     list(root);
 }
 
-/// The running machine of this name.
+/// Returns the running machine of this name.
 ///
 /// # Errors
 /// With the names that there are.
@@ -337,7 +337,7 @@ pub fn connect(root: &Path, name: &str) -> std::io::Result<UnixStream> {
     let dir = File::open(root.join(name))?;
     let path = format!("/proc/self/fd/{}/{SOCKET}", dir.as_raw_fd());
     UnixStream::connect(path).map_err(|e| match e.kind() {
-        // A folder that was removed while it was open has no names any more.
+        // The folder was removed after it was opened.
         ErrorKind::NotFound => ErrorKind::ConnectionRefused.into(),
         _ => e,
     })
@@ -441,7 +441,7 @@ mod tests {
             ("alive", State::Running)
         );
         assert_eq!(records[0].ports.len(), 1);
-        assert!(records[0].process_lives() && runs(root.path(), &records[0]));
+        assert!(records[0].process_runs() && runs(root.path(), &records[0]));
         assert!(!root.path().join("dead").exists());
     }
 
@@ -463,9 +463,9 @@ mod tests {
     #[test]
     fn a_process_id_that_was_given_to_another_process_is_noticed() {
         let mut record = record("r");
-        assert!(record.process_lives());
+        assert!(record.process_runs());
         record.pid_started += 1;
-        assert!(!record.process_lives());
+        assert!(!record.process_runs());
     }
 
     #[test]

@@ -14,20 +14,20 @@ use crate::run::report::{End, Report, Up};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Message {
-    /// Something worth a line.
+    /// A line for the user.
     Note(String),
-    /// See [`Up`].
+    /// The service runs.
     Up(Up),
     /// What was measured so far.
     Metrics(Metrics),
     /// The machine has ended; the service's exit code, none if the machine was stopped by force.
     Ended(Option<i32>),
-    /// It could not be run: exit code and the complete text of the report.
+    /// The machine could not be run, or failed: exit code and complete text of the error.
     Failed(u8, String),
 }
 
 impl Message {
-    /// The message that carries this error.
+    /// Returns the message of an error.
     pub fn failed(error: &anyhow::Error) -> Self {
         Message::Failed(
             smol_cli::exit_kind(error).code(),
@@ -35,7 +35,7 @@ impl Message {
         )
     }
 
-    /// The message of a machine that has ended.
+    /// Returns the message of a machine that has ended.
     pub fn ended(end: End) -> Self {
         Message::Ended(match end {
             End::Exited(code) => Some(code),
@@ -44,7 +44,7 @@ impl Message {
     }
 }
 
-/// The error that [`Message::Failed`] carries.
+/// Returns the error of [`Message::Failed`].
 pub fn failure(code: u8, text: String) -> anyhow::Error {
     use ExitKind::*;
     let kinds = [
@@ -64,10 +64,10 @@ pub fn failure(code: u8, text: String) -> anyhow::Error {
 }
 
 /// A stream of [`Message`] lines.
-pub struct Lines(Mutex<Box<dyn Write + Send>>);
+pub struct MessageLines(Mutex<Box<dyn Write + Send>>);
 
-impl Lines {
-    /// Lines on `stream`.
+impl MessageLines {
+    /// Sends them to `stream`.
     pub fn new(stream: impl Write + Send + 'static) -> Self {
         Self(Mutex::new(Box::new(stream)))
     }
@@ -85,7 +85,7 @@ impl Lines {
     }
 }
 
-impl Report for Lines {
+impl Report for MessageLines {
     fn note(&self, text: &str) {
         let _ = self.send(&Message::Note(text.to_owned()));
     }

@@ -13,12 +13,12 @@ use crate::run::report::{End, Report, Up};
 use crate::run::spec::RunSpec;
 use crate::run::supervisor::Supervisor;
 
-/// Whether our stdout and stderr are the service's.
+/// What this process's stdout and stderr are for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standard {
-    /// They are.
+    /// The service's output.
     Output,
-    /// There is nobody to see them: stderr becomes the log.
+    /// Nothing, as in the background; stderr becomes the log.
     Log,
 }
 

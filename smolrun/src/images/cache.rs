@@ -5,8 +5,8 @@
 //!   <sha256 of the manifest>/           0700, appears whole by a rename
 //!     kernel initramfs rootfs memory    0400, every frame verified when it was unpacked
 //!     state.json                        0400, verified by its digest
-//!     working-set                       0400, what of the rootfs and the memory is touched first
-//!   <sha256 of the manifest>.tmp/       being unpacked by a living process, or left by a dead one
+//!     working-set                       0400, the pages of rootfs and memory that are touched first
+//!   <sha256 of the manifest>.tmp/       being unpacked, or left by a process that was killed
 //! ```
 //!
 //! **Trust.** The signature is checked against the bundle at every start, and the folder's name is
@@ -107,7 +107,7 @@ impl CachedImages {
 /// If the cache cannot be used.
 pub fn lookup(bundle: &Bundle, cache: &Path) -> anyhow::Result<(PathBuf, bool)> {
     let root = cache.join("bundles");
-    private(&root)?;
+    create_private(&root)?;
     let done = root.join(bundle.digest().hex());
     let complete = is_complete(bundle, &done)?;
     if !complete {
@@ -141,7 +141,7 @@ pub fn unpack(
     };
     match unpack_into(bundle, &owned, &done, progress, interrupt) {
         Ok(true) => owned.rename(&done).with_context(|| cannot(&done))?,
-        // Another start has been quicker.
+        // Another process has unpacked it meanwhile.
         Ok(false) => owned.remove().with_context(|| cannot(&temporary))?,
         Err(error) => {
             // If that fails, a later start removes it.
@@ -159,7 +159,7 @@ fn cannot(path: &Path) -> String {
     format!("cannot unpack the bundle into {}", path.display())
 }
 
-/// Fills our temporary folder; false if the finished one has appeared meanwhile.
+/// Unpacks into the temporary folder; false if the finished one has appeared meanwhile.
 fn unpack_into(
     bundle: &Bundle,
     owned: &OwnedDir,
@@ -208,7 +208,7 @@ fn unpack_into(
     Ok(true)
 }
 
-/// Kinds of images whose first pages are known.
+/// The kinds of images that have a working set.
 const WORKING: [ImageKind; 2] = [ImageKind::Rootfs, ImageKind::Memory];
 
 /// For each of [`WORKING`] the number of runs, then the runs as the page index has them; all numbers
@@ -262,7 +262,7 @@ fn failure(error: smol_bundle::Error, folder: &Path) -> anyhow::Error {
         .expect_err("it is one")
 }
 
-/// What to do about a full disk.
+/// Adds what to do about a full disk.
 fn with_advice(error: anyhow::Error) -> anyhow::Error {
     let full = error
         .chain()
@@ -289,11 +289,11 @@ fn kinds_of(bundle: &Bundle) -> impl Iterator<Item = ImageKind> {
         .filter(|kind| bundle.image_size(*kind).is_some())
 }
 
-/// Whether the folder is there, ours alone, and every file in it has the size that the verified
-/// page index tells.
+/// Whether the folder exists, is closed to others, and every file in it has the size that the verified
+/// page index says.
 ///
 /// # Errors
-/// If it is there and belongs to somebody else.
+/// If it belongs to another user, or is open to others.
 fn is_complete(bundle: &Bundle, folder: &Path) -> anyhow::Result<bool> {
     if !is_private(folder)? {
         return Ok(false);
@@ -307,18 +307,18 @@ fn is_complete(bundle: &Bundle, folder: &Path) -> anyhow::Result<bool> {
     let set = (WORKING_SET, Some(encode(bundle).len() as u64));
     Ok(images.chain(state).chain([set]).all(|(name, size)| {
         fs::symlink_metadata(folder.join(name)).is_ok_and(|meta| {
-            let closed = meta.uid() == me() && meta.mode() & 0o022 == 0;
+            let closed = meta.uid() == our_uid() && meta.mode() & 0o022 == 0;
             meta.is_file() && closed && Some(meta.len()) == size
         })
     }))
 }
 
-fn me() -> u32 {
+fn our_uid() -> u32 {
     rustix::process::getuid().as_raw()
 }
 
 /// Creates a folder that is closed to others, or checks that it is.
-fn private(folder: &Path) -> anyhow::Result<()> {
+fn create_private(folder: &Path) -> anyhow::Result<()> {
     let created = DirBuilder::new().recursive(true).mode(0o700).create(folder);
     created
         .with_context(|| format!("cannot create {}", folder.display()))
@@ -326,7 +326,7 @@ fn private(folder: &Path) -> anyhow::Result<()> {
     is_private(folder).map(drop)
 }
 
-/// False if it is not there; an error if others could have put something into it.
+/// Whether the folder exists; an error if others could have put something into it.
 fn is_private(folder: &Path) -> anyhow::Result<bool> {
     let meta = match fs::symlink_metadata(folder) {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(false),
@@ -334,8 +334,8 @@ fn is_private(folder: &Path) -> anyhow::Result<bool> {
     };
     let wrong = if !meta.is_dir() {
         "is not a folder".to_owned()
-    } else if meta.uid() != me() {
-        format!("belongs to user {}, not to user {}", meta.uid(), me())
+    } else if meta.uid() != our_uid() {
+        format!("belongs to user {}, not to user {}", meta.uid(), our_uid())
     } else if meta.mode() & 0o077 != 0 {
         format!("is open to other users (mode {:o})", meta.mode() & 0o777)
     } else {
@@ -347,14 +347,14 @@ fn is_private(folder: &Path) -> anyhow::Result<bool> {
         .into())
 }
 
-/// Removes what dead processes have left half unpacked.
+/// Removes what processes that were killed have left half unpacked.
 fn sweep(root: &Path) {
     for entry in fs::read_dir(root).into_iter().flatten().flatten() {
         let path = entry.path();
         if path.extension().is_some_and(|ending| ending == TEMPORARY)
             && let Some(left) = OwnedDir::if_abandoned(&path)
         {
-            // What cannot be removed now will be met again at the next start.
+            // If that fails, the next start tries again.
             let _ = left.remove();
         }
     }
@@ -468,10 +468,10 @@ mod tests {
     }
 
     #[test]
-    fn what_a_dead_process_left_is_swept_and_what_a_living_one_unpacks_is_not() {
+    fn what_a_killed_process_left_is_removed_and_what_a_running_one_unpacks_is_not() {
         let (sample, cache) = (Sample::new(), tempfile::tempdir().unwrap());
         let root = cache.path().join("bundles");
-        private(&root).unwrap();
+        create_private(&root).unwrap();
         fs::create_dir(root.join("dead.tmp")).unwrap();
         fs::write(root.join("dead.tmp/memory"), "half").unwrap();
         let alive = OwnedDir::try_claim(&root.join("alive.tmp")).unwrap();

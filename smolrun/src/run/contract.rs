@@ -6,10 +6,10 @@ use smol_bundle::{CpuContract, TscNeeds};
 use smol_machine::cpu::{self, CpuidEntry};
 use smol_machine::{Error, hv};
 
-/// Whether this host has what the snapshot needs; the inner error says what it lacks.
+/// Checks whether this host has what the snapshot needs; the inner error says what it lacks.
 ///
 /// # Errors
-/// If the hypervisor does not say what it has.
+/// If the hypervisor does not say what it supports.
 pub fn check(contract: &CpuContract) -> Result<Result<(), String>, Error> {
     if contract.arch != std::env::consts::ARCH {
         return Ok(Err(format!(
@@ -55,7 +55,7 @@ fn compare(
     match contract.tsc.needs {
         TscNeeds::None => Ok(()),
         // CPUID 0x80000007 EDX[8]: invariant TSC. Nested hosts often hide it; then the host
-        // kernel's own judgement counts, which takes an unstable TSC off this list.
+        // kernel decides, which takes an unstable TSC off this list.
         TscNeeds::Invariant => {
             let told = leaf(0x8000_0007, 0).edx & 1 << 8 != 0;
             let used = clocksources.is_none_or(|list| list.split_whitespace().any(|name| name == "tsc"));
@@ -65,7 +65,7 @@ fn compare(
     }
 }
 
-/// The clock sources that the host's kernel trusts; `None` where it does not say.
+/// Returns the clock sources that the host's kernel trusts; `None` if they cannot be read.
 fn clocksources() -> Option<String> {
     fs::read_to_string("/sys/devices/system/clocksource/clocksource0/available_clocksource").ok()
 }

@@ -1,20 +1,20 @@
-//! What happens to a machine while it runs, as the supervisor sees it.
+//! What the supervisor of a machine takes.
 
 use smol_machine::Stop;
 use smol_protocol::Event as GuestEvent;
 
 use crate::run::request::ControlRequest;
 
-/// Something that happened to a machine.
+/// An event of a machine.
 #[derive(Debug)]
 pub enum Event {
-    /// The guest says so.
+    /// The guest has sent this.
     Guest(GuestEvent),
-    /// The guest speaks nonsense, or cannot be told who it is.
+    /// The guest has sent what is no event, or does not take its identity.
     Broken(String),
-    /// Somebody wants something.
+    /// A control request.
     Request(ControlRequest),
-    /// The guest does not do what was asked of it.
+    /// The guest does not stop its service, and why.
     Refused(String),
     /// The machine stopped.
     Stopped(smol_machine::Result<Stop>),

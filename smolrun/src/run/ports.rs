@@ -1,10 +1,10 @@
-//! Forwarded ports: a TCP listener here for each, one vsock connection to the guest for each
-//! connection it takes.
+//! Port forwarding: a TCP listener for each port, and a vsock connection to the guest for each
+//! connection that is accepted.
 //!
 //! ```text
 //! client -- TCP --> listener .. vsock 1026 --> smol-guest -- TCP --> 127.0.0.1:port, the service
 //! ```
-//! Listeners are bound before the machine starts, so that a port that is taken is told at once;
+//! Listeners are bound before the machine starts, so that a port that is in use is reported at once;
 //! connections that come before the service runs wait in the listener's queue.
 
 use std::io::{self, ErrorKind, Read, Write};
@@ -34,18 +34,18 @@ const POLL_INTERVAL: Duration = Duration::from_millis(5);
 const STACK: usize = 192 << 10;
 const BUFFER: usize = 64 << 10;
 
-/// A port that is ours.
+/// A port with its listener.
 #[derive(Debug)]
 pub struct Bound {
     listener: TcpListener,
-    /// With the port number that we got.
+    /// With the port number that was bound.
     pub publish: Publish,
 }
 
 /// Binds all of them, or none.
 ///
 /// # Errors
-/// Which one is taken, or not ours to take, and what to do.
+/// If a port is in use or may not be used, with what to do.
 pub fn bind(ports: &[Publish]) -> anyhow::Result<Vec<Bound>> {
     ports.iter().map(bind_one).collect()
 }
@@ -98,7 +98,7 @@ fn bind_one(publish: &Publish) -> anyhow::Result<Bound> {
     }
 }
 
-/// Takes connections from here on, on threads of their own, until the process ends. What the guest
+/// Accepts connections from here on, on threads of their own, until the process ends. What the guest
 /// says when `output` is closed reaches no client.
 ///
 /// # Errors
@@ -116,7 +116,7 @@ pub fn serve(
             output: output.clone(),
             report: report.clone(),
             guest: publish.guest,
-            told: Once::new(),
+            reported: Once::new(),
         };
         let (forward, open) = (Arc::new(forward), open.clone());
         let thread = thread::Builder::new().name(format!("port {}", publish.host.port()));
@@ -131,8 +131,8 @@ struct PortForward {
     output: Arc<Output>,
     report: Arc<dyn Report>,
     guest: u16,
-    /// A service that refuses is told once, not at every connection.
-    told: Once,
+    /// A refusal is reported once, not at every connection.
+    reported: Once,
 }
 
 fn accept(listener: &TcpListener, forward: &Arc<PortForward>, open: &Arc<AtomicUsize>) {
@@ -150,7 +150,7 @@ fn accept(listener: &TcpListener, forward: &Arc<PortForward>, open: &Arc<AtomicU
         let thread = thread::Builder::new()
             .name("forward".into())
             .stack_size(STACK);
-        // Without a thread for it the connection is dropped, which tells the client.
+        // If there can be no thread, the connection is dropped, which the client sees.
         let _ = thread.spawn(move || {
             let _count = count;
             forward.connect(client);
@@ -158,7 +158,7 @@ fn accept(listener: &TcpListener, forward: &Arc<PortForward>, open: &Arc<AtomicU
     }
 }
 
-/// One open connection, for as long as this lives.
+/// Counts an open connection until it is dropped.
 struct Count(Arc<AtomicUsize>);
 
 impl Count {
@@ -181,7 +181,7 @@ impl PortForward {
             .and_then(|guest| relay(&client, &guest, &self.output));
         if let Err(error) = outcome {
             let text = format!("port {} of the guest: {error}", self.guest);
-            self.told.call_once(|| self.report.note(&text));
+            self.reported.call_once(|| self.report.note(&text));
             // A reset, as if the port were closed, and not an orderly end without an answer.
             let _ = rustix::net::sockopt::set_socket_linger(&client, Some(Duration::ZERO));
         }
@@ -222,10 +222,10 @@ fn accepted(mut guest: &UnixStream) -> io::Result<Vec<u8>> {
 }
 
 /// Copies both ways until both are at their end. What the client says goes to the guest at once, which
-/// keeps it until it has a connection to the service: so the first request need not wait for that.
+/// keeps it until it has a connection to the service, so the first request does not wait for that.
 ///
 /// # Errors
-/// If there is no such connection; then the client has got nothing.
+/// If there is no such connection; then nothing was sent to the client.
 fn relay(client: &TcpStream, guest: &UnixStream, output: &Output) -> io::Result<()> {
     let _ = client.set_nodelay(true);
     thread::scope(|scope| {
@@ -241,7 +241,7 @@ fn relay(client: &TcpStream, guest: &UnixStream, output: &Output) -> io::Result<
         let first = match accepted(guest) {
             Ok(first) => first,
             Err(error) => {
-                // Lets the other thread end, and tells the client nothing yet.
+                // Lets the other thread end; the client does not see that yet.
                 let _ = client.shutdown(Shutdown::Read);
                 return Err(error);
             }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 /// A port of this host and the port of the guest that it leads to: `[ip:]host:guest`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Publish {
-    /// Address here; 127.0.0.1 unless told otherwise. Port 0: any free one.
+    /// Address here; 127.0.0.1 by default. Port 0: any free one.
     pub host: SocketAddr,
     /// Port in the guest.
     pub guest: u16,

@@ -23,7 +23,7 @@ pub struct Up {
 }
 
 impl Up {
-    /// The line for people: `redis: restored in 21.0 ms, 127.0.0.1:16379 -> 6379`.
+    /// Returns the line for the user: `redis: restored in 21.0 ms, 127.0.0.1:16379 -> 6379`.
     pub fn line(&self, machine: &str) -> String {
         let how = if self.restored { "restored" } else { "booted" };
         let took = human::duration(Duration::from_secs_f64(self.took_ms.max(0.0) / 1e3));
@@ -32,16 +32,16 @@ impl Up {
     }
 }
 
-/// The one who started the machine.
+/// Whoever started the machine.
 pub trait Report: Send + Sync {
-    /// Something worth a line.
+    /// Reports a line for the user.
     fn note(&self, text: &str);
-    /// The service runs. Once.
+    /// Reports that the service runs; called once.
     ///
     /// # Errors
-    /// If there is nobody left to be told: the machine then has no reason to run.
+    /// If whoever started the machine is gone: then it is to be stopped.
     fn up(&self, up: &Up) -> io::Result<()>;
-    /// What was measured so far.
+    /// Reports what was measured so far.
     fn metrics(&self, metrics: &Metrics);
 }
 
@@ -55,7 +55,7 @@ pub enum End {
 }
 
 impl End {
-    /// The exit code that passes it on; force counts as SIGKILL, as shells count.
+    /// Returns the exit code of smolrun; a stop by force counts as SIGKILL, as in a shell.
     pub fn exit_code(self) -> ExitCode {
         match self {
             // Codes have 8 bits.

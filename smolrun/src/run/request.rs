@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// Grace time of a stop by a signal, and of `smolrun stop` unless told otherwise.
+/// Grace time of a stop by a signal, and of `smolrun stop` by default.
 pub const GRACE: Duration = Duration::from_secs(10);
 
 /// A request to a running machine.

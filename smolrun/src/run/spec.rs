@@ -1,5 +1,5 @@
-//! What is to be run: everything that the process which runs the machine must know, as data, for
-//! it is not always the process that was started. Also JSON between the processes.
+//! What is to be run, as data: the process that runs the machine may be another one than the one that
+//! the user has started, and gets it as JSON.
 
 use std::path::PathBuf;
 

@@ -40,13 +40,13 @@ pub struct Outputs {
 pub struct Ready {
     /// The machine.
     pub machine: Machine,
-    /// The way to its vsock, if it has one.
+    /// Its vsock, if it has one.
     pub vsock: Option<VsockHandle>,
     /// Whether it was restored; else it will boot.
     pub restored: bool,
 }
 
-/// Restores the machine; if the snapshot cannot be restored here, says why in a line and prepares
+/// Restores the machine; if the snapshot cannot be restored on this host, reports why and prepares
 /// a cold boot.
 ///
 /// # Errors
@@ -122,7 +122,7 @@ fn boot(spec: &RunSpec, images: &CachedImages, outputs: &Outputs) -> anyhow::Res
 }
 
 /// The bundle's command line, for a guest that is to serve and not to build. `maxcpus=1` is for
-/// builds, after which smol-guest brings the other CPUs online; a cold boot starts them itself.
+/// builds, after which smol-guest puts the other CPUs online; a cold boot starts them itself.
 fn cold_cmdline(bundles: &str, cpus: u32, has_guest: bool) -> String {
     let keep = |word: &&str| cpus == 1 || *word != "maxcpus=1";
     let mut words: Vec<&str> = bundles.split_whitespace().filter(keep).collect();
@@ -154,7 +154,7 @@ impl Outputs {
                 let live = Vsock::live(GUEST_CID.into(), None);
                 Some(live.context("cannot set up the vsock device")?).unzip()
             }
-            // The device of its snapshot; without smol-guest there is nobody to talk to.
+            // The snapshot has the device; without smol-guest nothing uses it.
             (true, false) => (Some(Vsock::deaf(GUEST_CID.into())), None),
             (false, _) => (None, None),
         };

@@ -6,8 +6,8 @@
 //! control requests ---+--> Event --> loop --+--> request to shut down, then force
 //! the machine -------/                    \--> exit code, or why not
 //! ```
-//! The machine runs on the thread that made it, so that nothing has to be waited for between the
-//! two; the loop has a thread of its own.
+//! The machine runs on the thread that made it, so that it starts without a switch of threads; the
+//! loop has a thread of its own.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
@@ -40,7 +40,8 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 const LAST_EVENTS_TIMEOUT: Duration = Duration::from_millis(300);
 /// How long the vCPUs of a machine that has failed may take to leave the guest.
 const ABORT_TIMEOUT: Duration = Duration::from_millis(500);
-/// The guest goes first: where processors are few, what nobody waits for would take its time.
+/// How long the loop waits before it does what nobody waits for: on a host with few CPUs that would
+/// delay the guest.
 const HEAD_START: Duration = Duration::from_millis(3);
 /// How often it is checked whether the guest's streams have been read to their end.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
@@ -135,7 +136,7 @@ impl Supervisor {
         started: impl FnOnce() + Send,
     ) -> anyhow::Result<End> {
         let Supervisor { sender, events } = self;
-        // Dropped when the machine, and with it the guest's open streams, need be kept no longer.
+        // Dropped when the machine, and with it the guest's open streams, can be.
         let (release, released) = channel();
         let supervise = move || {
             thread::sleep(HEAD_START);
@@ -155,7 +156,7 @@ impl Supervisor {
     }
 }
 
-/// Returns what stops a machine that must not run on, and keeps to itself what it may have to say.
+/// Returns a function that closes the output of a machine and stops it for good.
 fn stop_for_good(machine: StopHandle, output: Arc<Output>) -> impl FnOnce() + Send + 'static {
     move || {
         output.close();
@@ -191,7 +192,7 @@ struct Supervision<'a, F> {
 }
 
 impl<F: FnOnce(&Up)> Supervision<'_, F> {
-    /// Supervises the machine to its end; `release` is dropped when it need be kept no longer.
+    /// Supervises the machine to its end; `release` is dropped when the machine can be.
     fn run(
         mut self,
         events: &Receiver<Event>,
@@ -249,7 +250,7 @@ impl<F: FnOnce(&Up)> Supervision<'_, F> {
 
     fn take(&mut self, event: Event) {
         match event {
-            // A machine that was aborted may have been given other memory than its own.
+            // A machine that was aborted may have been given zeros for memory.
             Event::Guest(_) | Event::Broken(_) if self.outputs.output.is_closed() => {}
             Event::Guest(event) => self.take_guest_event(event),
             Event::Request(ControlRequest::Stop { grace_ms }) => self.shut_down(grace_ms),
