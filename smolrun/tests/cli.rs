@@ -386,18 +386,23 @@ fn fake_machine(sample: &Sample, reply: &'static [u8]) -> fs::File {
 
 #[test]
 fn a_machine_of_another_version_is_not_stopped_and_told_so() {
-    for (reply, theirs) in [
-        (&b"{\"version\":7,\"reply\":{\"later\":1}}\n"[..], "7"),
-        (b"no order: missing field\n", "none"),
+    for (reply, takes) in [
+        (
+            &b"{\"version\":7,\"reply\":{\"later\":1}}\n"[..],
+            "control requests of version 7, not 1",
+        ),
+        (
+            b"no order: missing field\n",
+            "no control requests of version 1",
+        ),
     ] {
         let sample = Sample::new();
         let _owned = fake_machine(&sample, reply);
         let (code, told) = outcome(smolrun(&sample).args(["stop", "other"]));
         assert_eq!(code, 1, "{told}");
         let wanted = format!(
-            "error: other is run by another version of smolrun: \
-             version of its control requests {theirs}, of ours 1\n  \
-             hint: stop it by the smolrun that started it, or by kill 4321\n"
+            "error: other is run by another version of smolrun, which takes {takes}\n  \
+             hint: stop it with the smolrun that started it, or with: kill 4321\n"
         );
         assert_eq!(told, wanted);
     }

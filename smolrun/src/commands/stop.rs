@@ -58,14 +58,15 @@ fn ask(root: &Path, name: &str, grace: Duration) -> io::Result<Answer> {
 
 fn other_version(record: &Record, version: Option<u32>) -> anyhow::Error {
     let Record { name, pid, .. } = record;
-    let theirs = version.map_or("none".to_owned(), |version| version.to_string());
     let ours = control::VERSION;
-    let message = format!(
-        "{name} is run by another version of smolrun: version of its control requests {theirs}, of ours {ours}"
-    );
+    let takes = match version {
+        Some(theirs) => format!("control requests of version {theirs}, not {ours}"),
+        None => format!("no control requests of version {ours}"),
+    };
+    let message = format!("{name} is run by another version of smolrun, which takes {takes}");
     Failure::new(ExitKind::Failed, message)
         .hint(format!(
-            "stop it by the smolrun that started it, or by kill {pid}"
+            "stop it with the smolrun that started it, or with: kill {pid}"
         ))
         .into()
 }

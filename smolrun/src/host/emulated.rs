@@ -114,26 +114,32 @@ impl Outer {
     /// # Errors
     /// The machine's, or the emulated host's own.
     pub fn run(
-        mut self,
+        self,
         spec: &RunSpec,
         output: &Output,
         report: &dyn Report,
         running: impl FnOnce(&Up),
     ) -> anyhow::Result<End> {
+        let Self {
+            running: mut host,
+            ports,
+            shared,
+            spawned,
+        } = self;
         let mut relay = Relay {
             spec,
             report,
-            shared: self.shared.clone(),
-            ports: self.ports,
+            is_up: &shared.up,
+            ports,
             metrics: spec.metrics.clone(),
             running: Some(running),
             end: None,
         };
         let mut lines = LineBuffer::default();
         let status = loop {
-            match self.running.next_event() {
+            match host.next_event() {
                 Ok(Event::Started) => {
-                    relay.metrics.emulated_host_ms = Some(self.spawned.elapsed_ms());
+                    relay.metrics.emulated_host_ms = Some(spawned.elapsed_ms());
                 }
                 Ok(Event::Stdout(bytes)) => output.write(Stream::Stdout, &bytes),
                 Ok(Event::Stderr(bytes)) => output.write(Stream::Stderr, &bytes),
@@ -144,7 +150,7 @@ impl Outer {
                     }
                 }
                 Ok(Event::Exited(status)) => break status,
-                Err(_) if self.shared.forced.load(Ordering::SeqCst) => return Ok(End::Killed),
+                Err(_) if shared.forced.load(Ordering::SeqCst) => return Ok(End::Killed),
                 Err(error) => return Err(host_failure(error)),
             }
         };
@@ -156,7 +162,7 @@ impl Outer {
 struct Relay<'a, F> {
     spec: &'a RunSpec,
     report: &'a dyn Report,
-    shared: Arc<Shared>,
+    is_up: &'a AtomicBool,
     ports: Vec<Publish>,
     metrics: Metrics,
     /// Until the service runs.
@@ -189,7 +195,7 @@ impl<F: FnOnce(&Up)> Relay<'_, F> {
     }
 
     fn up(&mut self, inner: Up) -> anyhow::Result<()> {
-        self.shared.up.store(true, Ordering::SeqCst);
+        self.is_up.store(true, Ordering::SeqCst);
         let up = Up {
             ports: self.ports.clone(),
             ..inner
@@ -317,6 +323,70 @@ pub fn inner(spec: &str) -> anyhow::Result<ExitCode> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io;
+    use std::sync::Mutex;
+
+    /// Keeps what is reported.
+    #[derive(Default)]
+    struct Reported(Mutex<Vec<String>>);
+
+    impl Report for Reported {
+        fn note(&self, text: &str) {
+            self.0.lock().unwrap().push(text.to_owned());
+        }
+        fn up(&self, up: &Up) -> io::Result<()> {
+            self.note(&up.line("m"));
+            Ok(())
+        }
+        fn metrics(&self, metrics: &Metrics) {
+            assert_eq!(metrics.open_ms, Some(1.0));
+            assert!(metrics.total_ms != Some(2.0));
+        }
+    }
+
+    #[test]
+    fn messages_from_inside_are_reported_as_seen_from_outside() {
+        let (reported, is_up) = (Reported::default(), AtomicBool::new(false));
+        let spec = crate::run::spec::sample();
+        let mut told = None;
+        let mut relay = Relay {
+            spec: &spec,
+            report: &reported,
+            is_up: &is_up,
+            ports: vec!["16379:80".parse().unwrap()],
+            metrics: Metrics {
+                open_ms: Some(1.0),
+                ..Metrics::default()
+            },
+            running: Some(|up: &Up| told = Some(up.clone())),
+            end: None,
+        };
+        let up = Up {
+            restored: true,
+            took_ms: 1500.0,
+            ports: vec!["0.0.0.0:20000:80".parse().unwrap()],
+        };
+        let metrics = Metrics {
+            total_ms: Some(2.0),
+            ..Metrics::default()
+        };
+        for message in [
+            Message::Note("note".into()),
+            Message::Metrics(metrics),
+            Message::Up(up),
+            Message::Failed(4, "error: bad\n".into()),
+        ] {
+            relay.take(message).unwrap();
+        }
+        let error = relay.end.unwrap().unwrap_err();
+        assert_eq!(smol_cli::exit_kind(&error), ExitKind::Verification);
+        let lines = reported.0.into_inner().unwrap();
+        assert_eq!(
+            lines,
+            ["note", "m: restored in 1.50 s, 127.0.0.1:16379 -> 80"]
+        );
+        assert!(is_up.into_inner() && told.unwrap().ports[0].guest == 80);
+    }
 
     #[test]
     fn the_inside_gets_ports_of_its_own_and_nothing_of_this_host() {

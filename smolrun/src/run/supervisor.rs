@@ -2,9 +2,9 @@
 //! says, what is requested of it, and its end.
 //!
 //! ```text
-//! control stream ----\                    /--> ports open, "restored in ..."
-//! control requests ---+--> Event --> loop --+--> request to shut down, then force
-//! the machine -------/                    \--> exit code, or why not
+//! control stream -----\                      /--> ports open, "restored in ..."
+//! control requests ----+--> Event --> loop --+--> request to shut down, then force
+//! the machine --------/                      \--> exit code, or why not
 //! ```
 //! The machine runs on the thread that made it, so that it starts without a switch of threads; the
 //! loop has a thread of its own.
