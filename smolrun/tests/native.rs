@@ -356,17 +356,15 @@ fn the_first_start_runs_out_of_the_bundle_and_leaves_it_unpacked() {
     assert!(is_unpacked(&scene));
 }
 
-#[test]
-fn a_flipped_bit_in_a_late_frame_stops_the_machine_when_the_frame_is_needed() {
-    let Some(scene) = Scene::new(&far_kernel(["booted\n", "far: ", "\n"]), true, |_| {}) else {
-        return;
-    };
+/// Flips a bit in a frame of the memory image, chosen by its place.
+fn flip(scene: &Scene, frame: impl Fn(usize) -> usize) {
     let bundle = Bundle::open(&scene.bundle).unwrap();
     let blob = bundle.layout().into_iter();
     let mut blob = blob.filter(|blob| blob.media_type == ImageKind::Memory.media_type());
     let frames = bundle.index().image(ImageKind::Memory).unwrap().frames();
     assert!(frames.len() > 1, "the far page has a frame of its own");
-    let at = blob.next().unwrap().offset + frames.last().unwrap().offset + 9;
+    let frame = &frames[frame(frames.len())];
+    let at = blob.next().unwrap().offset + frame.offset + 9;
     let file = File::options()
         .read(true)
         .write(true)
@@ -375,19 +373,62 @@ fn a_flipped_bit_in_a_late_frame_stops_the_machine_when_the_frame_is_needed() {
     let mut byte = [0];
     file.read_exact_at(&mut byte, at).unwrap();
     file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+}
+
+/// How many folders are in the cache, whole ones and others.
+fn cached(scene: &Scene) -> usize {
+    let left = fs::read_dir(scene.dir.path().join("cache/bundles"));
+    left.map_or(0, Iterator::count)
+}
+
+/// Runs a bundle with a damaged frame; returns what the machine has printed.
+fn run_damaged(scene: &Scene) -> String {
     let output = scene.run().output().unwrap();
-    let (out, told) = (text(&output.stdout), text(&output.stderr));
+    let told = text(&output.stderr);
     assert_eq!(output.status.code(), Some(4), "{output:?}");
     assert!(
         told.contains("of the memory image") && told.contains("blake3"),
         "{told}"
     );
+    assert_eq!((cached(scene), scene.instances()), (0, 0));
+    text(&output.stdout)
+}
+
+#[test]
+fn a_flipped_bit_in_a_late_frame_stops_the_machine_when_the_frame_is_needed() {
+    let Some(scene) = Scene::new(&far_kernel(["booted\n", "far: ", "\n"]), true, |_| {}) else {
+        return;
+    };
+    flip(&scene, |frames| frames - 1);
     // Where pages come on demand, the machine ran until it needed that one.
     let on_demand = Demand::new(16 << 20, 0).is_ok();
-    assert_eq!(out, if on_demand { "far: " } else { "" });
-    let left = fs::read_dir(scene.dir.path().join("cache/bundles"));
-    assert_eq!(left.map_or(0, Iterator::count), 0);
-    assert_eq!(scene.instances(), 0);
+    assert_eq!(run_damaged(&scene), if on_demand { "far: " } else { "" });
+}
+
+#[test]
+fn a_flipped_bit_in_the_working_set_stops_the_machine_before_it_says_anything() {
+    let Some(scene) = Scene::new(&far_kernel(["booted\n", "far: ", "\n"]), true, |_| {}) else {
+        return;
+    };
+    flip(&scene, |_| 0);
+    assert_eq!(run_damaged(&scene), "");
+}
+
+#[test]
+fn a_flipped_bit_stops_a_machine_in_the_background_and_leaves_nothing() {
+    let Some(scene) = Scene::new(&far_kernel(["booted\n", "far: ", "\n"]), true, |_| {}) else {
+        return;
+    };
+    flip(&scene, |frames| frames - 1);
+    let output = scene.run().arg("-d").output().unwrap();
+    // It may be up before it needs the page.
+    assert!(matches!(output.status.code(), Some(0 | 4)), "{output:?}");
+    let until = Instant::now() + LIMIT;
+    while scene.instances() > 0 {
+        assert!(Instant::now() < until, "it does not end");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(cached(&scene), 0);
 }
 
 /// Keeps what is printed.

@@ -427,26 +427,26 @@ mod tests {
     }
 
     #[test]
-    fn living_machines_are_listed_and_what_dead_ones_left_is_removed() {
+    fn running_machines_are_listed_and_what_ended_ones_left_is_removed() {
         let root = tempfile::tempdir().unwrap();
-        let alive = Instance::claim(root.path(), record("alive")).unwrap();
-        fs::create_dir(root.path().join("dead")).unwrap();
-        let text = serde_json::to_vec(&record("dead")).unwrap();
-        fs::write(root.path().join("dead").join(RECORD), text).unwrap();
-        alive.set_running(&["1:2".parse().unwrap()]);
+        let running = Instance::claim(root.path(), record("running")).unwrap();
+        fs::create_dir(root.path().join("ended")).unwrap();
+        let text = serde_json::to_vec(&record("ended")).unwrap();
+        fs::write(root.path().join("ended").join(RECORD), text).unwrap();
+        running.set_running(&["1:2".parse().unwrap()]);
         let records = list(root.path());
         assert_eq!(records.len(), 1);
         assert_eq!(
             (records[0].name.as_str(), records[0].state),
-            ("alive", State::Running)
+            ("running", State::Running)
         );
         assert_eq!(records[0].ports.len(), 1);
         assert!(records[0].process_runs() && runs(root.path(), &records[0]));
-        assert!(!root.path().join("dead").exists());
+        assert!(!root.path().join("ended").exists());
     }
 
     #[test]
-    fn the_name_of_a_dead_machine_can_be_used_again() {
+    fn the_name_of_a_machine_that_has_ended_can_be_used_again() {
         let root = tempfile::tempdir().unwrap();
         fs::create_dir(root.path().join("r")).unwrap();
         fs::write(root.path().join("r").join(LOG), "old").unwrap();
@@ -469,7 +469,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_name_is_told_with_those_that_there_are() {
+    fn an_unknown_name_is_reported_with_those_that_exist() {
         let root = tempfile::tempdir().unwrap();
         let _one = Instance::claim(root.path(), record("one")).unwrap();
         let error = find(root.path(), "two").unwrap_err();

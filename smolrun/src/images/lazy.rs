@@ -418,12 +418,16 @@ mod tests {
     /// The page of the sample's memory whose frame is damaged.
     const PAGE: u32 = 1;
 
+    type MakeMemory = fn(u64, u64) -> smol_machine::Result<Demand>;
+    /// With touches of the kernel, and without.
+    const MODES: [MakeMemory; 2] = [Demand::new, Demand::in_user_mode];
+
     /// Images of a bundle that was damaged after it was opened; `None`, with a word, where
     /// userfaultfd is not permitted.
-    fn damaged(sample: &Sample, cache: &Path) -> Option<LazyImages> {
+    fn damaged(sample: &Sample, cache: &Path, make: MakeMemory) -> Option<LazyImages> {
         let bundle = sample.open();
         let size = |kind| bundle.image_size(kind).unwrap();
-        let demand = Demand::new(size(ImageKind::Memory), size(ImageKind::Rootfs));
+        let demand = make(size(ImageKind::Memory), size(ImageKind::Rootfs));
         let demand = demand.map_err(left_out).ok()?;
         let blob = bundle.layout().into_iter();
         let mut blob = blob.filter(|blob| blob.media_type == ImageKind::Memory.media_type());
@@ -452,8 +456,12 @@ mod tests {
 
     #[test]
     fn a_damaged_frame_stops_the_machine_before_whoever_waits_for_its_page_goes_on() {
+        MODES.into_iter().for_each(stops_before_it_resolves);
+    }
+
+    fn stops_before_it_resolves(make: MakeMemory) {
         let (sample, cache) = (Sample::new(), tempfile::tempdir().unwrap());
-        let Some(images) = damaged(&sample, cache.path()) else {
+        let Some(images) = damaged(&sample, cache.path(), make) else {
             return;
         };
         let (stopping, stopped) = channel();
@@ -488,8 +496,12 @@ mod tests {
 
     #[test]
     fn a_machine_that_comes_after_the_failure_is_stopped_at_once() {
+        MODES.into_iter().for_each(stops_at_once);
+    }
+
+    fn stops_at_once(make: MakeMemory) {
         let (sample, cache) = (Sample::new(), tempfile::tempdir().unwrap());
-        let Some(images) = damaged(&sample, cache.path()) else {
+        let Some(images) = damaged(&sample, cache.path(), make) else {
             return;
         };
         images.start_threads().unwrap();
