@@ -125,8 +125,6 @@ const LONG_FUNCTIONS: &[(&str, usize)] = &[
     ("smolbuild build_bundle", 102),
     ("smolbuild sections", 73),
     ("smolbuild workload", 68),
-    ("smolrun prepare", 86),
-    ("smolrun run", 84),
 ];
 
 /// Crates that neither a guest nor a machine is linked with, nor what reads bundles and speaks to

@@ -8,9 +8,9 @@ use clap::{Args, Parser, Subcommand};
 use smol_cli::manual::Shell;
 use smol_host::Accel;
 
-use crate::instance;
-use crate::orders::GRACE;
-use crate::ports::Publish;
+use crate::host::instance;
+use crate::run::publish::Publish;
+use crate::run::request::GRACE;
 
 /// Runs .smolmachine bundles: restores a machine with its memory, in milliseconds.
 ///

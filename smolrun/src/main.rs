@@ -1,33 +1,22 @@
 //! Runs .smolmachine bundles.
 //!
 //! ```text
-//! cli -> run: open, trust, materialise, choose KVM or emulated host -> spec
-//!   foreground ----> run::host: instance --+--> supervise: restore, ports, guest, output -> exit code
-//!   -d: detached --> the same, in a process |
-//!       of its own                          +--> emulated: the same supervise, inside of QEMU
+//! cli, main -> commands          one module a command
+//! commands::run                  open, trust, choose KVM or emulated host
+//!   -> images                    in the cache, or loaded lazily out of the bundle
+//!   -> host::process             the machine as an instance of this process, or
+//!      host::background          in a process of its own (-d), or
+//!      host::emulated            the same program inside of QEMU
+//!   -> run::supervisor           start, follow the guest, forward ports, end
 //! ```
-//! The first start of a bundle runs while it is being unpacked: [`first`].
-//! Files that appear whole, folders that are owned: [`smol_host::lock_dir`]. Processes talk in [`report`]
-//! messages one way and [`orders`] the other.
+//! Modules use those below them only: commands, host, run, images. Folders that are locked by their
+//! process are those of [`smol_host::lock_dir`].
 
 mod cli;
 mod commands;
-mod detached;
-mod emulated;
-mod first;
-mod guest;
-mod identity;
-mod instance;
-mod materialise;
-mod metrics;
-mod orders;
-mod output;
-mod ports;
-mod report;
-mod restore;
+mod host;
+mod images;
 mod run;
-mod spec;
-mod supervise;
 #[cfg(test)]
 mod testing;
 mod trust;
@@ -39,6 +28,8 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::cli::{Cli, Command};
+use crate::host::{background, emulated};
+use crate::run::metrics::Moment;
 
 /// Whether a machine will probably be wanted: KVM is asked for one while the command line is read.
 fn names_a_bundle(word: &OsStr) -> bool {
@@ -49,7 +40,7 @@ fn names_a_bundle(word: &OsStr) -> bool {
 
 fn main() -> ExitCode {
     smol_host::emulated::init::main_if_requested();
-    let start = metrics::Moment::now();
+    let start = Moment::now();
     if std::env::args_os()
         .skip(1)
         .any(|word| names_a_bundle(&word))
@@ -59,14 +50,14 @@ fn main() -> ExitCode {
     smol_cli::install_panic_hook();
     let cli = Cli::parse();
     let outcome = match &cli.command {
-        None => run::run(&cli.run, start),
+        None => commands::run(&cli.run, start),
         Some(Command::Ps { json }) => commands::ps(*json),
         Some(Command::Logs { name, follow }) => commands::logs(name, *follow),
         Some(Command::Stop { name, time }) => commands::stop(name, *time),
         Some(Command::Doctor { json }) => commands::doctor(*json),
         Some(Command::Completions { shell }) => commands::completions(*shell),
         Some(Command::Man { folder }) => commands::man_pages(folder),
-        Some(Command::Detached) => detached::main(),
+        Some(Command::Detached) => background::main(),
         Some(Command::Inner { spec }) => emulated::inner(spec),
     };
     outcome.unwrap_or_else(|error| smol_cli::report(&error))

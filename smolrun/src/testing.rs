@@ -66,7 +66,8 @@ fn write(dir: &Path, out: &Path) {
         config: config(),
         kernel: file("kernel", vec![1; 10_000]),
         initramfs: Some(file("initramfs", vec![2; 5_000])),
-        rootfs: Some(file("rootfs", vec![3; 8192])),
+        // A size that a virtio-pmem device can have.
+        rootfs: Some(file("rootfs", vec![3; 2 << 20])),
         snapshot: Some(SnapshotSpec {
             state: b"{}".to_vec(),
             memory: file("memory", memory),

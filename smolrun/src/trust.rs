@@ -1,4 +1,4 @@
-//! Whom to trust: a bundle runs only if a known key vouches for it.
+//! Trust: a bundle is run only if it is signed by a known key.
 //!
 //! Known are the keys of `--key`; without that option, every `*.pub` file in the trust folder,
 //! `trust/` in smol's config folder. What the signature covers is the manifest's digest, and
@@ -30,8 +30,8 @@ impl Keyring {
         })
     }
 
-    /// The keys of a trust folder, which need not exist. A file in it that is no key is told to
-    /// `note` and trusts nobody.
+    /// The keys of a trust folder, which need not exist. A file in it that is no key is reported to
+    /// `note` and passed over.
     ///
     /// # Errors
     /// If the folder is there and cannot be read.
@@ -61,13 +61,13 @@ impl Keyring {
         })
     }
 
-    /// Accepts the bundle if one of the keys vouches for it, and says which. With `insecure`, a
-    /// bundle that nobody known vouches for is accepted too (`None`); a false signature by a known
-    /// key never is.
+    /// Accepts the bundle if it is signed by one of the keys, and returns which. With `insecure`, a
+    /// bundle that is not signed by a known key is accepted, too (`None`); a false signature by a
+    /// known key never is.
     ///
     /// # Errors
     /// Of kind [`ExitKind::Verification`], with the reason and what to do.
-    pub fn judge(&self, bundle: &Bundle, insecure: bool) -> anyhow::Result<Option<KeyId>> {
+    pub fn check(&self, bundle: &Bundle, insecure: bool) -> anyhow::Result<Option<KeyId>> {
         let error = match bundle.verify_signature(&self.keys) {
             Ok(key) => return Ok(Some(key)),
             Err(SignatureError::Unsigned | SignatureError::UnknownKey { .. }) if insecure => {
@@ -132,13 +132,13 @@ mod tests {
         let sample = Sample::new();
         let bundle = sample.open();
         let key = PrivateKey::generate().unwrap();
-        let (code, text) = code(ring(&[&key]).judge(&bundle, false));
+        let (code, text) = code(ring(&[&key]).check(&bundle, false));
         assert_eq!(code, 4);
         assert!(
             text.contains("not signed") && text.contains("--insecure-unsigned"),
             "{text}"
         );
-        assert_eq!(ring(&[&key]).judge(&bundle, true).unwrap(), None);
+        assert_eq!(ring(&[&key]).check(&bundle, true).unwrap(), None);
     }
 
     #[test]
@@ -151,13 +151,13 @@ mod tests {
         smol_bundle::sign(&sample.bundle, &ours, &sample.bundle).unwrap();
         let bundle = sample.open();
         assert_eq!(
-            ring(&[&other, &ours]).judge(&bundle, false).unwrap(),
+            ring(&[&other, &ours]).check(&bundle, false).unwrap(),
             Some(ours.public().id())
         );
-        let (code, text) = code(ring(&[&other]).judge(&bundle, false));
+        let (code, text) = code(ring(&[&other]).check(&bundle, false));
         assert_eq!(code, 4);
         assert!(text.contains(&ours.public().id().to_string()), "{text}");
-        assert_eq!(ring(&[&other]).judge(&bundle, true).unwrap(), None);
+        assert_eq!(ring(&[&other]).check(&bundle, true).unwrap(), None);
     }
 
     #[test]
@@ -179,7 +179,7 @@ mod tests {
         let ring = Keyring::of_folder(Path::new("/nonexistent/trust"), |_| {}).unwrap();
         let sample = Sample::new();
         testing::sign(&sample);
-        let (code, text) = code(ring.judge(&sample.open(), false));
+        let (code, text) = code(ring.check(&sample.open(), false));
         assert_eq!(code, 4);
         assert!(
             text.contains("/nonexistent/trust as a *.pub file (0 there now)"),

@@ -4,7 +4,10 @@
 mod testing;
 
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::UnixListener;
 
 use assert_cmd::Command;
 use smol_bundle::PrivateKey;
@@ -357,4 +360,50 @@ fn a_full_disk_is_told_and_left_as_it_was() {
         told.contains("hint: free space there, or set SMOL_CACHE_DIR"),
         "{told}"
     );
+}
+
+/// A folder as that of a running machine, whose process replies to requests with `reply`.
+fn fake_machine(sample: &Sample, reply: &'static [u8]) -> fs::File {
+    let folder = sample.dir.path().join("run/instances/other");
+    let mut private = fs::DirBuilder::new();
+    private.recursive(true).mode(0o700).create(&folder).unwrap();
+    let record = r#"{"name":"other","machine":"m","bundle":"/b","digest":"","pid":4321,"pid_started":0,
+        "started":0,"state":"running","accel":"kvm","ports":[]}"#;
+    fs::write(folder.join("instance.json"), record).unwrap();
+    let listener = UnixListener::bind(folder.join("control.sock")).unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut line = String::new();
+            BufReader::new(&stream).read_line(&mut line).unwrap();
+            stream.write_all(reply).unwrap();
+        }
+    });
+    let owned = fs::File::open(&folder).unwrap();
+    owned.lock().unwrap();
+    owned
+}
+
+#[test]
+fn a_machine_of_another_version_is_not_stopped_and_told_so() {
+    for (reply, takes) in [
+        (
+            &b"{\"version\":7,\"reply\":{\"later\":1}}\n"[..],
+            "control requests of version 7, not 1",
+        ),
+        (
+            b"no order: missing field\n",
+            "no control requests of version 1",
+        ),
+    ] {
+        let sample = Sample::new();
+        let _owned = fake_machine(&sample, reply);
+        let (code, told) = outcome(smolrun(&sample).args(["stop", "other"]));
+        assert_eq!(code, 1, "{told}");
+        let wanted = format!(
+            "error: other is run by another version of smolrun, which takes {takes}\n  \
+             hint: stop it with the smolrun that started it, or with: kill 4321\n"
+        );
+        assert_eq!(told, wanted);
+    }
 }

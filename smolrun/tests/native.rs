@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use smol_bundle::{
@@ -14,8 +14,9 @@ use smol_bundle::{
     TscNeeds, WorkingSet,
 };
 use smol_machine::config::{Clock, MachineConfig};
-use smol_machine::machine::{Hooks, Machine};
-use smol_machine::{Stop, StopHandle};
+use smol_machine::demand::Demand;
+use smol_machine::machine::{Hooks, Machine, Time};
+use smol_machine::{MachineState, Stop, StopHandle};
 use smol_testing::{LIMIT, left_out};
 use tempfile::TempDir;
 
@@ -355,17 +356,15 @@ fn the_first_start_runs_out_of_the_bundle_and_leaves_it_unpacked() {
     assert!(is_unpacked(&scene));
 }
 
-#[test]
-fn a_flipped_bit_in_a_late_frame_stops_the_machine_when_the_frame_is_needed() {
-    let Some(scene) = Scene::new(&far_kernel(["booted\n", "far: ", "\n"]), true, |_| {}) else {
-        return;
-    };
+/// Flips a bit in a frame of the memory image, chosen by its place.
+fn flip(scene: &Scene, frame: impl Fn(usize) -> usize) {
     let bundle = Bundle::open(&scene.bundle).unwrap();
     let blob = bundle.layout().into_iter();
     let mut blob = blob.filter(|blob| blob.media_type == ImageKind::Memory.media_type());
     let frames = bundle.index().image(ImageKind::Memory).unwrap().frames();
     assert!(frames.len() > 1, "the far page has a frame of its own");
-    let at = blob.next().unwrap().offset + frames.last().unwrap().offset + 9;
+    let frame = &frames[frame(frames.len())];
+    let at = blob.next().unwrap().offset + frame.offset + 9;
     let file = File::options()
         .read(true)
         .write(true)
@@ -374,18 +373,120 @@ fn a_flipped_bit_in_a_late_frame_stops_the_machine_when_the_frame_is_needed() {
     let mut byte = [0];
     file.read_exact_at(&mut byte, at).unwrap();
     file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+}
+
+/// How many folders are in the cache, whole ones and others.
+fn cached(scene: &Scene) -> usize {
+    let left = fs::read_dir(scene.dir.path().join("cache/bundles"));
+    left.map_or(0, Iterator::count)
+}
+
+/// Runs a bundle with a damaged frame; returns what the machine has printed.
+fn run_damaged(scene: &Scene) -> String {
     let output = scene.run().output().unwrap();
-    let (out, told) = (text(&output.stdout), text(&output.stderr));
+    let told = text(&output.stderr);
     assert_eq!(output.status.code(), Some(4), "{output:?}");
     assert!(
         told.contains("of the memory image") && told.contains("blake3"),
         "{told}"
     );
+    assert_eq!((cached(scene), scene.instances()), (0, 0));
+    text(&output.stdout)
+}
+
+#[test]
+fn a_flipped_bit_in_a_late_frame_stops_the_machine_when_the_frame_is_needed() {
+    let Some(scene) = Scene::new(&far_kernel(["booted\n", "far: ", "\n"]), true, |_| {}) else {
+        return;
+    };
+    flip(&scene, |frames| frames - 1);
     // Where pages come on demand, the machine ran until it needed that one.
-    let on_demand = smol_machine::demand::Demand::new(16 << 20, 0).is_ok();
-    assert_eq!(out, if on_demand { "far: " } else { "" });
-    assert!(!is_unpacked(&scene));
-    assert_eq!(scene.instances(), 0);
+    let on_demand = Demand::new(16 << 20, 0).is_ok();
+    assert_eq!(run_damaged(&scene), if on_demand { "far: " } else { "" });
+}
+
+#[test]
+fn a_flipped_bit_in_the_working_set_stops_the_machine_before_it_says_anything() {
+    let Some(scene) = Scene::new(&far_kernel(["booted\n", "far: ", "\n"]), true, |_| {}) else {
+        return;
+    };
+    flip(&scene, |_| 0);
+    assert_eq!(run_damaged(&scene), "");
+}
+
+#[test]
+fn a_flipped_bit_stops_a_machine_in_the_background_and_leaves_nothing() {
+    let Some(scene) = Scene::new(&far_kernel(["booted\n", "far: ", "\n"]), true, |_| {}) else {
+        return;
+    };
+    flip(&scene, |frames| frames - 1);
+    let output = scene.run().arg("-d").output().unwrap();
+    // It may be up before it needs the page.
+    assert!(matches!(output.status.code(), Some(0 | 4)), "{output:?}");
+    let until = Instant::now() + LIMIT;
+    while scene.instances() > 0 {
+        assert!(Instant::now() < until, "it does not end");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(cached(&scene), 0);
+}
+
+/// Keeps what is printed.
+#[derive(Clone, Default)]
+struct Printed(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Printed {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend(bytes);
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What the failure of a lazy restore relies on.
+#[test]
+fn a_machine_that_is_stopped_while_it_waits_for_a_page_does_not_run_on_with_zeros() {
+    let kernel = far_kernel(["booted\n", "far: ", "\n"]);
+    let Some(scene) = Scene::new(&kernel, false, |_| {}) else {
+        return;
+    };
+    let demand = match Demand::new(MEMORY, 0) {
+        Ok(demand) => demand,
+        Err(error) => return left_out(error),
+    };
+    let snapshot = freeze(&scene.dir.path().join("kernel"), scene.dir.path());
+    let memory = fs::read(snapshot.memory).unwrap();
+    let state = MachineState::from_json(&snapshot.state).unwrap();
+    let handle = OnceLock::<StopHandle>::new();
+    let serve = || {
+        while let Some((area, page)) = demand.next().unwrap() {
+            let at = page as usize * 4096;
+            if page == FAR / 4096 {
+                let machine = handle.get().unwrap();
+                machine.request(Stop::Requested);
+                machine.wait(Duration::from_millis(500));
+                let pages = u32::try_from(MEMORY / 4096).unwrap();
+                return demand.release(area, 0, pages).unwrap();
+            }
+            demand.fill(area, page, &memory[at..at + 4096]).unwrap();
+        }
+    };
+    let printed = Printed::default();
+    let hooks = Hooks {
+        console: Box::new(printed.clone()),
+        serial: Box::new(printed.clone()),
+        vsock: None,
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(serve);
+        let machine = Machine::restore_on_demand(&demand, &state, hooks, Time::Live);
+        let mut machine = machine.unwrap();
+        handle.set(machine.stop_handle()).ok().unwrap();
+        assert_eq!(machine.run().unwrap(), Stop::Requested);
+    });
+    assert_eq!(text(&printed.0.lock().unwrap()), "far: ");
 }
 
 #[test]
@@ -397,7 +498,7 @@ fn the_first_start_in_the_background_runs_out_of_the_bundle_and_leaves_it_unpack
     let here = scene.dir.path().to_owned();
     let bundle = scene.bundle.file_name().unwrap().to_owned();
     scene.bundle = bundle.into();
-    let on_demand = smol_machine::demand::Demand::new(16 << 20, 0).is_ok();
+    let on_demand = Demand::new(16 << 20, 0).is_ok();
     for (start, name) in ["first", "second"].into_iter().enumerate() {
         let metrics = here.join(name);
         let mut run = scene.run();

@@ -65,6 +65,12 @@ impl StopHandle {
         self.0.exits()
     }
 
+    /// Waits until no vCPU runs, at most about as long as `timeout`; returns whether none does. After
+    /// a request, those that still do wait for a page of memory, in the kernel or in a device.
+    pub fn wait(&self, timeout: Duration) -> bool {
+        self.0.wait_until_stopped(timeout)
+    }
+
     pub(crate) fn stop(&self, outcome: Result<Stop>) {
         self.0.stop(outcome);
         if self.0.running.load(Ordering::SeqCst) > 0 {
@@ -131,6 +137,25 @@ impl Control {
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
         }
+    }
+
+    /// See [`StopHandle::wait`]. Time is counted in pauses, as by [`Control::watch`].
+    fn wait_until_stopped(&self, timeout: Duration) -> bool {
+        let pause = Duration::from_millis(5);
+        let mut waited = Duration::ZERO;
+        let mut inner = self.lock();
+        while self.running.load(Ordering::SeqCst) > 0 {
+            if waited >= timeout {
+                return false;
+            }
+            inner = self
+                .changed
+                .wait_timeout(inner, pause)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+            waited += pause;
+        }
+        true
     }
 
     /// The watchdog of a machine on virtual time, until it stops. A guest that computes without
@@ -276,4 +301,22 @@ pub(crate) fn install_kick_handler() -> Result<()> {
             source: std::io::Error::from_raw_os_error(e.errno()),
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_waits_for_the_vcpus_learns_whether_they_have_stopped() {
+        let control = Arc::new(Control::default());
+        let handle = StopHandle::of(&control);
+        assert!(handle.wait(Duration::ZERO));
+        control.begin(1);
+        assert!(!handle.wait(Duration::from_millis(20)));
+        let waiter = std::thread::spawn(move || handle.wait(smol_testing::LIMIT));
+        control.running.fetch_sub(1, Ordering::SeqCst);
+        control.changed.notify_all();
+        assert!(waiter.join().unwrap());
+    }
 }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use smol_cli::ExitKind;
 use smol_host::doctor::{self, Tool};
 
-/// Says what this host can do; exit code 5 if it can run nothing.
+/// Prints what this host can do; exit code 5 if it can run nothing.
 ///
 /// # Errors
 /// If nothing can be printed.

@@ -10,10 +10,10 @@ use std::time::Duration;
 use anyhow::Context as _;
 use rustix::fs::SeekFrom as SeekTo;
 
-use crate::instance;
+use crate::host::instance;
 
-/// How often a followed log is looked at.
-const GLANCE: Duration = Duration::from_millis(100);
+/// How often a followed log is read.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Prints the log of a running machine; with `follow`, until the machine ends.
 ///
@@ -25,7 +25,7 @@ pub fn logs(name: &str, follow: bool) -> anyhow::Result<ExitCode> {
     let mut log = instance::open_log(&root, &record.name)?;
     let printed = show(&mut log, follow, &mut io::stdout().lock());
     match printed {
-        // The reader has seen enough.
+        // The reader has closed the pipe.
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => {}
         other => other.with_context(|| format!("cannot print the log of {name}"))?,
     }
@@ -35,24 +35,24 @@ pub fn logs(name: &str, follow: bool) -> anyhow::Result<ExitCode> {
 fn show(log: &mut File, follow: bool, out: &mut impl Write) -> io::Result<()> {
     skip_hole(log)?;
     loop {
-        // Looked at before the copy: what is written until it is removed is copied still.
+        // Checked before the copy, so that all that was written before the end is copied.
         let ended = log.metadata()?.nlink() == 0;
         io::copy(log, out)?;
         out.flush()?;
         if !follow || ended {
             return Ok(());
         }
-        thread::sleep(GLANCE);
+        thread::sleep(POLL_INTERVAL);
     }
 }
 
-/// The beginning of a long log is a hole (see [`crate::output::Log`]): skips it, and the piece of a
-/// line behind it.
+/// The beginning of a long log is a hole (see [`crate::run::output::Log`]): skips it, and the rest
+/// of the line behind it.
 fn skip_hole(log: &mut File) -> io::Result<()> {
     match rustix::fs::seek(&*log, SeekTo::Data(0)) {
         Ok(0) => return Ok(()),
         Ok(_) => {}
-        // All of it is a hole, or holes are unknown here.
+        // All of it is a hole, or the file system has no holes.
         Err(rustix::io::Errno::NXIO | rustix::io::Errno::INVAL) => {
             log.rewind()?;
             return Ok(());

@@ -1,13 +1,15 @@
-//! The commands beside running.
+//! What the command line asks for, one module a command.
 
 mod doctor;
 mod logs;
 mod ps;
+mod run;
 mod stop;
 
 pub use doctor::doctor;
 pub use logs::logs;
 pub use ps::ps;
+pub use run::run;
 pub use stop::stop;
 
 use std::io::{self, Write};
@@ -19,7 +21,7 @@ use smol_cli::manual::{self, Shell};
 
 use crate::cli::Cli;
 
-/// `smolrun completions SHELL`.
+/// Prints the script that completes this command line in a shell.
 ///
 /// # Errors
 /// If nothing can be printed.
@@ -36,7 +38,7 @@ pub fn man_pages(folder: &Path) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Prints a result. A reader that has seen enough is no failure.
+/// Prints a result. It is no failure if the reader has closed the pipe.
 fn print(text: &str) -> anyhow::Result<ExitCode> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {

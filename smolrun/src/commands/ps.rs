@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use smol_cli::human;
 
-use crate::instance::{self, Record, State};
+use crate::host::instance::{self, Record, State};
 
 /// Lists the running machines.
 ///

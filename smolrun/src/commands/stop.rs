@@ -1,6 +1,6 @@
 //! `smolrun stop`.
 
-use std::io::{self, Read, Write};
+use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 use std::thread;
@@ -11,13 +11,17 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use smol_cli::{ExitKind, Failure};
 
 use crate::cli::MAX_GRACE;
-use crate::instance::{self, Record};
-use crate::orders::Order;
+use crate::host::control::{self, Answer};
+use crate::host::instance::{self, Record};
+use crate::run::request::ControlRequest;
 
-/// How long past the grace time the machine's own process is left to do it.
-const PATIENCE: Duration = Duration::from_secs(25);
-/// How long a killed process may take to be gone.
-const DEATH: Duration = Duration::from_secs(10);
+/// How long past the grace time the machine's process may take to answer and to end.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(25);
+/// How long a killed process may take to end.
+const KILL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How often it is checked whether the machine has ended.
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Stops a machine, and returns when it is gone. Prints its name.
 ///
@@ -27,26 +31,44 @@ pub fn stop(name: &str, seconds: u64) -> anyhow::Result<ExitCode> {
     let root = instance::root()?;
     let record = instance::find(&root, name)?;
     let grace = Duration::from_secs(seconds).min(MAX_GRACE);
-    // A machine that ends meanwhile, or whose process does not listen, shows below.
-    let asked = ask(&root, name, grace);
-    if asked.is_err() && instance::runs(&root, &record) {
-        kill(&record)?;
+    match ask(&root, name, grace) {
+        Ok(Answer::Accepted) => {}
+        Ok(Answer::OtherVersion(version)) => return Err(other_version(&record, version)),
+        // The machine has ended meanwhile, or its process does not listen.
+        Ok(Answer::Refused(_)) | Err(_) => {
+            if instance::runs(&root, &record) {
+                kill(&record)?;
+            }
+        }
     }
     wait_until_gone(&root, &record)?;
     super::print(&format!("{name}\n"))
 }
 
-/// Gives the order and waits for the process to end, which closes the connection.
-fn ask(root: &Path, name: &str, grace: Duration) -> io::Result<()> {
+/// Makes the request and waits for the process to end, which closes the connection.
+fn ask(root: &Path, name: &str, grace: Duration) -> io::Result<Answer> {
     let mut stream = instance::connect(root, name)?;
-    stream.write_all(Order::stop(grace).line().as_bytes())?;
-    stream.set_read_timeout(Some(grace + PATIENCE))?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    match answer.as_str() {
-        "ok\n" => Ok(()),
-        other => Err(io::Error::other(other.trim().to_owned())),
+    stream.set_read_timeout(Some(grace + ANSWER_TIMEOUT))?;
+    let answer = control::send(&stream, ControlRequest::stop(grace))?;
+    if answer == Answer::Accepted {
+        io::copy(&mut stream, &mut io::sink())?;
     }
+    Ok(answer)
+}
+
+fn other_version(record: &Record, version: Option<u32>) -> anyhow::Error {
+    let Record { name, pid, .. } = record;
+    let ours = control::VERSION;
+    let takes = match version {
+        Some(theirs) => format!("control requests of version {theirs}, not {ours}"),
+        None => format!("no control requests of version {ours}"),
+    };
+    let message = format!("{name} is run by another version of smolrun, which takes {takes}");
+    Failure::new(ExitKind::Failed, message)
+        .hint(format!(
+            "stop it with the smolrun that started it, or with: kill {pid}"
+        ))
+        .into()
 }
 
 /// Ends the machine's process, if it is still the one of the record.
@@ -65,8 +87,8 @@ fn kill(record: &Record) -> anyhow::Result<()> {
         Err(rustix::io::Errno::SRCH) => return Ok(()),
         other => other.with_context(what)?,
     };
-    // Looked at after the process was taken hold of: it cannot become another one any more.
-    if !record.process_lives() {
+    // Checked after the pidfd was opened: from then on it means one and the same process.
+    if !record.process_runs() {
         return Ok(());
     }
     match pidfd_send_signal(process, Signal::KILL) {
@@ -76,13 +98,13 @@ fn kill(record: &Record) -> anyhow::Result<()> {
 }
 
 fn wait_until_gone(root: &Path, record: &Record) -> anyhow::Result<()> {
-    let until = Instant::now() + DEATH;
+    let until = Instant::now() + KILL_TIMEOUT;
     while instance::runs(root, record) {
         if Instant::now() > until {
             let message = format!("{} still runs (process {})", record.name, record.pid);
             return Err(Failure::new(ExitKind::Failed, message).into());
         }
-        thread::sleep(Duration::from_millis(10));
+        thread::sleep(POLL_INTERVAL);
     }
     Ok(())
 }

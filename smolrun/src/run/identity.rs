@@ -1,32 +1,24 @@
-//! What makes a restored clone itself: fresh randomness, the time, a machine id.
+//! The identity of a restored machine: random numbers, the time, a machine id.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
-use rustix::rand::{GetRandomFlags, getrandom};
 use smol_protocol::{Entropy, MIN_ENTROPY, MachineId, RestoreParams};
 
-/// Bytes of the operating system's random generator.
+/// Returns random bytes of the operating system.
 ///
 /// # Errors
 /// If it has none to give.
 pub fn random<const N: usize>() -> anyhow::Result<[u8; N]> {
     let mut bytes = [0; N];
-    let mut filled = 0;
-    while filled < N {
-        match getrandom(&mut bytes[filled..], GetRandomFlags::empty()) {
-            Ok(n) => filled += n,
-            Err(rustix::io::Errno::INTR) => {}
-            Err(e) => return Err(e).context("the operating system gives no random numbers"),
-        }
-    }
+    getrandom::fill(&mut bytes).context("the operating system gives no random numbers")?;
     Ok(bytes)
 }
 
-/// The answer to a restored guest: to be made at the moment when it is sent, once for each restore.
+/// Returns the answer to a restored guest. It must be made anew for each restore, when it is sent.
 ///
 /// # Errors
-/// If there is no randomness: a clone without it would be the twin of another.
+/// If there are no random numbers: without them two machines would be the same.
 pub fn params(cpus: u32) -> anyhow::Result<RestoreParams> {
     let entropy = Entropy::new(random::<MIN_ENTROPY>()?.to_vec()).context("too little entropy")?;
     let now = SystemTime::now()
@@ -47,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_two_clones_are_the_same_and_both_know_the_time() {
+    fn no_two_machines_are_the_same_and_both_have_the_time() {
         let (a, b) = (params(2).unwrap(), params(2).unwrap());
         assert_ne!(a.entropy, b.entropy);
         assert_ne!(a.machine_id, b.machine_id);

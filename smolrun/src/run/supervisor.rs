@@ -1,79 +1,71 @@
 //! A machine from its first instruction to its last: one loop takes, in order, what the guest
-//! says, what it is told to do, and its end.
+//! says, what is requested of it, and its end.
 //!
 //! ```text
-//! control stream --\                        /--> ports open, "restored in ..."
-//! orders ----------+--> Happening --> loop --+--> request to shut down, then force
-//! the machine -----/                        \--> exit code, or why not
+//! control stream -----\                      /--> ports open, "restored in ..."
+//! control requests ----+--> Event --> loop --+--> request to shut down, then force
+//! the machine --------/                      \--> exit code, or why not
 //! ```
-//! The machine runs on the thread that made it, so that nothing has to be waited for between the
-//! two; the loop gets a thread of its own.
+//! The machine runs on the thread that made it, so that it starts without a switch of threads; the
+//! loop has a thread of its own.
 
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, channel, sync_channel};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use smol_cli::{ExitKind, Failure};
 use smol_machine::devices::virtio::vsock::VsockHandle;
-use smol_machine::{Stop, StopHandle};
-use smol_protocol::{Event, ExitStatus};
+use smol_machine::{Machine, Stop, StopHandle};
+use smol_protocol::{Event as GuestEvent, ExitStatus};
 
-use crate::first::FirstStart;
-use crate::guest::{self, Streams};
-use crate::metrics::{Metrics, Moment};
-use crate::orders::Order;
-use crate::output::{Output, Tail};
-use crate::ports::{self, Bound};
-use crate::report::{End, Report, Up};
-use crate::restore::{self, Ready, Wires};
-use crate::spec::RunSpec;
+use crate::images::Images;
+use crate::run::event::Event;
+use crate::run::guest::{self, Streams};
+use crate::run::metrics::{Metrics, Moment};
+use crate::run::output::{Output, Tail};
+use crate::run::ports::{self, Bound};
+use crate::run::report::{End, Report, Up};
+use crate::run::request::ControlRequest;
+use crate::run::spec::RunSpec;
+use crate::run::start::{self, Outputs, Ready};
 
-/// How long a guest may take to its first sign of life, and a restored one to run on. Milliseconds
+/// How long a guest may take to its first event, and a restored one to run on. Milliseconds
 /// are usual; a machine with much memory takes minutes to boot in an emulated host.
-const SIGN_OF_LIFE: Duration = Duration::from_secs(300);
+const START_TIMEOUT: Duration = Duration::from_secs(300);
 /// How long past the grace time a guest may take to end.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// How long the last words of a guest that has reset itself may be under way.
-const LAST_WORDS: Duration = Duration::from_millis(300);
-/// The guest goes first: where processors are few, what nobody waits for would take its time.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the last events of a guest that has reset itself may take to arrive.
+const LAST_EVENTS_TIMEOUT: Duration = Duration::from_millis(300);
+/// How long the vCPUs of a machine that has failed may take to leave the guest.
+const ABORT_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long the loop waits before it does what nobody waits for: on a host with few CPUs that would
+/// delay the guest.
 const HEAD_START: Duration = Duration::from_millis(3);
-/// What may wait for the loop; a guest that floods it with events waits.
+/// How often it is checked whether the guest's streams have been read to their end.
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
+/// How many events may wait for the loop; a guest that floods it waits.
 const QUEUE: usize = 64;
 
-/// Something that happened to a machine.
-#[derive(Debug)]
-pub enum Happening {
-    /// The guest says so.
-    Guest(Event),
-    /// The guest speaks nonsense, or cannot be told who it is.
-    Broken(String),
-    /// Somebody wants something.
-    Order(Order),
-    /// The guest does not do what was asked of it.
-    Refused(String),
-    /// The machine stopped.
-    Stopped(smol_machine::Result<Stop>),
-}
-
-/// Where what happens is sent to.
+/// Runs a machine, and takes its events.
 pub struct Supervisor {
-    events: SyncSender<Happening>,
-    happened: Receiver<Happening>,
+    sender: SyncSender<Event>,
+    events: Receiver<Event>,
 }
 
 impl Supervisor {
-    /// One that nothing has happened to.
+    /// Makes one without any events.
     pub fn new() -> Self {
-        let (events, happened) = sync_channel(QUEUE);
-        Self { events, happened }
+        let (sender, events) = sync_channel(QUEUE);
+        Self { sender, events }
     }
 
-    /// Takes orders, from any thread, before and during [`Supervisor::run`].
-    pub fn orders(&self) -> impl Fn(Order) + Send + 'static + use<> {
-        let events = self.events.clone();
-        move |order| drop(events.send(Happening::Order(order)))
+    /// Returns a function that takes control requests, from any thread, before and during
+    /// [`Supervisor::run`].
+    pub fn requests(&self) -> impl Fn(ControlRequest) + Send + 'static + use<> {
+        let sender = self.sender.clone();
+        move |request| drop(sender.send(Event::Request(request)))
     }
 
     /// Runs the machine to its end. `started` is called when its first instruction is under way,
@@ -84,7 +76,7 @@ impl Supervisor {
     pub fn run(
         self,
         spec: &RunSpec,
-        first: Option<&FirstStart>,
+        images: &mut Images,
         output: Arc<Output>,
         report: Arc<dyn Report>,
         started: impl FnOnce() + Send,
@@ -93,98 +85,105 @@ impl Supervisor {
         // A port that is taken is told before anything is started.
         let ports = ports::bind(&spec.ports)?;
         let begin = Moment::now();
-        let wires = Wires {
+        let outputs = Outputs {
             output: output.clone(),
             tail: Tail::default(),
             first_output: Arc::default(),
         };
-        let Ready {
-            mut machine,
-            vsock,
-            restored,
-        } = restore::start(spec, first, &wires, &*report)?;
+        let ready = start::start(spec, images, &outputs, &*report)?;
         let metrics = Metrics {
-            restored: Some(restored),
-            on_demand: (restored && first.is_some()).then_some(true),
+            restored: Some(ready.restored),
+            on_demand: (ready.restored && images.are_lazy()).then_some(true),
             machine_ms: Some(begin.elapsed_ms()),
             ..spec.metrics.clone()
         };
+        let Ready {
+            machine,
+            vsock,
+            restored,
+        } = ready;
         let streams = match &vsock {
-            Some(vsock) => Streams::listen(vsock, spec.config.cpus, &output, &self.events),
+            Some(vsock) => Streams::listen(vsock, spec.config.cpus, &output, &self.sender),
             None => Streams::default(),
         };
-        let mut watch = Watch {
+        images.stop_on_failure(stop_for_good(machine.stop_handle(), output));
+        let supervision = Supervision {
             spec,
             report,
             vsock,
             stop: machine.stop_handle(),
-            events: self.events.clone(),
+            sender: self.sender.clone(),
             begin,
             metrics,
-            first_output: wires.first_output,
-            tail: wires.tail,
+            outputs,
             restored,
             ports: Some(ports),
             running: Some(running),
-            deadline: Some(Instant::now() + SIGN_OF_LIFE),
+            deadline: Some(Instant::now() + START_TIMEOUT),
             stopping: false,
             exited: None,
             failed: None,
         };
-        if let Some(first) = first {
-            first.attach(machine.stop_handle());
-        }
-        let Supervisor { events, happened } = self;
-        // Dropped when the machine, and with it the guest's open streams, need be kept no longer.
-        let (release, released) = channel::<()>();
-        let follow = move || {
+        self.follow(machine, supervision, streams, started)
+    }
+
+    /// Runs the machine on this thread and the loop on another one.
+    fn follow<F: FnOnce(&Up) + Send>(
+        self,
+        mut machine: Machine,
+        supervision: Supervision<'_, F>,
+        streams: Streams,
+        started: impl FnOnce() + Send,
+    ) -> anyhow::Result<End> {
+        let Supervisor { sender, events } = self;
+        // Dropped when the machine, and with it the guest's open streams, can be.
+        let (release, released) = channel();
+        let supervise = move || {
             thread::sleep(HEAD_START);
             started();
-            if !spec.has.initramfs {
-                watch.up();
-            }
-            let stopped = watch.follow(&happened);
-            if watch.wants_last_words(&stopped) {
-                watch.listen(&happened, LAST_WORDS);
-            }
-            drop(release);
-            while !streams.are_done() {
-                watch.listen(&happened, Duration::from_millis(5));
-            }
-            watch.listen(&happened, Duration::ZERO);
-            watch.finish(stopped)
+            supervision.run(&events, &streams, release)
         };
         thread::scope(|scope| {
             let thread = thread::Builder::new().name("supervisor".into());
-            let follower = thread
-                .spawn_scoped(scope, follow)
+            let supervisor = thread
+                .spawn_scoped(scope, supervise)
                 .context("cannot start the supervisor's thread")?;
-            let _ = events.send(Happening::Stopped(machine.run()));
+            let _ = sender.send(Event::Stopped(machine.run()));
             let _ = released.recv();
             drop(machine);
-            follower.join().ok().context("the supervisor has died")?
+            supervisor.join().ok().context("the supervisor has died")?
         })
     }
 }
 
+/// Returns a function that closes the output of a machine and stops it for good.
+fn stop_for_good(machine: StopHandle, output: Arc<Output>) -> impl FnOnce() + Send + 'static {
+    move || {
+        output.close();
+        machine.request(Stop::Requested);
+        // A vCPU that has not left by then waits inside of KVM for a page, or in a device. Its
+        // thread has a kick pending, so it leaves before it executes the guest again.
+        machine.wait(ABORT_TIMEOUT);
+    }
+}
+
 /// The state of the loop.
-struct Watch<'a, F> {
+struct Supervision<'a, F> {
     spec: &'a RunSpec,
     report: Arc<dyn Report>,
     vsock: Option<VsockHandle>,
     stop: StopHandle,
-    events: SyncSender<Happening>,
-    /// When the machine was begun to be made.
+    sender: SyncSender<Event>,
+    /// When making the machine began.
     begin: Moment,
     metrics: Metrics,
-    first_output: Arc<OnceLock<Moment>>,
-    tail: Tail,
+    outputs: Outputs,
     restored: bool,
     /// Until the service runs.
     ports: Option<Vec<Bound>>,
     /// Until the service runs.
     running: Option<F>,
-    /// When patience ends.
+    /// When the guest has taken too long.
     deadline: Option<Instant>,
     stopping: bool,
     exited: Option<ExitStatus>,
@@ -192,65 +191,87 @@ struct Watch<'a, F> {
     failed: Option<String>,
 }
 
-impl<F: FnOnce(&Up)> Watch<'_, F> {
-    /// Takes what happens until the machine stops.
-    fn follow(&mut self, happened: &Receiver<Happening>) -> smol_machine::Result<Stop> {
+impl<F: FnOnce(&Up)> Supervision<'_, F> {
+    /// Supervises the machine to its end; `release` is dropped when the machine can be.
+    fn run(
+        mut self,
+        events: &Receiver<Event>,
+        streams: &Streams,
+        release: Sender<()>,
+    ) -> anyhow::Result<End> {
+        if !self.spec.has.initramfs {
+            self.up();
+        }
+        let stopped = self.follow(events);
+        if self.expects_last_events(&stopped) {
+            self.drain(events, LAST_EVENTS_TIMEOUT);
+        }
+        drop(release);
+        while !streams.are_done() {
+            self.drain(events, POLL_INTERVAL);
+        }
+        self.drain(events, Duration::ZERO);
+        self.finish(stopped)
+    }
+
+    /// Takes events until the machine stops.
+    fn follow(&mut self, events: &Receiver<Event>) -> smol_machine::Result<Stop> {
         loop {
             let left = self
                 .deadline
                 .map(|d| d.saturating_duration_since(Instant::now()));
-            let happening = match left {
-                Some(left) => happened.recv_timeout(left),
-                None => happened.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            let event = match left {
+                Some(left) => events.recv_timeout(left),
+                None => events.recv().map_err(|_| RecvTimeoutError::Disconnected),
             };
-            match happening {
-                Ok(Happening::Stopped(stopped)) => return stopped,
-                Ok(happening) => self.take(happening),
-                Err(_) => self.lose_patience(),
+            match event {
+                Ok(Event::Stopped(stopped)) => return stopped,
+                Ok(event) => self.take(event),
+                Err(_) => self.time_out(),
             }
         }
     }
 
-    /// Takes what still comes in the given time, up to the guest's last word.
-    fn listen(&mut self, happened: &Receiver<Happening>, time: Duration) {
+    /// Takes the events that still arrive in the given time, up to the guest's last one.
+    fn drain(&mut self, events: &Receiver<Event>, time: Duration) {
         let until = Instant::now() + time;
-        while let Ok(happening) =
-            happened.recv_timeout(until.saturating_duration_since(Instant::now()))
-        {
-            self.take(happening);
+        while let Ok(event) = events.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            self.take(event);
             if self.exited.is_some() || self.failed.is_some() {
                 return;
             }
         }
     }
 
-    fn wants_last_words(&self, stopped: &smol_machine::Result<Stop>) -> bool {
+    fn expects_last_events(&self, stopped: &smol_machine::Result<Stop>) -> bool {
         let silent = self.exited.is_none() && self.failed.is_none();
         matches!(stopped, Ok(Stop::Reset)) && self.spec.has.initramfs && silent
     }
 
-    fn take(&mut self, happening: Happening) {
-        match happening {
-            Happening::Guest(event) => self.take_event(event),
-            Happening::Order(Order::Stop { grace_ms }) => self.shut_down(grace_ms),
-            Happening::Refused(why) => {
+    fn take(&mut self, event: Event) {
+        match event {
+            // A machine that was aborted may have been given zeros for memory.
+            Event::Guest(_) | Event::Broken(_) if self.outputs.output.is_closed() => {}
+            Event::Guest(event) => self.take_guest_event(event),
+            Event::Request(ControlRequest::Stop { grace_ms }) => self.shut_down(grace_ms),
+            Event::Refused(why) => {
                 self.report
                     .note(&format!("the guest does not stop its service: {why}"));
                 self.force();
             }
-            Happening::Broken(why) => self.fail(why),
-            Happening::Stopped(_) => {}
+            Event::Broken(why) => self.fail(why),
+            Event::Stopped(_) => {}
         }
     }
 
-    fn take_event(&mut self, event: Event) {
+    fn take_guest_event(&mut self, event: GuestEvent) {
         match event {
-            Event::Resumed { .. } | Event::Ready { .. } => {
-                self.tell_verbose(&event);
+            GuestEvent::Resumed { .. } | GuestEvent::Ready { .. } => {
+                self.note_if_verbose(&event);
                 self.up();
             }
-            Event::ServiceExited { status } => self.exited = Some(status),
-            Event::Failed {
+            GuestEvent::ServiceExited { status } => self.exited = Some(status),
+            GuestEvent::Failed {
                 stage,
                 reason,
                 probe,
@@ -270,22 +291,22 @@ impl<F: FnOnce(&Up)> Watch<'_, F> {
                 // The guest is about to reset itself.
                 self.failed.get_or_insert(text);
             }
-            Event::Warning { stage, reason } => {
+            GuestEvent::Warning { stage, reason } => {
                 self.report
                     .note(&format!("the guest warns ({stage}): {reason}"));
             }
-            Event::Booted | Event::Restored => {
+            GuestEvent::Booted | GuestEvent::Restored => {
                 // A cold boot's own time limits hold from here on.
                 if !self.restored && !self.stopping {
                     self.deadline = None;
                 }
-                self.tell_verbose(&event);
+                self.note_if_verbose(&event);
             }
-            event => self.tell_verbose(&event),
+            event => self.note_if_verbose(&event),
         }
     }
 
-    fn tell_verbose(&self, event: &Event) {
+    fn note_if_verbose(&self, event: &GuestEvent) {
         if self.spec.verbose {
             self.report.note(&format!("guest: {event:?}"));
         }
@@ -306,7 +327,7 @@ impl<F: FnOnce(&Up)> Watch<'_, F> {
             ports: ports.iter().map(|p| p.publish).collect(),
         };
         if let Some(vsock) = &self.vsock
-            && let Err(e) = ports::serve(ports, vsock, &self.report)
+            && let Err(e) = ports::serve(ports, vsock, &self.outputs.output, &self.report)
         {
             return self.fail(format!("cannot forward ports: {e}"));
         }
@@ -323,6 +344,7 @@ impl<F: FnOnce(&Up)> Watch<'_, F> {
 
     fn measure(&mut self) {
         let first = self
+            .outputs
             .first_output
             .get()
             .map(|moment| moment.ms_since(self.begin));
@@ -330,19 +352,19 @@ impl<F: FnOnce(&Up)> Watch<'_, F> {
         self.report.metrics(&self.metrics);
     }
 
-    /// Gently where there is somebody to be asked.
+    /// Asks the guest to stop its service, or stops the machine by force where nobody can be asked.
     fn shut_down(&mut self, grace_ms: u64) {
         let vsock = match (&self.vsock, self.ports.is_none() && self.spec.has.initramfs) {
             (Some(vsock), true) => vsock.clone(),
             _ => return self.force(),
         };
         self.stopping = true;
-        let limit = Duration::from_millis(grace_ms).saturating_add(PATIENCE);
+        let limit = Duration::from_millis(grace_ms).saturating_add(STOP_TIMEOUT);
         self.deadline = Instant::now().checked_add(limit).or(self.deadline);
-        let events = self.events.clone();
+        let sender = self.sender.clone();
         thread::spawn(move || {
             if let Err(e) = guest::shut_down(&vsock, grace_ms) {
-                let _ = events.send(Happening::Refused(e.to_string()));
+                let _ = sender.send(Event::Refused(e.to_string()));
             }
         });
     }
@@ -358,13 +380,13 @@ impl<F: FnOnce(&Up)> Watch<'_, F> {
         self.force();
     }
 
-    fn lose_patience(&mut self) {
+    fn time_out(&mut self) {
         if self.stopping {
             self.report
                 .note("the guest does not end: stopping it by force");
             return self.force();
         }
-        let limit = SIGN_OF_LIFE.as_secs();
+        let limit = START_TIMEOUT.as_secs();
         let what = if self.restored {
             "the restored guest did not run on"
         } else {
@@ -373,11 +395,12 @@ impl<F: FnOnce(&Up)> Watch<'_, F> {
         self.fail(format!("{what} within {limit} s"));
     }
 
-    /// What all that comes to.
+    /// Returns how the machine ended, or why it failed.
     fn finish(mut self, stopped: smol_machine::Result<Stop>) -> anyhow::Result<End> {
         self.measure();
-        let failure =
-            |text: String| Err(Failure::new(ExitKind::Failed, self.tail.explain(text)).into());
+        let failure = |text: String| {
+            Err(Failure::new(ExitKind::Failed, self.outputs.tail.explain(text)).into())
+        };
         if let Some(text) = &self.failed {
             return failure(text.clone());
         }

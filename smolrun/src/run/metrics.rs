@@ -28,17 +28,17 @@ impl Moment {
     }
 }
 
-/// What was measured, all in milliseconds. What does not happen in a start is absent.
+/// What was measured, all in milliseconds. Absent is what a start does not do.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Metrics {
     /// Opening the bundle, checking its structure and its signature.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub open_ms: Option<f64>,
-    /// Having its images in the cache: at the first start, unpacking them.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub materialise_ms: Option<f64>,
-    /// The machine ran while its images were being unpacked: at a first start, where that can be.
+    /// Making its images available: at the first start that may be unpacking them.
+    #[serde(rename = "materialise_ms", skip_serializing_if = "Option::is_none")]
+    pub images_ms: Option<f64>,
+    /// Whether it was restored lazily, while its images were being unpacked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub on_demand: Option<bool>,
     /// Choosing between KVM and the emulated host.
@@ -65,11 +65,11 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Takes over what `other` has measured.
+    /// Takes over the measurements of `other`.
     pub fn merge(&mut self, other: &Metrics) {
         let fields = [
             (&mut self.open_ms, other.open_ms),
-            (&mut self.materialise_ms, other.materialise_ms),
+            (&mut self.images_ms, other.images_ms),
             (&mut self.accel_ms, other.accel_ms),
             (&mut self.emulated_host_ms, other.emulated_host_ms),
             (&mut self.machine_ms, other.machine_ms),

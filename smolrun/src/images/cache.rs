@@ -5,8 +5,8 @@
 //!   <sha256 of the manifest>/           0700, appears whole by a rename
 //!     kernel initramfs rootfs memory    0400, every frame verified when it was unpacked
 //!     state.json                        0400, verified by its digest
-//!     working-set                       0400, what of the rootfs and the memory is touched first
-//!   <sha256 of the manifest>.tmp/       being unpacked by a living process, or left by a dead one
+//!     working-set                       0400, the pages of rootfs and memory that are touched first
+//!   <sha256 of the manifest>.tmp/       being unpacked, or left by a process that was killed
 //! ```
 //!
 //! **Trust.** The signature is checked against the bundle at every start, and the folder's name is
@@ -25,22 +25,89 @@ use anyhow::Context as _;
 use smol_bundle::{Bundle, ImageKind};
 use smol_cli::{ErrorExt, ExitKind, Failure, Interrupt, Progress, human};
 use smol_host::lock_dir::LockDir;
+use smol_machine::machine::{Hooks, RestoreConfig};
 use smol_machine::prefetch::{Run, Runs};
+use smol_machine::{Machine, MachineState};
+
+use crate::images::bundle::Has;
 
 /// File name of the machine state.
-pub const STATE: &str = "state.json";
+const STATE: &str = "state.json";
 /// File name of the working set.
 const WORKING_SET: &str = "working-set";
 /// Ending of folders that are being unpacked.
 const TEMPORARY: &str = "tmp";
 
-/// Where the bundle's images are under `cache`, or will be, and whether they are there.
+/// The images of a bundle as files in a folder.
+pub struct CachedImages {
+    folder: PathBuf,
+    has: Has,
+}
+
+impl CachedImages {
+    /// Takes the images in a folder that [`unpack`] has filled.
+    pub fn new(folder: PathBuf, has: Has) -> Self {
+        Self { folder, has }
+    }
+
+    /// Returns the folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Returns the file of an image.
+    pub fn file(&self, kind: ImageKind) -> PathBuf {
+        self.folder.join(kind.name())
+    }
+
+    /// Returns the initramfs's file, if there is one.
+    pub fn initramfs(&self) -> Option<PathBuf> {
+        self.has.initramfs.then(|| self.file(ImageKind::Initramfs))
+    }
+
+    /// Returns the root file system's file, if there is one.
+    pub fn rootfs(&self) -> Option<PathBuf> {
+        self.has.rootfs.then(|| self.file(ImageKind::Rootfs))
+    }
+
+    /// Reads the machine state.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn state(&self) -> anyhow::Result<Vec<u8>> {
+        let path = self.folder.join(STATE);
+        fs::read(&path).with_context(|| format!("cannot read {}", path.display()))
+    }
+
+    /// Restores the machine in this state.
+    ///
+    /// # Errors
+    /// As [`Machine::restore`].
+    pub fn restore(&self, state: &MachineState, hooks: Hooks) -> smol_machine::Result<Machine> {
+        let [rootfs_first, memory_first] = self.working_set();
+        let config = RestoreConfig {
+            memory: self.file(ImageKind::Memory),
+            rootfs: self.rootfs(),
+            memory_first,
+            rootfs_first,
+        };
+        Machine::restore(&config, state, hooks)
+    }
+
+    /// Returns the working sets of rootfs and memory. Without them a start is slower, no more.
+    fn working_set(&self) -> [Runs; 2] {
+        let bytes = fs::read(self.folder.join(WORKING_SET)).unwrap_or_default();
+        decode(&bytes).unwrap_or_default()
+    }
+}
+
+/// Returns where the bundle's images are under `cache`, or will be, and whether they are there.
 ///
 /// # Errors
 /// If the cache cannot be used.
-pub fn look(bundle: &Bundle, cache: &Path) -> anyhow::Result<(PathBuf, bool)> {
+pub fn lookup(bundle: &Bundle, cache: &Path) -> anyhow::Result<(PathBuf, bool)> {
     let root = cache.join("bundles");
-    private(&root)?;
+    create_private(&root)?;
     let done = root.join(bundle.digest().hex());
     let complete = is_complete(bundle, &done)?;
     if !complete {
@@ -49,18 +116,18 @@ pub fn look(bundle: &Bundle, cache: &Path) -> anyhow::Result<(PathBuf, bool)> {
     Ok((done, complete))
 }
 
-/// The folder of the bundle's images under `cache`, unpacked if it is not there yet.
+/// Returns the folder of the bundle's images under `cache`, unpacked if it is not there yet.
 ///
 /// # Errors
 /// If the bundle's frames are not what its index says, the disk is full, or a signal came; then
 /// nothing is left behind.
-pub fn images(
+pub fn unpack(
     bundle: &Bundle,
     cache: &Path,
     progress: &Progress,
     interrupt: &Interrupt,
 ) -> anyhow::Result<PathBuf> {
-    let (done, complete) = look(bundle, cache)?;
+    let (done, complete) = lookup(bundle, cache)?;
     if complete {
         return Ok(done);
     }
@@ -74,7 +141,7 @@ pub fn images(
     };
     match unpack_into(bundle, &owned, &done, progress, interrupt) {
         Ok(true) => owned.rename(&done).with_context(|| cannot(&done))?,
-        // Another start has been quicker.
+        // Another process has unpacked it meanwhile.
         Ok(false) => owned.remove().with_context(|| cannot(&temporary))?,
         Err(error) => {
             // If that fails, a later start removes it.
@@ -92,7 +159,7 @@ fn cannot(path: &Path) -> String {
     format!("cannot unpack the bundle into {}", path.display())
 }
 
-/// Fills our temporary folder; false if the finished one has appeared meanwhile.
+/// Unpacks into the temporary folder; false if the finished one has appeared meanwhile.
 fn unpack_into(
     bundle: &Bundle,
     owned: &LockDir,
@@ -114,7 +181,7 @@ fn unpack_into(
         &format!("unpacking {name} (only at its first start)"),
     );
     let mut size = 0;
-    for kind in present(bundle) {
+    for kind in kinds_of(bundle) {
         let file = create(&owned.path().join(kind.name()))?;
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         bundle
@@ -141,7 +208,7 @@ fn unpack_into(
     Ok(true)
 }
 
-/// Kinds of images whose first pages are known.
+/// The kinds of images that have a working set.
 const WORKING: [ImageKind; 2] = [ImageKind::Rootfs, ImageKind::Memory];
 
 /// For each of [`WORKING`] the number of runs, then the runs as the page index has them; all numbers
@@ -161,12 +228,6 @@ fn encode(bundle: &Bundle) -> Vec<u8> {
         }
     }
     bytes
-}
-
-/// The working set of the images in `folder`: of the rootfs and of the memory. Without it a start
-/// is slower, no more.
-pub fn working_set(folder: &Path) -> [Runs; 2] {
-    decode(&fs::read(folder.join(WORKING_SET)).unwrap_or_default()).unwrap_or_default()
 }
 
 fn decode(bytes: &[u8]) -> Option<[Runs; 2]> {
@@ -201,7 +262,7 @@ fn failure(error: smol_bundle::Error, folder: &Path) -> anyhow::Error {
         .expect_err("it is one")
 }
 
-/// What to do about a full disk.
+/// Adds what to do about a full disk.
 fn with_advice(error: anyhow::Error) -> anyhow::Error {
     let full = error
         .chain()
@@ -222,22 +283,22 @@ fn create(path: &Path) -> anyhow::Result<File> {
         .with_context(|| format!("cannot create {}", path.display()))
 }
 
-fn present(bundle: &Bundle) -> impl Iterator<Item = ImageKind> {
+fn kinds_of(bundle: &Bundle) -> impl Iterator<Item = ImageKind> {
     ImageKind::ALL
         .into_iter()
         .filter(|kind| bundle.image_size(*kind).is_some())
 }
 
-/// Whether the folder is there, ours alone, and every file in it has the size that the verified
-/// page index tells.
+/// Whether the folder exists, is closed to others, and every file in it has the size that the verified
+/// page index says.
 ///
 /// # Errors
-/// If it is there and belongs to somebody else.
+/// If it belongs to another user, or is open to others.
 fn is_complete(bundle: &Bundle, folder: &Path) -> anyhow::Result<bool> {
     if !is_private(folder)? {
         return Ok(false);
     }
-    let images = present(bundle).map(|kind| (kind.name(), bundle.image_size(kind)));
+    let images = kinds_of(bundle).map(|kind| (kind.name(), bundle.image_size(kind)));
     let state = bundle
         .layout()
         .into_iter()
@@ -246,18 +307,18 @@ fn is_complete(bundle: &Bundle, folder: &Path) -> anyhow::Result<bool> {
     let set = (WORKING_SET, Some(encode(bundle).len() as u64));
     Ok(images.chain(state).chain([set]).all(|(name, size)| {
         fs::symlink_metadata(folder.join(name)).is_ok_and(|meta| {
-            let closed = meta.uid() == me() && meta.mode() & 0o022 == 0;
+            let closed = meta.uid() == our_uid() && meta.mode() & 0o022 == 0;
             meta.is_file() && closed && Some(meta.len()) == size
         })
     }))
 }
 
-fn me() -> u32 {
+fn our_uid() -> u32 {
     rustix::process::getuid().as_raw()
 }
 
 /// Creates a folder that is closed to others, or checks that it is.
-fn private(folder: &Path) -> anyhow::Result<()> {
+fn create_private(folder: &Path) -> anyhow::Result<()> {
     let created = DirBuilder::new().recursive(true).mode(0o700).create(folder);
     created
         .with_context(|| format!("cannot create {}", folder.display()))
@@ -265,7 +326,7 @@ fn private(folder: &Path) -> anyhow::Result<()> {
     is_private(folder).map(drop)
 }
 
-/// False if it is not there; an error if others could have put something into it.
+/// Whether the folder exists; an error if others could have put something into it.
 fn is_private(folder: &Path) -> anyhow::Result<bool> {
     let meta = match fs::symlink_metadata(folder) {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(false),
@@ -273,8 +334,8 @@ fn is_private(folder: &Path) -> anyhow::Result<bool> {
     };
     let wrong = if !meta.is_dir() {
         "is not a folder".to_owned()
-    } else if meta.uid() != me() {
-        format!("belongs to user {}, not to user {}", meta.uid(), me())
+    } else if meta.uid() != our_uid() {
+        format!("belongs to user {}, not to user {}", meta.uid(), our_uid())
     } else if meta.mode() & 0o077 != 0 {
         format!("is open to other users (mode {:o})", meta.mode() & 0o777)
     } else {
@@ -286,14 +347,14 @@ fn is_private(folder: &Path) -> anyhow::Result<bool> {
         .into())
 }
 
-/// Removes what dead processes have left half unpacked.
+/// Removes what processes that were killed have left half unpacked.
 fn sweep(root: &Path) {
     for entry in fs::read_dir(root).into_iter().flatten().flatten() {
         let path = entry.path();
         if path.extension().is_some_and(|ending| ending == TEMPORARY)
             && let Some(left) = LockDir::if_abandoned(&path)
         {
-            // What cannot be removed now will be met again at the next start.
+            // If that fails, the next start tries again.
             let _ = left.remove();
         }
     }
@@ -305,9 +366,9 @@ mod tests {
     use crate::testing::{MEMORY, Sample};
     use std::os::unix::fs::PermissionsExt;
 
-    fn unpack(sample: &Sample, cache: &Path) -> anyhow::Result<PathBuf> {
+    fn unpack_sample(sample: &Sample, cache: &Path) -> anyhow::Result<PathBuf> {
         let interrupt = Interrupt::detached().unwrap();
-        images(
+        unpack(
             &sample.open(),
             cache,
             &Progress::new(smol_cli::Mode::Plain),
@@ -327,7 +388,7 @@ mod tests {
     #[test]
     fn the_images_are_unpacked_as_they_were_packed_and_closed_to_others() {
         let (sample, cache) = (Sample::new(), tempfile::tempdir().unwrap());
-        let folder = unpack(&sample, cache.path()).unwrap();
+        let folder = unpack_sample(&sample, cache.path()).unwrap();
         assert_eq!(
             names(&folder),
             [
@@ -353,16 +414,16 @@ mod tests {
     #[test]
     fn a_second_start_uses_what_the_first_has_unpacked() {
         let (sample, cache) = (Sample::new(), tempfile::tempdir().unwrap());
-        let folder = unpack(&sample, cache.path()).unwrap();
+        let folder = unpack_sample(&sample, cache.path()).unwrap();
         let inode = fs::metadata(folder.join("memory")).unwrap().ino();
-        assert_eq!(unpack(&sample, cache.path()).unwrap(), folder);
+        assert_eq!(unpack_sample(&sample, cache.path()).unwrap(), folder);
         assert_eq!(fs::metadata(folder.join("memory")).unwrap().ino(), inode);
     }
 
     #[test]
     fn a_file_of_another_size_is_unpacked_again() {
         let (sample, cache) = (Sample::new(), tempfile::tempdir().unwrap());
-        let memory = unpack(&sample, cache.path()).unwrap().join("memory");
+        let memory = unpack_sample(&sample, cache.path()).unwrap().join("memory");
         fs::set_permissions(&memory, fs::Permissions::from_mode(0o600)).unwrap();
         OpenOptions::new()
             .write(true)
@@ -370,16 +431,16 @@ mod tests {
             .unwrap()
             .set_len(4096)
             .unwrap();
-        unpack(&sample, cache.path()).unwrap();
+        unpack_sample(&sample, cache.path()).unwrap();
         assert_eq!(fs::metadata(&memory).unwrap().len(), MEMORY);
     }
 
     #[test]
     fn a_cache_that_others_can_write_to_is_refused() {
         let (sample, cache) = (Sample::new(), tempfile::tempdir().unwrap());
-        let folder = unpack(&sample, cache.path()).unwrap();
+        let folder = unpack_sample(&sample, cache.path()).unwrap();
         fs::set_permissions(&folder, fs::Permissions::from_mode(0o777)).unwrap();
-        let error = unpack(&sample, cache.path()).unwrap_err();
+        let error = unpack_sample(&sample, cache.path()).unwrap_err();
         assert!(
             error
                 .to_string()
@@ -397,7 +458,7 @@ mod tests {
         let mut bytes = fs::read(&sample.bundle).unwrap();
         bytes[(blob.offset + blob.size / 2) as usize] ^= 1;
         fs::write(&sample.bundle, bytes).unwrap();
-        let error = unpack(&sample, cache.path()).unwrap_err();
+        let error = unpack_sample(&sample, cache.path()).unwrap_err();
         assert_eq!(
             smol_cli::exit_kind(&error),
             ExitKind::Verification,
@@ -407,14 +468,14 @@ mod tests {
     }
 
     #[test]
-    fn what_a_dead_process_left_is_swept_and_what_a_living_one_unpacks_is_not() {
+    fn what_a_killed_process_left_is_removed_and_what_a_running_one_unpacks_is_not() {
         let (sample, cache) = (Sample::new(), tempfile::tempdir().unwrap());
         let root = cache.path().join("bundles");
-        private(&root).unwrap();
+        create_private(&root).unwrap();
         fs::create_dir(root.join("dead.tmp")).unwrap();
         fs::write(root.join("dead.tmp/memory"), "half").unwrap();
         let alive = LockDir::try_claim(&root.join("alive.tmp")).unwrap();
-        unpack(&sample, cache.path()).unwrap();
+        unpack_sample(&sample, cache.path()).unwrap();
         let left = names(&root);
         assert!(left.contains(&"alive.tmp".to_owned()) && !left.contains(&"dead.tmp".to_owned()));
         drop(alive);
@@ -425,7 +486,7 @@ mod tests {
         let (sample, cache) = (Sample::new(), tempfile::tempdir().unwrap());
         std::thread::scope(|scope| {
             let starts: Vec<_> = (0..4)
-                .map(|_| scope.spawn(|| unpack(&sample, cache.path()).unwrap()))
+                .map(|_| scope.spawn(|| unpack_sample(&sample, cache.path()).unwrap()))
                 .collect();
             let folders: Vec<_> = starts.into_iter().map(|s| s.join().unwrap()).collect();
             assert!(folders.windows(2).all(|w| w[0] == w[1]));
@@ -439,7 +500,7 @@ mod tests {
         let interrupt = Interrupt::detached().unwrap();
         interrupt.trigger();
         let progress = Progress::new(smol_cli::Mode::Plain);
-        let error = images(&sample.open(), cache.path(), &progress, &interrupt).unwrap_err();
+        let error = unpack(&sample.open(), cache.path(), &progress, &interrupt).unwrap_err();
         assert_eq!(smol_cli::exit_kind(&error), ExitKind::Terminated);
         assert!(names(&cache.path().join("bundles")).is_empty());
     }

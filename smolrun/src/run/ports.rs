@@ -1,97 +1,51 @@
-//! Forwarded ports: a TCP listener here for each, one vsock connection to the guest for each
-//! connection it takes.
+//! Port forwarding: a TCP listener for each port, and a vsock connection to the guest for each
+//! connection that is accepted.
 //!
 //! ```text
 //! client -- TCP --> listener .. vsock 1026 --> smol-guest -- TCP --> 127.0.0.1:port, the service
 //! ```
-//! Listeners are bound before the machine starts, so that a port that is taken is told at once;
+//! Listeners are bound before the machine starts, so that a port that is in use is reported at once;
 //! connections that come before the service runs wait in the listener's queue.
 
-use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
-use std::str::FromStr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Once};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use serde::{Deserialize, Serialize};
 use smol_cli::{ErrorExt, ExitKind};
 use smol_machine::devices::virtio::vsock::VsockHandle;
 use smol_protocol::{FORWARD_PORT, ForwardReply, ForwardRequest, LineBuffer};
 
-use crate::report::Report;
+use crate::run::output::Output;
+use crate::run::publish::Publish;
+use crate::run::report::Report;
 
 /// Connections at a time, of all ports together; more wait in the listeners' queues.
 const MAX_CONNECTIONS: usize = 1024;
+/// How long to wait before the next connection is taken, when one could not be.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+/// How often it is checked whether there may be one more connection.
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 /// The forwarding threads copy through one buffer each.
 const STACK: usize = 192 << 10;
 const BUFFER: usize = 64 << 10;
 
-/// A port of this host and the port of the guest that it leads to: `[ip:]host:guest`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Publish {
-    /// Address here; 127.0.0.1 unless told otherwise. Port 0: any free one.
-    pub host: SocketAddr,
-    /// Port in the guest.
-    pub guest: u16,
-}
-
-impl FromStr for Publish {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let port = |what: &str, text: &str, least: u16| match text.parse::<u16>() {
-            Ok(port) if port >= least && text.bytes().all(|b| b.is_ascii_digit()) => Ok(port),
-            _ => Err(format!("{text:?} is no {what} port: {least} to 65535")),
-        };
-        let (rest, guest) = text
-            .rsplit_once(':')
-            .ok_or("expected [ip:]host:guest, as in 8080:80, 0.0.0.0:8080:80 or [::1]:8080:80")?;
-        let guest = port("guest", guest, 1)?;
-        let (ip, host) = match rest.rsplit_once(':') {
-            None => (IpAddr::V4(Ipv4Addr::LOCALHOST), rest),
-            Some((ip, host)) => (parse_ip(ip)?, host),
-        };
-        Ok(Self {
-            host: SocketAddr::new(ip, port("host", host, 0)?),
-            guest,
-        })
-    }
-}
-
-fn parse_ip(text: &str) -> Result<IpAddr, String> {
-    let ip = match text
-        .strip_prefix('[')
-        .and_then(|rest| rest.strip_suffix(']'))
-    {
-        Some(inner) => inner.parse().map(IpAddr::V6).ok(),
-        None => text.parse().map(IpAddr::V4).ok(),
-    };
-    ip.ok_or_else(|| format!("{text:?} is no IP address (IPv6 in brackets, as in [::1]:8080:80)"))
-}
-
-impl fmt::Display for Publish {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} -> {}", self.host, self.guest)
-    }
-}
-
-/// A port that is ours.
+/// A port with its listener.
 #[derive(Debug)]
 pub struct Bound {
     listener: TcpListener,
-    /// With the port number that we got.
+    /// With the port number that was bound.
     pub publish: Publish,
 }
 
 /// Binds all of them, or none.
 ///
 /// # Errors
-/// Which one is taken, or not ours to take, and what to do.
+/// If a port is in use or may not be used, with what to do.
 pub fn bind(ports: &[Publish]) -> anyhow::Result<Vec<Bound>> {
     ports.iter().map(bind_one).collect()
 }
@@ -144,59 +98,67 @@ fn bind_one(publish: &Publish) -> anyhow::Result<Bound> {
     }
 }
 
-/// Takes connections from here on, on threads of their own, until the process ends.
+/// Accepts connections from here on, on threads of their own, until the process ends. What the guest
+/// says when `output` is closed reaches no client.
 ///
 /// # Errors
 /// If a thread cannot be started.
-pub fn serve(bound: Vec<Bound>, vsock: &VsockHandle, report: &Arc<dyn Report>) -> io::Result<()> {
+pub fn serve(
+    bound: Vec<Bound>,
+    vsock: &VsockHandle,
+    output: &Arc<Output>,
+    report: &Arc<dyn Report>,
+) -> io::Result<()> {
     let open = Arc::new(AtomicUsize::new(0));
     for Bound { listener, publish } in bound {
-        let door = Door {
+        let forward = PortForward {
             vsock: vsock.clone(),
+            output: output.clone(),
             report: report.clone(),
             guest: publish.guest,
-            told: Once::new(),
+            reported: Once::new(),
         };
-        let (door, open) = (Arc::new(door), open.clone());
+        let (forward, open) = (Arc::new(forward), open.clone());
         let thread = thread::Builder::new().name(format!("port {}", publish.host.port()));
-        thread.spawn(move || accept(&listener, &door, &open))?;
+        thread.spawn(move || accept(&listener, &forward, &open))?;
     }
     Ok(())
 }
 
 /// Where the connections of one port go.
-struct Door {
+struct PortForward {
     vsock: VsockHandle,
+    output: Arc<Output>,
     report: Arc<dyn Report>,
     guest: u16,
-    /// A service that refuses is told once, not at every connection.
-    told: Once,
+    /// A refusal is reported once, not at every connection.
+    reported: Once,
 }
 
-fn accept(listener: &TcpListener, door: &Arc<Door>, open: &Arc<AtomicUsize>) {
+fn accept(listener: &TcpListener, forward: &Arc<PortForward>, open: &Arc<AtomicUsize>) {
     loop {
         let Ok((client, _)) = listener.accept() else {
             // Out of file descriptors, most likely: the client stays in the queue.
-            thread::sleep(Duration::from_millis(20));
+            thread::sleep(ACCEPT_PAUSE);
             continue;
         };
         while open.load(Ordering::Relaxed) >= MAX_CONNECTIONS {
-            thread::sleep(Duration::from_millis(5));
+            thread::sleep(POLL_INTERVAL);
         }
         let count = Count::one_more(open);
-        let door = door.clone();
+        let forward = forward.clone();
         let thread = thread::Builder::new()
             .name("forward".into())
             .stack_size(STACK);
-        // Without a thread for it the connection is dropped, which tells the client.
+        // If there can be no thread, the connection is dropped, which the client sees.
         let _ = thread.spawn(move || {
             let _count = count;
-            door.forward(client);
+            forward.connect(client);
         });
     }
 }
 
-/// One open connection, for as long as this lives.
+/// Counts an open connection until it is dropped.
 struct Count(Arc<AtomicUsize>);
 
 impl Count {
@@ -212,12 +174,14 @@ impl Drop for Count {
     }
 }
 
-impl Door {
-    fn forward(&self, client: TcpStream) {
-        let outcome = self.ask().and_then(|guest| relay(&client, &guest));
+impl PortForward {
+    fn connect(&self, client: TcpStream) {
+        let outcome = self
+            .ask()
+            .and_then(|guest| relay(&client, &guest, &self.output));
         if let Err(error) = outcome {
             let text = format!("port {} of the guest: {error}", self.guest);
-            self.told.call_once(|| self.report.note(&text));
+            self.reported.call_once(|| self.report.note(&text));
             // A reset, as if the port were closed, and not an orderly end without an answer.
             let _ = rustix::net::sockopt::set_socket_linger(&client, Some(Duration::ZERO));
         }
@@ -258,18 +222,18 @@ fn accepted(mut guest: &UnixStream) -> io::Result<Vec<u8>> {
 }
 
 /// Copies both ways until both are at their end. What the client says goes to the guest at once, which
-/// keeps it until it has a connection to the service: so the first request need not wait for that.
+/// keeps it until it has a connection to the service, so the first request does not wait for that.
 ///
 /// # Errors
-/// If there is no such connection; then the client has got nothing.
-fn relay(client: &TcpStream, guest: &UnixStream) -> io::Result<()> {
+/// If there is no such connection; then nothing was sent to the client.
+fn relay(client: &TcpStream, guest: &UnixStream, output: &Output) -> io::Result<()> {
     let _ = client.set_nodelay(true);
     thread::scope(|scope| {
         let up = thread::Builder::new()
             .name("forward".into())
             .stack_size(STACK);
         let upward = up.spawn_scoped(scope, || {
-            if copy(client, guest).is_err() {
+            if copy(client, guest, || false).is_err() {
                 let _ = guest.shutdown(Shutdown::Both);
             }
             let _ = guest.shutdown(Shutdown::Write);
@@ -277,15 +241,13 @@ fn relay(client: &TcpStream, guest: &UnixStream) -> io::Result<()> {
         let first = match accepted(guest) {
             Ok(first) => first,
             Err(error) => {
-                // Lets the other thread end, and tells the client nothing yet.
+                // Lets the other thread end; the client does not see that yet.
                 let _ = client.shutdown(Shutdown::Read);
                 return Err(error);
             }
         };
-        let downward = |mut client: &TcpStream| {
-            client.write_all(&first)?;
-            copy(guest, client)
-        };
+        let downward =
+            |client: &TcpStream| copy((&first[..]).chain(guest), client, || output.is_closed());
         if upward.is_err() || downward(client).is_err() {
             let _ = client.shutdown(Shutdown::Both);
             let _ = guest.shutdown(Shutdown::Both);
@@ -295,11 +257,12 @@ fn relay(client: &TcpStream, guest: &UnixStream) -> io::Result<()> {
     })
 }
 
-/// Copies to the end of `from`.
-fn copy(mut from: impl Read, mut to: impl Write) -> io::Result<()> {
+/// Copies to the end of `from`, or until what is read is to be dropped because of `closed`.
+fn copy(mut from: impl Read, mut to: impl Write, closed: impl Fn() -> bool) -> io::Result<()> {
     let mut buffer = vec![0; BUFFER];
     loop {
         match from.read(&mut buffer) {
+            Ok(_) if closed() => return Err(ErrorKind::ConnectionAborted.into()),
             Ok(0) => return Ok(()),
             Ok(n) => to.write_all(&buffer[..n])?,
             Err(e) if e.kind() == ErrorKind::Interrupted => {}
@@ -312,39 +275,8 @@ fn copy(mut from: impl Read, mut to: impl Write) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    fn parse(text: &str) -> Result<String, String> {
-        text.parse::<Publish>().map(|p| p.to_string())
-    }
-
-    #[test]
-    fn a_port_is_bound_to_loopback_unless_told_otherwise() {
-        assert_eq!(parse("16379:6379").unwrap(), "127.0.0.1:16379 -> 6379");
-        assert_eq!(parse("0.0.0.0:80:8080").unwrap(), "0.0.0.0:80 -> 8080");
-        assert_eq!(parse("[::1]:80:8080").unwrap(), "[::1]:80 -> 8080");
-        assert_eq!(parse("0:80").unwrap(), "127.0.0.1:0 -> 80");
-    }
-
-    #[test]
-    fn malformed_ports_are_refused_with_what_is_wrong() {
-        for (text, wrong) in [
-            ("", "[ip:]host:guest"),
-            ("80", "[ip:]host:guest"),
-            ("80:", "guest port"),
-            (":80", "host port"),
-            ("80:0", "guest port"),
-            ("80:+80", "guest port"),
-            ("65536:80", "host port"),
-            ("80:65536", "guest port"),
-            ("a:80", "host port"),
-            ("localhost:80:80", "IP address"),
-            ("::1:80:80", "IP address"),
-            ("[127.0.0.1]:80:80", "IP address"),
-            ("1.2.3.4.5:80:80", "IP address"),
-            ("80:80/udp", "guest port"),
-        ] {
-            let error = parse(text).expect_err(text);
-            assert!(error.contains(wrong), "{text}: {error}");
-        }
+    fn output() -> Output {
+        Output::new(false, None)
     }
 
     #[test]
@@ -391,7 +323,7 @@ mod tests {
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (ours, mut guest) = UnixStream::pair().unwrap();
         let accepted = listener.accept().unwrap().0;
-        let relay = thread::spawn(move || relay(&accepted, &ours));
+        let relay = thread::spawn(move || relay(&accepted, &ours, &output()));
         client.write_all(b"question").unwrap();
         client.shutdown(Shutdown::Write).unwrap();
         // The question does not wait for the guest's own answer.
@@ -421,12 +353,34 @@ mod tests {
             let accepted = listener.accept().unwrap().0;
             guest.write_all(said).unwrap();
             drop(guest);
-            let error = relay(&accepted, &ours).unwrap_err().to_string();
+            let error = relay(&accepted, &ours, &output()).unwrap_err().to_string();
             assert!(error.contains(wanted), "{error}");
             drop(accepted);
             let mut answer = String::new();
             client.read_to_string(&mut answer).unwrap();
             assert_eq!(answer, "");
         }
+    }
+    #[test]
+    fn what_the_guest_says_after_the_machine_has_failed_reaches_no_client() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (ours, mut guest) = UnixStream::pair().unwrap();
+        let accepted = listener.accept().unwrap().0;
+        let output = Arc::new(output());
+        let relay = thread::spawn({
+            let output = output.clone();
+            move || relay(&accepted, &ours, &output)
+        });
+        guest.write_all(b"{\"ok\":true}\nbefore").unwrap();
+        let mut seen = [0; 6];
+        client.read_exact(&mut seen).unwrap();
+        assert_eq!(&seen, b"before");
+        output.close();
+        guest.write_all(b"after").unwrap();
+        let mut rest = String::new();
+        client.read_to_string(&mut rest).unwrap();
+        assert_eq!(rest, "");
+        relay.join().unwrap().unwrap();
     }
 }

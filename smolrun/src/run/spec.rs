@@ -1,13 +1,14 @@
-//! What is to be run: everything that the process which runs the machine must know, as data, for
-//! it is not always the process that was started. Also JSON between the processes.
+//! What is to be run, as data: the process that runs the machine may be another one than the one that
+//! the user has started, and gets it as JSON.
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use smol_bundle::{Bundle, Config, ImageKind};
+use smol_bundle::Config;
 
-use crate::metrics::{Metrics, Moment};
-use crate::ports::Publish;
+use crate::images::bundle::Has;
+use crate::run::metrics::{Metrics, Moment};
+use crate::run::publish::Publish;
 
 /// A machine to run, verified.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -21,10 +22,6 @@ pub struct RunSpec {
     pub digest: String,
     /// The machine.
     pub config: Config,
-    /// The folder of its images (see [`crate::materialise`]).
-    pub images: PathBuf,
-    /// The images are not there yet: whoever runs the machine unpacks them into this cache.
-    pub unpack_into: Option<PathBuf>,
     /// The images that it has.
     pub has: Has,
     /// Ports to forward.
@@ -43,41 +40,7 @@ pub struct RunSpec {
     pub start: Moment,
 }
 
-/// Which images a bundle holds, beside the kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Has {
-    /// An initramfs, and with it smol-guest; without it the machine is just a kernel, to which
-    /// nothing can be said.
-    pub initramfs: bool,
-    /// A root file system.
-    pub rootfs: bool,
-    /// A snapshot.
-    pub snapshot: bool,
-}
-
-impl Has {
-    /// Those of this bundle.
-    pub fn of(bundle: &Bundle) -> Self {
-        let has = |kind| bundle.image_size(kind).is_some();
-        Self {
-            initramfs: has(ImageKind::Initramfs),
-            rootfs: has(ImageKind::Rootfs),
-            snapshot: bundle.has_snapshot(),
-        }
-    }
-}
-
 impl RunSpec {
-    /// File of an image.
-    pub fn image(&self, kind: ImageKind) -> PathBuf {
-        self.images.join(kind.name())
-    }
-
-    /// The rootfs image's file, if there is one.
-    pub fn rootfs(&self) -> Option<PathBuf> {
-        self.has.rootfs.then(|| self.image(ImageKind::Rootfs))
-    }
-
     /// `kvm` or `emulated`.
     pub fn accel(&self) -> &'static str {
         if self.emulated { "emulated" } else { "kvm" }
@@ -92,8 +55,6 @@ pub fn sample() -> RunSpec {
         bundle: "/b".into(),
         digest: String::new(),
         config: crate::testing::config(),
-        images: "/cache/x".into(),
-        unpack_into: None,
         has: Has {
             initramfs: true,
             rootfs: true,

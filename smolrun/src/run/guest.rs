@@ -1,5 +1,5 @@
-//! The streams between a running machine and smol-guest in it: events and logs from the guest,
-//! a clone's identity and requests to it.
+//! The streams between this process and smol-guest: events and logs from the guest, its identity and
+//! requests to it.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -11,17 +11,17 @@ use std::time::Duration;
 use smol_machine::devices::virtio::vsock::VsockHandle;
 use smol_protocol::log::Decoder;
 use smol_protocol::{
-    self, CONTROL_PORT, Event, LOG_PORT, LineBuffer, REQUEST_PORT, Reply, Request,
+    self, CONTROL_PORT, Event as GuestEvent, LOG_PORT, LineBuffer, REQUEST_PORT, Reply, Request,
 };
 
-use crate::identity;
-use crate::output::Output;
-use crate::supervise::Happening;
+use crate::run::event::Event;
+use crate::run::identity;
+use crate::run::output::Output;
 
-/// Streams of a guest at a time; it needs two.
+/// How many streams a guest may have open; it needs two.
 const MAX_STREAMS: usize = 8;
 /// How long the guest may take to answer a request.
-const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The threads that serve the guest's streams.
 #[derive(Clone, Default)]
@@ -33,13 +33,13 @@ impl Streams {
         vsock: &VsockHandle,
         cpus: u32,
         output: &Arc<Output>,
-        events: &SyncSender<Happening>,
+        sender: &SyncSender<Event>,
     ) -> Self {
         let streams = Self::default();
-        let (threads, events) = (streams.clone(), events.clone());
+        let (threads, sender) = (streams.clone(), sender.clone());
         let control = move |stream| {
-            let events = events.clone();
-            threads.serve("control", move || follow_control(stream, cpus, &events));
+            let sender = sender.clone();
+            threads.serve("control", move || follow_control(stream, cpus, &sender));
         };
         vsock.listen(CONTROL_PORT, Box::new(control));
         let (threads, output) = (streams.clone(), output.clone());
@@ -51,7 +51,7 @@ impl Streams {
         streams
     }
 
-    /// On a thread of its own; a guest that opens ever more streams finds them closed.
+    /// Serves a stream on a thread of its own, or closes it if there are too many.
     fn serve(&self, name: &str, work: impl FnOnce() + Send + 'static) {
         let mut threads = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         threads.retain(|thread| !thread.is_finished());
@@ -73,9 +73,9 @@ impl Streams {
     }
 }
 
-/// Reads events to the end of the stream. A clone that asks who it is is answered right here:
-/// everything that it will do waits for that.
-fn follow_control(mut stream: UnixStream, cpus: u32, events: &SyncSender<Happening>) {
+/// Reads events to the end of the stream. A restored guest is sent its identity by this thread: the
+/// service waits for that.
+fn follow_control(mut stream: UnixStream, cpus: u32, sender: &SyncSender<Event>) {
     let mut lines = LineBuffer::default();
     let mut buffer = [0; 4096];
     let outcome: Result<(), String> = loop {
@@ -86,12 +86,12 @@ fn follow_control(mut stream: UnixStream, cpus: u32, events: &SyncSender<Happeni
             // The machine has ended.
             Err(_) => break Ok(()),
         }
-        if let Err(why) = take_events(&mut lines, &mut stream, cpus, events) {
+        if let Err(why) = take_events(&mut lines, &mut stream, cpus, sender) {
             break Err(why);
         }
     };
     if let Err(why) = outcome {
-        let _ = events.send(Happening::Broken(why));
+        let _ = sender.send(Event::Broken(why));
     }
 }
 
@@ -99,18 +99,18 @@ fn take_events(
     lines: &mut LineBuffer,
     stream: &mut UnixStream,
     cpus: u32,
-    events: &SyncSender<Happening>,
+    sender: &SyncSender<Event>,
 ) -> Result<(), String> {
     let garbled = |e| format!("the guest sent what is no event: {e}");
     while let Some(line) = lines.next_line().map_err(garbled)? {
-        let event: Event = smol_protocol::decode_line(&line).map_err(garbled)?;
-        if event == Event::Restored {
+        let event: GuestEvent = smol_protocol::decode_line(&line).map_err(garbled)?;
+        if event == GuestEvent::Restored {
             let params = identity::params(cpus).map_err(|e| format!("{e:#}"))?;
             let line = smol_protocol::encode_line(&params).map_err(garbled)?;
             let sent = stream.write_all(&line);
             sent.map_err(|e| format!("the guest does not take its identity: {e}"))?;
         }
-        if events.send(Happening::Guest(event)).is_err() {
+        if sender.send(Event::Guest(event)).is_err() {
             return Ok(());
         }
     }
@@ -127,7 +127,7 @@ fn follow_log(mut stream: UnixStream, output: &Output) {
             Err(e) if e.kind() == ErrorKind::Interrupted => continue,
             Err(_) => return,
         }
-        // A garbled log stream is closed; the machine runs on without it.
+        // What is no frame closes the log stream; the machine runs on without it.
         loop {
             match decoder.next_frame() {
                 Ok(Some(frame)) => output.write(frame.stream, &frame.bytes),
@@ -138,14 +138,14 @@ fn follow_log(mut stream: UnixStream, output: &Output) {
     }
 }
 
-/// Asks the guest to stop its service. Its end is then told on the control stream.
+/// Asks the guest to stop its service, whose end is then reported on the control stream.
 ///
 /// # Errors
 /// If the guest cannot be reached or does not do it.
 pub fn shut_down(vsock: &VsockHandle, grace_ms: u64) -> io::Result<()> {
     let invalid = |e| io::Error::new(ErrorKind::InvalidData, e);
-    let mut stream = vsock.connect_timeout(REQUEST_PORT, ANSWER_LIMIT)?;
-    stream.set_read_timeout(Some(ANSWER_LIMIT))?;
+    let mut stream = vsock.connect_timeout(REQUEST_PORT, ANSWER_TIMEOUT)?;
+    stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
     stream.write_all(
         &smol_protocol::encode_line(&Request::Shutdown { grace_ms }).map_err(invalid)?,
     )?;
@@ -173,14 +173,14 @@ mod tests {
     use std::sync::mpsc::sync_channel;
     use std::thread;
 
-    fn control() -> (UnixStream, std::sync::mpsc::Receiver<Happening>) {
+    fn control() -> (UnixStream, std::sync::mpsc::Receiver<Event>) {
         let (guest, ours) = UnixStream::pair().unwrap();
-        let (events, happened) = sync_channel(16);
-        thread::spawn(move || follow_control(ours, 3, &events));
-        (guest, happened)
+        let (sender, received) = sync_channel(16);
+        thread::spawn(move || follow_control(ours, 3, &sender));
+        (guest, received)
     }
 
-    fn send(guest: &mut UnixStream, event: &Event) {
+    fn send(guest: &mut UnixStream, event: &GuestEvent) {
         guest
             .write_all(&smol_protocol::encode_line(event).unwrap())
             .unwrap();
@@ -188,8 +188,8 @@ mod tests {
 
     #[test]
     fn a_restored_guest_is_told_who_it_is() {
-        let (mut guest, happened) = control();
-        send(&mut guest, &Event::Restored);
+        let (mut guest, received) = control();
+        send(&mut guest, &GuestEvent::Restored);
         let mut lines = LineBuffer::default();
         let line = loop {
             let mut buffer = [0; 4096];
@@ -202,14 +202,14 @@ mod tests {
         let params: RestoreParams = smol_protocol::decode_line(&line).unwrap();
         assert_eq!(params.online_cpus, 3);
         let sample = "5a".repeat(16);
-        send(&mut guest, &Event::Resumed { sample });
+        send(&mut guest, &GuestEvent::Resumed { sample });
         drop(guest);
-        let events: Vec<_> = happened.iter().collect();
+        let events: Vec<_> = received.iter().collect();
         assert!(matches!(
             events[..],
             [
-                Happening::Guest(Event::Restored),
-                Happening::Guest(Event::Resumed { .. })
+                Event::Guest(GuestEvent::Restored),
+                Event::Guest(GuestEvent::Resumed { .. })
             ]
         ));
     }
@@ -221,31 +221,31 @@ mod tests {
             b"\xff\n",
             &[b'x'; smol_protocol::MAX_LINE + 1],
         ] {
-            let (mut guest, happened) = control();
+            let (mut guest, received) = control();
             // It may be closed before everything is written.
             let _ = guest.write_all(garbage);
-            let happening = happened.recv().unwrap();
-            assert!(matches!(&happening, Happening::Broken(why) if why.contains("no event")));
-            assert!(happened.recv().is_err());
+            let event = received.recv().unwrap();
+            assert!(matches!(&event, Event::Broken(why) if why.contains("no event")));
+            assert!(received.recv().is_err());
         }
     }
 
     #[test]
     fn a_warning_reaches_the_supervisor() {
-        let (mut guest, happened) = control();
-        let warning = Event::Warning {
+        let (mut guest, received) = control();
+        let warning = GuestEvent::Warning {
             stage: Stage::Serve,
             reason: "hm".into(),
         };
         send(&mut guest, &warning);
-        assert!(matches!(happened.recv().unwrap(), Happening::Guest(event) if event == warning));
+        assert!(matches!(received.recv().unwrap(), Event::Guest(event) if event == warning));
     }
 
     #[test]
     fn the_services_output_is_unframed_into_the_log_up_to_the_first_garbage() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
-        let output = Output::new(false, Some(crate::output::Log::create(&path).unwrap()));
+        let output = Output::new(false, Some(crate::run::output::Log::create(&path).unwrap()));
         let mut wire = Vec::new();
         encode(Stream::Stdout, b"out\n", &mut wire);
         encode(Stream::Stderr, b"err\n", &mut wire);

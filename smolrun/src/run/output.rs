@@ -6,14 +6,15 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use rustix::fs::{FallocateFlags, fallocate};
 use smol_protocol::log::Stream;
 
-use crate::metrics::Moment;
+use crate::run::metrics::Moment;
 
-/// What a log keeps at least once it is longer; it takes up to twice as much.
+/// How many bytes a long log keeps at least; it takes up to twice as much.
 const LOG_KEEP: u64 = 16 << 20;
 /// Holes are made of whole pages.
 const PAGE: u64 = 4096;
@@ -29,20 +30,35 @@ fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub struct Output {
     log: Option<Mutex<Log>>,
     standard: bool,
+    closed: AtomicBool,
 }
 
 impl Output {
-    /// To our own stdout and stderr if `standard`, and to the log if there is one.
+    /// Makes an output to this process's stdout and stderr if `standard`, and to the log if there is one.
     pub fn new(standard: bool, log: Option<Log>) -> Self {
         Self {
             log: log.map(Mutex::new),
             standard,
+            closed: AtomicBool::new(false),
         }
     }
 
-    /// Passes output on. A reader that is slow slows the service; one that is gone does not end it.
+    /// Drops all output from here on, of a machine that has failed.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether output is dropped.
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
+    }
+
+    /// Writes output. A slow reader slows the service down; one that has closed does not end it.
     pub fn write(&self, stream: Stream, bytes: &[u8]) {
-        // First to who waits for it.
+        if self.is_closed() {
+            return;
+        }
+        // First to the user, who waits for it.
         if self.standard {
             let _ = match stream {
                 Stream::Stdout => to(io::stdout().lock(), bytes),
@@ -88,7 +104,7 @@ impl Log {
         })
     }
 
-    /// The file, for output that does not come through here.
+    /// Returns the file, for output that is not written by this.
     pub fn file(&self) -> &File {
         &self.file
     }
@@ -111,10 +127,10 @@ impl Log {
 
 /// The last lines that the guest printed on its consoles.
 #[derive(Clone, Default)]
-pub struct Tail(Arc<Mutex<Lines>>);
+pub struct Tail(Arc<Mutex<TailLines>>);
 
 #[derive(Default)]
-struct Lines {
+struct TailLines {
     whole: VecDeque<String>,
     last: Vec<u8>,
 }
@@ -132,7 +148,7 @@ impl Tail {
         }
     }
 
-    /// The message, followed by the last lines if there are any.
+    /// Returns the message, followed by the last lines if there are any.
     pub fn explain(&self, message: impl Into<String>) -> String {
         let mut lines = lock(&self.0);
         lines.end_line();
@@ -148,7 +164,7 @@ impl Tail {
     }
 }
 
-impl Lines {
+impl TailLines {
     fn end_line(&mut self) {
         let line = std::mem::take(&mut self.last);
         if line.iter().all(u8::is_ascii_whitespace) {
@@ -166,7 +182,7 @@ impl Lines {
 pub struct Console {
     /// Keeps its last lines.
     pub tail: Tail,
-    /// Shows all of it there, too.
+    /// Where all of it is shown, too.
     pub echo: Option<(Arc<Output>, Stream)>,
     /// Set at the first byte.
     pub first: Arc<OnceLock<Moment>>,
@@ -230,5 +246,15 @@ mod tests {
         assert_eq!(lines.len(), 2 + TAIL_LINES);
         assert!(lines[31].starts_with("  line 99xxx"));
         assert_eq!(lines[31].len(), 2 + TAIL_LINE);
+    }
+    #[test]
+    fn a_closed_output_drops_what_comes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let output = Output::new(false, Some(Log::create(&path).unwrap()));
+        output.write(Stream::Stdout, b"before");
+        output.close();
+        output.write(Stream::Stdout, b"after");
+        assert_eq!(std::fs::read(&path).unwrap(), b"before");
     }
 }

@@ -1,12 +1,12 @@
-//! Running machines: one folder each, owned by the process that runs it.
+//! Running machines: each has a folder, which is locked by the process that runs it.
 //!
 //! ```text
-//! <runtime>/instances/<name>/   owned (see smol_host::lock_dir) as long as the machine runs
+//! <runtime>/instances/<name>/   locked (see smol_host::lock_dir) as long as the machine runs
 //!   instance.json               what it is; appears whole
 //!   log                         the service's output
-//!   control.sock                takes an Order; the connection is closed when the process ends
+//!   control.sock                takes control requests (see crate::host::control)
 //! ```
-//! Whoever looks at the folders removes those that nobody owns any more.
+//! Every smolrun that lists the folders removes those that are no longer locked.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write as _};
@@ -22,9 +22,9 @@ use serde::{Deserialize, Serialize};
 use smol_cli::{ErrorExt, ExitKind, Failure};
 use smol_host::lock_dir::LockDir;
 
-use crate::orders::{self, Order};
-use crate::output::Log;
-use crate::ports::Publish;
+use crate::host::control::ControlSocket;
+use crate::run::output::Log;
+use crate::run::publish::Publish;
 
 const RECORD: &str = "instance.json";
 const LOG: &str = "log";
@@ -45,8 +45,8 @@ pub struct Record {
     pub digest: String,
     /// The process that runs it.
     pub pid: u32,
-    /// When that process was started, in the kernel's clock ticks since boot: with the process id,
-    /// it names a process beyond its end.
+    /// When that process was started, in the kernel's clock ticks since boot: tells it from later
+    /// processes with the same id.
     pub pid_started: u64,
     /// Seconds since the Unix epoch.
     pub started: u64,
@@ -88,8 +88,8 @@ impl Record {
         }
     }
 
-    /// Whether its process is still the one that it was.
-    pub fn process_lives(&self) -> bool {
+    /// Whether its process still runs.
+    pub fn process_runs(&self) -> bool {
         start_time(self.pid) == Some(self.pid_started)
     }
 }
@@ -138,13 +138,13 @@ pub fn check_name(name: &str) -> Result<String, String> {
     ))
 }
 
-/// A free name for an instance of this machine: the machine's and six hexadecimal digits. So many that
-/// those who start at the same moment do not draw the same ones either.
+/// Returns a free name for an instance of this machine: the machine's and six hexadecimal digits,
+/// which are enough for instances that are started at the same moment to get different ones.
 ///
 /// # Errors
 /// If there is none, or nothing to draw it from.
 pub fn invent_name(root: &Path, machine: &str) -> anyhow::Result<String> {
-    draw_name(root, machine, crate::identity::random)
+    draw_name(root, machine, crate::run::identity::random)
 }
 
 fn draw_name(
@@ -156,8 +156,7 @@ fn draw_name(
     // A machine's name has ASCII only, so every byte is a place to cut.
     let machine = &machine[..machine.len().min(MAX_NAME - 7)];
     for _ in 0..TRIES {
-        let [a, b, c] = draw()?;
-        let name = format!("{machine}-{a:02x}{b:02x}{c:02x}");
+        let name = format!("{machine}-{}", hex::encode(draw()?));
         if check_free(root, &name).is_ok() {
             return Ok(name);
         }
@@ -179,12 +178,12 @@ impl Instance {
     /// Takes the name, with the folder and its record.
     ///
     /// # Errors
-    /// Of kind [`ExitKind::Usage`] if a living machine has it.
+    /// Of kind [`ExitKind::Usage`] if a running machine has it.
     pub fn claim(root: &Path, record: Record) -> anyhow::Result<Self> {
         let path = root.join(&record.name);
         let what = || format!("cannot make {}", path.display());
         let mut dir = None;
-        // Someone who looks whether it is left behind owns it for a moment.
+        // A smolrun that checks whether the folder is abandoned locks it for a moment.
         for _ in 0..20 {
             dir = LockDir::try_claim(&path).with_context(what)?;
             if dir.is_some() || path.join(RECORD).exists() {
@@ -200,11 +199,6 @@ impl Instance {
         };
         instance.save().with_context(what)?;
         Ok(instance)
-    }
-
-    /// Its folder.
-    pub fn folder(&self) -> &Path {
-        self.dir().path()
     }
 
     fn dir(&self) -> &LockDir {
@@ -239,50 +233,22 @@ impl Instance {
         Log::create(&path).with_context(|| format!("cannot create {}", path.display()))
     }
 
-    /// The control socket. Who connects is served by [`Control::serve`], and waits until then.
+    /// Creates the control socket. Connections wait until it is served.
     ///
     /// # Errors
     /// If the socket cannot be created.
-    pub fn control(&self) -> anyhow::Result<Control> {
+    pub fn control(&self) -> anyhow::Result<ControlSocket> {
         let listener = UnixListener::bind(self.dir().short_path(SOCKET)).with_context(|| {
             format!("cannot create {}", self.dir().path().join(SOCKET).display())
         })?;
-        Ok(Control(listener))
-    }
-}
-
-/// The socket through which an instance is told what to do.
-pub struct Control(UnixListener);
-
-impl Control {
-    /// Takes orders, on a thread of its own. A connection stays open until the process ends, by
-    /// which its other end sees that.
-    pub fn serve(self, give: impl Fn(Order) + Send + 'static) {
-        thread::spawn(move || {
-            let mut open = Vec::new();
-            for stream in self.0.incoming() {
-                let Ok(stream) = stream else {
-                    thread::sleep(Duration::from_millis(20));
-                    continue;
-                };
-                let _ = stream.set_read_timeout(Some(Duration::from_secs(2)));
-                match orders::read(&stream) {
-                    Ok(order) => {
-                        let _ = (&stream).write_all(b"ok\n");
-                        give(order);
-                        open.push(stream);
-                    }
-                    Err(why) => drop((&stream).write_all(format!("{why}\n").as_bytes())),
-                }
-            }
-        });
+        Ok(ControlSocket::new(listener))
     }
 }
 
 impl Drop for Instance {
     fn drop(&mut self) {
         if let Some(dir) = self.dir.take() {
-            // If that fails, the next one who looks removes it.
+            // If that fails, the next smolrun that lists the folders removes it.
             let _ = dir.remove();
         }
     }
@@ -298,7 +264,7 @@ fn in_use(name: &str) -> Failure {
     ))
 }
 
-/// Fails early if a living machine has this name; [`Instance::claim`] has the last word.
+/// Fails early if a running machine has this name; [`Instance::claim`] decides.
 ///
 /// # Errors
 /// As [`Instance::claim`].
@@ -310,7 +276,7 @@ pub fn check_free(root: &Path, name: &str) -> anyhow::Result<()> {
     }
 }
 
-/// The running machines by name. What the dead have left behind is removed.
+/// Returns the running machines by name. Removes the folders of those that have ended.
 pub fn list(root: &Path) -> Vec<Record> {
     let mut records = Vec::new();
     for entry in fs::read_dir(root).into_iter().flatten().flatten() {
@@ -319,19 +285,19 @@ pub fn list(root: &Path) -> Vec<Record> {
             continue;
         }
         let text = fs::read(entry.path().join(RECORD)).unwrap_or_default();
-        // Without a record it is just being started, or ended.
+        // Without a record it is being started or ended.
         records.extend(serde_json::from_slice::<Record>(&text).ok());
     }
     records.sort_by(|a, b| a.name.cmp(&b.name));
     records
 }
 
-/// Removes what the dead have left behind: it may be much, and lies in memory.
+/// Removes the folders of machines that have ended: their logs take memory.
 pub fn sweep(root: &Path) {
     list(root);
 }
 
-/// The running machine of this name.
+/// Returns the running machine of this name.
 ///
 /// # Errors
 /// With the names that there are.
@@ -371,7 +337,7 @@ pub fn connect(root: &Path, name: &str) -> std::io::Result<UnixStream> {
     let dir = File::open(root.join(name))?;
     let path = format!("/proc/self/fd/{}/{SOCKET}", dir.as_raw_fd());
     UnixStream::connect(path).map_err(|e| match e.kind() {
-        // A folder that was removed while it was open has no names any more.
+        // The folder was removed after it was opened.
         ErrorKind::NotFound => ErrorKind::ConnectionRefused.into(),
         _ => e,
     })
@@ -387,6 +353,8 @@ pub fn runs(root: &Path, record: &Record) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::control::{self, Answer};
+    use crate::run::request::ControlRequest;
     use std::io::Read as _;
 
     fn record(name: &str) -> Record {
@@ -459,26 +427,26 @@ mod tests {
     }
 
     #[test]
-    fn living_machines_are_listed_and_what_dead_ones_left_is_removed() {
+    fn running_machines_are_listed_and_what_ended_ones_left_is_removed() {
         let root = tempfile::tempdir().unwrap();
-        let alive = Instance::claim(root.path(), record("alive")).unwrap();
-        fs::create_dir(root.path().join("dead")).unwrap();
-        let text = serde_json::to_vec(&record("dead")).unwrap();
-        fs::write(root.path().join("dead").join(RECORD), text).unwrap();
-        alive.set_running(&["1:2".parse().unwrap()]);
+        let running = Instance::claim(root.path(), record("running")).unwrap();
+        fs::create_dir(root.path().join("ended")).unwrap();
+        let text = serde_json::to_vec(&record("ended")).unwrap();
+        fs::write(root.path().join("ended").join(RECORD), text).unwrap();
+        running.set_running(&["1:2".parse().unwrap()]);
         let records = list(root.path());
         assert_eq!(records.len(), 1);
         assert_eq!(
             (records[0].name.as_str(), records[0].state),
-            ("alive", State::Running)
+            ("running", State::Running)
         );
         assert_eq!(records[0].ports.len(), 1);
-        assert!(records[0].process_lives() && runs(root.path(), &records[0]));
-        assert!(!root.path().join("dead").exists());
+        assert!(records[0].process_runs() && runs(root.path(), &records[0]));
+        assert!(!root.path().join("ended").exists());
     }
 
     #[test]
-    fn the_name_of_a_dead_machine_can_be_used_again() {
+    fn the_name_of_a_machine_that_has_ended_can_be_used_again() {
         let root = tempfile::tempdir().unwrap();
         fs::create_dir(root.path().join("r")).unwrap();
         fs::write(root.path().join("r").join(LOG), "old").unwrap();
@@ -495,13 +463,13 @@ mod tests {
     #[test]
     fn a_process_id_that_was_given_to_another_process_is_noticed() {
         let mut record = record("r");
-        assert!(record.process_lives());
+        assert!(record.process_runs());
         record.pid_started += 1;
-        assert!(!record.process_lives());
+        assert!(!record.process_runs());
     }
 
     #[test]
-    fn an_unknown_name_is_told_with_those_that_there_are() {
+    fn an_unknown_name_is_reported_with_those_that_exist() {
         let root = tempfile::tempdir().unwrap();
         let _one = Instance::claim(root.path(), record("one")).unwrap();
         let error = find(root.path(), "two").unwrap_err();
@@ -513,23 +481,23 @@ mod tests {
     }
 
     #[test]
-    fn orders_arrive_through_the_control_socket_however_long_the_path_is() {
+    fn requests_arrive_through_the_control_socket_however_long_the_path_is() {
         let base = tempfile::tempdir().unwrap();
         let root = base.path().join("x".repeat(120));
         fs::create_dir(&root).unwrap();
         let instance = Instance::claim(&root, record("r")).unwrap();
         let (give, given) = std::sync::mpsc::channel();
         let control = instance.control().unwrap();
-        control.serve(move |order| give.send(order).unwrap());
-        let mut stream = connect(&root, "r").unwrap();
-        let order = Order::stop(Duration::from_secs(3));
-        stream.write_all(order.line().as_bytes()).unwrap();
-        assert_eq!(given.recv(), Ok(order));
+        control.serve(move |request| give.send(request).unwrap());
+        let request = ControlRequest::stop(Duration::from_secs(3));
+        let stream = connect(&root, "r").unwrap();
+        assert_eq!(control::send(&stream, request).unwrap(), Answer::Accepted);
+        assert_eq!(given.recv(), Ok(request));
         let mut bad = connect(&root, "r").unwrap();
         bad.write_all(b"nonsense\n").unwrap();
         let mut answer = String::new();
         bad.read_to_string(&mut answer).unwrap();
-        assert!(answer.starts_with("no order"), "{answer}");
+        assert!(answer.contains("no control request"), "{answer}");
         drop(instance);
         assert!(connect(&root, "r").is_err());
     }

@@ -1,0 +1,177 @@
+//! `-d`: the machine in a process of its own, in a session of its own.
+//!
+//! The parent has verified the bundle and, unless the machine can be restored lazily, unpacked it.
+//! It starts this program again, sends the spec to its stdin, and reads messages from its stdout
+//! until the service runs or has failed. After that nobody reads what the child says: its stdout is
+//! closed, its stderr is the instance's log.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, ChildStdout, Command, ExitCode, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use rustix::process::{Pid, Signal, kill_process};
+use smol_cli::{ExitKind, Failure, Interrupt};
+use smol_host::child;
+
+use crate::host::messages::{Message, MessageLines, failure};
+use crate::host::process::{self, Standard};
+use crate::host::terminal::Terminal;
+use crate::images::{Images, Source};
+use crate::run::metrics::Metrics;
+use crate::run::report::{Report, Up};
+use crate::run::spec::RunSpec;
+
+/// How often the parent checks for Ctrl-C.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Runs the machine in the background: starts the child and returns when its service runs. Prints
+/// the instance's name.
+///
+/// # Errors
+/// The child's, with its exit code.
+pub fn start(
+    spec: &RunSpec,
+    images: &Source,
+    terminal: &Terminal,
+    interrupt: &Interrupt,
+) -> anyhow::Result<ExitCode> {
+    let mut child = spawn().context("cannot start the process that is to run the machine")?;
+    let input = child.stdin.take().context("the child has no stdin")?;
+    serde_json::to_writer(input, &(spec, images)).context("cannot hand the machine over")?;
+    let output = child.stdout.take().context("the child has no stdout")?;
+    let messages = receive(output);
+    let mut stopping = false;
+    let error = loop {
+        match messages.recv_timeout(POLL_INTERVAL) {
+            Ok(Message::Note(text)) => terminal.note(&text),
+            Ok(Message::Up(up)) => {
+                println!("{}", spec.name);
+                terminal.up(&up)?;
+                return Ok(ExitCode::SUCCESS);
+            }
+            Ok(Message::Metrics(_)) => {}
+            Ok(Message::Failed(code, text)) => break Some(failure(code, text)),
+            Ok(Message::Ended(code)) => break Some(ended_early(code)),
+            Err(RecvTimeoutError::Disconnected) => break None,
+            Err(RecvTimeoutError::Timeout) if interrupt.is_set() && !stopping => {
+                stopping = true;
+                terminate(&child);
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+    };
+    let status = child.wait();
+    interrupt.check()?;
+    match error {
+        Some(error) => Err(error),
+        None => {
+            let status = status.context("cannot wait for the machine's process")?;
+            let message = format!("the machine's process died ({status})");
+            Err(Failure::new(ExitKind::Failed, message).into())
+        }
+    }
+}
+
+/// Returns the child's messages, up to its end or to what is none.
+fn receive(output: ChildStdout) -> Receiver<Message> {
+    let (send, messages) = mpsc::channel();
+    thread::spawn(move || {
+        for line in BufReader::new(output).lines().map_while(Result::ok) {
+            let Ok(message) = serde_json::from_str(&line) else {
+                return;
+            };
+            let _ = send.send(message);
+        }
+    });
+    messages
+}
+
+fn ended_early(code: Option<i32>) -> anyhow::Error {
+    let how = code.map_or("it was stopped".into(), |code| format!("exit code {code}"));
+    let message = format!("the service ended before it was up ({how})");
+    Failure::new(ExitKind::Failed, message).into()
+}
+
+fn terminate(child: &Child) {
+    // The child has not been waited for, so the id is its own.
+    if let Some(child) = Pid::from_raw(child.id().cast_signed()) {
+        let _ = kill_process(child, Signal::TERM);
+    }
+}
+
+fn spawn() -> io::Result<Child> {
+    let mut command = Command::new("/proc/self/exe");
+    command
+        .arg("internal-detached")
+        .current_dir("/")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped());
+    child::in_new_session(&mut command).spawn()
+}
+
+/// Runs the machine of the spec on stdin: the child.
+///
+/// # Errors
+/// If it was not started by [`start`], or the parent has ended.
+pub fn main() -> anyhow::Result<ExitCode> {
+    let interrupt = Interrupt::install().context("cannot catch signals")?;
+    let (spec, images): (RunSpec, Source) = serde_json::from_reader(io::stdin().lock())
+        .map_err(|_| Failure::new(ExitKind::Usage, "this command is smolrun's own, for -d"))?;
+    let parent = Arc::new(Parent {
+        lines: MessageLines::new(io::stdout()),
+        waits: AtomicBool::new(true),
+        metrics_file: spec.metrics_file.clone(),
+    });
+    let outcome = Images::open(&images, &spec.bundle, &spec.digest, spec.has, &interrupt)
+        .and_then(|images| process::run(&spec, images, Standard::Log, parent.clone(), &interrupt));
+    if !parent.waits.load(Ordering::SeqCst) {
+        return outcome.map(|end| end.exit_code());
+    }
+    let message = match &outcome {
+        Ok(end) => Message::ended(*end),
+        Err(error) => Message::failed(error),
+    };
+    parent
+        .lines
+        .send(&message)
+        .context("the smolrun that started this machine is gone")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The smolrun that has started this process, as long as it waits.
+struct Parent {
+    lines: MessageLines,
+    waits: AtomicBool,
+    metrics_file: Option<PathBuf>,
+}
+
+impl Report for Parent {
+    fn note(&self, text: &str) {
+        match self.waits.load(Ordering::SeqCst) {
+            true => self.lines.note(text),
+            false => eprintln!("smolrun: {text}"),
+        }
+    }
+
+    fn up(&self, up: &Up) -> io::Result<()> {
+        self.lines.up(up)?;
+        self.waits.store(false, Ordering::SeqCst);
+        rustix::stdio::dup2_stdout(File::options().write(true).open("/dev/null")?)?;
+        Ok(())
+    }
+
+    fn metrics(&self, metrics: &Metrics) {
+        if let Some(file) = &self.metrics_file
+            && let Err(error) = metrics.write(file)
+        {
+            self.note(&format!("cannot write {}: {error}", file.display()));
+        }
+    }
+}

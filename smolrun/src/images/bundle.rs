@@ -1,0 +1,61 @@
+//! The bundle's file, and which images it holds.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use serde::{Deserialize, Serialize};
+use smol_bundle::{Bundle, ImageKind};
+use smol_cli::{ErrorExt, ExitKind};
+
+/// Which images a bundle holds, beside the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Has {
+    /// An initramfs, and with it smol-guest; without it the machine is just a kernel, to which
+    /// nothing can be said.
+    pub initramfs: bool,
+    /// A root file system.
+    pub rootfs: bool,
+    /// A snapshot.
+    pub snapshot: bool,
+}
+
+impl Has {
+    /// Returns those of this bundle.
+    pub fn of(bundle: &Bundle) -> Self {
+        let has = |kind| bundle.image_size(kind).is_some();
+        Self {
+            initramfs: has(ImageKind::Initramfs),
+            rootfs: has(ImageKind::Rootfs),
+            snapshot: bundle.has_snapshot(),
+        }
+    }
+}
+
+/// Opens a bundle, and checks its structure.
+///
+/// # Errors
+/// Of kind [`ExitKind::Verification`] if it is damaged, [`ExitKind::Usage`] if it is not there.
+pub fn open(path: &Path) -> anyhow::Result<Bundle> {
+    let error = match Bundle::open(path) {
+        Ok(bundle) => return Ok(bundle),
+        Err(error) => error,
+    };
+    let verification = error.is_verification_failure();
+    let absent = matches!(&error, smol_bundle::Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound);
+    let error: anyhow::Error = error.into();
+    Err::<Bundle, _>(match (verification, absent) {
+        (true, _) => return Err(error).kind(ExitKind::Verification),
+        (_, true) => error,
+        _ => return Err(error),
+    })
+    .kind(ExitKind::Usage)
+    .hint("name a .smolmachine file; bundles in a registry cannot be run by reference yet")
+}
+
+/// Makes a path absolute.
+///
+/// # Errors
+/// Those of the operating system.
+pub fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
+    std::path::absolute(path).with_context(|| format!("cannot make {} absolute", path.display()))
+}
