@@ -5,7 +5,7 @@
 //! encoding).
 
 use super::{Content, Extent, Image, ImageKind, PageIndex, Run};
-use crate::limits::*;
+use crate::format::limits::*;
 
 const MAGIC: [u8; 8] = *b"smolpidx";
 const VERSION: u32 = 3;

@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{SeekFrom, seek};
 
-use crate::frame::{self, Grain, Packed};
-use crate::index::{Content, Image, Run};
-use crate::limits::*;
-use crate::pool::Pool;
+use crate::format::frame::{self, Grain, Packed};
+use crate::format::index::{Content, Image, Run};
+use crate::format::limits::*;
+use crate::write::pool::Pool;
 use crate::{Error, ImageKind, Result};
 
 /// Bytes read at a time; whole pages.

@@ -4,11 +4,12 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use crate::archive::{self, Entry};
-use crate::index::Flaw;
-use crate::limits::*;
-use crate::oci::{self, Descriptor, Manifest};
-use crate::{Config, Digest, Error, Image, ImageKind, PageIndex, Result, Signature, json};
+use crate::format::archive::{self, Entry};
+use crate::format::index::Flaw;
+use crate::format::json;
+use crate::format::limits::*;
+use crate::format::oci::{self, Descriptor, Manifest};
+use crate::{Config, Digest, Error, Image, ImageKind, PageIndex, Result, Signature};
 
 /// The blobs that this crate does not look into: their names and largest sizes.
 pub(super) const OPAQUE: [(&str, &str, u64); 3] = [

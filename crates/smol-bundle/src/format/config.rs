@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::limits::*;
+use crate::format::limits::*;
 
 /// What the machine is: blob `application/vnd.smol.machine.config.v1+json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -237,8 +237,11 @@ pub(crate) mod tests {
     fn a_configuration_survives_the_round_trip_through_json() {
         let config = sample(4096);
         assert_eq!(config.validate(), Ok(()));
-        let bytes = crate::json::canonical(&config);
-        assert_eq!(crate::json::parse::<Config>(&bytes).unwrap(), config);
+        let bytes = crate::format::json::canonical(&config);
+        assert_eq!(
+            crate::format::json::parse::<Config>(&bytes).unwrap(),
+            config
+        );
     }
 
     #[test]

@@ -5,9 +5,9 @@ use std::thread;
 
 use sha2::{Digest as _, Sha256};
 
-use crate::archive::Entry;
-use crate::limits::PAGE_SIZE;
-use crate::oci;
+use crate::format::archive::Entry;
+use crate::format::limits::PAGE_SIZE;
+use crate::format::oci;
 use crate::{Bundle, Digest, Error, Image, ImageKind, Result, SignatureError};
 
 /// Bytes read at a time.

@@ -1,16 +1,14 @@
 //! Opens a bundle: everything but the frames and the opaque blobs is read and checked at once.
 
-mod structure;
-
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use crate::archive::{self, Entry};
-use crate::limits::*;
-use crate::oci::{self, Descriptor, Manifest};
-use crate::signature::judge;
-use structure::{OPAQUE, Raw, layer, plain, recognise};
-
+use crate::format::archive::{self, Entry};
+use crate::format::limits::*;
+use crate::format::oci::{self, Descriptor, Manifest};
+use crate::format::signature::judge;
+use crate::read::archive::scan;
+use crate::read::structure::{OPAQUE, Raw, layer, plain, recognise};
 use crate::{
     Config, Digest, Error, Image, ImageKind, KeyId, PageIndex, PublicKey, Result, Signature,
     SignatureError, Stats,
@@ -60,7 +58,7 @@ impl Bundle {
     pub fn open(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
         recognise(&file, path)?;
-        let entries = archive::scan(&file, path)?;
+        let entries = scan(&file, path)?;
         let raw = Raw {
             file: &file,
             path,

@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::thread;
 
-use crate::frame::Unpacker;
-use crate::index::Frame;
-use crate::limits::PAGE_SIZE;
+use crate::format::frame::Unpacker;
+use crate::format::index::Frame;
+use crate::format::limits::PAGE_SIZE;
 use crate::{Bundle, Error, ImageKind, Piece, Result};
 
 /// Reads frames one after the other with the same buffers; one for each thread.

@@ -7,12 +7,11 @@ use std::path::PathBuf;
 use proptest::prelude::*;
 use tempfile::TempDir;
 
-use crate::archive::ArchiveWriter;
-use crate::config::tests::sample as config;
-use crate::oci::{self, Descriptor, Manifest};
-use crate::signature::Signature;
+use crate::format::config::tests::sample as config;
+use crate::format::oci::{self, Descriptor, Manifest};
+use crate::write::archive::ArchiveWriter;
 use crate::{
-    Bundle, BundleSpec, Config, Error, ImageKind, PageIndex, PrivateKey, SignatureError,
+    Bundle, BundleSpec, Config, Error, ImageKind, PageIndex, PrivateKey, Signature, SignatureError,
     SnapshotSpec, WorkingSet, write,
 };
 

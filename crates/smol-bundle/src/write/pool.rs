@@ -6,7 +6,7 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
-use crate::frame::Packed;
+use crate::format::frame::Packed;
 
 /// Most threads. Each takes up to 13 MiB: zstd's tables, and what is on its way.
 const MOST_THREADS: usize = 12;

@@ -13,7 +13,7 @@ use ed25519_dalek::pkcs8::{DecodePrivateKey, EncodePrivateKey, KeypairBytes};
 use ed25519_dalek::{Signer, SigningKey, VerifyingKey};
 use sha2::{Digest as _, Sha256};
 
-use crate::digest::{from_hex, to_hex};
+use crate::format::digest::{from_hex, to_hex};
 use crate::{Error, Result};
 
 /// Most bytes that are read of a key file.

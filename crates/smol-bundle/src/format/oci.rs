@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Config, Digest, ImageKind, json};
+use crate::format::json;
+use crate::{Config, Digest, ImageKind};
 
 /// Artifact type of the machine manifest; the number is the format's major version.
 pub const MACHINE: &str = "application/vnd.smol.machine.v1";

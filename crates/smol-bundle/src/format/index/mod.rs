@@ -12,7 +12,7 @@ use std::collections::HashSet;
 
 use serde::{Deserialize, Serialize};
 
-use crate::limits::PAGE_SIZE;
+use crate::format::limits::PAGE_SIZE;
 
 /// The images that a bundle can hold, in the order in which they are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

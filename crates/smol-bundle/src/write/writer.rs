@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::archive::ArchiveWriter;
-use crate::frame::Packed;
-use crate::index::PageIndex;
-use crate::limits::*;
-use crate::oci::{self, Descriptor, Manifest};
-use crate::output::Output;
-use crate::pages::{self, Known, Source};
-use crate::pool::{self, Pool};
+use crate::format::frame::Packed;
+use crate::format::index::PageIndex;
+use crate::format::limits::*;
+use crate::format::oci::{self, Descriptor, Manifest};
+use crate::write::archive::ArchiveWriter;
+use crate::write::output::Output;
+use crate::write::pages::{self, Known, Source};
+use crate::write::pool::{self, Pool};
 use crate::{Config, Digest, Error, ImageKind, Prepared, Result, Run, Stats};
 
 /// What goes into a bundle. The bytes of the bundle depend on the contents alone, not on names,

@@ -5,7 +5,7 @@
 use zstd::bulk::{Compressor, Decompressor};
 use zstd::zstd_safe::{CParameter, find_frame_compressed_size};
 
-use crate::limits::{MAX_FRAME_OVERHEAD, MAX_FRAME_PAGES, PAGE_SIZE};
+use crate::format::limits::{MAX_FRAME_OVERHEAD, MAX_FRAME_PAGES, PAGE_SIZE};
 
 /// zstd's level for frames. Level 18 makes bundles 9% smaller and takes 30 times as long; levels
 /// between the two gain 3% or less. On shared libraries in frames of 128 KiB level 3 takes half as long

@@ -16,9 +16,9 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::frame::{self, Packed};
-use crate::pages::{self, Known, Source};
-use crate::pool::{self, Pool};
+use crate::format::frame::{self, Packed};
+use crate::write::pages::{self, Known, Source};
+use crate::write::pool::{self, Pool};
 use crate::{Error, ImageKind, Result};
 
 /// Most compressed bytes that are kept: 64 MiB, those of a root file system of some 180 MiB. With what
@@ -157,7 +157,7 @@ impl fmt::Debug for Prepared {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::limits::PAGE_SIZE;
+    use crate::format::limits::PAGE_SIZE;
 
     /// An image of pages that do not compress, each another.
     fn image(pages: usize) -> tempfile::NamedTempFile {
