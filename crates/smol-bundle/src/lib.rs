@@ -9,6 +9,7 @@
 //! |---|---|
 //! | `format` | what the bytes are: documents, page index, frames, keys and signatures, limits |
 //! | `write` | from image files to a bundle that appears whole or not at all; signing |
+//! | `source` | where a bundle's bytes come from |
 //! | `read` | from a bundle back to images, nothing used before it is verified |
 //!
 //! **A bundle is hostile** until its signature says otherwise, and then, too: every number is
@@ -18,6 +19,7 @@
 mod error;
 mod format;
 mod read;
+mod source;
 mod write;
 
 pub use error::{Error, Result};
@@ -31,6 +33,7 @@ pub use format::signature::{Signature, SignatureError};
 pub use format::{limits, oci};
 pub use read::bundle::{Blob, Bundle};
 pub use read::extract::{FrameMap, FrameReader};
+pub use source::ReadAt;
 pub use write::output::copy;
 pub use write::prepared::Prepared;
 pub use write::sign::sign;

@@ -1,35 +1,22 @@
 //! Finds the files in the archive, and refuses any other form of it than the canonical one.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
-use std::path::Path;
-
 use crate::format::archive::{BLOCK, Entry, TRAILER, parse_header};
 use crate::format::limits::MAX_ENTRIES;
-use crate::{Error, Result};
+use crate::source::Named;
+use crate::{ReadAt, Result};
 
-/// Reads every header of `file` (not the data); each must be canonical, data must lie inside the
-/// file, and after the last one there must be exactly the trailer.
-pub(crate) fn scan(file: &File, path: &Path) -> Result<Vec<Entry>> {
-    let size = file
-        .metadata()
-        .map_err(|e| Error::io("read", path, e))?
-        .len();
-    let scan = Scan { file, path, size };
+/// What errors call the part that is read here.
+const SECTION: &str = "the tar archive";
+
+/// Reads every header (not the data); each must be canonical, data must lie inside the source, and
+/// after the last one there must be exactly the trailer.
+pub(crate) fn scan<S: ReadAt>(source: &Named<S>) -> Result<Vec<Entry>> {
     let mut entries = Vec::new();
     let mut at = 0;
-    while let Some(entry) = scan.entry(at)? {
+    while let Some(entry) = entry(source, at)? {
         if entries.len() == MAX_ENTRIES {
-            let (what, found) = (
-                "the number of archive entries".into(),
-                MAX_ENTRIES as u64 + 1,
-            );
-            return Err(Error::Limit {
-                path: path.to_owned(),
-                what,
-                found,
-                limit: MAX_ENTRIES as u64,
-            });
+            let (found, limit) = (MAX_ENTRIES as u64 + 1, MAX_ENTRIES as u64);
+            return Err(source.too_large("the number of archive entries", found, limit));
         }
         at = entry.end();
         entries.push(entry);
@@ -37,88 +24,65 @@ pub(crate) fn scan(file: &File, path: &Path) -> Result<Vec<Entry>> {
     Ok(entries)
 }
 
-struct Scan<'a> {
-    file: &'a File,
-    path: &'a Path,
-    size: u64,
+/// Returns the entry whose header is at `at`; `None` if the trailer is there instead.
+fn entry<S: ReadAt>(source: &Named<S>, at: u64) -> Result<Option<Entry>> {
+    let header = block(source, at, at + TRAILER)?;
+    if header == [0; BLOCK as usize] {
+        return trailer(source, at).map(|()| None);
+    }
+    let (name, size) =
+        parse_header(&header).map_err(|reason| source.corrupt(SECTION, at, reason))?;
+    let entry = Entry {
+        name,
+        offset: at + BLOCK,
+        size,
+    };
+    if entry.end() > source.size() {
+        return Err(source.truncated(&entry.name, entry.end()));
+    }
+    Ok(Some(entry))
 }
 
-impl Scan<'_> {
-    /// The entry whose header is at `at`; `None` if the trailer is there instead.
-    fn entry(&self, at: u64) -> Result<Option<Entry>> {
-        let block = self.block(at, at + TRAILER)?;
-        if block == [0; BLOCK as usize] {
-            return self.trailer(at).map(|()| None);
-        }
-        let (name, size) = parse_header(&block).map_err(|reason| self.corrupt(at, reason))?;
-        let entry = Entry {
-            name,
-            offset: at + BLOCK,
-            size,
-        };
-        if entry.end() > self.size {
-            return Err(self.truncated(&entry.name, entry.end()));
-        }
-        Ok(Some(entry))
+/// Checks that the archive ends with the trailer at `at`, of which the first block is read.
+fn trailer<S: ReadAt>(source: &Named<S>, at: u64) -> Result<()> {
+    if block(source, at + BLOCK, at + TRAILER)? != [0; BLOCK as usize] {
+        let reason = "the second block of the trailer is not zero";
+        return Err(source.corrupt(SECTION, at + BLOCK, reason));
     }
+    match source.size() - (at + TRAILER) {
+        0 => Ok(()),
+        rest => {
+            let reason = format!("{rest} bytes follow the end of the archive");
+            Err(source.corrupt(SECTION, at + TRAILER, reason))
+        }
+    }
+}
 
-    fn trailer(&self, at: u64) -> Result<()> {
-        if self.block(at + BLOCK, at + TRAILER)? != [0; BLOCK as usize] {
-            return Err(self.corrupt(at + BLOCK, "the second block of the trailer is not zero"));
-        }
-        match self.size - (at + TRAILER) {
-            0 => Ok(()),
-            rest => Err(self.corrupt(
-                at + TRAILER,
-                format!("{rest} bytes follow the end of the archive"),
-            )),
-        }
+/// Returns the block at `at`, of a source that must reach to `needed` at least.
+fn block<S: ReadAt>(source: &Named<S>, at: u64, needed: u64) -> Result<[u8; BLOCK as usize]> {
+    if at + BLOCK > source.size() {
+        return Err(source.truncated(SECTION, needed));
     }
-
-    /// The block at `at`, of a file that must reach to `needed` at least.
-    fn block(&self, at: u64, needed: u64) -> Result<[u8; BLOCK as usize]> {
-        if at + BLOCK > self.size {
-            return Err(self.truncated("the tar archive", needed));
-        }
-        let mut block = [0; BLOCK as usize];
-        self.file
-            .read_exact_at(&mut block, at)
-            .map_err(|e| Error::io("read", self.path, e))?;
-        Ok(block)
-    }
-
-    fn truncated(&self, section: &str, needed: u64) -> Error {
-        let (path, section, size) = (self.path.to_owned(), section.into(), self.size);
-        Error::Truncated {
-            path,
-            section,
-            needed,
-            size,
-        }
-    }
-
-    fn corrupt(&self, offset: u64, reason: impl Into<String>) -> Error {
-        let (path, section, reason) = (
-            self.path.to_owned(),
-            "the tar archive".into(),
-            reason.into(),
-        );
-        Error::Corrupt {
-            path,
-            section,
-            offset,
-            reason,
-        }
-    }
+    let mut block = [0; BLOCK as usize];
+    source.read(&mut block, at)?;
+    Ok(block)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+    use std::os::unix::fs::FileExt;
+    use std::path::Path;
+
     use super::*;
     use crate::Digest;
     use crate::format::archive::header;
     use crate::format::oci::blob_name;
     use crate::write::archive::ArchiveWriter;
+
+    fn entries(file: &File) -> Result<Vec<Entry>> {
+        scan(&Named::new(file, "x".into())?)
+    }
 
     fn archive(build: impl FnOnce(&mut ArchiveWriter<'_>)) -> File {
         let file = tempfile::tempfile().unwrap();
@@ -138,8 +102,11 @@ mod tests {
             blob.finish().unwrap().unwrap();
             w.blob(b"").unwrap();
         });
-        let entries = scan(&file, Path::new("x")).unwrap();
-        let sizes: Vec<_> = entries.iter().map(|e| (e.offset, e.size)).collect();
+        let sizes: Vec<_> = entries(&file)
+            .unwrap()
+            .iter()
+            .map(|e| (e.offset, e.size))
+            .collect();
         assert_eq!(sizes, [(512, 3), (1536, 601), (3072, 0)]);
     }
 
@@ -154,7 +121,7 @@ mod tests {
             assert_eq!(w.stream().finish().unwrap(), None);
             w.file("index.json", b"{}").unwrap();
         });
-        let names: Vec<_> = scan(&file, Path::new("x"))
+        let names: Vec<_> = entries(&file)
             .unwrap()
             .into_iter()
             .map(|e| e.name)
@@ -180,7 +147,7 @@ mod tests {
             change(&mut other);
             other.set_cksum();
             file.write_all_at(other.as_bytes(), 0).unwrap();
-            let error = scan(&file, Path::new("x")).unwrap_err();
+            let error = entries(&file).unwrap_err();
             assert!(error.to_string().contains("canonical"), "{error}");
         }
     }
@@ -203,7 +170,7 @@ mod tests {
             let file = archive(|w| w.file("a", b"abc").unwrap());
             assert_eq!(file.metadata().unwrap().len(), whole);
             file.set_len(size).unwrap();
-            let error = scan(&file, Path::new("x")).expect_err(&format!("{size}"));
+            let error = entries(&file).expect_err(&format!("{size}"));
             assert!(error.is_verification_failure(), "{size}: {error}");
         }
     }

@@ -3,25 +3,25 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use crate::format::archive::{self, Entry};
+use crate::format::archive::Entry;
 use crate::format::limits::*;
 use crate::format::oci::{self, Descriptor, Manifest};
 use crate::format::signature::judge;
 use crate::read::archive::scan;
-use crate::read::structure::{OPAQUE, Raw, layer, plain, recognise};
+use crate::read::structure::{Archive, OPAQUE, layer, plain, recognise};
+use crate::source::{Named, file};
 use crate::{
-    Config, Digest, Error, Image, ImageKind, KeyId, PageIndex, PublicKey, Result, Signature,
+    Config, Digest, Image, ImageKind, KeyId, PageIndex, PublicKey, ReadAt, Result, Signature,
     SignatureError, Stats,
 };
 
 /// An open bundle. Immutable; may be used from many threads.
 ///
-/// The file must not be changed while it is open. If it is, reads fail or give what was verified,
-/// never unverified bytes.
+/// Its bytes come from a source: a file, or whatever else is [`ReadAt`]. They must not change while
+/// the bundle is open. If they do, reads fail or return what was verified, never unverified bytes.
 #[derive(Debug)]
-pub struct Bundle {
-    file: File,
-    path: PathBuf,
+pub struct Bundle<S = File> {
+    source: Named<S>,
     entries: Vec<Entry>,
     /// How many of `entries` are the machine's: `oci-layout` up to and including its manifest.
     machine_entries: usize,
@@ -52,53 +52,58 @@ pub struct Blob {
 }
 
 impl Bundle {
-    /// Opens the bundle at `path` and checks its structure: the archive's headers and order,
-    /// index.json, the digests of manifests, configuration and page index and all that these say
-    /// about each other. Frames, machine state and texts are verified when they are read.
+    /// Opens the bundle in the file at `path`, as [`Bundle::from_source`] does.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
-        recognise(&file, path)?;
-        let entries = scan(&file, path)?;
-        let raw = Raw {
-            file: &file,
-            path,
+        Self::from_source(file::open(path)?, path)
+    }
+}
+
+impl<S: ReadAt> Bundle<S> {
+    /// Opens the bundle in `source`, which messages call by `name`, and checks its structure: the
+    /// archive's headers and order, index.json, the digests of manifests, configuration and page
+    /// index and all that these say about each other. Frames, machine state and texts are verified
+    /// when they are read.
+    pub fn from_source(source: S, name: impl Into<PathBuf>) -> Result<Self> {
+        let source = Named::new(source, name.into())?;
+        recognise(&source)?;
+        let entries = scan(&source)?;
+        let archive = Archive {
+            source: &source,
             entries: &entries,
         };
-        let index_json = raw.index_json()?;
+        let index_json = archive.index_json()?;
 
-        let listed: oci::Index = raw.parse("index.json", raw.last_offset(), &index_json)?;
-        let (descriptor, signed) = listed
-            .manifests
-            .split_first()
-            .ok_or_else(|| raw.corrupt("index.json", raw.last_offset(), "no manifest is listed"))?;
+        let listed: oci::Index = archive.parse("index.json", archive.last_offset(), &index_json)?;
+        let (descriptor, signed) = listed.manifests.split_first().ok_or_else(|| {
+            archive.corrupt("index.json", archive.last_offset(), "no manifest is listed")
+        })?;
         let descriptor = plain(descriptor);
-        let manifest_json = raw.blob(&descriptor, "the machine manifest", MAX_JSON_SIZE)?;
-        let manifest: Manifest = raw.parse(
+        let manifest_json = archive.blob(&descriptor, "the machine manifest", MAX_JSON_SIZE)?;
+        let manifest: Manifest = archive.parse(
             "the machine manifest",
-            raw.offset(&descriptor)?,
+            archive.offset(&descriptor)?,
             &manifest_json,
         )?;
-        let config_json = raw.blob(&manifest.config, "the configuration", MAX_JSON_SIZE)?;
-        let config: Config = raw.parse(
+        let config_json = archive.blob(&manifest.config, "the configuration", MAX_JSON_SIZE)?;
+        let config: Config = archive.parse(
             "the configuration",
-            raw.offset(&manifest.config)?,
+            archive.offset(&manifest.config)?,
             &config_json,
         )?;
-        let parent = raw.check_manifest(&descriptor, &manifest, &config)?;
-        let index = raw.page_index(&manifest)?;
-        raw.check_images(&manifest, &config, &index)?;
-        let (signatures, signature_blobs) = raw.signatures(&descriptor, signed)?;
-        let machine_entries = raw.check_order(&descriptor, &manifest, &signature_blobs)?;
-        raw.check_index_json(&index_json, &descriptor, signed)?;
+        let parent = archive.check_manifest(&descriptor, &manifest, &config)?;
+        let index = archive.page_index(&manifest)?;
+        archive.check_images(&manifest, &config, &index)?;
+        let (signatures, signature_blobs) = archive.signatures(&descriptor, signed)?;
+        let machine_entries = archive.check_order(&descriptor, &manifest, &signature_blobs)?;
+        archive.check_index_json(&index_json, &descriptor, signed)?;
         let begin = |kind: ImageKind| {
             layer(&manifest, kind.media_type())
-                .map(|l| raw.offset(l))
+                .map(|l| archive.offset(l))
                 .transpose()
         };
         let [kernel, initramfs, rootfs, memory] = ImageKind::ALL.map(begin);
         Ok(Bundle {
             frames_at: [kernel?, initramfs?, rootfs?, memory?],
-            path: path.to_owned(),
             machine_entries,
             descriptor,
             manifest,
@@ -109,7 +114,7 @@ impl Bundle {
             signatures,
             signature_blobs,
             entries,
-            file,
+            source,
         })
     }
 
@@ -133,14 +138,14 @@ impl Bundle {
         &self.manifest_json
     }
 
-    /// Size of the file, bytes.
+    /// Size of the bundle, bytes.
     pub fn file_size(&self) -> u64 {
-        self.entries.last().map_or(0, Entry::end) + archive::TRAILER
+        self.source.size()
     }
 
-    /// The path that the bundle was opened by.
+    /// The path that the bundle was opened by, or the name of its source.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.source.name()
     }
 
     /// Every blob: the layers in the manifest's order, the configuration, the manifest, the
@@ -215,7 +220,7 @@ impl Bundle {
         else {
             return Ok(None);
         };
-        self.raw().blob(layer, what, *limit).map(Some)
+        self.archive().blob(layer, what, *limit).map(Some)
     }
 
     /// The signatures that the bundle carries, true or not, trusted or not.
@@ -234,8 +239,8 @@ impl Bundle {
         judge(&self.signatures, &self.digest(), keys)
     }
 
-    pub(crate) fn file(&self) -> &File {
-        &self.file
+    pub(crate) fn source(&self) -> &Named<S> {
+        &self.source
     }
 
     pub(crate) fn descriptor(&self) -> &Descriptor {
@@ -255,10 +260,9 @@ impl Bundle {
         self.frames_at[kind as usize]
     }
 
-    fn raw(&self) -> Raw<'_> {
-        Raw {
-            file: &self.file,
-            path: &self.path,
+    fn archive(&self) -> Archive<'_, S> {
+        Archive {
+            source: &self.source,
             entries: &self.entries,
         }
     }

@@ -9,17 +9,17 @@ use std::thread;
 use crate::format::frame::Unpacker;
 use crate::format::index::Frame;
 use crate::format::limits::PAGE_SIZE;
-use crate::{Bundle, Error, ImageKind, Piece, Result};
+use crate::{Bundle, Error, ImageKind, Piece, ReadAt, Result};
 
 /// Reads frames one after the other with the same buffers; one for each thread.
-pub struct FrameReader<'b> {
-    bundle: &'b Bundle,
+pub struct FrameReader<'b, S = File> {
+    bundle: &'b Bundle<S>,
     unpacker: Unpacker,
 }
 
-impl<'b> FrameReader<'b> {
-    /// A reader of the frames of `bundle`.
-    pub fn new(bundle: &'b Bundle) -> Result<Self> {
+impl<'b, S: ReadAt> FrameReader<'b, S> {
+    /// Returns a reader of the frames of `bundle`.
+    pub fn new(bundle: &'b Bundle<S>) -> Result<Self> {
         let unpacker =
             Unpacker::new().map_err(|e| Error::io("prepare to decompress", bundle.path(), e))?;
         Ok(FrameReader { bundle, unpacker })
@@ -33,10 +33,7 @@ impl<'b> FrameReader<'b> {
             .image(kind)
             .and_then(|i| i.frames().get(number));
         let (Some(frame), Some(begin)) = (frame, bundle.frames_offset(kind)) else {
-            return Err(Error::Missing {
-                path: bundle.path().to_owned(),
-                what: "such frame",
-            });
+            return Err(bundle.source().missing("such frame"));
         };
         let Frame {
             offset,
@@ -47,10 +44,7 @@ impl<'b> FrameReader<'b> {
         } = *frame;
         let offset = begin + offset;
         let input = self.unpacker.input(len);
-        bundle
-            .file()
-            .read_exact_at(input, offset)
-            .map_err(|e| Error::io("read", bundle.path(), e))?;
+        bundle.source().read(input, offset)?;
         self.unpacker
             .unpack(len, pages, &hash)
             .map_err(|reason| Error::Frame {
@@ -63,7 +57,7 @@ impl<'b> FrameReader<'b> {
     }
 }
 
-impl Bundle {
+impl<S: ReadAt> Bundle<S> {
     /// The pages of frame `number` of an image, verified and decompressed: its page count times
     /// 4096 bytes. [`FrameReader`] does the same for many frames.
     pub fn frame(&self, kind: ImageKind, number: usize) -> Result<Vec<u8>> {
@@ -103,12 +97,7 @@ impl Bundle {
         let found = self.require(kind)?;
         if found > limit {
             let what = format!("the size of the {kind} image");
-            return Err(Error::Limit {
-                path: self.path().to_owned(),
-                what,
-                found,
-                limit,
-            });
+            return Err(self.source().too_large(what, found, limit));
         }
         let mut image = vec![0; found as usize];
         let mut frames = FrameReader::new(self)?;
@@ -123,11 +112,8 @@ impl Bundle {
     }
 
     fn require(&self, kind: ImageKind) -> Result<u64> {
-        let missing = || Error::Missing {
-            path: self.path().to_owned(),
-            what: what(kind),
-        };
-        self.image_size(kind).ok_or_else(missing)
+        self.image_size(kind)
+            .ok_or_else(|| self.source().missing(what(kind)))
     }
 
     /// Everything of an image that is not zero, in the order in which it lies in the bundle.
@@ -175,7 +161,7 @@ impl Bundle {
         threads: usize,
         total: u64,
         progress: &mut dyn FnMut(u64, u64),
-        work: impl Fn(&mut FrameReader<'_>, &T) -> Result<u64> + Sync,
+        work: impl Fn(&mut FrameReader<'_, S>, &T) -> Result<u64> + Sync,
     ) -> Result<()> {
         let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
         let (report, reports) = mpsc::channel();
@@ -224,7 +210,7 @@ pub struct FrameMap {
     begins: Vec<usize>,
 }
 
-impl Bundle {
+impl<S: ReadAt> Bundle<S> {
     /// The map of an image; empty if the bundle does not hold it.
     pub fn frame_map(&self, kind: ImageKind) -> FrameMap {
         let pieces = self.pieces_by_frame(kind);

@@ -2,10 +2,10 @@
 //! catches must be caught by a rule.
 
 use std::fs;
-use std::path::PathBuf;
+use std::io::{Read, Seek};
+use std::path::Path;
 
 use proptest::prelude::*;
-use tempfile::TempDir;
 
 use crate::format::config::tests::sample as config;
 use crate::format::oci::{self, Descriptor, Manifest};
@@ -19,7 +19,6 @@ const PAGE: usize = 4096;
 
 /// The parts of a bundle, to be changed and put together again.
 struct Parts {
-    dir: TempDir,
     config: Config,
     layers: Vec<(String, Vec<u8>)>,
     signatures: Vec<Signature>,
@@ -74,7 +73,6 @@ impl Parts {
             edit_manifest: Box::new(|_| {}),
             edit_index_json: Box::new(|bytes| bytes),
             extra_blob: None,
-            dir,
         }
     }
 
@@ -92,10 +90,9 @@ impl Parts {
     }
 
     /// Puts everything together as the writer does.
-    fn build(&self) -> PathBuf {
-        let path = self.dir.path().join("crafted");
-        let file = fs::File::create(&path).unwrap();
-        let mut archive = ArchiveWriter::new(&file, &path);
+    fn build(&self) -> Vec<u8> {
+        let mut file = tempfile::tempfile().unwrap();
+        let mut archive = ArchiveWriter::new(&file, Path::new("crafted"));
         archive.file("oci-layout", oci::OCI_LAYOUT).unwrap();
         for (_, bytes) in &self.layers {
             archive.blob(bytes).unwrap();
@@ -132,12 +129,16 @@ impl Parts {
             .file("index.json", &(self.edit_index_json)(index))
             .unwrap();
         archive.finish().unwrap();
-        path
+        let mut bytes = Vec::new();
+        file.rewind().unwrap();
+        file.read_to_end(&mut bytes).unwrap();
+        bytes
     }
 
     /// Opens and reads everything.
     fn outcome(&self) -> Result<(), Error> {
-        let bundle = Bundle::open(&self.build())?;
+        let bytes = self.build();
+        let bundle = open(&bytes)?;
         for kind in ImageKind::ALL
             .into_iter()
             .filter(|k| bundle.image_size(*k).is_some())
@@ -153,6 +154,11 @@ impl Parts {
         assert!(error.is_verification_failure(), "{error}");
         error.to_string()
     }
+}
+
+/// Opens a bundle in memory.
+fn open(bytes: &[u8]) -> Result<Bundle<&[u8]>, Error> {
+    Bundle::from_source(bytes, "crafted")
 }
 
 fn refusal(change: impl FnOnce(&mut Parts)) -> String {
@@ -273,7 +279,8 @@ fn a_parent_must_be_a_digest_in_its_one_spelling() {
     let mut parts = Parts::new();
     parts.edit_manifest = Box::new(name(&digest));
     parts.outcome().unwrap();
-    let bundle = Bundle::open(&parts.build()).unwrap();
+    let bytes = parts.build();
+    let bundle = open(&bytes).unwrap();
     assert_eq!(bundle.parent().unwrap().to_string(), digest);
 }
 
@@ -410,7 +417,8 @@ fn a_forged_signature_is_bad_whoever_is_trusted() {
     let mut parts = Parts::new();
     parts.signatures = vec![Signature::new(&key, &crate::Digest::of(b"another machine"))];
     says(&parts.refusal(), "is false");
-    let bundle = Bundle::open(&parts.build()).unwrap();
+    let bytes = parts.build();
+    let bundle = open(&bytes).unwrap();
     let key_id = key.public().id();
     assert_eq!(
         bundle.verify_signature(&[key.public()]),
@@ -432,8 +440,6 @@ fn two_signatures_of_one_key_and_unsorted_ones_are_refused() {
 
 #[test]
 fn other_kinds_of_files_are_called_by_their_name() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("x.smolmachine");
     let footer = [&[1; 1000][..], b"SMOLPACK", &[0; 56]].concat();
     let cases: [(&[u8], &str); 7] = [
         (b"SMOLPACK and so on", "another project"),
@@ -445,11 +451,11 @@ fn other_kinds_of_files_are_called_by_their_name() {
         (b"short", "truncated"),
     ];
     for (bytes, expected) in cases {
-        fs::write(&path, bytes).unwrap();
-        let error = Bundle::open(&path).unwrap_err();
+        let error = open(bytes).unwrap_err();
         assert!(error.is_verification_failure());
         says(&error.to_string(), expected);
     }
+    let dir = tempfile::tempdir().unwrap();
     says(
         &Bundle::open(dir.path()).unwrap_err().to_string(),
         "not a regular file",

@@ -1,15 +1,12 @@
 //! The structure of the file: how archive, manifests, configuration and page index must agree.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
-use std::path::Path;
-
 use crate::format::archive::{self, Entry};
 use crate::format::index::Flaw;
 use crate::format::json;
 use crate::format::limits::*;
 use crate::format::oci::{self, Descriptor, Manifest};
-use crate::{Config, Digest, Error, Image, ImageKind, PageIndex, Result, Signature};
+use crate::source::Named;
+use crate::{Config, Digest, Error, Image, ImageKind, PageIndex, ReadAt, Result, Signature};
 
 /// The blobs that this crate does not look into: their names and largest sizes.
 pub(super) const OPAQUE: [(&str, &str, u64); 3] = [
@@ -28,31 +25,23 @@ pub(super) fn plain(listed: &Descriptor) -> Descriptor {
 }
 
 /// Tells other kinds of files by their first and last bytes, for a better message.
-pub(super) fn recognise(file: &File, path: &Path) -> Result<()> {
-    let io = |e| Error::io("read", path, e);
-    let metadata = file.metadata().map_err(io)?;
+pub(super) fn recognise<S: ReadAt>(source: &Named<S>) -> Result<()> {
+    let path = || source.name().to_owned();
     let not = |reason: &str| {
-        Err(Error::NotABundle {
-            path: path.to_owned(),
-            reason: reason.into(),
-        })
+        let (path, reason) = (path(), reason.into());
+        Err(Error::NotABundle { path, reason })
     };
-    if !metadata.is_file() {
-        return not("it is not a regular file");
-    }
-    let size = metadata.len();
+    let size = source.size();
     let mut head = [0; 512];
     let len = size.min(512) as usize;
-    file.read_exact_at(&mut head[..len], 0).map_err(io)?;
+    source.read(&mut head[..len], 0)?;
     // The other project keeps its magic in a footer of 64 bytes, or at the beginning.
     let mut foot = [0; 8];
     if size >= 64 {
-        file.read_exact_at(&mut foot, size - 64).map_err(io)?;
+        source.read(&mut foot, size - 64)?;
     }
     if head.starts_with(b"SMOLPACK") || foot == *b"SMOLPACK" {
-        return Err(Error::ForeignBundle {
-            path: path.to_owned(),
-        });
+        return Err(Error::ForeignBundle { path: path() });
     }
     match &head[..len] {
         [] => not("it is empty"),
@@ -68,22 +57,15 @@ pub(super) fn recognise(file: &File, path: &Path) -> Result<()> {
     }
 }
 
-/// The file and its entries, before anything else is known.
-pub(super) struct Raw<'a> {
-    pub(super) file: &'a File,
-    pub(super) path: &'a Path,
+/// A source and the entries of its archive, before anything else is known.
+pub(super) struct Archive<'a, S> {
+    pub(super) source: &'a Named<S>,
     pub(super) entries: &'a [Entry],
 }
 
-impl Raw<'_> {
+impl<S: ReadAt> Archive<'_, S> {
     pub(super) fn corrupt(&self, section: &str, offset: u64, reason: impl Into<String>) -> Error {
-        let (path, section, reason) = (self.path.to_owned(), section.into(), reason.into());
-        Error::Corrupt {
-            path,
-            section,
-            offset,
-            reason,
-        }
+        self.source.corrupt(section, offset, reason)
     }
 
     pub(super) fn last_offset(&self) -> u64 {
@@ -100,17 +82,10 @@ impl Raw<'_> {
     pub(super) fn read(&self, entry: &Entry, what: &str, limit: u64) -> Result<Vec<u8>> {
         if entry.size > limit {
             let what = format!("the size of {what}");
-            return Err(Error::Limit {
-                path: self.path.to_owned(),
-                what,
-                found: entry.size,
-                limit,
-            });
+            return Err(self.source.too_large(what, entry.size, limit));
         }
         let mut bytes = vec![0; entry.size as usize];
-        self.file
-            .read_exact_at(&mut bytes, entry.offset)
-            .map_err(|e| Error::io("read", self.path, e))?;
+        self.source.read(&mut bytes, entry.offset)?;
         Ok(bytes)
     }
 
@@ -142,7 +117,7 @@ impl Raw<'_> {
         let bytes = self.read(entry, what, limit)?;
         let (expected, found) = (descriptor.digest, Digest::of(&bytes));
         if found != expected {
-            let (path, offset) = (self.path.to_owned(), entry.offset);
+            let (path, offset) = (self.source.name().to_owned(), entry.offset);
             return Err(Error::DigestMismatch {
                 path,
                 offset,
@@ -175,7 +150,7 @@ impl Raw<'_> {
 
     pub(super) fn newer(&self, found: String) -> Error {
         Error::NewerVersion {
-            path: self.path.to_owned(),
+            path: self.source.name().to_owned(),
             found,
             supported: oci::MACHINE,
         }
@@ -282,13 +257,8 @@ impl Raw<'_> {
         for (media_type, what, limit) in OPAQUE {
             let found = layer(manifest, media_type).map_or(0, |l| l.size);
             if found > limit {
-                let (path, what) = (self.path.to_owned(), format!("the size of {what}"));
-                return Err(Error::Limit {
-                    path,
-                    what,
-                    found,
-                    limit,
-                });
+                let what = format!("the size of {what}");
+                return Err(self.source.too_large(what, found, limit));
             }
         }
         let memory = index.image(ImageKind::Memory).map(Image::size);
@@ -313,14 +283,10 @@ impl Raw<'_> {
         listed: &[Descriptor],
     ) -> Result<(Vec<Signature>, Vec<Descriptor>)> {
         if listed.len() > MAX_SIGNATURES {
-            let (what, found) = ("the number of signatures".into(), listed.len() as u64);
-            let limit = MAX_SIGNATURES as u64;
-            return Err(Error::Limit {
-                path: self.path.to_owned(),
-                what,
-                found,
-                limit,
-            });
+            let (found, limit) = (listed.len() as u64, MAX_SIGNATURES as u64);
+            return Err(self
+                .source
+                .too_large("the number of signatures", found, limit));
         }
         let (mut signatures, mut blobs) = (Vec::new(), Vec::new());
         for listed in listed {

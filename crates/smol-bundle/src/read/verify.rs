@@ -1,6 +1,5 @@
 //! Reads every byte of a bundle.
 
-use std::os::unix::fs::FileExt;
 use std::thread;
 
 use sha2::{Digest as _, Sha256};
@@ -8,12 +7,12 @@ use sha2::{Digest as _, Sha256};
 use crate::format::archive::Entry;
 use crate::format::limits::PAGE_SIZE;
 use crate::format::oci;
-use crate::{Bundle, Digest, Error, Image, ImageKind, Result, SignatureError};
+use crate::{Bundle, Digest, Error, Image, ImageKind, ReadAt, Result, SignatureError};
 
 /// Bytes read at a time.
 const READ: u64 = 1 << 20;
 
-impl Bundle {
+impl<S: ReadAt> Bundle<S> {
     /// Verifies the whole file: the sha256 of every blob, every frame, the zeros between the
     /// archive's entries, and that each signature is true for the key that it names. Together with
     /// what [`Bundle::open`] checks, no bit of the file is left out.
@@ -57,7 +56,7 @@ impl Bundle {
         while at < entry.size {
             let len = (entry.size - at).min(READ);
             let bytes = &mut buffer[..len as usize];
-            self.read_exact(bytes, entry.offset + at)?;
+            self.source().read(bytes, entry.offset + at)?;
             hasher.update(&*bytes);
             at += len;
             advance(len);
@@ -68,7 +67,7 @@ impl Bundle {
             let hex = entry.name.rsplit('/').next().unwrap_or_default();
             let expected = format!("sha256:{hex}")
                 .parse()
-                .map_err(|reason| self.corrupt(&entry.name, entry.offset, reason))?;
+                .map_err(|reason| self.source().corrupt(&entry.name, entry.offset, reason))?;
             let (path, offset) = (self.path().to_owned(), entry.offset);
             return Err(Error::DigestMismatch {
                 path,
@@ -79,12 +78,12 @@ impl Bundle {
         }
         let mut padding = vec![0; (entry.end() - entry.offset - entry.size) as usize];
         let offset = entry.offset + entry.size;
-        self.read_exact(&mut padding, offset)?;
+        self.source().read(&mut padding, offset)?;
         match padding.iter().position(|b| *b != 0) {
-            Some(i) => Err(self.corrupt(
+            Some(i) => Err(self.source().corrupt(
                 &entry.name,
                 offset + i as u64,
-                "the padding is not zero".into(),
+                "the padding is not zero",
             )),
             None => Ok(()),
         }
@@ -124,25 +123,10 @@ impl Bundle {
             let raw = self.frame(piece.source, piece.frame as usize)?;
             let page = &raw[piece.page_in_frame as usize * PAGE_SIZE..][..PAGE_SIZE];
             if page[used..].iter().any(|b| *b != 0) {
-                let reason = "the image's last page is not zero beyond its end".into();
-                return Err(self.corrupt(image.kind().name(), 0, reason));
+                let reason = "the image's last page is not zero beyond its end";
+                return Err(self.source().corrupt(image.kind().name(), 0, reason));
             }
         }
         Ok(())
-    }
-
-    fn read_exact(&self, bytes: &mut [u8], offset: u64) -> Result<()> {
-        self.file()
-            .read_exact_at(bytes, offset)
-            .map_err(|e| Error::io("read", self.path(), e))
-    }
-
-    fn corrupt(&self, section: &str, offset: u64, reason: String) -> Error {
-        Error::Corrupt {
-            path: self.path().to_owned(),
-            section: section.into(),
-            offset,
-            reason,
-        }
     }
 }

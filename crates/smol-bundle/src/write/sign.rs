@@ -36,7 +36,7 @@ fn write_signed(bundle: &Bundle, mut signatures: Vec<Signature>, out: &Path) -> 
     let machine = bundle.machine_entries();
     let output = Output::create(out)?;
     let end = machine.last().map_or(0, |e| e.end());
-    let mut source = bundle.file();
+    let mut source = bundle.source().source();
     let copy = source
         .rewind()
         .and_then(|()| io::copy(&mut source.take(end), &mut output.file()));
