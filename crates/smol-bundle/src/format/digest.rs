@@ -23,7 +23,7 @@ impl Digest {
 
     /// The 64 hexadecimal digits without the algorithm.
     pub fn hex(&self) -> String {
-        to_hex(&self.0)
+        hex::encode(self.0)
     }
 
     pub(crate) fn finish(hasher: Sha256) -> Self {
@@ -68,32 +68,11 @@ impl<'de> Deserialize<'de> for Digest {
     }
 }
 
-pub(crate) fn to_hex(bytes: &[u8]) -> String {
-    use fmt::Write as _;
-    bytes
-        .iter()
-        .fold(String::with_capacity(bytes.len() * 2), |mut s, b| {
-            let _ = write!(s, "{b:02x}");
-            s
-        })
-}
-
 /// Exactly `N` bytes from exactly `2 * N` lower-case digits: one value, one spelling.
-pub(crate) fn from_hex<const N: usize>(hex: &str) -> Option<[u8; N]> {
-    let hex = hex.as_bytes();
-    if hex.len() != 2 * N {
-        return None;
-    }
-    let nibble = |c: u8| match c {
-        b'0'..=b'9' => Some(c - b'0'),
-        b'a'..=b'f' => Some(c - b'a' + 10),
-        _ => None,
-    };
-    let mut out = [0; N];
-    for (byte, pair) in out.iter_mut().zip(hex.chunks_exact(2)) {
-        *byte = nibble(pair[0])? << 4 | nibble(pair[1])?;
-    }
-    Some(out)
+pub(crate) fn from_hex<const N: usize>(text: &str) -> Option<[u8; N]> {
+    let mut bytes = [0; N];
+    hex::decode_to_slice(text, &mut bytes).ok()?;
+    (hex::encode(bytes) == text).then_some(bytes)
 }
 
 #[cfg(test)]
@@ -108,7 +87,11 @@ mod tests {
         assert_eq!(text.parse::<Digest>().unwrap(), d);
         for bad in [
             &text.to_uppercase(),
+            &text.replace('e', "E"),
+            &text.replace('e', "g"),
             &text[..70],
+            &format!("{text}0"),
+            &format!("{text}00"),
             &text[7..],
             &text.replace("sha256", "sha512"),
         ] {

@@ -13,7 +13,7 @@ use ed25519_dalek::pkcs8::{DecodePrivateKey, EncodePrivateKey, KeypairBytes};
 use ed25519_dalek::{Signer, SigningKey, VerifyingKey};
 use sha2::{Digest as _, Sha256};
 
-use crate::format::digest::{from_hex, to_hex};
+use crate::format::digest::from_hex;
 use crate::{Error, Result};
 
 /// Most bytes that are read of a key file.
@@ -40,21 +40,10 @@ impl PrivateKey {
     /// A new key from the operating system's random numbers.
     pub fn generate() -> Result<Self> {
         let mut secret = [0; 32];
-        let mut filled = 0;
-        while filled < secret.len() {
-            let flags = rustix::rand::GetRandomFlags::empty();
-            match rustix::rand::getrandom(&mut secret[filled..], flags) {
-                Ok(n) => filled += n,
-                Err(rustix::io::Errno::INTR) => {}
-                Err(e) => {
-                    return Err(Error::io(
-                        "get random numbers from",
-                        Path::new("getrandom(2)"),
-                        e.into(),
-                    ));
-                }
-            }
-        }
+        getrandom::fill(&mut secret).map_err(|e| {
+            let source = Path::new("getrandom(2)");
+            Error::io("get random numbers from", source, e.into())
+        })?;
         Ok(PrivateKey(SigningKey::from_bytes(&secret)))
     }
 
@@ -184,7 +173,7 @@ impl fmt::Debug for PublicKey {
 
 impl fmt::Display for KeyId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&to_hex(&self.0))
+        f.write_str(&hex::encode(self.0))
     }
 }
 

@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::format::digest::{from_hex, to_hex};
+use crate::format::digest::from_hex;
 use crate::format::{json, oci};
 use crate::{Digest, KeyId, PrivateKey, PublicKey};
 
@@ -87,8 +87,8 @@ impl Signature {
     pub(crate) fn to_blob(&self) -> Vec<u8> {
         json::canonical(&Document {
             algorithm: ALGORITHM.into(),
-            public_key: to_hex(self.public_key.as_bytes()),
-            signature: to_hex(&self.signature),
+            public_key: hex::encode(self.public_key.as_bytes()),
+            signature: hex::encode(self.signature),
         })
     }
 
