@@ -17,7 +17,6 @@ use std::sync::{Arc, Once};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use smol_cli::{ErrorExt, ExitKind};
 use smol_machine::devices::virtio::vsock::VsockHandle;
@@ -135,13 +134,13 @@ fn bind_one(publish: &Publish) -> anyhow::Result<Bound> {
         ),
         _ => (format!("cannot listen on {host}"), None),
     };
-    let error = Err::<Bound, _>(error)
+    let error = anyhow::Error::from(error)
         .context(message)
         .kind(ExitKind::Failed);
-    match hint {
+    Err(match hint {
         Some(hint) => error.hint(hint),
         None => error,
-    }
+    })
 }
 
 /// Takes connections from here on, on threads of their own, until the process ends.

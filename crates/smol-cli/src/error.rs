@@ -110,21 +110,37 @@ impl StdError for Failure {
     }
 }
 
-/// Gives a kind and hints to the error of a `Result`.
-pub trait ErrorExt<T> {
+/// Gives a kind and hints to an error, or to the error of a `Result`.
+pub trait ErrorExt {
+    /// An [`anyhow::Error`], or an [`anyhow::Result`].
+    type Annotated;
     /// Sets the kind, and with it the exit code; the outermost kind counts.
-    fn kind(self, kind: ExitKind) -> anyhow::Result<T>;
+    fn kind(self, kind: ExitKind) -> Self::Annotated;
     /// Adds what the user can do next.
-    fn hint(self, hint: impl Into<String>) -> anyhow::Result<T>;
+    fn hint(self, hint: impl Into<String>) -> Self::Annotated;
 }
 
-impl<T, E: Into<anyhow::Error>> ErrorExt<T> for Result<T, E> {
+impl ErrorExt for anyhow::Error {
+    type Annotated = Self;
+
+    fn kind(self, kind: ExitKind) -> Self {
+        annotate(self, |failure| failure.kind = Some(kind))
+    }
+
+    fn hint(self, hint: impl Into<String>) -> Self {
+        annotate(self, |failure| failure.hints.push(hint.into()))
+    }
+}
+
+impl<T, E: Into<anyhow::Error>> ErrorExt for Result<T, E> {
+    type Annotated = anyhow::Result<T>;
+
     fn kind(self, kind: ExitKind) -> anyhow::Result<T> {
-        self.map_err(|error| annotate(error.into(), |failure| failure.kind = Some(kind)))
+        self.map_err(|error| error.into().kind(kind))
     }
 
     fn hint(self, hint: impl Into<String>) -> anyhow::Result<T> {
-        self.map_err(|error| annotate(error.into(), |failure| failure.hints.push(hint.into())))
+        self.map_err(|error| error.into().hint(hint))
     }
 }
 
@@ -286,9 +302,7 @@ mod tests {
     fn the_outermost_kind_gives_the_exit_code_and_none_means_failed() {
         let error = no_file().kind(ExitKind::Host).context("outer").unwrap_err();
         assert_eq!(exit_kind(&error).code(), 5);
-        let error = Err::<(), _>(error)
-            .kind(ExitKind::Verification)
-            .unwrap_err();
+        let error = error.kind(ExitKind::Verification);
         assert_eq!(exit_kind(&error).code(), 4);
         assert_eq!(exit_kind(&no_file().unwrap_err().into()).code(), 1);
     }
@@ -307,6 +321,17 @@ mod tests {
             text,
             "error: top\n  because: middle\n  because: No such file or directory (os error 2)\n  hint: outer\n  hint: deep\n"
         );
+    }
+
+    #[test]
+    fn an_error_takes_kind_and_hint_as_the_result_with_it_does() {
+        let error = anyhow::Error::from(no_file().unwrap_err());
+        let error = error.context("outer").kind(ExitKind::Usage).hint("h");
+        let result = no_file().context("outer").kind(ExitKind::Usage).hint("h");
+        let of_result = result.unwrap_err();
+        assert_eq!(render(&error, false), render(&of_result, false));
+        assert_eq!(exit_kind(&error), exit_kind(&of_result));
+        assert_eq!(error.chain().count(), of_result.chain().count());
     }
 
     #[test]
