@@ -26,7 +26,7 @@ use crate::{detached, emulated, materialise, orders};
 /// Whatever keeps it from running to the end of its service.
 pub fn run(args: &RunArgs, start: Moment) -> anyhow::Result<ExitCode> {
     let interrupt = Interrupt::install().context("cannot catch signals")?;
-    let progress = Progress::new(args.progress);
+    let progress = Progress::new(args.shown.progress);
     let (spec, first) = prepare(args, start, &progress, &interrupt)?;
     let terminal = Terminal {
         machine: spec.config.name.clone(),
@@ -92,7 +92,7 @@ fn prepare(
     };
 
     let moment = Moment::now();
-    let selected = smol_host::select(args.accel).map_err(emulated::host_failure)?;
+    let selected = smol_host::select(args.host.accel).map_err(emulated::host_failure)?;
     metrics.accel_ms = Some(moment.elapsed_ms());
     if let Some(why) = &selected.why {
         note(why);

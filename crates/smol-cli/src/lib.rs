@@ -6,6 +6,7 @@
 //! | [`progress`] | stages on stderr (terminal, plain lines or JSON lines) and the waterfall of where the time went |
 //! | [`signals`] | SIGINT and SIGTERM as a flag to look at and a descriptor to poll |
 //! | [`paths`] | cache, config and runtime folders by the XDG Base Directory Specification |
+//! | [`args`] | command line arguments that several commands have |
 //! | [`human`] | sizes and durations for people |
 //!
 //! Results go to stdout and belong to the binaries; everything here writes to stderr only.
@@ -29,6 +30,7 @@
 //! }
 //! ```
 
+pub mod args;
 pub mod error;
 pub mod human;
 pub mod paths;

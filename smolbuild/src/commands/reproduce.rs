@@ -54,7 +54,7 @@ pub fn run(args: &Reproduce, interrupt: &Interrupt) -> Result<()> {
         surroundings,
         // A bundle out of the cache would be compared with itself.
         reuse: Reuse::of(true, args.no_cache),
-        accel: args.conditions.accel,
+        accel: args.conditions.host.accel,
         watchdog: args.conditions.watchdog,
         verbose: args.conditions.verbose,
         out: &out,
