@@ -6,6 +6,7 @@
 //! | [`progress`] | stages on stderr (terminal, plain lines or JSON lines) and the waterfall of where the time went |
 //! | [`signals`] | SIGINT and SIGTERM as a flag to look at and a descriptor to poll |
 //! | [`paths`] | cache, config and runtime folders by the XDG Base Directory Specification |
+//! | [`session`] | progress and interrupt of one run of a command, as one value |
 //! | [`args`] | command line arguments that several commands have |
 //! | [`human`] | sizes and durations for people |
 //!
@@ -35,10 +36,12 @@ pub mod error;
 pub mod human;
 pub mod paths;
 pub mod progress;
+pub mod session;
 pub mod signals;
 
 pub use error::{ErrorExt, ExitKind, Failure, exit_kind, install_panic_hook, report};
 pub use progress::{Mode, Progress, Stage};
+pub use session::Session;
 pub use signals::Interrupt;
 
 use std::io::IsTerminal;
