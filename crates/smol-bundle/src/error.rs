@@ -174,7 +174,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// True when the input itself is wrong (altered, damaged, malformed, wrongly signed),
+    /// Returns true when the input itself is wrong (altered, damaged, malformed, wrongly signed),
     /// false when the fault lies with the system or with the caller's request.
     pub fn is_verification_failure(&self) -> bool {
         match self {

@@ -12,8 +12,8 @@
 //! | `source` | where a bundle's bytes come from |
 //! | `read` | from a bundle back to images, nothing used before it is verified |
 //!
-//! **A bundle is hostile** until its signature says otherwise, and then, too: every number is
-//! checked before it is used, and every frame is verified when it is read.
+//! **A bundle is treated as hostile, signed or not**: every number is checked before it is used, and
+//! every frame is verified when it is read.
 //! This crate knows nothing of hypervisors: machine state is opaque bytes, the CPU contract is data.
 
 mod error;

@@ -20,13 +20,13 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
-    /// Where the next header, or the trailer, begins.
+    /// Returns where the next header, or the trailer, begins.
     pub(crate) fn end(&self) -> u64 {
         self.offset + self.size.next_multiple_of(BLOCK)
     }
 }
 
-/// The one header of a file with this name and size.
+/// Returns the one header of a file with this name and size.
 pub(crate) fn header(name: &str, size: u64) -> std::io::Result<tar::Header> {
     let mut header = tar::Header::new_ustar();
     header.set_path(name)?;
@@ -42,7 +42,7 @@ pub(crate) fn header(name: &str, size: u64) -> std::io::Result<tar::Header> {
     Ok(header)
 }
 
-/// The name and size of the file whose header this is; it must be [`header`] of the two.
+/// Returns the name and size of the file whose header this is; it must be [`header`] of the two.
 pub(crate) fn parse_header(
     block: &[u8; BLOCK as usize],
 ) -> std::result::Result<(String, u64), String> {

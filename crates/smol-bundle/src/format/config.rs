@@ -205,7 +205,7 @@ fn limit(what: &str, found: usize, max: usize) -> Result<(), String> {
 pub(crate) mod tests {
     use super::*;
 
-    /// A small valid configuration with `memory` bytes.
+    /// Returns a small valid configuration with `memory` bytes.
     pub(crate) fn sample(memory: u64) -> Config {
         Config {
             name: "hello".into(),

@@ -11,17 +11,17 @@ use sha2::{Digest as _, Sha256};
 pub struct Digest([u8; 32]);
 
 impl Digest {
-    /// The digest of `bytes`.
+    /// Returns the digest of `bytes`.
     pub fn of(bytes: &[u8]) -> Self {
         Digest(Sha256::digest(bytes).into())
     }
 
-    /// The raw 32 bytes.
+    /// Returns the raw 32 bytes.
     pub fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }
 
-    /// The 64 hexadecimal digits without the algorithm.
+    /// Returns the 64 hexadecimal digits without the algorithm.
     pub fn hex(&self) -> String {
         hex::encode(self.0)
     }
@@ -68,7 +68,7 @@ impl<'de> Deserialize<'de> for Digest {
     }
 }
 
-/// Exactly `N` bytes from exactly `2 * N` lower-case digits: one value, one spelling.
+/// Returns exactly `N` bytes from exactly `2 * N` lower-case digits: one value, one spelling.
 pub(crate) fn from_hex<const N: usize>(text: &str) -> Option<[u8; N]> {
     let mut bytes = [0; N];
     hex::decode_to_slice(text, &mut bytes).ok()?;

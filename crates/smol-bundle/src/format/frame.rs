@@ -12,42 +12,6 @@ use crate::format::limits::{MAX_FRAME_OVERHEAD, MAX_FRAME_PAGES, PAGE_SIZE};
 /// for 6% more. Decompression costs much the same.
 const LEVEL: i32 = 8;
 
-/// How this library gathers pages into frames. Larger frames compress better, smaller ones waste less
-/// when a single page is wanted.
-///
-/// Bundles of recipes in MB, with frames of on average 120 KiB, 480 KiB and 1 MiB, at level 8:
-///
-/// | | 120 KiB | 480 KiB | 1 MiB |
-/// |---|---|---|---|
-/// | hello, rootfs | 19.3 | 17.3 | 16.6 |
-/// | redis, rootfs | 24.7 | 22.6 | 21.9 |
-/// | python, rootfs | 33.7 | 31.0 | 30.1 |
-/// | python, memory | 4.05 | 4.02 | 3.99 |
-/// | any, kernel | 3.2 | 3.2 | 3.1 |
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Grain {
-    /// Fewest pages in a frame, but for the last one.
-    pub(crate) fewest: u32,
-    /// Most pages.
-    pub(crate) most: u32,
-    /// One in so many pages ends a frame that has enough of them, by its content.
-    pub(crate) ends: u8,
-}
-
-/// Frames of 30 pages on average: for what a restored machine waits for.
-pub(crate) const FINE: Grain = Grain {
-    fewest: 16,
-    most: 48,
-    ends: 16,
-};
-
-/// Frames of 240 pages on average: for the bulk of a root file system, of which most is never read.
-pub(crate) const COARSE: Grain = Grain {
-    fewest: 128,
-    most: 384,
-    ends: 128,
-};
-
 /// A compressed frame and its blake3.
 pub(crate) struct Packed {
     pub(crate) bytes: Vec<u8>,
@@ -84,7 +48,7 @@ impl Unpacker {
         })
     }
 
-    /// A buffer of `len` bytes for the caller to fill with the compressed frame.
+    /// Returns a buffer of `len` bytes for the caller to fill with the compressed frame.
     pub(crate) fn input(&mut self, len: u32) -> &mut [u8] {
         let len = len as usize;
         if self.compressed.len() < len {
@@ -93,7 +57,8 @@ impl Unpacker {
         &mut self.compressed[..len]
     }
 
-    /// The pages of the frame in the first `len` bytes of the buffer, after its hash is checked.
+    /// Returns the pages of the frame in the first `len` bytes of the buffer, after its hash is
+    /// checked.
     pub(crate) fn unpack(
         &mut self,
         len: u32,

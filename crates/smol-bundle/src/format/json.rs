@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-/// The canonical form of `value`.
+/// Returns the canonical form of `value`.
 ///
 /// Keys are sorted here and not left to serde_json's map, whose order depends on a feature that
 /// any crate of the build may turn on.

@@ -37,7 +37,7 @@ pub struct PublicKey(VerifyingKey);
 pub struct KeyId([u8; 10]);
 
 impl PrivateKey {
-    /// A new key from the operating system's random numbers.
+    /// Makes a new key from the operating system's random numbers.
     pub fn generate() -> Result<Self> {
         let mut secret = [0; 32];
         getrandom::fill(&mut secret).map_err(|e| {
@@ -49,11 +49,7 @@ impl PrivateKey {
 
     /// Reads a PKCS#8 PEM file.
     pub fn load(path: &Path) -> Result<Self> {
-        let text = read_key_file(path)?;
-        Self::from_pem(&text).map_err(|reason| Error::Key {
-            path: path.to_owned(),
-            reason,
-        })
+        load(path, Self::from_pem)
     }
 
     /// Reads PKCS#8 PEM text; the error says what the text is instead, where that can be seen.
@@ -84,7 +80,7 @@ impl PrivateKey {
         write_new(path, pem.as_bytes(), 0o600)
     }
 
-    /// The key that verifies what this one signs.
+    /// Returns the key that verifies what this one signs.
     pub fn public(&self) -> PublicKey {
         PublicKey(self.0.verifying_key())
     }
@@ -103,11 +99,7 @@ impl fmt::Debug for PrivateKey {
 impl PublicKey {
     /// Reads an SPKI PEM file.
     pub fn load(path: &Path) -> Result<Self> {
-        let text = read_key_file(path)?;
-        Self::from_pem(&text).map_err(|reason| Error::Key {
-            path: path.to_owned(),
-            reason,
-        })
+        load(path, Self::from_pem)
     }
 
     /// Reads SPKI PEM text; the error says what the text is instead, where that can be seen.
@@ -121,7 +113,8 @@ impl PublicKey {
         Self::checked(key)
     }
 
-    /// From the 32 bytes of RFC 8032; refuses points of small order, for which signatures mean nothing.
+    /// Takes the 32 bytes of RFC 8032; refuses points of small order, for which signatures mean
+    /// nothing.
     pub fn from_bytes(bytes: &[u8; 32]) -> std::result::Result<Self, String> {
         let key = VerifyingKey::from_bytes(bytes)
             .map_err(|e| format!("not an ed25519 public key: {e}"))?;
@@ -135,12 +128,12 @@ impl PublicKey {
         Ok(PublicKey(key))
     }
 
-    /// The 32 bytes of RFC 8032.
+    /// Returns the 32 bytes of RFC 8032.
     pub fn as_bytes(&self) -> &[u8; 32] {
         self.0.as_bytes()
     }
 
-    /// The SPKI PEM text.
+    /// Returns the SPKI PEM text.
     pub fn to_pem(&self) -> String {
         self.0
             .to_public_key_pem(LineEnding::LF)
@@ -152,13 +145,13 @@ impl PublicKey {
         write_new(path, self.to_pem().as_bytes(), 0o666)
     }
 
-    /// The key's short name.
+    /// Returns the key's short name.
     pub fn id(&self) -> KeyId {
         let hash: [u8; 32] = Sha256::digest(self.as_bytes()).into();
         KeyId(hash[..10].try_into().expect("ten of 32 bytes"))
     }
 
-    /// RFC 8032 verification that also refuses what other implementations might judge differently.
+    /// Verifies as RFC 8032 says, and also refuses what implementations disagree on.
     pub(crate) fn verifies(&self, message: &[u8], signature: &[u8; 64]) -> bool {
         let signature = ed25519_dalek::Signature::from_bytes(signature);
         self.0.verify_strict(message, &signature).is_ok()
@@ -206,6 +199,14 @@ fn expect_label(text: &str, label: &str, kind: &str) -> std::result::Result<(), 
     Err(format!(
         "this is {found}; expected an ed25519 {kind} key beginning with {label:?}"
     ))
+}
+
+/// Reads a key file and parses its text.
+fn load<T>(path: &Path, parse: fn(&str) -> std::result::Result<T, String>) -> Result<T> {
+    parse(&read_key_file(path)?).map_err(|reason| Error::Key {
+        path: path.to_owned(),
+        reason,
+    })
 }
 
 fn read_key_file(path: &Path) -> Result<String> {

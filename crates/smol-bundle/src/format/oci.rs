@@ -47,7 +47,7 @@ const REF_NAME: (&str, &str) = ("org.opencontainers.image.ref.name", "latest");
 pub const PARENT: &str = "vnd.smol.machine.parent";
 
 impl ImageKind {
-    /// Media type of the image's frames.
+    /// Returns the media type of the image's frames.
     pub fn media_type(self) -> &'static str {
         match self {
             ImageKind::Kernel => "application/vnd.smol.machine.kernel.v1",
@@ -115,7 +115,8 @@ pub struct Manifest {
 }
 
 impl Manifest {
-    /// The one manifest of a machine with this configuration and these blobs, built on `parent`.
+    /// Returns the one manifest of a machine with this configuration and these blobs, built on
+    /// `parent`.
     pub(crate) fn machine(
         config: &Config,
         config_blob: Descriptor,
@@ -147,7 +148,8 @@ impl Manifest {
         }
     }
 
-    /// The digest of the bundle that the machine was built on, if it names one; else why it is none.
+    /// Returns the digest of the bundle that the machine was built on, if it names one; else why it
+    /// is none.
     pub(crate) fn parent(&self) -> Result<Option<Digest>, String> {
         let parent = self.annotations.get(PARENT);
         parent
@@ -155,7 +157,7 @@ impl Manifest {
             .transpose()
     }
 
-    /// The one manifest of a signature of `machine`, whose signature blob is `blob`.
+    /// Returns the one manifest of a signature of `machine`, whose signature blob is `blob`.
     pub(crate) fn signature(machine: &Descriptor, blob: Descriptor) -> Self {
         Manifest {
             schema_version: 2,
@@ -179,7 +181,7 @@ pub(crate) struct Index {
 }
 
 impl Index {
-    /// The one index.json for these manifests.
+    /// Returns the one index.json for these manifests.
     pub(crate) fn new(machine: &Descriptor, signatures: &[Descriptor]) -> Self {
         let mut machine = machine.clone();
         machine.artifact_type = Some(MACHINE.into());
@@ -198,7 +200,7 @@ impl Index {
     }
 }
 
-/// The name of the machine format in an index.json that this version may not understand.
+/// Returns the name of the machine format in an index.json that this version may not understand.
 pub(crate) fn newer_version(index_json: &[u8]) -> Option<String> {
     let index: serde_json::Value = serde_json::from_slice(index_json).ok()?;
     let types = index["manifests"]
@@ -214,12 +216,12 @@ pub(crate) fn newer_version(index_json: &[u8]) -> Option<String> {
     types.filter(newer).map(str::to_owned).next()
 }
 
-/// Where blob `digest` lies in an OCI layout.
+/// Returns where blob `digest` lies in an OCI layout.
 pub(crate) fn blob_name(digest: &Digest) -> String {
     format!("blobs/sha256/{}", digest.hex())
 }
 
-/// The bytes of `document`.
+/// Returns the bytes of `document`.
 pub(crate) fn bytes(document: &impl Serialize) -> Vec<u8> {
     json::canonical(document)
 }

@@ -63,7 +63,7 @@ struct Document {
 
 const ALGORITHM: &str = "ed25519";
 
-/// What is signed: the digest under a prefix that no other use of the key shares.
+/// Returns what is signed: the digest under a prefix that no other use of the key shares.
 fn message(machine: &Digest) -> Vec<u8> {
     format!("{}\0{machine}", oci::SIGNATURE).into_bytes()
 }
@@ -79,7 +79,7 @@ impl Signature {
         }
     }
 
-    /// Whether the key made this signature for this digest.
+    /// Returns whether the key made this signature for this digest.
     pub(crate) fn holds(&self, machine: &Digest) -> bool {
         self.public_key.verifies(&message(machine), &self.signature)
     }
@@ -109,8 +109,9 @@ impl Signature {
     }
 }
 
-/// Judges `signatures` of the bundle with digest `machine`: the first true one by a key in `keys`.
-pub(crate) fn judge(
+/// Returns the key of the first of `signatures` that is true for the bundle with digest `machine` and
+/// made by one of `keys`.
+pub(crate) fn accept(
     signatures: &[Signature],
     machine: &Digest,
     keys: &[PublicKey],

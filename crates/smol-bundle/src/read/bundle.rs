@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::format::archive::Entry;
 use crate::format::limits::*;
 use crate::format::oci::{self, Descriptor, Manifest};
-use crate::format::signature::judge;
+use crate::format::signature::accept;
 use crate::read::archive::scan;
 use crate::read::structure::{Archive, OPAQUE, layer, plain, recognise};
 use crate::source::{Named, file};
@@ -118,37 +118,38 @@ impl<S: ReadAt> Bundle<S> {
         })
     }
 
-    /// The bundle's digest: sha256 of its machine manifest. Signatures do not change it.
+    /// Returns the bundle's digest: sha256 of its machine manifest. Signatures do not change it.
     pub fn digest(&self) -> Digest {
         self.descriptor.digest
     }
 
-    /// The machine's configuration.
+    /// Returns the machine's configuration.
     pub fn config(&self) -> &Config {
         &self.config
     }
 
-    /// The digest of the bundle that this one was built on, as it says. It needs nothing of it.
+    /// Returns the digest of the bundle that this one was built on, as it says. This one is
+    /// complete without it.
     pub fn parent(&self) -> Option<Digest> {
         self.parent
     }
 
-    /// The machine manifest, byte for byte.
+    /// Returns the machine manifest, byte for byte.
     pub fn manifest_json(&self) -> &[u8] {
         &self.manifest_json
     }
 
-    /// Size of the bundle, bytes.
+    /// Returns the size of the bundle in bytes.
     pub fn file_size(&self) -> u64 {
         self.source.size()
     }
 
-    /// The path that the bundle was opened by, or the name of its source.
+    /// Returns the path that the bundle was opened by, or the name of its source.
     pub fn path(&self) -> &Path {
         self.source.name()
     }
 
-    /// Every blob: the layers in the manifest's order, the configuration, the manifest, the
+    /// Returns every blob: the layers in the manifest's order, the configuration, the manifest, the
     /// signatures. Blobs with the same bytes have the same offset.
     pub fn layout(&self) -> Vec<Blob> {
         let machine = self
@@ -179,37 +180,37 @@ impl<S: ReadAt> Bundle<S> {
         })
     }
 
-    /// The page index.
+    /// Returns the page index.
     pub fn index(&self) -> &PageIndex {
         &self.index
     }
 
-    /// Where the pages went, and how many bytes they take.
+    /// Returns where the pages went, and how many bytes they take.
     pub fn stats(&self) -> Stats {
         self.index.stats()
     }
 
-    /// Exact size of an image, bytes; `None` if the bundle does not hold it.
+    /// Returns the exact size of an image in bytes; `None` if the bundle does not hold it.
     pub fn image_size(&self, kind: ImageKind) -> Option<u64> {
         self.index.image(kind).map(Image::size)
     }
 
-    /// Whether the bundle holds a running machine.
+    /// Returns whether the bundle holds a running machine.
     pub fn has_snapshot(&self) -> bool {
         self.index.image(ImageKind::Memory).is_some()
     }
 
-    /// The machine state of the snapshot, verified.
+    /// Returns the machine state of the snapshot, verified.
     pub fn state(&self) -> Result<Option<Vec<u8>>> {
         self.read_opaque(oci::STATE)
     }
 
-    /// The text of the Smolfile, verified.
+    /// Returns the text of the Smolfile, verified.
     pub fn smolfile(&self) -> Result<Option<Vec<u8>>> {
         self.read_opaque(oci::SMOLFILE)
     }
 
-    /// The text of the lock, verified.
+    /// Returns the text of the lock, verified.
     pub fn lock(&self) -> Result<Option<Vec<u8>>> {
         self.read_opaque(oci::LOCK)
     }
@@ -223,7 +224,7 @@ impl<S: ReadAt> Bundle<S> {
         self.archive().blob(layer, what, *limit).map(Some)
     }
 
-    /// The signatures that the bundle carries, true or not, trusted or not.
+    /// Returns the signatures that the bundle carries, true or not, trusted or not.
     pub fn signatures(&self) -> &[Signature] {
         &self.signatures
     }
@@ -236,7 +237,7 @@ impl<S: ReadAt> Bundle<S> {
         &self,
         keys: &[PublicKey],
     ) -> std::result::Result<KeyId, SignatureError> {
-        judge(&self.signatures, &self.digest(), keys)
+        accept(&self.signatures, &self.digest(), keys)
     }
 
     pub(crate) fn source(&self) -> &Named<S> {
@@ -255,7 +256,7 @@ impl<S: ReadAt> Bundle<S> {
         &self.entries[..self.machine_entries]
     }
 
-    /// Where the frames of an image begin in the file.
+    /// Returns where the frames of an image begin in the file.
     pub(crate) fn frames_offset(&self, kind: ImageKind) -> Option<u64> {
         self.frames_at[kind as usize]
     }

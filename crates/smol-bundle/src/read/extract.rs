@@ -25,7 +25,7 @@ impl<'b, S: ReadAt> FrameReader<'b, S> {
         Ok(FrameReader { bundle, unpacker })
     }
 
-    /// The pages of frame `number` of an image, verified and decompressed.
+    /// Returns the pages of frame `number` of an image, verified and decompressed.
     pub fn read(&mut self, kind: ImageKind, number: usize) -> Result<&[u8]> {
         let bundle = self.bundle;
         let frame = bundle
@@ -58,8 +58,8 @@ impl<'b, S: ReadAt> FrameReader<'b, S> {
 }
 
 impl<S: ReadAt> Bundle<S> {
-    /// The pages of frame `number` of an image, verified and decompressed: its page count times
-    /// 4096 bytes. [`FrameReader`] does the same for many frames.
+    /// Returns the pages of frame `number` of an image, verified and decompressed: its page count
+    /// times 4096 bytes. [`FrameReader`] does the same for many frames.
     pub fn frame(&self, kind: ImageKind, number: usize) -> Result<Vec<u8>> {
         FrameReader::new(self)?
             .read(kind, number)
@@ -92,7 +92,7 @@ impl<S: ReadAt> Bundle<S> {
         })
     }
 
-    /// An image as a whole, for small ones: at most `limit` bytes.
+    /// Reads an image as a whole, for small ones: at most `limit` bytes.
     pub fn read_image(&self, kind: ImageKind, limit: u64) -> Result<Vec<u8>> {
         let found = self.require(kind)?;
         if found > limit {
@@ -116,7 +116,8 @@ impl<S: ReadAt> Bundle<S> {
             .ok_or_else(|| self.source().missing(what(kind)))
     }
 
-    /// Everything of an image that is not zero, in the order in which it lies in the bundle.
+    /// Returns everything of an image that is not zero, in the order in which it lies in the
+    /// bundle.
     fn pieces_by_frame(&self, kind: ImageKind) -> Vec<Piece> {
         let Some(image) = self.index().image(kind) else {
             return Vec::new();
@@ -211,7 +212,7 @@ pub struct FrameMap {
 }
 
 impl<S: ReadAt> Bundle<S> {
-    /// The map of an image; empty if the bundle does not hold it.
+    /// Returns the map of an image; empty if the bundle does not hold it.
     pub fn frame_map(&self, kind: ImageKind) -> FrameMap {
         let pieces = self.pieces_by_frame(kind);
         let mut begins = Vec::new();
@@ -223,7 +224,7 @@ impl<S: ReadAt> Bundle<S> {
         FrameMap { pieces, begins }
     }
 
-    /// The piece that holds one page of an image; `None` for a page of zeros.
+    /// Returns the piece that holds one page of an image; `None` for a page of zeros.
     ///
     /// # Panics
     /// If the bundle does not hold the image or the page lies beyond its end.
@@ -233,12 +234,12 @@ impl<S: ReadAt> Bundle<S> {
 }
 
 impl FrameMap {
-    /// How many frames hold pages of the image.
+    /// Returns how many frames hold pages of the image.
     pub fn frames(&self) -> usize {
         self.begins.len()
     }
 
-    /// The place in this map of the frame that a piece is in.
+    /// Returns the place in this map of the frame that a piece is in.
     pub fn find(&self, piece: &Piece) -> Option<usize> {
         let key = |piece: &Piece| (piece.source, piece.frame);
         let at = self
@@ -247,7 +248,7 @@ impl FrameMap {
         at.ok()
     }
 
-    /// What the frame at place `at` holds of the image, never nothing.
+    /// Returns what the frame at place `at` holds of the image, which is never empty.
     ///
     /// # Panics
     /// If there is no such place.
@@ -262,7 +263,7 @@ impl FrameMap {
 }
 
 impl Piece {
-    /// The piece's pages out of its frame.
+    /// Returns the piece's pages out of its frame.
     ///
     /// # Panics
     /// If that is not its frame.
@@ -272,7 +273,7 @@ impl Piece {
     }
 }
 
-/// Where a piece belongs in an image of `size` bytes, and its bytes out of its frame.
+/// Returns where a piece belongs in an image of `size` bytes, and its bytes out of its frame.
 fn place<'r>(piece: &Piece, raw: &'r [u8], size: u64) -> (u64, &'r [u8]) {
     let offset = u64::from(piece.page) * PAGE_SIZE as u64;
     let bytes = piece.of(raw);

@@ -148,7 +148,7 @@ impl Parts {
         bundle.verify_all(&mut |_, _| {})
     }
 
-    /// The message of the refusal, which must count as a failed verification.
+    /// Returns the message of the refusal, which must count as a failed verification.
     fn refusal(&self) -> String {
         let error = self.outcome().expect_err("must be refused");
         assert!(error.is_verification_failure(), "{error}");

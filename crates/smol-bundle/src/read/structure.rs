@@ -19,7 +19,7 @@ pub(super) fn layer<'m>(manifest: &'m Manifest, media_type: &str) -> Option<&'m 
     manifest.layers.iter().find(|l| l.media_type == media_type)
 }
 
-/// A manifest's descriptor without what only index.json says about it.
+/// Returns a manifest's descriptor without what only index.json says about it.
 pub(super) fn plain(listed: &Descriptor) -> Descriptor {
     Descriptor::new(oci::OCI_MANIFEST, listed.digest, listed.size)
 }
@@ -128,7 +128,8 @@ impl<S: ReadAt> Archive<'_, S> {
         Ok(bytes)
     }
 
-    /// The last entry. A newer format is told by its name before anything else is judged.
+    /// Reads the last entry. A newer format is refused by its name before anything else is looked
+    /// at.
     pub(super) fn index_json(&self) -> Result<Vec<u8>> {
         let entry = self
             .entries
@@ -156,8 +157,8 @@ impl<S: ReadAt> Archive<'_, S> {
         }
     }
 
-    /// The manifest must be the one that the writer makes of its configuration, layers and parent,
-    /// which is given.
+    /// Checks that the manifest is the one that the writer makes of its configuration, layers and
+    /// parent, which is given.
     pub(super) fn check_manifest(
         &self,
         own: &Descriptor,
@@ -235,7 +236,7 @@ impl<S: ReadAt> Archive<'_, S> {
         )
     }
 
-    /// Images, layers and configuration must tell the same story.
+    /// Checks that images, layers and configuration agree.
     pub(super) fn check_images(
         &self,
         manifest: &Manifest,
@@ -316,7 +317,8 @@ impl<S: ReadAt> Archive<'_, S> {
         Ok((signatures, blobs))
     }
 
-    /// The archive must hold exactly the listed blobs, each once, in the order of the lists.
+    /// Checks that the archive holds exactly the listed blobs, each once, in the order of the
+    /// lists.
     pub(super) fn check_order(
         &self,
         machine: &Descriptor,
@@ -353,7 +355,7 @@ impl<S: ReadAt> Archive<'_, S> {
         Ok(machine_entries)
     }
 
-    /// index.json must be the one that the writer makes of these manifests.
+    /// Checks that index.json is the one that the writer makes of these manifests.
     pub(super) fn check_index_json(
         &self,
         found: &[u8],

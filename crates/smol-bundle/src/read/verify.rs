@@ -48,7 +48,8 @@ impl<S: ReadAt> Bundle<S> {
             .try_for_each(|image| self.verify_last_page(image))
     }
 
-    /// A blob's digest, and the zeros after it. The other two entries are compared when opened.
+    /// Checks a blob's digest and the zeros after it. The other two entries are compared when the
+    /// bundle is opened.
     fn verify_entry(&self, entry: &Entry, advance: &mut dyn FnMut(u64)) -> Result<()> {
         let mut hasher = Sha256::new();
         let mut buffer = vec![0; entry.size.min(READ) as usize];
@@ -113,7 +114,7 @@ impl<S: ReadAt> Bundle<S> {
         )
     }
 
-    /// What lies in the last page beyond the image's size must be zero.
+    /// Checks that what lies in the last page beyond the image's size is zero.
     fn verify_last_page(&self, image: &Image) -> Result<()> {
         let used = (image.size() % PAGE_SIZE as u64) as usize;
         if used == 0 {

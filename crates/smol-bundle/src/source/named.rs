@@ -42,7 +42,7 @@ impl<S> Named<S> {
         self.size
     }
 
-    /// Bytes at `offset`, or from there on, break a rule of the format.
+    /// Returns the error that bytes at `offset`, or from there on, break a rule of the format.
     pub(crate) fn corrupt(&self, section: &str, offset: u64, reason: impl Into<String>) -> Error {
         Error::Corrupt {
             path: self.name.clone(),
@@ -52,7 +52,7 @@ impl<S> Named<S> {
         }
     }
 
-    /// `section` needs more bytes than there are.
+    /// Returns the error that `section` needs more bytes than there are.
     pub(crate) fn truncated(&self, section: &str, needed: u64) -> Error {
         Error::Truncated {
             path: self.name.clone(),
@@ -62,7 +62,7 @@ impl<S> Named<S> {
         }
     }
 
-    /// `what` is larger than the format allows.
+    /// Returns the error that `what` is larger than the format allows.
     pub(crate) fn too_large(&self, what: impl Into<String>, found: u64, limit: u64) -> Error {
         Error::Limit {
             path: self.name.clone(),
@@ -72,7 +72,7 @@ impl<S> Named<S> {
         }
     }
 
-    /// There is no such part in the bundle.
+    /// Returns the error that the bundle has no such part.
     pub(crate) fn missing(&self, what: &'static str) -> Error {
         Error::Missing {
             path: self.name.clone(),

@@ -31,7 +31,7 @@ impl<'a> ArchiveWriter<'a> {
         }
     }
 
-    /// Goes on behind `entries`, which fill the file's beginning already.
+    /// Continues behind `entries`, which fill the file's beginning already.
     pub(crate) fn resume(file: &'a File, path: &'a Path, entries: &[Entry]) -> Self {
         let digest = |name: &str| {
             format!("sha256:{}", name.strip_prefix("blobs/sha256/")?)
@@ -128,7 +128,8 @@ impl BlobWriter<'_, '_> {
         Ok(())
     }
 
-    /// The blob's digest and size; `None` if nothing was written, for then there is no blob.
+    /// Returns the blob's digest and size; `None` if nothing was written, for then there is no
+    /// blob.
     pub(crate) fn finish(self) -> Result<Option<(Digest, u64)>> {
         if self.size == 0 {
             return Ok(None);

@@ -9,8 +9,8 @@ use tempfile::{Builder, TempPath};
 
 use crate::{Error, Result};
 
-/// Puts a copy of the bundle at `from` to `out`, which is replaced when the copy is complete and on
-/// the disk. Nothing is verified. Where the file system can, the two share their blocks.
+/// Copies the bundle at `from` to `out`, which is replaced when the copy is complete and on the
+/// disk. Nothing is verified. Where the file system can, the two share their blocks.
 pub fn copy(from: &Path, out: &Path) -> Result<()> {
     let source = File::open(from).map_err(|e| Error::io("open", from, e))?;
     let output = Output::create(out)?;
@@ -29,7 +29,7 @@ pub(crate) struct Output {
 }
 
 impl Output {
-    /// An empty file in the folder of `path`.
+    /// Creates an empty file in the folder of `path`.
     pub(crate) fn create(path: &Path) -> Result<Self> {
         let folder = folder(path);
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
@@ -55,7 +55,7 @@ impl Output {
         &self.file
     }
 
-    /// Brings the bytes to the disk and puts the file in its place, over what is there.
+    /// Syncs the file and renames it to its place, over what is there.
     pub(crate) fn publish(self) -> Result<()> {
         let io = |e| Error::io("write", &self.path, e);
         self.file.sync_all().map_err(io)?;

@@ -1,15 +1,15 @@
 //! From an image on disk to frames and extents: finds zero and equal pages, compresses the rest.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{SeekFrom, seek};
 
-use crate::format::frame::{self, Grain, Packed};
 use crate::format::index::{Content, Image, Run};
 use crate::format::limits::*;
+use crate::write::chunking::{self, Chunker, Sink};
 use crate::write::pool::Pool;
 use crate::{Error, ImageKind, Result};
 
@@ -17,13 +17,13 @@ use crate::{Error, ImageKind, Result};
 const READ: usize = 1 << 20;
 /// How pages are compared: blake3 of the page. Collision-resistant, so equal hashes are equal pages
 /// even if the guest chose them.
-type PageHash = [u8; 32];
+pub(crate) type PageHash = [u8; 32];
 
 /// Stored pages of the images before memory, to which memory may refer.
 #[derive(Default)]
-pub(crate) struct Known(HashMap<PageHash, (ImageKind, u32)>);
+pub(crate) struct KnownPages(HashMap<PageHash, (ImageKind, u32)>);
 
-impl Known {
+impl KnownPages {
     /// Remembers the stored pages of `kind`. A page that several images have counts as the
     /// rootfs's: that one the host's page cache shares.
     fn add(&mut self, kind: ImageKind, stored: HashMap<PageHash, u32>) {
@@ -37,14 +37,14 @@ impl Known {
 }
 
 /// An image file that is read page by page.
-pub(crate) struct Source {
+pub(crate) struct ImageFile {
     kind: ImageKind,
     path: PathBuf,
     file: File,
     size: u64,
 }
 
-impl Source {
+impl ImageFile {
     pub(crate) fn open(kind: ImageKind, path: &Path) -> Result<Self> {
         let io = |e| Error::io("read the image", path, e);
         let file = File::open(path).map_err(io)?;
@@ -63,7 +63,7 @@ impl Source {
             size if size > MAX_IMAGE_SIZE => {
                 invalid(format!("has {size} bytes, the limit is {MAX_IMAGE_SIZE}"))
             }
-            size => Ok(Source {
+            size => Ok(ImageFile {
                 kind,
                 path: path.to_owned(),
                 file,
@@ -80,7 +80,7 @@ impl Source {
         self.size
     }
 
-    /// The next stretch at or after `at` (a page border) that may hold something other than
+    /// Returns the next stretch at or after `at` (a page border) that may hold something other than
     /// zeros, widened to whole pages; empty at the end of the image.
     fn next_data(&self, at: u64) -> Result<std::ops::Range<u64>> {
         let page = PAGE_SIZE as u64;
@@ -109,35 +109,35 @@ impl Source {
     }
 }
 
-/// Sends the frames of `source` through `pool` to `sink`, in their order, and returns the image's part
-/// of the index. The pages of `touched` come first, in that order and in frames of their own, then
+/// Sends the frames of `file` through `pool` to `sink`, in their order, and returns the image's part
+/// of the index. The pages of `working_set` come first, in that order and in frames of their own, then
 /// the others in theirs. `advance` is told the bytes of the image that are read; its error, or the
 /// sink's, ends the work.
 pub(crate) fn pack(
-    source: &Source,
-    touched: &[Run],
-    known: &mut Known,
+    file: &ImageFile,
+    working_set: &[Run],
+    known: &mut KnownPages,
     pool: &mut Pool,
     sink: Sink<'_>,
     advance: &mut dyn FnMut(u64) -> Result<()>,
 ) -> Result<Image> {
     let mut packer = Packer {
-        image: Image::new(source.kind, source.size),
+        image: Image::new(file.kind, file.size),
         own: HashMap::new(),
         early: HashMap::new(),
-        frames: Frames::new(pool, sink),
+        frames: Chunker::new(pool, sink),
         page: 0,
     };
-    packer.image.set_working_set(touched);
-    let others = match source.kind {
+    packer.image.set_working_set(working_set);
+    let others = match file.kind {
         ImageKind::Memory => Some(&*known),
         _ => None,
     };
-    packer.working_set(source, others)?;
+    packer.working_set(file, others)?;
     let mut buffer = vec![0; READ];
     let mut at = 0;
-    while at < source.size {
-        let data = source.next_data(at)?;
+    while at < file.size {
+        let data = file.next_data(at)?;
         packer.zeros(
             ((data.start.next_multiple_of(PAGE_SIZE as u64) - at) / PAGE_SIZE as u64) as u32,
         );
@@ -146,7 +146,7 @@ pub(crate) fn pack(
         while at < data.end {
             let len = (data.end - at).min(READ as u64);
             let pages = &mut buffer[..len.next_multiple_of(PAGE_SIZE as u64) as usize];
-            source.read(pages, at)?;
+            file.read(pages, at)?;
             for page in pages.chunks_exact(PAGE_SIZE) {
                 packer.page(page, others)?;
             }
@@ -155,8 +155,8 @@ pub(crate) fn pack(
         }
     }
     packer.frames.finish(&mut packer.image)?;
-    if source.kind != ImageKind::Memory {
-        known.add(source.kind, packer.own);
+    if file.kind != ImageKind::Memory {
+        known.add(file.kind, packer.own);
     }
     Ok(packer.image)
 }
@@ -166,7 +166,7 @@ struct Packer<'p> {
     own: HashMap<PageHash, u32>,
     /// What was decided on the pages of the working set.
     early: HashMap<u32, Content>,
-    frames: Frames<'p>,
+    frames: Chunker<'p>,
     /// Number of the next page.
     page: u32,
 }
@@ -179,24 +179,24 @@ impl Packer<'_> {
         }
     }
 
-    /// The pages that come first.
-    fn working_set(&mut self, source: &Source, others: Option<&Known>) -> Result<()> {
+    /// Takes the pages of the working set, which come first.
+    fn working_set(&mut self, file: &ImageFile, others: Option<&KnownPages>) -> Result<()> {
         let mut bytes = vec![0; PAGE_SIZE];
         for run in self.image.working_set().to_vec() {
             for page in run.first..run.first + run.pages {
-                source.read(&mut bytes, u64::from(page) * PAGE_SIZE as u64)?;
+                file.read(&mut bytes, u64::from(page) * PAGE_SIZE as u64)?;
                 let content = self.content(page, &bytes, others)?;
                 self.early.insert(page, content);
             }
         }
-        let rest = match source.kind {
-            ImageKind::Rootfs => frame::COARSE,
-            _ => frame::FINE,
+        let rest = match file.kind {
+            ImageKind::Rootfs => chunking::COARSE,
+            _ => chunking::FINE,
         };
-        self.frames.set_grain(rest, &mut self.image)
+        self.frames.set_chunking(rest, &mut self.image)
     }
 
-    fn page(&mut self, bytes: &[u8], others: Option<&Known>) -> Result<()> {
+    fn page(&mut self, bytes: &[u8], others: Option<&KnownPages>) -> Result<()> {
         let content = match self.early.get(&self.page) {
             Some(&content) => content,
             None => self.content(self.page, bytes, others)?,
@@ -206,8 +206,8 @@ impl Packer<'_> {
         Ok(())
     }
 
-    /// Where the bytes of a page are; puts them into a frame if they are nowhere yet.
-    fn content(&mut self, page: u32, bytes: &[u8], others: Option<&Known>) -> Result<Content> {
+    /// Returns where the bytes of a page are; puts them into a frame if they are nowhere yet.
+    fn content(&mut self, page: u32, bytes: &[u8], others: Option<&KnownPages>) -> Result<Content> {
         if is_zero(bytes) {
             return Ok(Content::Zero);
         }
@@ -230,99 +230,8 @@ impl Packer<'_> {
     }
 }
 
-/// Zero test that the compiler turns into wide loads.
+/// Tests for zeros in a way that the compiler turns into wide loads.
 fn is_zero(page: &[u8]) -> bool {
     page.chunks_exact(128)
         .all(|chunk| chunk.iter().fold(0, |or, byte| or | byte) == 0)
-}
-
-/// Where compressed frames go.
-pub(crate) type Sink<'s> = &'s mut dyn FnMut(Packed) -> Result<()>;
-
-/// Collects stored pages into frames: where one ends depends on the pages in it, so that a page more
-/// or less changes one frame or two, and not all that follow. They are compressed while the next ones
-/// are read.
-struct Frames<'p> {
-    pool: &'p mut Pool,
-    sink: Sink<'p>,
-    grain: Grain,
-    /// The raw frame that is being filled.
-    current: Vec<u8>,
-    /// Pages of the frames that are in the pool.
-    on_the_way: VecDeque<u32>,
-    /// Stored pages so far.
-    stored: u32,
-}
-
-impl<'p> Frames<'p> {
-    fn new(pool: &'p mut Pool, sink: Sink<'p>) -> Self {
-        Frames {
-            pool,
-            sink,
-            grain: frame::FINE,
-            current: Vec::new(),
-            on_the_way: VecDeque::new(),
-            stored: 0,
-        }
-    }
-
-    /// Takes a page and returns its slot.
-    fn page(&mut self, bytes: &[u8], hash: &PageHash, image: &mut Image) -> Result<u32> {
-        let Grain { fewest, most, ends } = self.grain;
-        let pages = |pages: u32| pages as usize * PAGE_SIZE;
-        if self.current.is_empty() {
-            self.current.reserve_exact(pages(most));
-        }
-        self.current.extend_from_slice(bytes);
-        let len = self.current.len();
-        if len == pages(most) || len >= pages(fewest) && hash[0].is_multiple_of(ends) {
-            self.end(image)?;
-        }
-        self.stored += 1;
-        Ok(self.stored - 1)
-    }
-
-    /// The next page begins a new frame, of this grain.
-    fn set_grain(&mut self, grain: Grain, image: &mut Image) -> Result<()> {
-        self.end(image)?;
-        self.grain = grain;
-        Ok(())
-    }
-
-    /// Ends the frame that is being filled.
-    fn end(&mut self, image: &mut Image) -> Result<()> {
-        let raw = std::mem::take(&mut self.current);
-        if raw.is_empty() {
-            return Ok(());
-        }
-        while self.pool.is_full() {
-            self.put(image)?;
-        }
-        self.on_the_way.push_back((raw.len() / PAGE_SIZE) as u32);
-        self.pool.push(raw);
-        Ok(())
-    }
-
-    /// Waits for the oldest frame in the pool, and puts it where it belongs.
-    fn put(&mut self, image: &mut Image) -> Result<()> {
-        let (Some(pages), Some(packed)) = (self.on_the_way.pop_front(), self.pool.pop()) else {
-            return Ok(());
-        };
-        let packed = packed.map_err(|e| {
-            Error::InvalidSpec(format!(
-                "zstd cannot compress the {} image: {e}",
-                image.kind()
-            ))
-        })?;
-        image.push_frame(packed.bytes.len() as u32, pages, packed.hash);
-        (self.sink)(packed)
-    }
-
-    fn finish(mut self, image: &mut Image) -> Result<()> {
-        self.end(image)?;
-        while !self.on_the_way.is_empty() {
-            self.put(image)?;
-        }
-        Ok(())
-    }
 }

@@ -1,4 +1,4 @@
-//! Frames on their way through zstd: compressed by threads, given back in order.
+//! Compresses frames on several threads and returns them in order.
 
 use std::collections::VecDeque;
 use std::io;
@@ -8,13 +8,13 @@ use std::thread;
 
 use crate::format::frame::Packed;
 
-/// Most threads. Each takes up to 13 MiB: zstd's tables, and what is on its way.
-const MOST_THREADS: usize = 12;
-/// Frames on their way, for each thread. While the first of them is waited for, the others keep the
+/// Most threads. Each takes up to 13 MiB: zstd's tables, and its frames in flight.
+const MAX_THREADS: usize = 12;
+/// Frames in flight, for each thread. While the first of them is waited for, the others keep the
 /// threads busy. A frame has 1.5 MiB at most, raw and, if it does not compress, once more.
-const ON_THE_WAY: usize = 3;
+const IN_FLIGHT: usize = 3;
 
-/// CPUs that this program may use.
+/// Returns how many CPUs this program may use.
 pub(crate) fn cores() -> usize {
     thread::available_parallelism().map_or(1, usize::from)
 }
@@ -36,8 +36,8 @@ struct Job {
 }
 
 impl Pool {
-    /// Calls `body` with a pool of so many threads, [`MOST_THREADS`] at most, which do `work`. What is
-    /// still on its way when `body` returns is done, too.
+    /// Calls `body` with a pool of so many threads, [`MAX_THREADS`] at most, which do `work`. What is
+    /// still in flight when `body` returns is done, too.
     ///
     /// # Errors
     /// If there can be no threads.
@@ -46,7 +46,7 @@ impl Pool {
         work: &Work<'_>,
         body: impl FnOnce(&mut Pool) -> T,
     ) -> io::Result<T> {
-        let threads = threads.clamp(1, MOST_THREADS);
+        let threads = threads.clamp(1, MAX_THREADS);
         let (jobs, waiting) = mpsc::channel();
         let waiting = Mutex::new(waiting);
         thread::scope(|scope| {
@@ -63,7 +63,7 @@ impl Pool {
         })
     }
 
-    /// Takes a frame. There must be room for it.
+    /// Takes a frame. The pool must not be full.
     pub(crate) fn push(&mut self, raw: Vec<u8>) {
         let (result, receiver) = mpsc::channel();
         self.jobs
@@ -72,12 +72,12 @@ impl Pool {
         self.results.push_back(receiver);
     }
 
-    /// Whether a result must be taken before the next frame can be.
+    /// Returns whether a result must be taken before the next frame can be.
     pub(crate) fn is_full(&self) -> bool {
-        self.results.len() >= self.threads * ON_THE_WAY
+        self.results.len() >= self.threads * IN_FLIGHT
     }
 
-    /// Waits for what comes of the oldest frame; `None` if there is none on its way.
+    /// Waits for the result of the oldest frame; `None` if none is in flight.
     pub(crate) fn pop(&mut self) -> Option<io::Result<Packed>> {
         let result = self.results.pop_front()?;
         Some(result.recv().expect("no thread of the pool panics"))

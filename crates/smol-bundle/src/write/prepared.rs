@@ -5,9 +5,9 @@
 //! nothing were touched, and those are compressed while the machine runs. Where a frame of the bundle
 //! holds the same pages, and most do, its bytes are there already.
 //!
-//! It is a memo and nothing else: [`frame::pack`] gives the same bytes for the same pages, and a
-//! frame is looked up by all of its pages. So a bundle has the same bytes with it and without, and
-//! whatever goes wrong here only leaves more to do for the writer, who will say what it is.
+//! This is only a cache: [`frame::pack`] makes the same bytes of the same pages, and a frame is looked
+//! up by all of its pages. So a bundle has the same bytes with it and without, and whatever goes wrong
+//! here leaves more to do for the writer, which reports it if it fails, too.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -17,14 +17,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::format::frame::{self, Packed};
-use crate::write::pages::{self, Known, Source};
+use crate::write::pages::{self, ImageFile, KnownPages};
 use crate::write::pool::{self, Pool};
 use crate::{Error, ImageKind, Result};
 
 /// Most compressed bytes that are kept: 64 MiB, those of a root file system of some 180 MiB. With what
-/// is on its way in the pool this stays below the 256 MiB that a build may take beside the guest's
+/// is in flight in the pool this stays below the 256 MiB that a build may take beside the guest's
 /// memory.
-const MOST: usize = 64 << 20;
+const MAX_BYTES: usize = 64 << 20;
 
 /// Frames that are compressed already, for [`write_while`](crate::write_while). The default has none.
 #[derive(Default)]
@@ -39,42 +39,42 @@ struct Frames {
     packed: HashMap<[u8; 32], Packed>,
     /// Compressed bytes in them.
     bytes: usize,
-    /// There was one for which there was no room.
+    /// Whether a frame did not fit any more.
     full: bool,
 }
 
 impl Prepared {
-    /// Compresses the frames of these images (all but memory) until all are done, 64 MiB are kept or
-    /// `go_on` says no: it is asked for each frame and each MiB, by several threads. They have the
-    /// priority of the one that calls, and leave one core to what goes on beside.
+    /// Compresses the frames of these images (all but memory) until all are done, 64 MiB are kept
+    /// or `proceed` says no: it is asked for each frame and each MiB, by several threads. They have
+    /// the priority of the caller, and leave one core to other work.
     ///
     /// An image that cannot be read, too, ends the work: what was prepared until then remains.
-    pub fn of(images: &[(ImageKind, &Path)], go_on: &(dyn Fn() -> bool + Sync)) -> Self {
-        Self::up_to(MOST, images, go_on)
+    pub fn of(images: &[(ImageKind, &Path)], proceed: &(dyn Fn() -> bool + Sync)) -> Self {
+        Self::up_to(MAX_BYTES, images, proceed)
     }
 
     fn up_to(
         most: usize,
         images: &[(ImageKind, &Path)],
-        go_on: &(dyn Fn() -> bool + Sync),
+        proceed: &(dyn Fn() -> bool + Sync),
     ) -> Self {
         let prepared = Self::default();
-        let go_on = || go_on() && !prepared.lock().full;
-        let work = |raw: &[u8]| match go_on() {
+        let proceed = || proceed() && !prepared.lock().full;
+        let work = |raw: &[u8]| match proceed() {
             true => frame::pack(raw).map(|packed| prepared.keep(most, raw, packed)),
             false => Err(io::ErrorKind::Interrupted.into()),
         };
         let threads = pool::cores().saturating_sub(1);
         let _: io::Result<Result<()>> = Pool::with(threads, &work, |pool| {
             for (kind, path) in images {
-                prepare(*kind, path, pool, &go_on)?;
+                prepare(*kind, path, pool, &proceed)?;
             }
             Ok(())
         });
         prepared
     }
 
-    /// Frames that a writer has taken.
+    /// Returns how many frames a writer has taken.
     pub fn used(&self) -> u64 {
         self.used.load(Ordering::Relaxed)
     }
@@ -83,13 +83,13 @@ impl Prepared {
         self.frames.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps a frame, if there is room. Nothing is left for who gives its results back in order.
+    /// Keeps a frame, if it fits. What is returned, for the pool to pass on, has no bytes.
     fn keep(&self, most: usize, raw: &[u8], mut packed: Packed) -> Packed {
         let nothing = Packed {
             bytes: Vec::new(),
             hash: packed.hash,
         };
-        // zstd was given room for the worst case.
+        // Its capacity is for the worst case of compression.
         packed.bytes.shrink_to_fit();
         let mut frames = self.lock();
         frames.full |= frames.bytes + packed.bytes.len() > most;
@@ -100,7 +100,7 @@ impl Prepared {
         nothing
     }
 
-    /// The frame of these pages: the one that was prepared, or one that is compressed now.
+    /// Returns the frame of these pages: the one that was prepared, or one that is compressed now.
     pub(crate) fn pack(&self, raw: &[u8]) -> io::Result<Packed> {
         match self.take(raw) {
             Some(packed) => Ok(packed),
@@ -108,7 +108,8 @@ impl Prepared {
         }
     }
 
-    /// No frame is wanted twice: it would hold pages that are stored already.
+    /// Takes the frame of these pages out. None is wanted twice: it would hold pages that are
+    /// stored already.
     fn take(&self, raw: &[u8]) -> Option<Packed> {
         if self.lock().packed.is_empty() {
             return None;
@@ -123,9 +124,14 @@ impl Prepared {
 }
 
 /// Sends the frames of an image through the pool.
-fn prepare(kind: ImageKind, path: &Path, pool: &mut Pool, go_on: &dyn Fn() -> bool) -> Result<()> {
-    let source = Source::open(kind, path)?;
-    let mut advance = |_| match go_on() {
+fn prepare(
+    kind: ImageKind,
+    path: &Path,
+    pool: &mut Pool,
+    proceed: &dyn Fn() -> bool,
+) -> Result<()> {
+    let file = ImageFile::open(kind, path)?;
+    let mut advance = |_| match proceed() {
         true => Ok(()),
         false => Err(Error::Stopped {
             path: path.to_owned(),
@@ -133,9 +139,9 @@ fn prepare(kind: ImageKind, path: &Path, pool: &mut Pool, go_on: &dyn Fn() -> bo
     };
     let mut forget = |_| Ok(());
     pages::pack(
-        &source,
+        &file,
         &[],
-        &mut Known::default(),
+        &mut KnownPages::default(),
         pool,
         &mut forget,
         &mut advance,
@@ -159,7 +165,7 @@ mod tests {
     use super::*;
     use crate::format::limits::PAGE_SIZE;
 
-    /// An image of pages that do not compress, each another.
+    /// Returns an image of pages that do not compress, each another.
     fn image(pages: usize) -> tempfile::NamedTempFile {
         let file = tempfile::NamedTempFile::new().unwrap();
         let mut bytes = vec![0; pages * PAGE_SIZE];
@@ -168,15 +174,15 @@ mod tests {
         file
     }
 
-    fn prepared(image: &Path, most: usize, go_on: &(dyn Fn() -> bool + Sync)) -> Frames {
-        let prepared = Prepared::up_to(most, &[(ImageKind::Rootfs, image)], go_on);
+    fn prepared(image: &Path, most: usize, proceed: &(dyn Fn() -> bool + Sync)) -> Frames {
+        let prepared = Prepared::up_to(most, &[(ImageKind::Rootfs, image)], proceed);
         prepared.frames.into_inner().unwrap()
     }
 
     #[test]
     fn what_is_kept_is_bounded_and_the_work_ends_there() {
         let image = image(2000);
-        let all = prepared(image.path(), MOST, &|| true);
+        let all = prepared(image.path(), MAX_BYTES, &|| true);
         assert!(!all.full && all.bytes > 2000 * PAGE_SIZE);
         let most = 3 << 20;
         let some = prepared(image.path(), most, &|| true);
@@ -190,7 +196,7 @@ mod tests {
     fn a_frame_is_given_once_and_is_what_the_writer_would_have_made() {
         let raw = vec![7; 20 * PAGE_SIZE];
         let prepared = Prepared::default();
-        prepared.keep(MOST, &raw, frame::pack(&raw).unwrap());
+        prepared.keep(MAX_BYTES, &raw, frame::pack(&raw).unwrap());
         for used in [1, 1] {
             let packed = prepared.pack(&raw).unwrap();
             let fresh = frame::pack(&raw).unwrap();

@@ -11,7 +11,7 @@ use crate::format::limits::*;
 use crate::format::oci::{self, Descriptor, Manifest};
 use crate::write::archive::ArchiveWriter;
 use crate::write::output::Output;
-use crate::write::pages::{self, Known, Source};
+use crate::write::pages::{self, ImageFile, KnownPages};
 use crate::write::pool::{self, Pool};
 use crate::{Config, Digest, Error, ImageKind, Prepared, Result, Run, Stats};
 
@@ -82,8 +82,9 @@ pub fn write(spec: &BundleSpec, out: &Path, progress: &mut dyn FnMut(u64, u64)) 
     })
 }
 
-/// As [`write()`], for as long as `progress` says to continue; then [`Error::Stopped`]. Frames that are
-/// among those `prepared` are not compressed again; the bytes are the same in any case.
+/// Does the same as [`write()`] for as long as `progress` says to continue; then
+/// [`Error::Stopped`]. Frames that are among those `prepared` are not compressed again; the bytes
+/// are the same in any case.
 pub fn write_while(
     spec: &BundleSpec,
     prepared: &Prepared,
@@ -91,8 +92,8 @@ pub fn write_while(
     progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
 ) -> Result<Written> {
     validate(spec)?;
-    let sources = sources(spec)?;
-    let total = sources.iter().map(Source::size).sum();
+    let files = image_files(spec)?;
+    let total = files.iter().map(ImageFile::size).sum();
     let mut done = 0;
     let mut advance = |bytes| {
         done += bytes;
@@ -110,7 +111,7 @@ pub fn write_while(
     let working_set = spec.snapshot.as_ref().map(|s| &s.working_set);
     let work = |raw: &[u8]| prepared.pack(raw);
     let (index, mut layers) = Pool::with(pool::cores(), &work, |pool| {
-        write_images(&sources, working_set, pool, &mut archive, &mut advance)
+        write_images(&files, working_set, pool, &mut archive, &mut advance)
     })
     .map_err(|e| Error::io("start threads to write", out, e))??;
     for (media_type, bytes) in texts(spec, &index)? {
@@ -120,7 +121,7 @@ pub fn write_while(
     let config = oci::bytes(&spec.config);
     debug_assert!(
         config.len() as u64 <= MAX_JSON_SIZE,
-        "the limits of its fields see to that"
+        "the limits of its fields ensure it"
     );
     archive.blob(&config)?;
     let config = Descriptor::of(oci::CONFIG, &config);
@@ -155,7 +156,7 @@ fn validate(spec: &BundleSpec) -> Result<()> {
     Ok(())
 }
 
-fn sources(spec: &BundleSpec) -> Result<Vec<Source>> {
+fn image_files(spec: &BundleSpec) -> Result<Vec<ImageFile>> {
     let paths = [
         (ImageKind::Kernel, Some(&spec.kernel)),
         (ImageKind::Initramfs, spec.initramfs.as_ref()),
@@ -165,10 +166,10 @@ fn sources(spec: &BundleSpec) -> Result<Vec<Source>> {
     let present = paths
         .into_iter()
         .filter_map(|(kind, path)| Some((kind, path?)));
-    let sources = present
-        .map(|(kind, path)| Source::open(kind, path))
+    let files = present
+        .map(|(kind, path)| ImageFile::open(kind, path))
         .collect::<Result<Vec<_>>>()?;
-    if let (Some(_), Some(memory)) = (&spec.snapshot, sources.last())
+    if let (Some(_), Some(memory)) = (&spec.snapshot, files.last())
         && memory.size() != spec.config.memory
     {
         let (found, expected) = (memory.size(), spec.config.memory);
@@ -176,28 +177,28 @@ fn sources(spec: &BundleSpec) -> Result<Vec<Source>> {
             "the memory image has {found} bytes, the configuration says {expected}"
         )));
     }
-    Ok(sources)
+    Ok(files)
 }
 
 /// Writes the frames of every image, one blob each.
 fn write_images(
-    sources: &[Source],
+    files: &[ImageFile],
     working_set: Option<&WorkingSet>,
     pool: &mut Pool,
     archive: &mut ArchiveWriter<'_>,
     advance: &mut dyn FnMut(u64) -> Result<()>,
 ) -> Result<(PageIndex, Vec<Descriptor>)> {
-    let mut known = Known::default();
+    let mut known = KnownPages::default();
     let (mut images, mut layers) = (Vec::new(), Vec::new());
-    for source in sources {
+    for file in files {
         let mut blob = archive.stream();
-        let touched = match (source.kind(), working_set) {
+        let touched = match (file.kind(), working_set) {
             (ImageKind::Memory, Some(set)) => &set.memory[..],
             (ImageKind::Rootfs, Some(set)) => &set.rootfs[..],
             _ => &[],
         };
         let mut sink = |packed: Packed| blob.write(&packed.bytes);
-        let image = pages::pack(source, touched, &mut known, pool, &mut sink, advance)?;
+        let image = pages::pack(file, touched, &mut known, pool, &mut sink, advance)?;
         if let Some((digest, size)) = blob.finish()? {
             layers.push(Descriptor::new(image.kind().media_type(), digest, size));
         }
@@ -206,7 +207,7 @@ fn write_images(
     Ok((PageIndex::new(images), layers))
 }
 
-/// The blobs behind the frames.
+/// Returns the blobs that come after the frames.
 fn texts(spec: &BundleSpec, index: &PageIndex) -> Result<Vec<(&'static str, Vec<u8>)>> {
     let index = index.encode();
     if index.len() as u64 > MAX_INDEX_SIZE {

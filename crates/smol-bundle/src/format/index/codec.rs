@@ -16,7 +16,7 @@ const EXTENT_LEN: usize = 12;
 const RUN_LEN: usize = 12;
 
 impl PageIndex {
-    /// The blob.
+    /// Returns the bytes of the blob.
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
         out.extend(MAGIC);
@@ -89,8 +89,8 @@ impl PageIndex {
         Ok(index)
     }
 
-    /// Every reference leads to stored pages, so there are no chains and no cycles; and only
-    /// memory refers to other images, so that their frames depend on nothing but themselves.
+    /// Checks that every reference leads to stored pages, so there are no chains and no cycles; and
+    /// only memory refers to other images, so that their frames depend on nothing but themselves.
     fn check_references(&self) -> Result<(), Flaw> {
         let indirect: Vec<Vec<u32>> = self.images.iter().map(Image::indirect_before).collect();
         for image in &self.images {
@@ -132,7 +132,7 @@ impl PageIndex {
 }
 
 impl Image {
-    /// For each extent, how many pages before it are not stored in frames of this image.
+    /// Returns for each extent how many pages before it are not stored in frames of this image.
     fn indirect_before(&self) -> Vec<u32> {
         let mut sum = 0;
         let before = |extent: &Extent| {
@@ -145,7 +145,7 @@ impl Image {
         self.extents.iter().map(before).collect()
     }
 
-    /// How many pages before `page` are not stored in frames of this image.
+    /// Returns how many pages before `page` are not stored in frames of this image.
     fn indirect_pages(&self, before: &[u32], page: u32) -> u32 {
         if page == 0 {
             return 0;
@@ -307,7 +307,8 @@ impl ImageHead {
             };
             let inside = run.pages > 0 && run.end().is_some_and(|end| end <= image.pages());
             let last = image.working_set.last();
-            if !known || !inside || last.is_some_and(|last| last.goes_on(first, run.written)) {
+            if !known || !inside || last.is_some_and(|last| last.continues_with(first, run.written))
+            {
                 return Err(at.flaw(format!("{} run {n} is malformed", self.kind)));
             }
             image.working_set.push(run);
@@ -373,7 +374,7 @@ impl ImageHead {
     }
 }
 
-/// Whether the runs (first, length) cover 0 to `total` without gap or overlap.
+/// Returns whether the runs (first, length) cover 0 to `total` without gap or overlap.
 fn tiles(mut runs: Vec<(u32, u32)>, total: u32) -> bool {
     runs.sort_unstable();
     let end = runs.iter().try_fold(0u32, |at, (first, len)| {

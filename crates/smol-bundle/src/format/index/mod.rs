@@ -36,7 +36,7 @@ impl ImageKind {
         ImageKind::Memory,
     ];
 
-    /// The kind's name: `kernel`, `initramfs`, `rootfs` or `memory`.
+    /// Returns the kind's name: `kernel`, `initramfs`, `rootfs` or `memory`.
     pub fn name(self) -> &'static str {
         match self {
             ImageKind::Kernel => "kernel",
@@ -89,13 +89,13 @@ pub struct Run {
 }
 
 impl Run {
-    /// The number after its last page's; `None` beyond what a number can be.
+    /// Returns the number after its last page's; `None` beyond what a number can be.
     pub fn end(self) -> Option<u32> {
         self.first.checked_add(self.pages)
     }
 
-    /// Whether a run with this first page and of this kind would be one with it.
-    fn goes_on(self, first: u32, written: bool) -> bool {
+    /// Returns whether a run with this first page and of this kind would be one with it.
+    fn continues_with(self, first: u32, written: bool) -> bool {
         self.end() == Some(first) && self.written == written
     }
 }
@@ -219,45 +219,45 @@ impl Image {
         }
     }
 
-    /// Which image.
+    /// Returns which image it is.
     pub fn kind(&self) -> ImageKind {
         self.kind
     }
 
-    /// Exact size, bytes; the last page may go beyond it.
+    /// Returns the exact size in bytes; the last page may go beyond it.
     pub fn size(&self) -> u64 {
         self.size
     }
 
-    /// Number of pages.
+    /// Returns the number of pages.
     pub fn pages(&self) -> u32 {
         self.size.div_ceil(PAGE_SIZE as u64) as u32
     }
 
-    /// The frames, in the order in which they lie in the blob.
+    /// Returns the frames, in the order in which they lie in the blob.
     pub fn frames(&self) -> &[Frame] {
         &self.frames
     }
 
-    /// The runs that make up the image, from its first page to its last.
+    /// Returns the runs that make up the image, from its first page to its last.
     pub fn extents(&self) -> &[Extent] {
         &self.extents
     }
 
-    /// The pages that a restored machine touches first, in that order; empty if nobody has looked.
-    /// The runs do not overlap.
+    /// Returns the pages that a restored machine touches first, in that order; empty if nobody has
+    /// looked. The runs do not overlap.
     pub fn working_set(&self) -> &[Run] {
         &self.working_set
     }
 
-    /// Length of the frames blob, bytes; 0 means that there is none.
+    /// Returns the length of the frames blob in bytes; 0 means that there is none.
     pub fn blob_len(&self) -> u64 {
         self.frames
             .last()
             .map_or(0, |f| f.offset + u64::from(f.len))
     }
 
-    /// Number of stored pages.
+    /// Returns the number of stored pages.
     pub fn stored(&self) -> u32 {
         self.frames.last().map_or(0, |f| f.first_slot + f.pages)
     }
@@ -286,7 +286,7 @@ impl Image {
         }
     }
 
-    /// Sets the working set: runs in the order in which to bring them, which need be neither joined nor
+    /// Sets the working set: runs in the order in which to load them, which need be neither joined nor
     /// free of overlaps; pages beyond the image do not count.
     pub(crate) fn set_working_set(&mut self, touched: &[Run]) {
         let end = self.pages();
@@ -298,7 +298,7 @@ impl Image {
                     continue;
                 }
                 match self.working_set.last_mut() {
-                    Some(last) if last.goes_on(page, run.written) => last.pages += 1,
+                    Some(last) if last.continues_with(page, run.written) => last.pages += 1,
                     _ => self.working_set.push(Run {
                         first: page,
                         pages: 1,
@@ -377,24 +377,24 @@ impl PageIndex {
         PageIndex { images }
     }
 
-    /// The images that the bundle holds, in order.
+    /// Returns the images that the bundle holds, in order.
     pub fn images(&self) -> &[Image] {
         &self.images
     }
 
-    /// One image's part.
+    /// Returns one image's part.
     pub fn image(&self, kind: ImageKind) -> Option<&Image> {
         self.images.iter().find(|i| i.kind == kind)
     }
 
-    /// Counts of pages and bytes.
+    /// Counts pages and bytes.
     pub fn stats(&self) -> Stats {
         Stats {
             images: self.images.iter().map(Image::stats).collect(),
         }
     }
 
-    /// How much of each image's frames another bundle has as well, in whatever image.
+    /// Returns how much of each image's frames another bundle has as well, in whatever image.
     pub fn shared_with(&self, other: &PageIndex) -> Vec<Shared> {
         let frames = other.images.iter().flat_map(|image| &image.frames);
         let theirs: HashSet<[u8; 32]> = frames.map(|frame| frame.hash).collect();
@@ -407,8 +407,8 @@ impl PageIndex {
         images.collect()
     }
 
-    /// Everything of `pages` pages of `kind` from `first` on that is not zero, as pieces of frames,
-    /// in page order.
+    /// Returns everything of `pages` pages of `kind` from `first` on that is not zero, as pieces of
+    /// frames, in page order.
     ///
     /// # Panics
     /// If the bundle does not hold the image or the range goes beyond its end.
@@ -465,7 +465,7 @@ impl Image {
         }
     }
 
-    /// The pieces of pages that are known to be stored, seen from another place (`page`).
+    /// Returns the pieces of pages that are known to be stored, seen from another place (`page`).
     fn pieces_of_stored(&self, first: u32, page: u32, pages: u32, out: &mut Vec<Piece>) {
         let mut done = 0;
         for extent in &self.extents[self.extent_of(first)..] {
