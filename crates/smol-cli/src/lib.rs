@@ -46,7 +46,7 @@ pub use signals::Interrupt;
 
 use std::io::IsTerminal;
 
-/// Whether stderr takes colours: it is a terminal, `NO_COLOR` is unset or empty
+/// Returns whether stderr takes colours: it is a terminal, `NO_COLOR` is unset or empty
 /// (<https://no-color.org>) and `TERM` is not `dumb`.
 pub fn colour_on_stderr() -> bool {
     let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
