@@ -139,6 +139,62 @@ fn a_failure_of_one_thread_ends_all_that_read_the_same_source() {
     says_where(&extract(&broken).unwrap_err(), bytes.len());
 }
 
+/// Bytes in memory of which one is another when it is read.
+#[derive(Debug)]
+struct Changing<'b> {
+    bytes: &'b [u8],
+    /// Where the byte is; beyond the end, nothing changes.
+    at: AtomicUsize,
+}
+
+impl ReadAt for Changing<'_> {
+    fn size(&self) -> io::Result<u64> {
+        self.bytes.size()
+    }
+
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        ReadAt::read_exact_at(self.bytes, buffer, offset)?;
+        let at = self.at.load(Ordering::SeqCst).checked_sub(offset as usize);
+        if let Some(byte) = at.and_then(|at| buffer.get_mut(at)) {
+            *byte ^= 0x10;
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn what_changes_after_opening_is_refused_or_read_as_it_was() {
+    let bytes = signed();
+    let source = Changing {
+        bytes: &bytes,
+        at: AtomicUsize::new(usize::MAX),
+    };
+    let bundle = Bundle::from_source(&source, "x").unwrap();
+    let read = || -> Vec<Result<Vec<u8>>> {
+        let images = ImageKind::ALL.map(|kind| bundle.read_image(kind, 1 << 20));
+        let texts = [bundle.state(), bundle.smolfile(), bundle.lock()];
+        let texts = texts.map(|text| text.map(Option::unwrap));
+        images.into_iter().chain(texts).collect()
+    };
+    let before: Vec<Vec<u8>> = read().into_iter().map(Result::unwrap).collect();
+    let mut refused = 0;
+    for blob in bundle.layout() {
+        let middle = (blob.offset + blob.size / 2) as usize;
+        source.at.store(middle, Ordering::SeqCst);
+        for (part, before) in read().into_iter().zip(&before) {
+            match part {
+                Ok(bytes) => assert!(bytes == *before, "{}", blob.media_type),
+                Err(error) => {
+                    assert!(error.is_verification_failure(), "{error}");
+                    refused += 1;
+                }
+            }
+        }
+    }
+    // Each part on its own account, and memory also for its pages in the root file system.
+    assert!(refused > before.len(), "{refused} parts were refused");
+}
+
 #[test]
 fn a_source_that_holds_less_than_it_says_is_told_as_unreadable() {
     #[derive(Debug)]
