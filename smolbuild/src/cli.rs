@@ -99,9 +99,9 @@ pub struct Conditions {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub host: AccelArg,
-    /// Download nothing
-    #[arg(long, env = "SMOL_OFFLINE", value_parser = BoolishValueParser::new())]
-    pub offline: bool,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub downloads: OfflineArg,
     /// Seconds of the host's clock that the machine may compute without pause until it gets the
     /// host's time, and the bundle is not reproducible
     #[arg(long, value_name = "SECONDS", default_value_t = 60, env = "SMOL_WATCHDOG",
@@ -115,15 +115,24 @@ pub struct Conditions {
     pub shown: ProgressArg,
 }
 
+/// `--offline`.
+#[derive(Debug, Args)]
+pub struct OfflineArg {
+    /// Download nothing
+    #[arg(long, env = "SMOL_OFFLINE", value_parser = BoolishValueParser::new())]
+    pub offline: bool,
+}
+
 /// `smolbuild lock`.
 #[derive(Debug, Args)]
+#[command(mut_arg("offline", |arg| arg.help("Download nothing: packages stay as they are locked")))]
 pub struct Lock {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub smolfile: SmolfileArg,
-    /// Download nothing: packages stay as they are locked
-    #[arg(long, env = "SMOL_OFFLINE", value_parser = BoolishValueParser::new())]
-    pub offline: bool,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub downloads: OfflineArg,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub shown: ProgressArg,

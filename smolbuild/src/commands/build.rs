@@ -35,7 +35,7 @@ pub fn run(args: &Build, interrupt: &Interrupt) -> Result<()> {
         lock: Policy::File {
             locked: args.locked,
         },
-        offline: args.conditions.offline,
+        offline: args.conditions.downloads.offline,
         surroundings,
         reuse: Reuse::of(args.rebuild, args.no_cache),
         accel: args.conditions.host.accel,
