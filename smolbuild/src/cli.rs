@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand};
-use smol_cli::progress::Mode;
-use smol_host::Accel;
+use smol_cli::args::{JsonArg, ProgressArg};
+use smol_host::AccelArg;
 
 /// Turns a Smolfile into a running Linux machine, frozen at the moment it became ready, packed
 /// and signed in one .smolmachine file.
@@ -47,7 +47,7 @@ pub enum Command {
     /// Build a kernel recipe
     Kernel(Kernel),
     /// Tell what this host can do, and the command that mends what it cannot
-    Doctor(Doctor),
+    Doctor(JsonArg),
     /// Runs one boot job; what an emulated host is started with.
     #[command(name = "boot-job", hide = true)]
     BootJob {
@@ -56,12 +56,20 @@ pub enum Command {
     },
 }
 
-/// `smolbuild [SMOLFILE|DIR]`.
+/// The Smolfile that a command works on.
 #[derive(Debug, Args)]
-pub struct Build {
+pub struct SmolfileArg {
     /// Smolfile, or a folder that holds one
     #[arg(default_value = ".", value_name = "SMOLFILE|DIR")]
     pub path: PathBuf,
+}
+
+/// `smolbuild [SMOLFILE|DIR]`.
+#[derive(Debug, Args)]
+pub struct Build {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub smolfile: SmolfileArg,
     /// Bundle to write [default: NAME.smolmachine in the current folder]
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
@@ -88,17 +96,12 @@ pub struct Build {
 /// Where and how a machine is built.
 #[derive(Debug, Args)]
 pub struct Conditions {
-    /// How to run the machine
-    #[arg(
-        long,
-        value_name = "auto|kvm|emulated",
-        default_value = "auto",
-        env = "SMOL_ACCEL"
-    )]
-    pub accel: Accel,
-    /// Download nothing
-    #[arg(long, env = "SMOL_OFFLINE", value_parser = BoolishValueParser::new())]
-    pub offline: bool,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub host: AccelArg,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub downloads: OfflineArg,
     /// Seconds of the host's clock that the machine may compute without pause until it gets the
     /// host's time, and the bundle is not reproducible
     #[arg(long, value_name = "SECONDS", default_value_t = 60, env = "SMOL_WATCHDOG",
@@ -109,34 +112,30 @@ pub struct Conditions {
     pub verbose: bool,
     #[command(flatten)]
     #[allow(missing_docs)]
-    pub shown: Shown,
+    pub shown: ProgressArg,
 }
 
-/// What the user sees meanwhile.
-#[derive(Clone, Copy, Debug, Args)]
-pub struct Shown {
-    /// How progress is shown
-    #[arg(
-        long,
-        value_name = "auto|tty|plain|json",
-        default_value = "auto",
-        env = "SMOL_PROGRESS"
-    )]
-    pub progress: Mode,
+/// `--offline`.
+#[derive(Debug, Args)]
+pub struct OfflineArg {
+    /// Download nothing
+    #[arg(long, env = "SMOL_OFFLINE", value_parser = BoolishValueParser::new())]
+    pub offline: bool,
 }
 
 /// `smolbuild lock`.
 #[derive(Debug, Args)]
+#[command(mut_arg("offline", |arg| arg.help("Download nothing: packages stay as they are locked")))]
 pub struct Lock {
-    /// Smolfile, or a folder that holds one
-    #[arg(default_value = ".", value_name = "SMOLFILE|DIR")]
-    pub path: PathBuf,
-    /// Download nothing: packages stay as they are locked
-    #[arg(long, env = "SMOL_OFFLINE", value_parser = BoolishValueParser::new())]
-    pub offline: bool,
     #[command(flatten)]
     #[allow(missing_docs)]
-    pub shown: Shown,
+    pub smolfile: SmolfileArg,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub downloads: OfflineArg,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub shown: ProgressArg,
 }
 
 /// `smolbuild reproduce`.
@@ -201,9 +200,9 @@ pub struct Verify {
 pub struct Inspect {
     /// Bundle to look into
     pub bundle: PathBuf,
-    /// As JSON
-    #[arg(long)]
-    pub json: bool,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub format: JsonArg,
 }
 
 /// `smolbuild diff`.
@@ -216,9 +215,9 @@ pub struct Diff {
     /// Show everything, not only the first 20 of each section
     #[arg(long)]
     pub all: bool,
-    /// As JSON
-    #[arg(long)]
-    pub json: bool,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub format: JsonArg,
 }
 
 /// `smolbuild kernel`.
@@ -238,15 +237,7 @@ pub struct Kernel {
     pub no_cache: bool,
     #[command(flatten)]
     #[allow(missing_docs)]
-    pub shown: Shown,
-}
-
-/// `smolbuild doctor`.
-#[derive(Debug, Args)]
-pub struct Doctor {
-    /// As JSON
-    #[arg(long)]
-    pub json: bool,
+    pub shown: ProgressArg,
 }
 
 #[cfg(test)]
@@ -264,7 +255,7 @@ mod tests {
         let cli =
             Cli::try_parse_from(["smolbuild", "recipes/redis", "-o", "r.smolmachine"]).unwrap();
         assert!(cli.command.is_none());
-        assert_eq!(cli.build.path, PathBuf::from("recipes/redis"));
+        assert_eq!(cli.build.smolfile.path, PathBuf::from("recipes/redis"));
         let cli = Cli::try_parse_from(["smolbuild", "verify", "x", "--insecure-unsigned"]).unwrap();
         assert!(matches!(cli.command, Some(Command::Verify(_))));
     }

@@ -15,4 +15,4 @@ pub mod error;
 pub mod select;
 
 pub use error::HostError;
-pub use select::{Accel, Backend, Selected, select};
+pub use select::{Accel, AccelArg, Backend, Selected, select};
