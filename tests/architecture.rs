@@ -388,7 +388,12 @@ fn links_between_documents_lead_somewhere() {
 fn every_option_is_in_the_manual() {
     let manual = read("docs/cli.md");
     let mut seen = 0;
-    for cli in ["smolbuild/src/cli.rs", "smolrun/src/cli.rs"] {
+    for cli in [
+        "smolbuild/src/cli.rs",
+        "smolrun/src/cli.rs",
+        "crates/smol-cli/src/args.rs",
+        "crates/smol-host/src/select.rs",
+    ] {
         for option in long_options(&read(cli)) {
             seen += 1;
             assert!(

@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand};
+use smol_cli::args::{JsonArg, ProgressArg};
 use smol_cli::manual::Shell;
-use smol_cli::progress::Mode;
-use smol_host::Accel;
+use smol_host::AccelArg;
 
 /// Turns a Smolfile into a running Linux machine, frozen at the moment it became ready, packed
 /// and signed in one .smolmachine file.
@@ -48,7 +48,7 @@ pub enum Command {
     /// Build a kernel recipe
     Kernel(Kernel),
     /// Tell what this host can do, and the command that mends what it cannot
-    Doctor(Doctor),
+    Doctor(JsonArg),
     /// Print the script that completes this command line in a shell
     Completions {
         /// Shell
@@ -68,12 +68,20 @@ pub enum Command {
     },
 }
 
-/// `smolbuild [SMOLFILE|DIR]`.
+/// The Smolfile that a command works on.
 #[derive(Debug, Args)]
-pub struct Build {
+pub struct SmolfileArg {
     /// Smolfile, or a folder that holds one
     #[arg(default_value = ".", value_name = "SMOLFILE|DIR")]
     pub path: PathBuf,
+}
+
+/// `smolbuild [SMOLFILE|DIR]`.
+#[derive(Debug, Args)]
+pub struct Build {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub smolfile: SmolfileArg,
     /// Bundle to write [default: NAME.smolmachine in the current folder]
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
@@ -100,17 +108,12 @@ pub struct Build {
 /// Where and how a machine is built.
 #[derive(Debug, Args)]
 pub struct Conditions {
-    /// How to run the machine
-    #[arg(
-        long,
-        value_name = "auto|kvm|emulated",
-        default_value = "auto",
-        env = "SMOL_ACCEL"
-    )]
-    pub accel: Accel,
-    /// Download nothing
-    #[arg(long, env = "SMOL_OFFLINE", value_parser = BoolishValueParser::new())]
-    pub offline: bool,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub host: AccelArg,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub downloads: OfflineArg,
     /// Seconds of the host's clock that the machine may compute without pause until it gets the
     /// host's time, and the bundle is not reproducible
     #[arg(long, value_name = "SECONDS", default_value_t = 60, env = "SMOL_WATCHDOG",
@@ -121,34 +124,30 @@ pub struct Conditions {
     pub verbose: bool,
     #[command(flatten)]
     #[allow(missing_docs)]
-    pub shown: Shown,
+    pub shown: ProgressArg,
 }
 
-/// What the user sees meanwhile.
-#[derive(Clone, Copy, Debug, Args)]
-pub struct Shown {
-    /// How progress is shown
-    #[arg(
-        long,
-        value_name = "auto|tty|plain|json",
-        default_value = "auto",
-        env = "SMOL_PROGRESS"
-    )]
-    pub progress: Mode,
+/// `--offline`.
+#[derive(Debug, Args)]
+pub struct OfflineArg {
+    /// Download nothing
+    #[arg(long, env = "SMOL_OFFLINE", value_parser = BoolishValueParser::new())]
+    pub offline: bool,
 }
 
 /// `smolbuild lock`.
 #[derive(Debug, Args)]
+#[command(mut_arg("offline", |arg| arg.help("Download nothing: packages stay as they are locked")))]
 pub struct Lock {
-    /// Smolfile, or a folder that holds one
-    #[arg(default_value = ".", value_name = "SMOLFILE|DIR")]
-    pub path: PathBuf,
-    /// Download nothing: packages stay as they are locked
-    #[arg(long, env = "SMOL_OFFLINE", value_parser = BoolishValueParser::new())]
-    pub offline: bool,
     #[command(flatten)]
     #[allow(missing_docs)]
-    pub shown: Shown,
+    pub smolfile: SmolfileArg,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub downloads: OfflineArg,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub shown: ProgressArg,
 }
 
 /// `smolbuild reproduce`.
@@ -213,9 +212,9 @@ pub struct Verify {
 pub struct Inspect {
     /// Bundle to look into
     pub bundle: PathBuf,
-    /// As JSON
-    #[arg(long)]
-    pub json: bool,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub format: JsonArg,
 }
 
 /// `smolbuild diff`.
@@ -228,9 +227,9 @@ pub struct Diff {
     /// Show everything, not only the first 20 of each section
     #[arg(long)]
     pub all: bool,
-    /// As JSON
-    #[arg(long)]
-    pub json: bool,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub format: JsonArg,
 }
 
 /// `smolbuild kernel`.
@@ -250,15 +249,7 @@ pub struct Kernel {
     pub no_cache: bool,
     #[command(flatten)]
     #[allow(missing_docs)]
-    pub shown: Shown,
-}
-
-/// `smolbuild doctor`.
-#[derive(Debug, Args)]
-pub struct Doctor {
-    /// As JSON
-    #[arg(long)]
-    pub json: bool,
+    pub shown: ProgressArg,
 }
 
 #[cfg(test)]
@@ -276,7 +267,7 @@ mod tests {
         let cli =
             Cli::try_parse_from(["smolbuild", "recipes/redis", "-o", "r.smolmachine"]).unwrap();
         assert!(cli.command.is_none());
-        assert_eq!(cli.build.path, PathBuf::from("recipes/redis"));
+        assert_eq!(cli.build.smolfile.path, PathBuf::from("recipes/redis"));
         let cli = Cli::try_parse_from(["smolbuild", "verify", "x", "--insecure-unsigned"]).unwrap();
         assert!(matches!(cli.command, Some(Command::Verify(_))));
     }

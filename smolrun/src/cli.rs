@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand};
+use smol_cli::args::{JsonArg, ProgressArg};
 use smol_cli::manual::Shell;
-use smol_host::Accel;
+use smol_host::AccelArg;
 
 use crate::host::instance;
 use crate::run::publish::Publish;
@@ -36,8 +37,13 @@ pub struct Cli {
     pub run: RunArgs,
 }
 
+const ACCEL_HELP: &str =
+    "Where to run: this host's KVM, or a slow emulated host (QEMU); auto tries KVM first";
+
 /// Options of `smolrun BUNDLE`.
 #[derive(Debug, Args)]
+#[command(mut_arg("accel", |arg| arg.help(ACCEL_HELP)))]
+#[command(mut_arg("progress", |arg| arg.help("How to show progress")))]
 pub struct RunArgs {
     /// The .smolmachine file.
     #[arg(value_name = "BUNDLE", required = true)]
@@ -71,14 +77,9 @@ pub struct RunArgs {
     #[arg(long, env = "SMOL_NAME", value_parser = instance::check_name)]
     pub name: Option<String>,
 
-    /// Where to run: this host's KVM, or a slow emulated host (QEMU); auto tries KVM first.
-    #[arg(
-        long,
-        value_name = "auto|kvm|emulated",
-        env = "SMOL_ACCEL",
-        default_value = "auto"
-    )]
-    pub accel: Accel,
+    /// Where to run.
+    #[command(flatten)]
+    pub host: AccelArg,
 
     /// Boot the machine instead of restoring its snapshot.
     #[arg(long, env = "SMOL_COLD", value_parser = BoolishValueParser::new())]
@@ -92,14 +93,9 @@ pub struct RunArgs {
     #[arg(short, long, env = "SMOL_VERBOSE", value_parser = BoolishValueParser::new())]
     pub verbose: bool,
 
-    /// How to show progress.
-    #[arg(
-        long,
-        value_name = "auto|tty|plain|json",
-        env = "SMOL_PROGRESS",
-        default_value = "auto"
-    )]
-    pub progress: smol_cli::Mode,
+    /// What the user sees meanwhile.
+    #[command(flatten)]
+    pub shown: ProgressArg,
 }
 
 /// The commands beside running.
@@ -128,11 +124,7 @@ pub enum Command {
         time: u64,
     },
     /// Say what this host can do, and how to mend what it cannot.
-    Doctor {
-        /// As JSON.
-        #[arg(long)]
-        json: bool,
-    },
+    Doctor(JsonArg),
     /// Print the script that completes this command line in a shell.
     Completions {
         /// Shell.

@@ -54,7 +54,7 @@ fn main() -> ExitCode {
         Some(Command::Ps { json }) => commands::ps(*json),
         Some(Command::Logs { name, follow }) => commands::logs(name, *follow),
         Some(Command::Stop { name, time }) => commands::stop(name, *time),
-        Some(Command::Doctor { json }) => commands::doctor(*json),
+        Some(Command::Doctor(args)) => commands::doctor(args.json),
         Some(Command::Completions { shell }) => commands::completions(*shell),
         Some(Command::Man { folder }) => commands::man_pages(folder),
         Some(Command::Detached) => background::main(),

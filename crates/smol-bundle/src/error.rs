@@ -26,6 +26,17 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// A bundle could not be read at this place.
+    #[error("cannot read {} at byte {offset}", path.display())]
+    Read {
+        /// The bundle.
+        path: PathBuf,
+        /// Where the bytes that were wanted begin.
+        offset: u64,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
     /// The file system of the output is full.
     #[error("no space left while writing {}; nothing was left behind", path.display())]
     NoSpace {
@@ -163,7 +174,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// True when the input itself is wrong (altered, damaged, malformed, wrongly signed),
+    /// Returns true when the input itself is wrong (altered, damaged, malformed, wrongly signed),
     /// false when the fault lies with the system or with the caller's request.
     pub fn is_verification_failure(&self) -> bool {
         match self {
@@ -177,6 +188,7 @@ impl Error {
             | Error::Limit { .. }
             | Error::Signature { .. } => true,
             Error::Io { .. }
+            | Error::Read { .. }
             | Error::NoSpace { .. }
             | Error::Missing { .. }
             | Error::Stopped { .. }

@@ -5,58 +5,39 @@
 //! frames of up to four images (kernel, initramfs, rootfs, memory) and a page index that says where
 //! the bytes of each 4 KiB page are. Signatures are manifests of their own.
 //!
-//! | room | purpose |
+//! | module | purpose |
 //! |---|---|
-//! | `config` | what the machine is, and what it needs from a host |
-//! | `index` | the page index: images, frames, extents |
-//! | `frame` | one frame: compress, verify, decompress |
-//! | `oci`, `json`, `digest` | the OCI documents and their canonical form |
-//! | `archive` | the tar: one header form, written and checked |
-//! | `pages`, `writer`, `output` | from image files to a bundle that appears whole or not at all |
-//! | `pool`, `prepared` | frames compressed on all cores, and ahead of the writer |
-//! | `reader`, `extract`, `verify` | from a bundle back to images, nothing used before it is verified |
-//! | `key`, `signature` | ed25519 keys, signing, verifying |
-//! | `limits` | every maximum |
+//! | `format` | what the bytes are: documents, page index, frames, keys and signatures, limits |
+//! | `write` | from image files to a bundle that appears whole or not at all; signing |
+//! | `source` | where a bundle's bytes come from |
+//! | `read` | from a bundle back to images, nothing used before it is verified |
 //!
-//! **A bundle is hostile** until its signature says otherwise, and then, too: every number is
-//! checked before it is used, and every frame is verified when it is read.
+//! **A bundle is treated as hostile, signed or not**: every number is checked before it is used, and
+//! every frame is verified when it is read.
 //! This crate knows nothing of hypervisors: machine state is opaque bytes, the CPU contract is data.
 
-mod archive;
-mod config;
-mod digest;
 mod error;
-mod extract;
-mod frame;
-#[cfg(test)]
-mod hostile;
-mod index;
-mod json;
-mod key;
-pub mod limits;
-pub mod oci;
-mod output;
-mod pages;
-mod pool;
-mod prepared;
-mod reader;
-mod signature;
-mod verify;
-mod writer;
+mod format;
+mod read;
+mod source;
+mod write;
 
-pub use config::{ClockMode, Config, CpuContract, Reproducible, Tsc, TscNeeds};
-pub use digest::Digest;
 pub use error::{Error, Result};
-pub use extract::{FrameMap, FrameReader};
-pub use index::{
+pub use format::config::{ClockMode, Config, CpuContract, Reproducible, Tsc, TscNeeds};
+pub use format::digest::Digest;
+pub use format::index::{
     Content, Extent, Frame, Image, ImageKind, ImageStats, PageIndex, Piece, Run, Shared, Stats,
 };
-pub use key::{KeyId, PrivateKey, PublicKey};
-pub use output::copy;
-pub use prepared::Prepared;
-pub use reader::{Blob, Bundle};
-pub use signature::{Signature, SignatureError, sign};
-pub use writer::{BundleSpec, SnapshotSpec, WorkingSet, Written, write, write_while};
+pub use format::key::{KeyId, PrivateKey, PublicKey};
+pub use format::signature::{Signature, SignatureError};
+pub use format::{limits, oci};
+pub use read::bundle::{Blob, Bundle};
+pub use read::extract::{FrameMap, FrameReader};
+pub use source::ReadAt;
+pub use write::output::copy;
+pub use write::prepared::Prepared;
+pub use write::sign::sign;
+pub use write::writer::{BundleSpec, SnapshotSpec, WorkingSet, Written, write, write_while};
 
 /// Major version of the format.
 pub const FORMAT_VERSION: u32 = 1;

@@ -35,7 +35,7 @@ pub enum ExitKind {
 }
 
 impl ExitKind {
-    /// The exit code.
+    /// Returns the exit code.
     pub fn code(self) -> u8 {
         self as u8
     }
@@ -66,7 +66,7 @@ enum What {
 }
 
 impl Failure {
-    /// A failure of this kind.
+    /// Returns a failure of this kind.
     pub fn new(kind: ExitKind, message: impl Into<String>) -> Self {
         Self {
             kind: Some(kind),
@@ -75,8 +75,8 @@ impl Failure {
         }
     }
 
-    /// A failure whose text is complete and drawn (diagnostics over a source file): [`report`]
-    /// prints it as it is.
+    /// Returns a failure whose text is complete and drawn (diagnostics over a source file):
+    /// [`report`] prints it as it is.
     pub fn rendered(kind: ExitKind, text: impl Into<String>) -> Self {
         Self {
             kind: Some(kind),
@@ -110,21 +110,37 @@ impl StdError for Failure {
     }
 }
 
-/// Gives a kind and hints to the error of a `Result`.
-pub trait ErrorExt<T> {
+/// Gives a kind and hints to an error, or to the error of a `Result`.
+pub trait ErrorExt {
+    /// An [`anyhow::Error`], or an [`anyhow::Result`].
+    type Annotated;
     /// Sets the kind, and with it the exit code; the outermost kind counts.
-    fn kind(self, kind: ExitKind) -> anyhow::Result<T>;
+    fn kind(self, kind: ExitKind) -> Self::Annotated;
     /// Adds what the user can do next.
-    fn hint(self, hint: impl Into<String>) -> anyhow::Result<T>;
+    fn hint(self, hint: impl Into<String>) -> Self::Annotated;
 }
 
-impl<T, E: Into<anyhow::Error>> ErrorExt<T> for Result<T, E> {
+impl ErrorExt for anyhow::Error {
+    type Annotated = Self;
+
+    fn kind(self, kind: ExitKind) -> Self {
+        annotate(self, |failure| failure.kind = Some(kind))
+    }
+
+    fn hint(self, hint: impl Into<String>) -> Self {
+        annotate(self, |failure| failure.hints.push(hint.into()))
+    }
+}
+
+impl<T, E: Into<anyhow::Error>> ErrorExt for Result<T, E> {
+    type Annotated = anyhow::Result<T>;
+
     fn kind(self, kind: ExitKind) -> anyhow::Result<T> {
-        self.map_err(|error| annotate(error.into(), |failure| failure.kind = Some(kind)))
+        self.map_err(|error| error.into().kind(kind))
     }
 
     fn hint(self, hint: impl Into<String>) -> anyhow::Result<T> {
-        self.map_err(|error| annotate(error.into(), |failure| failure.hints.push(hint.into())))
+        self.map_err(|error| error.into().hint(hint))
     }
 }
 
@@ -146,7 +162,7 @@ fn annotate(error: anyhow::Error, change: impl FnOnce(&mut Failure)) -> anyhow::
     failure.into()
 }
 
-/// The exit kind of a chain: that of the outermost [`Failure`] that has one, else
+/// Returns the exit kind of a chain: that of the outermost [`Failure`] that has one, else
 /// [`ExitKind::Failed`].
 pub fn exit_kind(error: &anyhow::Error) -> ExitKind {
     failures(error)
@@ -158,15 +174,15 @@ fn failures(error: &anyhow::Error) -> impl Iterator<Item = &Failure> {
     error.chain().filter_map(|e| e.downcast_ref::<Failure>())
 }
 
-/// Prints the error with its causes and hints on stderr and gives the exit code.
+/// Prints the error with its causes and hints on stderr and returns the exit code.
 pub fn report(error: &anyhow::Error) -> ExitCode {
     let text = render(error, crate::colour_on_stderr());
-    // Nobody is left to be told when stderr is gone.
+    // If stderr is closed there is nowhere else to write.
     let _ = std::io::stderr().lock().write_all(text.as_bytes());
     exit_kind(error).into()
 }
 
-/// The text that [`report`] prints:
+/// Returns the text that [`report`] prints:
 ///
 /// ```text
 /// error: cannot read the Smolfile
@@ -218,7 +234,7 @@ const BUG: &str = "this is a bug in smol: please report it with the lines above"
 const RED: &str = "\x1b[1;31m";
 const CYAN: &str = "\x1b[1;36m";
 
-/// `label: text`, further lines of the text indented below the first.
+/// Appends `label: text`, further lines of the text indented below the first.
 fn labelled(out: &mut String, indent: &str, label: &str, style: &str, text: &str, colour: bool) {
     let (on, off) = if colour { (style, "\x1b[0m") } else { ("", "") };
     let text = printable(text);
@@ -235,7 +251,7 @@ fn labelled(out: &mut String, indent: &str, label: &str, style: &str, text: &str
 /// Makes a panic end the process with exit code 70 and a message that says it is a bug in smol.
 ///
 /// The release binaries abort on panic, so the exit happens in the hook itself, whichever thread
-/// panicked: no machine runs on with a part of it dead.
+/// panicked: no machine continues with one of its threads missing.
 pub fn install_panic_hook() {
     std::panic::set_hook(Box::new(|info| {
         let what = if let Some(text) = info.payload().downcast_ref::<&str>() {
@@ -286,9 +302,7 @@ mod tests {
     fn the_outermost_kind_gives_the_exit_code_and_none_means_failed() {
         let error = no_file().kind(ExitKind::Host).context("outer").unwrap_err();
         assert_eq!(exit_kind(&error).code(), 5);
-        let error = Err::<(), _>(error)
-            .kind(ExitKind::Verification)
-            .unwrap_err();
+        let error = error.kind(ExitKind::Verification);
         assert_eq!(exit_kind(&error).code(), 4);
         assert_eq!(exit_kind(&no_file().unwrap_err().into()).code(), 1);
     }
@@ -307,6 +321,17 @@ mod tests {
             text,
             "error: top\n  because: middle\n  because: No such file or directory (os error 2)\n  hint: outer\n  hint: deep\n"
         );
+    }
+
+    #[test]
+    fn an_error_takes_kind_and_hint_as_the_result_with_it_does() {
+        let error = anyhow::Error::from(no_file().unwrap_err());
+        let error = error.context("outer").kind(ExitKind::Usage).hint("h");
+        let result = no_file().context("outer").kind(ExitKind::Usage).hint("h");
+        let of_result = result.unwrap_err();
+        assert_eq!(render(&error, false), render(&of_result, false));
+        assert_eq!(exit_kind(&error), exit_kind(&of_result));
+        assert_eq!(error.chain().count(), of_result.chain().count());
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// A size in bytes with a binary unit and one decimal: `512 B`, `20.5 MiB`, `1.0 GiB`.
+/// Formats a size in bytes with a binary unit and one decimal: `512 B`, `20.5 MiB`, `1.0 GiB`.
 pub fn bytes(size: u64) -> String {
     const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     if size < 1024 {
@@ -18,7 +18,8 @@ pub fn bytes(size: u64) -> String {
     format!("{value:.1} {}", UNITS[unit])
 }
 
-/// A duration with about three digits: `412 µs`, `8.13 ms`, `1.52 s`, `3 min 12 s`, `1 h 02 min`.
+/// Formats a duration with about three digits: `412 µs`, `8.13 ms`, `1.52 s`, `3 min 12 s`,
+/// `1 h 02 min`.
 pub fn duration(time: Duration) -> String {
     let seconds = time.as_secs_f64();
     if seconds < 999.5e-6 {
@@ -36,7 +37,7 @@ pub fn duration(time: Duration) -> String {
     }
 }
 
-/// `1.52`, `15.2`, `152`: a value below 1000 with three significant digits.
+/// Formats as `1.52`, `15.2`, `152`: a value below 1000 with three significant digits.
 fn three_digits(value: f64) -> String {
     let decimals = if value < 9.995 {
         2
@@ -48,7 +49,7 @@ fn three_digits(value: f64) -> String {
     format!("{value:.decimals$}")
 }
 
-/// The text with control characters escaped, newlines and tabs kept.
+/// Returns the text with control characters escaped, newlines and tabs kept.
 ///
 /// Console lines and names out of a bundle end up in messages; they must not drive the terminal.
 pub fn printable(text: &str) -> String {

@@ -6,6 +6,8 @@
 //! | [`progress`] | stages on stderr (terminal, plain lines or JSON lines) and the waterfall of where the time went |
 //! | [`signals`] | SIGINT and SIGTERM as a flag to look at and a descriptor to poll |
 //! | [`paths`] | cache, config and runtime folders by the XDG Base Directory Specification |
+//! | [`session`] | progress and interrupt of one run of a command, as one value |
+//! | [`args`] | command line arguments that several commands have |
 //! | [`human`] | sizes and durations for people |
 //! | [`manual`] | man pages and completions for shells, made from a command line |
 //!
@@ -30,20 +32,23 @@
 //! }
 //! ```
 
+pub mod args;
 pub mod error;
 pub mod human;
 pub mod manual;
 pub mod paths;
 pub mod progress;
+pub mod session;
 pub mod signals;
 
 pub use error::{ErrorExt, ExitKind, Failure, exit_kind, install_panic_hook, report};
 pub use progress::{Mode, Progress, Stage};
+pub use session::Session;
 pub use signals::Interrupt;
 
 use std::io::IsTerminal;
 
-/// Whether stderr takes colours: it is a terminal, `NO_COLOR` is unset or empty
+/// Returns whether stderr takes colours: it is a terminal, `NO_COLOR` is unset or empty
 /// (<https://no-color.org>) and `TERM` is not `dumb`.
 pub fn colour_on_stderr() -> bool {
     let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());

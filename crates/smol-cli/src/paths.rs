@@ -16,20 +16,20 @@ use anyhow::Context as _;
 
 use crate::{ErrorExt, ExitKind, Failure};
 
-/// The cache folder, created when absent. Everything in it can be made again.
+/// Returns the cache folder, which is created when absent. Everything in it can be made again.
 pub fn cache_dir() -> anyhow::Result<PathBuf> {
     let dir = base_dir(&env, "SMOL_CACHE_DIR", "XDG_CACHE_HOME", ".cache")?;
     create(&dir, 0o755).hint("SMOL_CACHE_DIR names another cache folder")?;
     Ok(dir)
 }
 
-/// The config folder. It need not exist.
+/// Returns the config folder. It need not exist.
 pub fn config_dir() -> anyhow::Result<PathBuf> {
     base_dir(&env, "SMOL_CONFIG_DIR", "XDG_CONFIG_HOME", ".config")
 }
 
-/// The folder of running machines, created when absent: ours alone (mode 0700), so that nobody
-/// else can reach a machine's sockets or put files in their place.
+/// Returns the folder of running machines, which is created when absent: ours alone (mode 0700), so
+/// that nobody else can reach a machine's sockets or put files in their place.
 pub fn runtime_dir() -> anyhow::Result<PathBuf> {
     let dir = runtime_path(
         &env,
@@ -48,8 +48,8 @@ fn env(name: &str) -> Option<OsString> {
     std::env::var_os(name)
 }
 
-/// A folder named by the environment. XDG says that relative paths are to be ignored; our own
-/// variables may be relative to the working folder.
+/// Returns a folder named by the environment. XDG says that relative paths are to be ignored; our
+/// own variables may be relative to the working folder.
 fn named(env: Env, name: &str, relative: bool) -> Option<PathBuf> {
     let path = PathBuf::from(env(name).filter(|value| !value.is_empty())?);
     match path.is_absolute() {

@@ -93,7 +93,7 @@ const SPINNER: &str = "{spinner:.cyan} {prefix:<10} {msg} {elapsed:.dim}";
 const BAR: &str = "{spinner:.cyan} {prefix:<10} {msg} [{bar:24}] {percent:>3}% {elapsed:.dim}";
 
 impl Progress {
-    /// Progress on stderr. Starts the clock of the waterfall.
+    /// Shows progress on stderr. Starts the clock of the waterfall.
     pub fn new(mode: Mode) -> Self {
         let dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
         let display = match mode {
@@ -105,7 +105,7 @@ impl Progress {
         Self::with_display(display)
     }
 
-    /// Progress that nobody sees: of what is done beside something else.
+    /// Returns progress that is not shown: of work in the background.
     pub fn silent() -> Self {
         Self::with_display(Display::Plain(Mutex::new(Box::new(io::sink()))))
     }
@@ -158,7 +158,7 @@ impl Progress {
         );
     }
 
-    /// One line above the bars, or a plain or JSON line.
+    /// Prints one line above the bars, or a plain or JSON line.
     fn line(&self, plain: &str, json: impl FnOnce() -> serde_json::Value) {
         // Progress must not fail the work: errors of stderr are dropped.
         match &self.0.display {
@@ -174,7 +174,7 @@ impl Progress {
         }
     }
 
-    /// The ended stages by start.
+    /// Returns the ended stages by start.
     pub fn waterfall(&self) -> Vec<Lap> {
         let mut laps = lock(&self.0.laps).clone();
         laps.sort_by_key(|lap| lap.start);
@@ -200,7 +200,7 @@ struct State {
 }
 
 impl Stage {
-    /// `done` of `total` units are ready.
+    /// Shows that `done` of `total` units are ready.
     pub fn set(&self, done: u64, total: u64) {
         let mut state = lock(&self.state);
         if let Some(bar) = &state.bar {
@@ -234,7 +234,7 @@ impl Stage {
         self.event("note", text, json!({}));
     }
 
-    /// Ends the stage well. `result` is one short fact, or empty.
+    /// Ends the stage with success. `result` is one short fact, or empty.
     pub fn finish(self, result: &str) {
         let took = human::duration(self.begin.elapsed());
         let text = match result {
@@ -273,7 +273,7 @@ impl Stage {
         );
     }
 
-    /// One event of this stage. On a terminal the bar itself tells of its start.
+    /// Prints one event of this stage. On a terminal the bar itself shows its start.
     fn event(&self, event: &str, text: &str, extra: serde_json::Value) {
         if event == "start" && matches!(self.progress.0.display, Display::Bars(_)) {
             return;
@@ -297,7 +297,7 @@ impl Drop for Stage {
     }
 }
 
-/// A poisoned lock of the display is still a display.
+/// Locks the display, also after a panic of another thread that held it.
 fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -309,7 +309,7 @@ fn style(template: &str) -> ProgressStyle {
         .progress_chars("=> ")
 }
 
-/// The stages as bars over time, `width` columns for the whole:
+/// Draws the stages as bars over time, `width` columns for the whole:
 ///
 /// ```text
 /// kernel   ##########                    5.20 s

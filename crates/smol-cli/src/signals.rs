@@ -1,5 +1,5 @@
-//! SIGINT and SIGTERM as something to look at and to wait for, instead of sudden death: whoever
-//! started processes or temporary files gets the chance to clean up.
+//! SIGINT and SIGTERM as a flag to check and a descriptor to wait for, so that who has started
+//! processes or made temporary files can clean up before the program ends.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -51,7 +51,7 @@ impl Interrupt {
         Ok(interrupt)
     }
 
-    /// One that only [`trigger`](Self::trigger) sets: for tests and for library use.
+    /// Returns one that only [`trigger`](Self::trigger) sets: for tests and for library use.
     pub fn detached() -> io::Result<Self> {
         let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
         Ok(Self(Arc::new(Shared {
@@ -62,7 +62,7 @@ impl Interrupt {
         })))
     }
 
-    /// Does what a SIGTERM would do.
+    /// Does what a SIGTERM does.
     pub fn trigger(&self) {
         self.0.signal.store(SIGTERM as usize, Ordering::SeqCst);
         self.0.set.store(true, Ordering::SeqCst);
@@ -70,13 +70,13 @@ impl Interrupt {
         let _ = rustix::io::write(&self.0.write, b"x");
     }
 
-    /// Whether a signal came.
+    /// Returns whether a signal came.
     pub fn is_set(&self) -> bool {
         self.0.set.load(Ordering::SeqCst)
     }
 
-    /// An error of kind [`ExitKind::Interrupted`] or [`ExitKind::Terminated`] once a signal came.
-    /// To be called between steps of long work.
+    /// Returns an error of kind [`ExitKind::Interrupted`] or [`ExitKind::Terminated`] once a signal
+    /// came. To be called between steps of long work.
     pub fn check(&self) -> Result<(), Failure> {
         if !self.is_set() {
             return Ok(());

@@ -22,6 +22,19 @@ pub enum Accel {
     Emulated,
 }
 
+/// `--accel`, to be flattened into the arguments of a command that runs a machine.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct AccelArg {
+    /// How to run the machine
+    #[arg(
+        long,
+        value_name = "auto|kvm|emulated",
+        default_value = "auto",
+        env = "SMOL_ACCEL"
+    )]
+    pub accel: Accel,
+}
+
 impl Accel {
     const NAMES: [(&str, Accel); 3] = [
         ("auto", Accel::Auto),

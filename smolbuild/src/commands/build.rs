@@ -17,7 +17,7 @@ use crate::smolfile;
 /// Builds the machine and writes its bundle.
 pub fn run(args: &Build, interrupt: &Interrupt) -> Result<()> {
     let progress = Progress::new(args.conditions.shown.progress);
-    let loaded = smolfile::load(&args.path)?;
+    let loaded = smolfile::load(&args.smolfile.path)?;
     let key = args.sign.as_deref().map(keys::load_private).transpose()?;
     let surroundings = Surroundings::of_environment()?;
     let out: PathBuf = args
@@ -35,10 +35,10 @@ pub fn run(args: &Build, interrupt: &Interrupt) -> Result<()> {
         lock: Policy::File {
             locked: args.locked,
         },
-        offline: args.conditions.offline,
+        offline: args.conditions.downloads.offline,
         surroundings,
         reuse: Reuse::of(args.rebuild, args.no_cache),
-        accel: args.conditions.accel,
+        accel: args.conditions.host.accel,
         watchdog: args.conditions.watchdog,
         verbose: args.conditions.verbose,
         out: &out,

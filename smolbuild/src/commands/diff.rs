@@ -21,7 +21,7 @@ pub fn run(args: &Diff, interrupt: &Interrupt) -> Result<ExitCode> {
         interrupt.check()?;
     }
     let report = diff::compare(&a, &b, Some(interrupt))?;
-    if args.json {
+    if args.format.json {
         let mut json = serde_json::to_value(&report)?;
         json["same"] = report.is_same().into();
         println!("{}", serde_json::to_string_pretty(&json)?);

@@ -1,13 +1,12 @@
 //! `smolbuild doctor`.
 
 use anyhow::Result;
+use smol_cli::args::JsonArg;
 use smol_cli::{ExitKind, Failure};
 use smol_host::doctor::{self, Tool};
 
-use crate::cli::Doctor;
-
 /// Prints the checks; exits with 5 when there is no way to build on this host.
-pub fn run(args: &Doctor) -> Result<()> {
+pub fn run(args: &JsonArg) -> Result<()> {
     let checks = doctor::checks(Tool::Build);
     if args.json {
         println!("{}", doctor::to_json(&checks));

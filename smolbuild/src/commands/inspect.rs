@@ -11,7 +11,7 @@ use crate::cli::Inspect;
 /// Prints facts about a bundle. Its structure is checked on the way, its signature is not.
 pub fn run(args: &Inspect) -> Result<()> {
     let bundle = open_bundle(&args.bundle)?;
-    if args.json {
+    if args.format.json {
         println!("{}", serde_json::to_string_pretty(&as_json(&bundle)?)?);
     } else {
         print!("{}", as_text(&bundle));

@@ -9,10 +9,10 @@ use crate::smolfile;
 
 /// Renews the lock file and prints what changed, one line an input.
 pub fn run(args: &Lock, interrupt: &Interrupt) -> Result<()> {
-    let loaded = smolfile::load(&args.path)?;
+    let loaded = smolfile::load(&args.smolfile.path)?;
     let world = World {
         downloads: &paths::cache_dir()?.join("downloads"),
-        offline: args.offline,
+        offline: args.downloads.offline,
         surroundings: &Surroundings::of_environment()?,
         progress: &Progress::new(args.shown.progress),
         interrupt,

@@ -23,9 +23,7 @@ pub(crate) fn bundle_error(error: smol_bundle::Error) -> anyhow::Error {
     } else {
         ExitKind::Failed
     };
-    Err::<(), _>(error)
-        .kind(kind)
-        .expect_err("made from an error")
+    anyhow::Error::from(error).kind(kind)
 }
 
 /// Opens the bundle that the command line names. One that is not there is a mistake in the command.
@@ -42,10 +40,9 @@ pub(crate) fn open_bundle(path: &Path) -> anyhow::Result<Bundle> {
 /// Gives an error of the host its exit code, 5, and the command that mends it as a hint.
 pub(crate) fn host_error(error: smol_host::HostError) -> anyhow::Error {
     let mend = error.fix.clone();
-    let result = Err::<(), _>(error).kind(ExitKind::Host);
+    let error = anyhow::Error::from(error).kind(ExitKind::Host);
     match mend {
-        Some(command) => result.hint(command),
-        None => result,
+        Some(command) => error.hint(command),
+        None => error,
     }
-    .expect_err("made from an error")
 }

@@ -50,11 +50,11 @@ pub fn run(args: &Reproduce, interrupt: &Interrupt) -> Result<()> {
     let request = Request {
         smolfile: &loaded,
         lock: Policy::Given(Box::new(lock)),
-        offline: args.conditions.offline,
+        offline: args.conditions.downloads.offline,
         surroundings,
         // A bundle out of the cache would be compared with itself.
         reuse: Reuse::of(true, args.no_cache),
-        accel: args.conditions.accel,
+        accel: args.conditions.host.accel,
         watchdog: args.conditions.watchdog,
         verbose: args.conditions.verbose,
         out: &out,

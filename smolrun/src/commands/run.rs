@@ -26,7 +26,7 @@ use crate::trust::Keyring;
 /// If it cannot be run, or ends in another way than it should.
 pub fn run(args: &RunArgs, start: Moment) -> anyhow::Result<ExitCode> {
     let interrupt = Interrupt::install().context("cannot catch signals")?;
-    let progress = Progress::new(args.progress);
+    let progress = Progress::new(args.shown.progress);
     let path = args.bundle.as_deref().context("no bundle was named")?;
     let bundle = open_trusted(path, args, &progress)?;
     let mut spec = spec_of(&bundle, path, args, start, &progress)?;
@@ -107,7 +107,7 @@ fn spec_of(
     };
     let open_ms = Some(start.elapsed_ms());
     let moment = Moment::now();
-    let selected = smol_host::select(args.accel).map_err(emulated::host_failure)?;
+    let selected = smol_host::select(args.host.accel).map_err(emulated::host_failure)?;
     let metrics = Metrics {
         open_ms,
         accel_ms: Some(moment.elapsed_ms()),

@@ -42,14 +42,13 @@ pub fn open(path: &Path) -> anyhow::Result<Bundle> {
     };
     let verification = error.is_verification_failure();
     let absent = matches!(&error, smol_bundle::Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound);
-    let error: anyhow::Error = error.into();
-    Err::<Bundle, _>(match (verification, absent) {
-        (true, _) => return Err(error).kind(ExitKind::Verification),
-        (_, true) => error,
-        _ => return Err(error),
+    let error = anyhow::Error::from(error);
+    let hint = "name a .smolmachine file; bundles in a registry cannot be run by reference yet";
+    Err(match (verification, absent) {
+        (true, _) => error.kind(ExitKind::Verification),
+        (_, true) => error.kind(ExitKind::Usage).hint(hint),
+        _ => error,
     })
-    .kind(ExitKind::Usage)
-    .hint("name a .smolmachine file; bundles in a registry cannot be run by reference yet")
 }
 
 /// Makes a path absolute.

@@ -256,10 +256,9 @@ fn failure(error: smol_bundle::Error, folder: &Path) -> anyhow::Error {
     } else {
         ExitKind::Failed
     };
-    Err::<(), _>(error)
-        .with_context(|| cannot(folder))
+    anyhow::Error::from(error)
+        .context(cannot(folder))
         .kind(kind)
-        .expect_err("it is one")
 }
 
 /// Adds what to do about a full disk.
@@ -272,7 +271,7 @@ fn with_advice(error: anyhow::Error) -> anyhow::Error {
         return error;
     }
     let advice = "free space there, or set SMOL_CACHE_DIR to a folder with more of it";
-    Err::<(), _>(error).hint(advice).expect_err("it is one")
+    error.hint(advice)
 }
 
 fn create(path: &Path) -> anyhow::Result<File> {

@@ -15,7 +15,6 @@ use std::sync::{Arc, Once};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use smol_cli::{ErrorExt, ExitKind};
 use smol_machine::devices::virtio::vsock::VsockHandle;
 use smol_protocol::{FORWARD_PORT, ForwardReply, ForwardRequest, LineBuffer};
@@ -89,13 +88,13 @@ fn bind_one(publish: &Publish) -> anyhow::Result<Bound> {
         ),
         _ => (format!("cannot listen on {host}"), None),
     };
-    let error = Err::<Bound, _>(error)
+    let error = anyhow::Error::from(error)
         .context(message)
         .kind(ExitKind::Failed);
-    match hint {
+    Err(match hint {
         Some(hint) => error.hint(hint),
         None => error,
-    }
+    })
 }
 
 /// Accepts connections from here on, on threads of their own, until the process ends. What the guest

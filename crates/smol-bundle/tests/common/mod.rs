@@ -176,9 +176,14 @@ impl Work {
     }
 }
 
-/// Opens and reads every byte.
-pub fn verify(path: &Path) -> smol_bundle::Result<()> {
-    Bundle::open(path)?.verify_all(&mut |_, _| {})
+/// Opens a bundle in memory.
+pub fn open(bytes: &[u8]) -> smol_bundle::Result<Bundle<&[u8]>> {
+    Bundle::from_source(bytes, "memory")
+}
+
+/// Opens a bundle in memory and reads every byte.
+pub fn verify(bytes: &[u8]) -> smol_bundle::Result<()> {
+    open(bytes)?.verify_all(&mut |_, _| {})
 }
 
 /// Writes only the pages that are not zero, in an order of its own.

@@ -375,11 +375,7 @@ impl Job<'_> {
             return error;
         }
         match self.shelf.keep_log(&self.digest(), log) {
-            Some(kept) => {
-                let told =
-                    Err::<(), _>(error).hint(format!("the whole output is in {}", kept.display()));
-                told.expect_err("made from an error")
-            }
+            Some(kept) => error.hint(format!("the whole output is in {}", kept.display())),
             None => error,
         }
     }
