@@ -14,6 +14,7 @@ const OUR_CRATES: &[(&str, &[&str])] = &[
     ("smol-guest", &["smol-protocol"]),
     ("smol-machine", &[]),
     ("smol-protocol", &[]),
+    ("smol-rootfs", &[]),
     // What tests share. No other may depend on it but for its tests.
     ("smol-testing", &[]),
     ("smol-host", &["smol-cli", "smol-machine"]),
@@ -25,6 +26,7 @@ const OUR_CRATES: &[(&str, &[&str])] = &[
             "smol-host",
             "smol-machine",
             "smol-protocol",
+            "smol-rootfs",
         ],
     ),
     (
@@ -395,6 +397,7 @@ fn every_room_of_a_crate_is_on_the_map_at_its_front_door() {
         "crates/smol-cli",
         "crates/smol-host",
         "crates/smol-machine",
+        "crates/smol-rootfs",
         "smolbuild",
     ];
     for folder in crates {

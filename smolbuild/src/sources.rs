@@ -13,10 +13,10 @@ use std::path::{Component, Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use smol_cli::Interrupt;
 
-use crate::assemble::rootfs::tree::{Node, Tree};
 use crate::fetch;
 use crate::lock::{CopySource, Entry, EntryNode};
 use crate::smolfile;
+use smol_rootfs::{Node, Tree};
 
 /// Makes the sources of `copies` again in the empty folder `into`, from `rootfs`. `locked` are
 /// those of the lock, one for each copy, in the same order. Gives the paths of what could not be

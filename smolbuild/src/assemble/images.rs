@@ -1,20 +1,19 @@
 //! From a Plan to the three images that a machine boots from.
 
-use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use smol_cli::{ErrorExt, ExitKind, Interrupt, Progress, human};
 use smol_machine::boot;
-use smol_protocol::GuestConfig;
+use smol_rootfs::CopySpec;
 
-use super::initramfs;
 use super::kernel::{self, Request};
-use super::rootfs::{self, BaseSpec, CopySpec, DebianSpec, RootfsSource, RootfsSpec, debian};
+use super::rootfs::{self, BaseSpec, DebianSpec, RootfsSource, RootfsSpec, debian};
 use crate::fetch::Net;
 use crate::hash;
-use crate::lock::{self, GUEST_BINARY, PackagePin, Surroundings, World};
+use crate::initramfs;
+use crate::lock::{self, PackagePin, Surroundings, World};
 use crate::plan::{self, KernelSource, Plan};
 
 /// The images of a machine.
@@ -65,7 +64,9 @@ pub fn assemble(
         images.rootfs = Some(build_rootfs(plan, site, progress, interrupt)?);
     }
     if let Some(guest) = &plan.guest {
-        images.initramfs = Some(build_initramfs(guest, &site.work.join("initramfs"))?);
+        let out = site.work.join("initramfs");
+        initramfs::build(guest, &out)?;
+        images.initramfs = Some(out);
     }
     enter_digests(plan, &images)?;
     place_kernel(plan, &mut images, &site.work.join("kernel"))?;
@@ -219,17 +220,6 @@ fn have_packages(
         gone if gone.is_empty() => Ok(()),
         gone => Err(debian::gone(&gone, &debian.suite)).kind(ExitKind::Failed),
     }
-}
-
-fn build_initramfs(guest: &GuestConfig, out: &Path) -> Result<PathBuf> {
-    let config = serde_json::to_vec(guest)?;
-    let tree = initramfs::smol_initramfs(GUEST_BINARY, &config, None)?;
-    let fail = || format!("cannot write {}", out.display());
-    let mut file = BufWriter::new(File::create(out).with_context(fail)?);
-    initramfs::write(&tree, &mut file)
-        .and_then(|_| Ok(file.flush()?))
-        .with_context(fail)?;
-    Ok(out.to_owned())
 }
 
 fn enter_digests(plan: &mut Plan, images: &Images) -> Result<()> {

@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use smol_bundle::{Bundle, ImageKind};
 use smol_cli::{ErrorExt, ExitKind, Failure, Interrupt, Progress, human};
+use smol_rootfs::erofs;
 use tempfile::TempDir;
 
 use super::{bundle_error, open_bundle};
-use crate::assemble::rootfs::erofs;
 use crate::cli::Reproduce;
 use crate::diff;
 use crate::fetch;

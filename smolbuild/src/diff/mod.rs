@@ -12,7 +12,7 @@
 //! Nothing is read that has not been verified: images are unpacked by the bundle's own reader,
 //! frame by frame, into a temporary folder, and what the page indexes prove to be equal is left out.
 //! What is inside of images is hostile all the same, see [`guest::ram`] and
-//! [`erofs::read`](crate::assemble::rootfs::erofs::read).
+//! [`smol_rootfs::erofs::read`].
 
 pub mod files;
 pub mod guest;

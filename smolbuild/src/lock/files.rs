@@ -8,10 +8,10 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow};
 use sha2::{Digest, Sha256};
 use smol_cli::{ErrorExt, ExitKind, Interrupt};
+use smol_rootfs::{Device, DirOptions, FileData, Inode, InodeId, Modes, Node, Owner, Tree};
 
 use super::{CopySource, Entry, EntryNode, InputFile, Role};
-use crate::assemble::rootfs::tree::{Inode, InodeId, Node, Source, Tree};
-use crate::assemble::rootfs::{DirOptions, Modes, Owner, base};
+use crate::assemble::rootfs::base;
 use crate::fetch::{self, hex};
 
 /// The file or folder `path` of the folder `base`, as it is now.
@@ -67,9 +67,7 @@ fn folder(path: &Path, interrupt: &Interrupt) -> Result<String> {
 
 /// Kind and value of what has a name.
 fn node_value(path: &[u8], inode: &Inode) -> Result<(&'static str, Vec<u8>)> {
-    let device = |device: &crate::assemble::rootfs::tree::Device| {
-        format!("{}:{}", device.major, device.minor).into_bytes()
-    };
+    let device = |device: &Device| format!("{}:{}", device.major, device.minor).into_bytes();
     Ok(match &inode.node {
         Node::File(source) => ("file", content(path, source)?.into_bytes()),
         Node::Directory(_) => ("folder", Vec::new()),
@@ -95,8 +93,8 @@ fn first_name(
     (first != path).then(|| first.clone())
 }
 
-fn content(path: &[u8], source: &Source) -> Result<String> {
-    fetch::sha256_of(|hasher| source.copy_to(hasher))
+fn content(path: &[u8], data: &FileData) -> Result<String> {
+    fetch::sha256_of(|hasher| data.copy_to(hasher))
         .with_context(|| format!("cannot read {}", path.escape_ascii()))
 }
 

@@ -25,7 +25,7 @@ mod text;
 use serde::{Deserialize, Serialize};
 
 pub use self::compare::differences;
-pub use self::present::{GUEST_BINARY, Surroundings, present};
+pub use self::present::{Surroundings, present};
 pub use self::settle::{Policy, Settled, World, choose, keep, refresh, settle};
 pub use crate::assemble::rootfs::PackagePin;
 

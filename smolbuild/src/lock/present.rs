@@ -10,11 +10,9 @@ use smol_cli::Interrupt;
 use super::{Builder, Debian, Lock, Role, VERSION, files};
 use crate::assemble::kernel;
 use crate::fetch;
+use crate::initramfs::GUEST_BINARY;
 use crate::plan::DEFAULT_EPOCH;
 use crate::smolfile::{KernelSource, Loaded, Rootfs, Workload};
-
-/// The guest's PID 1, built with this program and a part of it.
-pub const GUEST_BINARY: &[u8] = include_bytes!(env!("SMOL_GUEST_BINARY"));
 
 static GUEST_SHA256: LazyLock<String> = LazyLock::new(|| fetch::hex(&Sha256::digest(GUEST_BINARY)));
 

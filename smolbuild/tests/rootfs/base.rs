@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use smol_bundle::{Bundle, BundleSpec, ImageKind};
 use smol_cli::ExitKind;
-use smolbuild::assemble::rootfs::erofs::{self, Mtimes, Options};
-use smolbuild::assemble::rootfs::tree::{Device, Node, Tree};
-use smolbuild::assemble::rootfs::{BaseSpec, CopySpec, RootfsSource, RootfsSpec, build};
+use smol_rootfs::erofs::{self, Mtimes, Options};
+use smol_rootfs::{CopySpec, Device, Node, Tree};
+use smolbuild::assemble::rootfs::{BaseSpec, RootfsSource, RootfsSpec, build};
 
 use crate::bundles::{bundle_spec, write_bundle};
 use crate::common::*;

@@ -4,8 +4,9 @@ use std::fs;
 use std::path::Path;
 
 use smol_cli::Interrupt;
+use smol_rootfs::CopySpec;
 use smolbuild::assemble::rootfs::{
-    CopySpec, DebianSpec, PackagePin, RootfsImage, RootfsSource, RootfsSpec, build, debian,
+    DebianSpec, PackagePin, RootfsImage, RootfsSource, RootfsSpec, build, debian,
 };
 use smolbuild::fetch::Net;
 

@@ -9,10 +9,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use smol_bundle::{Bundle, Digest, ImageKind};
 use smol_cli::{ExitKind, Failure};
+use smol_rootfs::{Tree, erofs};
 use tempfile::{NamedTempFile, TempPath};
 
-use super::erofs;
-use super::tree::Tree;
 use crate::commands::bundle_error;
 
 /// Threads that unpack the image.

@@ -5,14 +5,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use smol_cli::Interrupt;
+use smol_rootfs::erofs::{self, Mtimes, Options, Stats};
+use smol_rootfs::{CopySpec, DirOptions, Modes, Owner, Tree};
 use tempfile::{NamedTempFile, TempPath};
 
-use super::CopySpec;
 use super::base::{self, BaseSpec};
 use super::debian::{self, CacheLock, DebianSpec};
-use super::dir::{DirOptions, Modes, Owner};
-use super::erofs::{self, Mtimes, Options, Stats};
-use super::tree::Tree;
 
 /// virtio-pmem regions are mapped in units of this many bytes.
 const ALIGN: u64 = 2 << 20;

@@ -12,8 +12,8 @@ use smol_cli::{ErrorExt, ExitKind, Failure, Interrupt};
 
 use super::mmdebstrap::{self, quoted};
 use super::{PackagePin, packages};
-use crate::assemble::rootfs::tree::{Node, Tree};
 use crate::fetch::{self, Net};
+use smol_rootfs::{Node, Tree};
 
 /// Largest list read.
 const MAX_LIST: u64 = 64 << 20;

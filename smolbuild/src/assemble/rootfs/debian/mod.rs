@@ -18,11 +18,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
 use smol_cli::Interrupt;
+use smol_rootfs::{FileData, Inode, Meta, Node, Tree};
 
 pub use self::archive::{fetch, gone, resolve};
 pub use self::bootstrap::is_installed;
 pub use self::packages::PackagePin;
-use super::tree::{Meta, Node, Source, Tree};
 
 /// Largest status file of dpkg read (all of Debian has some 100 MB).
 const MAX_STATUS: u64 = 128 << 20;
@@ -76,10 +76,10 @@ pub fn system(
     if let Some(id) = tree.lookup("etc/machine-id")? {
         // Empty means "not set yet" to systemd and dbus, and can be mounted over.
         let meta = tree.inode(id).meta.clone();
-        let node = Node::File(Source::from(Vec::new()));
+        let node = Node::File(FileData::from(Vec::new()));
         tree.insert(
             "etc/machine-id",
-            super::tree::Inode {
+            Inode {
                 meta: Meta {
                     mtime: None,
                     ..meta

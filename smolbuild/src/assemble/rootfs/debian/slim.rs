@@ -3,7 +3,7 @@
 
 use anyhow::Result;
 
-use crate::assemble::rootfs::tree::{Inode, Node, Tree};
+use smol_rootfs::{Inode, Node, Tree};
 
 /// Files and directories that go, with all below them.
 const GONE: &[&str] = &[

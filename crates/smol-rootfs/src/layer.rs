@@ -4,9 +4,9 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 
-use super::path::show;
-use super::tar::{Archive, Content, Member};
-use super::tree::Tree;
+use crate::Tree;
+use crate::path::show;
+use crate::tar::{Archive, Content, Member};
 
 /// A layer's `.wh.NAME` removes NAME of the layers below (OCI image specification, layer.md,
 /// "Whiteouts").
@@ -15,7 +15,7 @@ const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 
 impl Tree {
-    /// Put all members of the plain tar archive at `path` into the tree, later ones over earlier
+    /// Puts all members of the plain tar archive at `path` into the tree, later ones over earlier
     /// ones. Contents stay in the archive: it must not change until the tree is written.
     ///
     /// Owners, modes, times, devices and extended attributes are kept. Absolute names lose their
@@ -29,8 +29,8 @@ impl Tree {
         Ok(())
     }
 
-    /// As [`Tree::apply_tar`], but the archive is an OCI layer: its whiteouts remove what lower
-    /// layers brought, wherever in the archive they stand.
+    /// Like [`Tree::apply_tar`], but the archive is an OCI layer: its whiteouts remove what lower
+    /// layers contain, wherever in the archive they stand.
     pub fn apply_layer(&mut self, path: &Path) -> Result<()> {
         let mut members = Vec::new();
         let mut archive = Archive::open(path)?;

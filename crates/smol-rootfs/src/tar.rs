@@ -13,29 +13,29 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail, ensure};
 use tar::{EntryType, Header};
 
-use super::inode::{Device, Inode, Meta, Node, Source, Xattrs, is_linux_xattr};
-use super::path::show;
+use crate::inode::{Device, FileData, Inode, Meta, Node, Xattrs, is_linux_xattr};
+use crate::path::show;
 
 const BLOCK: u64 = 512;
 /// Largest extended header (pax records, long name) held in memory.
 const MAX_EXTENSION: u64 = 1 << 20;
 
 /// A member of an archive.
-pub(super) struct Member {
+pub(crate) struct Member {
     /// Name as the archive has it.
     pub path: Vec<u8>,
     pub content: Content,
 }
 
 /// What a member is.
-pub(super) enum Content {
+pub(crate) enum Content {
     Inode(Inode),
     /// Another name for the member with this name.
     HardLink(Vec<u8>),
 }
 
 /// An open archive.
-pub(super) struct Archive {
+pub(crate) struct Archive {
     path: Arc<Path>,
     file: File,
     len: u64,
@@ -124,7 +124,7 @@ impl Archive {
         }
     }
 
-    /// Read and check the header at `next` and step behind it. `None` at the end mark, a block of
+    /// Reads and checks the header at `next` and steps over it. `None` at the end mark, a block of
     /// zeros.
     fn header(&mut self) -> Result<Option<Header>> {
         ensure!(
@@ -152,7 +152,7 @@ impl Archive {
         Ok(Some(header))
     }
 
-    /// Step over the `size` bytes of content at `next`; gives their offset.
+    /// Steps over the `size` bytes of content at `next`; returns their offset.
     fn content(&mut self, size: u64) -> Result<u64> {
         let offset = self.next;
         let left = self.len - offset;
@@ -216,7 +216,7 @@ impl Archive {
             EntryType::Regular if path.ends_with(b"/") => Node::directory(),
             EntryType::Regular | EntryType::Continuous => {
                 let offset = self.content(size)?;
-                Node::File(Source::Range {
+                Node::File(FileData::Range {
                     path: self.path.clone(),
                     offset,
                     len: size,

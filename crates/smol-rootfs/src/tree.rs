@@ -1,18 +1,18 @@
-//! One normalised file system tree: where every input (tar, directory, copy step) ends up and what
-//! both image writers start from.
+//! The file tree: what every input (tar, directory, copy step) is put into, and what both image
+//! writers start from.
 //!
 //! The tree holds metadata only. File contents stay where they are and are referred to by
-//! [`Source`], so that a root file system of several gigabytes costs some hundred bytes a file.
+//! [`FileData`], so that a root file system of several gigabytes costs some hundred bytes a file.
 //! Names are kept in byte order, so no image depends on the order of its input. Paths from archives
-//! are hostile: [`Tree`] is a world of its own, symbolic links are followed inside it and nothing
+//! are hostile: symbolic links are followed inside the [`Tree`], and nothing
 //! is ever looked up on the host.
 
 use std::collections::{BTreeMap, btree_map};
 
 use anyhow::{Context, Result, bail, ensure};
 
-pub use super::inode::{Device, Inode, Meta, Node, Source, Xattrs};
-use super::path::{NotADirectory, Route, Step, components, show};
+use crate::inode::{FileData, Inode, Meta, Node};
+use crate::path::{NotADirectory, Route, Step, components, show};
 
 /// Most insertions into one tree: bounds what a hostile archive can make us allocate.
 pub const MAX_ENTRIES: u64 = 2_000_000;
@@ -73,7 +73,7 @@ impl Tree {
         &mut self.inodes[id.index()].meta
     }
 
-    /// Put `inode` at `path`, replacing what is there; missing parents are made (0755, root). A
+    /// Puts `inode` at `path`, replacing what is there; missing parents are made (0755, root). A
     /// directory over a directory keeps the children and takes the new metadata. Symbolic links in
     /// the parents are followed inside the tree.
     pub fn insert(&mut self, path: impl AsRef<[u8]>, inode: Inode) -> Result<InodeId> {
@@ -104,7 +104,7 @@ impl Tree {
         &mut self,
         path: impl AsRef<[u8]>,
         mode: u32,
-        source: impl Into<Source>,
+        source: impl Into<FileData>,
     ) -> Result<InodeId> {
         self.insert(
             path,
@@ -130,7 +130,7 @@ impl Tree {
         )
     }
 
-    /// Make sure that `path` is a directory, as `mkdir -p`: one that is there (also behind a
+    /// Makes sure that `path` is a directory, as `mkdir -p`: one that is there (also behind a
     /// symbolic link) stays as it is.
     pub fn mkdir(&mut self, path: impl AsRef<[u8]>, mode: u32) -> Result<InodeId> {
         let components = components(path.as_ref())?;
@@ -142,7 +142,7 @@ impl Tree {
         Ok(id)
     }
 
-    /// Give the inode at `target` the further name `path`. Links in the parents are followed,
+    /// Gives the inode at `target` the further name `path`. Links in the parents are followed,
     /// `target` itself is not.
     pub fn hard_link(
         &mut self,
@@ -166,30 +166,7 @@ impl Tree {
         Ok(id)
     }
 
-    /// Put all of `other` below the directory `at`, over what is there. Hard links stay links.
-    pub fn overlay(&mut self, other: &Tree, at: impl AsRef<[u8]>) -> Result<()> {
-        let mut known: BTreeMap<InodeId, Vec<u8>> = BTreeMap::new();
-        for (path, id, inode) in other.walk().skip(1) {
-            let target = [at.as_ref(), b"/", &path].concat();
-            if let Some(first) = known.get(&id) {
-                self.hard_link(&target, first)?;
-            } else if let Node::Directory(_) = inode.node {
-                self.insert(
-                    &target,
-                    Inode {
-                        meta: inode.meta.clone(),
-                        node: Node::directory(),
-                    },
-                )?;
-            } else {
-                self.insert(&target, inode.clone())?;
-                known.insert(id, target);
-            }
-        }
-        Ok(())
-    }
-
-    /// Remove `path` and all below it; `false` if it is not there. The root cannot be removed, only
+    /// Removes `path` and all below it; `false` if it is not there. The root cannot be removed, only
     /// emptied.
     pub fn remove(&mut self, path: impl AsRef<[u8]>) -> Result<bool> {
         let components = components(path.as_ref())?;
@@ -205,7 +182,7 @@ impl Tree {
             .is_some_and(|children| children.remove(*name).is_some()))
     }
 
-    /// Remove everything inside the directory at `path`; nothing happens if there is none.
+    /// Removes everything inside the directory at `path`; nothing happens if there is none.
     pub fn remove_children(&mut self, path: impl AsRef<[u8]>) -> Result<()> {
         if let Some(id) = self.find_directory(&components(path.as_ref())?)? {
             self.clear(id);
@@ -257,7 +234,7 @@ impl Tree {
         Ok(self.find_directory(&components(path.as_ref())?)?.is_some())
     }
 
-    pub(super) fn child(&self, parent: InodeId, name: &[u8]) -> Option<InodeId> {
+    pub(crate) fn child(&self, parent: InodeId, name: &[u8]) -> Option<InodeId> {
         match &self.inode(parent).node {
             Node::Directory(children) => children.get(name).copied(),
             _ => None,

@@ -4,8 +4,8 @@ use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 
 use proptest::prelude::*;
-use smolbuild::assemble::rootfs::erofs::{Mtimes, Options};
-use smolbuild::assemble::rootfs::tree::{Node, Tree};
+use smol_rootfs::erofs::{Mtimes, Options};
+use smol_rootfs::{Node, Tree};
 
 use crate::common::*;
 

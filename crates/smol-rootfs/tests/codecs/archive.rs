@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use smolbuild::assemble::rootfs::tree::{Node, Tree};
+use smol_rootfs::{Node, Tree};
 use tar::{Builder, EntryType, Header};
 use tempfile::TempDir;
 

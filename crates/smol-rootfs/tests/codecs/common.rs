@@ -6,10 +6,10 @@ use std::fs::File;
 use std::path::Path;
 use std::process::Command;
 
+use smol_rootfs::erofs::{self, Options, Stats};
+use smol_rootfs::{Device, FileData, Inode, Meta, Node, Tree};
+use smol_rootfs::{DirOptions, Modes, Owner};
 use smol_testing::left_out;
-use smolbuild::assemble::rootfs::erofs::{self, Options, Stats};
-use smolbuild::assemble::rootfs::tree::{Device, Inode, Meta, Node, Source, Tree};
-use smolbuild::assemble::rootfs::{DirOptions, Modes, Owner};
 
 /// Everything that matters of a tree, a line a name: compare two of these.
 pub fn listing(tree: &Tree) -> String {
@@ -85,7 +85,7 @@ pub fn assert_same(found: &str, expected: &str) {
     );
 }
 
-fn digest(source: &Source) -> String {
+fn digest(source: &FileData) -> String {
     let mut bytes = Vec::new();
     source.copy_to(&mut bytes).unwrap();
     blake3::hash(&bytes).to_hex()[..16].to_string()

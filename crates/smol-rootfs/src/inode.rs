@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use anyhow::{Result, ensure};
 
-use super::path::{MAX_NAME, MAX_PATH, show};
-use super::tree::InodeId;
+use crate::InodeId;
+use crate::path::{MAX_NAME, MAX_PATH, show};
 
 /// Largest extended attribute value in bytes (the size field of EROFS has 16 bits).
 pub const MAX_XATTR_VALUE: usize = 65535;
@@ -54,7 +54,7 @@ pub enum Node {
     /// A directory: names in byte order, without `.` and `..`.
     Directory(BTreeMap<Box<[u8]>, InodeId>),
     /// A regular file.
-    File(Source),
+    File(FileData),
     /// A symbolic link and its target.
     Symlink(Vec<u8>),
     /// A character device.
@@ -107,7 +107,7 @@ pub struct Inode {
 
 /// Where the bytes of a file are.
 #[derive(Clone, Debug)]
-pub enum Source {
+pub enum FileData {
     /// In memory: small generated files.
     Bytes(Arc<[u8]>),
     /// A range of a host file: all of it, or a member of a tar archive.
@@ -121,12 +121,12 @@ pub enum Source {
     },
 }
 
-impl Source {
+impl FileData {
     /// Length in bytes.
     pub fn len(&self) -> u64 {
         match self {
-            Source::Bytes(bytes) => bytes.len() as u64,
-            Source::Range { len, .. } => *len,
+            FileData::Bytes(bytes) => bytes.len() as u64,
+            FileData::Range { len, .. } => *len,
         }
     }
 
@@ -135,11 +135,11 @@ impl Source {
         self.len() == 0
     }
 
-    /// Open for reading from the first byte. The reader ends early if the host file has shrunk.
+    /// Opens for reading from the first byte. The reader ends early if the host file has shrunk.
     pub fn open(&self) -> io::Result<Box<dyn Read + '_>> {
         match self {
-            Source::Bytes(bytes) => Ok(Box::new(&bytes[..])),
-            Source::Range { path, offset, len } => {
+            FileData::Bytes(bytes) => Ok(Box::new(&bytes[..])),
+            FileData::Range { path, offset, len } => {
                 let mut file = File::open(path)?;
                 file.seek(SeekFrom::Start(*offset))?;
                 Ok(Box::new(file.take(*len)))
@@ -147,7 +147,7 @@ impl Source {
         }
     }
 
-    /// Copy everything to `out`; a host file that became shorter is an error.
+    /// Copies everything to `out`; a host file that became shorter is an error.
     pub fn copy_to(&self, out: &mut dyn Write) -> io::Result<()> {
         let copied = io::copy(&mut self.open()?, out)?;
         if copied != self.len() {
@@ -159,8 +159,8 @@ impl Source {
     /// The error for a source that gave only `read` bytes.
     pub fn shrunk(&self, read: u64) -> io::Error {
         let name = match self {
-            Source::Bytes(_) => "memory".into(),
-            Source::Range { path, .. } => path.display().to_string(),
+            FileData::Bytes(_) => "memory".into(),
+            FileData::Range { path, .. } => path.display().to_string(),
         };
         let text = format!(
             "{name} changed while it was read: {read} of {} bytes are left",
@@ -170,15 +170,15 @@ impl Source {
     }
 }
 
-impl From<Vec<u8>> for Source {
-    fn from(bytes: Vec<u8>) -> Source {
-        Source::Bytes(bytes.into())
+impl From<Vec<u8>> for FileData {
+    fn from(bytes: Vec<u8>) -> FileData {
+        FileData::Bytes(bytes.into())
     }
 }
 
 impl Inode {
     /// Whether all of it is within the limits of Linux and of the images.
-    pub(super) fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         if let Node::Symlink(target) = &self.node {
             ensure!(!target.is_empty(), "a symbolic link without a target");
             ensure!(
@@ -223,7 +223,7 @@ impl Inode {
 
 /// Whether this extended attribute means something to Linux; others (of other systems) are left out
 /// of images.
-pub(super) fn is_linux_xattr(name: &[u8]) -> bool {
+pub(crate) fn is_linux_xattr(name: &[u8]) -> bool {
     [&b"user."[..], b"trusted.", b"security."]
         .iter()
         .any(|prefix| name.len() > prefix.len() && name.starts_with(prefix))

@@ -12,12 +12,12 @@
 //! rest of its data
 //! ```
 //!
-//! [`format`] has the structures, [`layout`] decides where inodes go, [`read`](mod@read) is the way
-//! back.
+//! [`format`] has the structures, [`layout`] decides where inodes go, [`read()`] is the
+//! reverse.
 
 mod format;
 mod layout;
-pub mod read;
+mod read;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -28,8 +28,8 @@ use anyhow::{Context, Result, ensure};
 
 use self::format::{BLOCK, DataLayout, Dirent, InodeHead, SuperBlock};
 use self::layout::{Layout, Placed};
-pub use self::read::read;
-use super::tree::{InodeId, Node, Source, Tree};
+pub use self::read::{ReadAt, read, read_from};
+use crate::{FileData, InodeId, Node, Tree};
 
 /// File contents are read and written in pieces of this many bytes: a multiple of the block size.
 const PIECE: usize = 1 << 20;
@@ -91,7 +91,7 @@ pub struct Stats {
     pub image_bytes: u64,
 }
 
-/// Write `tree` as an EROFS image into `out`, which is truncated first. The same tree, contents and
+/// Writes `tree` as an EROFS image into `out`, which is truncated first. The same tree, contents and
 /// options give the same bytes.
 ///
 /// # Errors
@@ -137,7 +137,7 @@ struct Image<'a> {
 }
 
 impl Image<'_> {
-    /// Store the whole blocks of an inode's data; gives the offset of the first.
+    /// Stores the whole blocks of an inode's data; returns the offset of the first.
     fn data(&mut self, tree: &Tree, layout: &Layout, placed: &Placed) -> Result<u64> {
         match &tree.inode(placed.id).node {
             Node::File(source) => {
@@ -156,8 +156,8 @@ impl Image<'_> {
         }
     }
 
-    /// Store a file unless the same content is there.
-    fn file(&mut self, source: &Source) -> Result<u64> {
+    /// Stores a file unless the same content is there.
+    fn file(&mut self, source: &FileData) -> Result<u64> {
         let (start, len) = (self.next, source.len());
         if len == 0 {
             return Ok(0);
@@ -194,7 +194,7 @@ impl Image<'_> {
         Ok(start)
     }
 
-    /// Write `bytes` at the next block, padded to whole blocks.
+    /// Writes `bytes` at the next block, padded to whole blocks.
     fn put(&mut self, bytes: &mut Vec<u8>) -> Result<()> {
         bytes.resize(bytes.len().next_multiple_of(BLOCK as usize), 0);
         self.out
@@ -204,7 +204,7 @@ impl Image<'_> {
         Ok(())
     }
 
-    /// Write the metadata area and the superblock, and give the file its final length.
+    /// Writes the metadata area and the superblock, and sets the final length of the file.
     fn finish(
         mut self,
         tree: &Tree,

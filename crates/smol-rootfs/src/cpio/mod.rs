@@ -1,68 +1,24 @@
-//! The initramfs: a cpio archive in the "newc" format (Linux,
+//! Writing a [`Tree`] as an initramfs: a cpio archive in the "newc" format (Linux,
 //! Documentation/driver-api/early-userspace/buffer-format.rst).
 //!
-//! Uncompressed, for it goes straight into the guest's memory, and free of anything from the host:
-//! sorted, inodes numbered from 1, all times 0. [`read`] is the way back.
+//! Uncompressed, because it is loaded into the guest's memory as it is, and without anything that
+//! depends on the host: sorted by name, inodes numbered from 1, all times 0. [`read()`] is the
+//! reverse.
 
-pub mod read;
+mod read;
 
 use std::collections::HashMap;
 use std::io::Write;
 
 use anyhow::{Context, Result, ensure};
 
-use super::rootfs::tree::{Device, Inode, InodeId, Meta, Node, Tree};
+pub use self::read::read;
+use crate::{Inode, InodeId, Node, Tree};
 
 /// The name of the last member.
 const TRAILER: &[u8] = b"TRAILER!!!";
 
-/// Where the guest finds its configuration.
-pub const CONFIG_PATH: &str = "smol/config.json";
-
-/// The initramfs of a smol machine: `guest_binary` as /init, `config_json` as /smol/config.json, a
-/// console node (the kernel opens /dev/console for init before anything is mounted) and the mount
-/// points init needs; `extra` goes on top.
-///
-/// Write it with [`write`].
-pub fn smol_initramfs(
-    guest_binary: &[u8],
-    config_json: &[u8],
-    extra: Option<&Tree>,
-) -> Result<Tree> {
-    let mut tree = Tree::new();
-    for (path, mode) in [
-        ("dev", 0o755),
-        ("proc", 0o555),
-        ("sys", 0o555),
-        ("run", 0o755),
-        ("mnt", 0o755),
-    ] {
-        tree.mkdir(path, mode)?;
-    }
-    for (path, major, minor) in [
-        ("dev/console", 5, 1),
-        ("dev/null", 1, 3),
-        ("dev/kmsg", 1, 11),
-    ] {
-        let node = Node::CharDevice(Device { major, minor });
-        tree.insert(
-            path,
-            Inode {
-                meta: Meta::root(0o600),
-                node,
-            },
-        )?;
-    }
-    tree.file("init", 0o755, guest_binary.to_vec())?;
-    tree.file(CONFIG_PATH, 0o644, config_json.to_vec())?;
-    if let Some(extra) = extra {
-        tree.overlay(extra, "")
-            .context("cannot add the extra files to the initramfs")?;
-    }
-    Ok(tree)
-}
-
-/// Write `tree` as a newc archive; gives its length in bytes, a multiple of 4.
+/// Writes `tree` as a newc archive and returns its length in bytes, a multiple of 4.
 ///
 /// # Errors
 /// A file of 4 GiB or more, more than 2^32 inodes, a source that cannot be read, errors of `out`.

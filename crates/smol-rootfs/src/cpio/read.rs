@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::assemble::rootfs::tree::{Device, Inode, Meta, Node, Source, Tree, Xattrs};
+use crate::{Device, FileData, Inode, Meta, Node, Tree, Xattrs};
 
 const HEADER: usize = 110;
 
@@ -15,7 +15,7 @@ const HEADER: usize = 110;
 ///
 /// # Errors
 /// What is not in this format (compressed archives, for one), and damaged archives.
-pub fn tree_of(bytes: &[u8], path: &Path) -> Result<Tree> {
+pub fn read(bytes: &[u8], path: &Path) -> Result<Tree> {
     let path: Arc<Path> = path.into();
     let mut tree = Tree::new();
     // Names of files with several, by inode number; the last carries the content.
@@ -112,8 +112,8 @@ impl<'a> Member<'a> {
         let content = &bytes[self.content.clone()];
         let node = match self.mode & 0o170000 {
             0o040000 => Node::directory(),
-            0o100000 if content.is_empty() => Node::File(Source::Bytes(Arc::new([]))),
-            0o100000 => Node::File(Source::Range {
+            0o100000 if content.is_empty() => Node::File(FileData::Bytes(Arc::new([]))),
+            0o100000 => Node::File(FileData::Range {
                 path: path.clone(),
                 offset: self.content.start as u64,
                 len: content.len() as u64,
@@ -157,8 +157,8 @@ mod tests {
     fn listing(tree: &Tree, bytes: &[u8]) -> Vec<String> {
         let line = |(path, id, inode): (Vec<u8>, _, &Inode)| {
             let content = match &inode.node {
-                Node::File(Source::Bytes(content)) => content.to_vec(),
-                Node::File(Source::Range { offset, len, .. }) => {
+                Node::File(FileData::Bytes(content)) => content.to_vec(),
+                Node::File(FileData::Range { offset, len, .. }) => {
                     bytes[*offset as usize..][..*len as usize].to_vec()
                 }
                 Node::Directory(_) => Vec::new(),
@@ -179,7 +179,7 @@ mod tests {
     #[test]
     fn an_archive_reads_back_as_the_tree_it_was_made_of() {
         let (tree, bytes) = archive();
-        let found = tree_of(&bytes, Path::new("initramfs")).unwrap();
+        let found = read(&bytes, Path::new("initramfs")).unwrap();
         assert_eq!(listing(&found, &bytes), listing(&tree, &[]));
         assert_eq!(found.walk().count(), 8);
     }
@@ -188,9 +188,9 @@ mod tests {
     fn a_cut_or_compressed_archive_is_refused() {
         let (_, bytes) = archive();
         for len in 0..bytes.len() - 4 {
-            assert!(tree_of(&bytes[..len], Path::new("x")).is_err(), "{len}");
+            assert!(read(&bytes[..len], Path::new("x")).is_err(), "{len}");
         }
-        let error = tree_of(&[0x1f; 200], Path::new("x")).unwrap_err();
+        let error = read(&[0x1f; 200], Path::new("x")).unwrap_err();
         assert!(format!("{error:#}").contains("uncompressed"), "{error:#}");
     }
 }

@@ -15,9 +15,9 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::format::{BLOCK, DIRENT, DataLayout, InodeHead, SLOT, SuperBlock};
 use super::format::{decode_device, xattr_name};
-use crate::assemble::rootfs::inode::MAX_XATTRS;
-use crate::assemble::rootfs::path::MAX_PATH;
-use crate::assemble::rootfs::tree::{Inode, InodeId, Meta, Node, Source, Tree, Xattrs};
+use crate::inode::MAX_XATTRS;
+use crate::path::MAX_PATH;
+use crate::{FileData, Inode, InodeId, Meta, Node, Tree, Xattrs};
 
 /// Bytes that can be read at any offset.
 pub trait ReadAt {
@@ -58,14 +58,14 @@ pub fn read(path: &Path) -> Result<Tree> {
     let image = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
     let size = image.metadata().map(|m| m.len());
     let size = size.with_context(|| format!("cannot look at {}", path.display()))?;
-    tree_of(&image, size, path)
+    read_from(&image, size, path)
 }
 
 /// Reads an image of `size` bytes; the tree's contents refer to the file `path`.
 ///
 /// # Errors
-/// As [`read`].
-pub fn tree_of(image: &dyn ReadAt, size: u64, path: &Path) -> Result<Tree> {
+/// Like [`read`].
+pub fn read_from(image: &dyn ReadAt, size: u64, path: &Path) -> Result<Tree> {
     Reader::new(image, size, path)
         .and_then(|reader| reader.tree())
         .context("the EROFS image cannot be read")
@@ -88,7 +88,7 @@ struct Contents {
 
 impl Contents {
     fn add(&mut self, inode: &Inode, limit: u64) -> Result<()> {
-        if let Node::File(Source::Range { offset, len, .. }) = inode.node
+        if let Node::File(FileData::Range { offset, len, .. }) = inode.node
             && self.known.insert((offset, len))
         {
             self.bytes += len;
@@ -203,14 +203,14 @@ impl<'a> Reader<'a> {
     }
 
     /// A file's content as a range of the image.
-    fn source(&self, found: &Found) -> Result<Source> {
+    fn source(&self, found: &Found) -> Result<FileData> {
         let len = found.head.size;
         let offset = self.run(found, 0, len)?;
         if len == 0 {
-            return Ok(Source::Bytes(Arc::new([])));
+            return Ok(FileData::Bytes(Arc::new([])));
         }
         let path = self.path.clone();
-        Ok(Source::Range { path, offset, len })
+        Ok(FileData::Range { path, offset, len })
     }
 
     /// Where `len` bytes of data from `from` on lie side by side in the image.

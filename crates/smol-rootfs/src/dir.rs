@@ -11,9 +11,9 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{lgetxattr, llistxattr, major, minor};
 use rustix::io::Errno;
 
-use super::inode::{Device, Inode, MAX_XATTR_VALUE, Meta, Node, Source, Xattrs, is_linux_xattr};
-use super::path::show;
-use super::tree::Tree;
+use crate::Tree;
+use crate::inode::{Device, FileData, Inode, MAX_XATTR_VALUE, Meta, Node, Xattrs, is_linux_xattr};
+use crate::path::show;
 
 /// Whose the files in the tree are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,7 +70,7 @@ impl Modes {
 }
 
 impl Tree {
-    /// Put the host directory `path` with all it holds at `dest` in the tree, over what is there;
+    /// Puts the host directory `path` with all it holds at `dest` in the tree, over what is there;
     /// directories that are there keep their metadata. Symbolic links are taken as they are, never
     /// followed. Contents stay on the host: they must not change until the tree is written.
     pub fn apply_dir(
@@ -86,8 +86,8 @@ impl Tree {
         self.apply_children(path, dest, options)
     }
 
-    /// As [`Tree::apply_dir`], for a `dest` that is a directory of the tree and stays as it is.
-    pub(super) fn apply_children(
+    /// Like [`Tree::apply_dir`], for a `dest` that is a directory of the tree and stays as it is.
+    pub(crate) fn apply_children(
         &mut self,
         path: &Path,
         dest: impl AsRef<[u8]>,
@@ -117,7 +117,7 @@ impl Tree {
         Ok(())
     }
 
-    /// Put one host file at `dest`. A directory comes without its children.
+    /// Puts one host file at `dest`. A directory comes without its children.
     fn put(
         &mut self,
         host: &Path,
@@ -138,8 +138,8 @@ impl Tree {
         Ok(())
     }
 
-    /// Put one host file (not a directory) at `dest`.
-    pub(super) fn put_file(
+    /// Puts one host file (not a directory) at `dest`.
+    pub(crate) fn put_file(
         &mut self,
         host: &Path,
         dest: &[u8],
@@ -162,7 +162,7 @@ fn host_inode(host: &Path, metadata: &Metadata, options: &DirOptions) -> Result<
     let node = if kind.is_dir() {
         Node::directory()
     } else if kind.is_file() {
-        Node::File(Source::Range {
+        Node::File(FileData::Range {
             path: host.into(),
             offset: 0,
             len: metadata.len(),

@@ -4,9 +4,9 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
-use smolbuild::assemble::rootfs::erofs::Options;
-use smolbuild::assemble::rootfs::tree::Tree;
-use smolbuild::assemble::rootfs::{CopySpec, DirOptions, Modes, Owner};
+use smol_rootfs::Tree;
+use smol_rootfs::erofs::Options;
+use smol_rootfs::{CopySpec, DirOptions, Modes, Owner};
 
 use crate::common::*;
 
@@ -21,7 +21,7 @@ fn copy(src: &Path, dest: &str) -> CopySpec {
 
 /// Path, mode and owner of all names.
 fn names(tree: &Tree) -> Vec<String> {
-    let show = |(path, _, inode): (Vec<u8>, _, &smolbuild::assemble::rootfs::tree::Inode)| {
+    let show = |(path, _, inode): (Vec<u8>, _, &smol_rootfs::Inode)| {
         let meta = &inode.meta;
         format!(
             "{} {:o} {}:{}",
@@ -188,8 +188,7 @@ fn a_file_that_shrinks_before_it_is_written_is_an_error() {
     tree.copy(&copy(&file, "/data/")).unwrap();
     fs::write(&file, "short").unwrap();
     let mut out = tempfile::tempfile().unwrap();
-    let error = smolbuild::assemble::rootfs::erofs::write(&tree, &mut out, &Options::default())
-        .unwrap_err();
+    let error = smol_rootfs::erofs::write(&tree, &mut out, &Options::default()).unwrap_err();
     let error = format!("{error:#}");
     assert!(
         error.contains("/data/file") && error.contains("5 of 9000 bytes"),

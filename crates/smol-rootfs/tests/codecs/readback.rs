@@ -3,9 +3,8 @@
 use std::path::Path;
 
 use proptest::prelude::*;
-use smolbuild::assemble::rootfs::erofs::read::tree_of;
-use smolbuild::assemble::rootfs::erofs::{self, Mtimes, Options};
-use smolbuild::assemble::rootfs::tree::{Inode, Tree};
+use smol_rootfs::erofs::{self, Mtimes, Options};
+use smol_rootfs::{Inode, Tree};
 
 use crate::common::*;
 
@@ -80,7 +79,7 @@ fn small_image() -> Vec<u8> {
 }
 
 fn parse(image: &[u8]) -> anyhow::Result<Tree> {
-    tree_of(&image, image.len() as u64, Path::new("image"))
+    erofs::read_from(&image, image.len() as u64, Path::new("image"))
 }
 
 /// Where the root directory's inode is: the metadata's first slot stays empty.
@@ -164,7 +163,7 @@ proptest! {
         if let Ok(tree) = parse(&image) {
             // Contents stay inside the image.
             for (_, _, inode) in tree.walk() {
-                if let smolbuild::assemble::rootfs::tree::Node::File(source) = &inode.node {
+                if let smol_rootfs::Node::File(source) = &inode.node {
                     prop_assert!(source.len() <= image.len() as u64);
                 }
             }

@@ -5,7 +5,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::format::{self, BLOCK, DataLayout, DirectorySize, InodeHead, SLOT};
 use super::{Mtimes, Options};
-use crate::assemble::rootfs::tree::{Inode, InodeId, Node, Tree};
+use crate::{Inode, InodeId, Node, Tree};
 
 /// Tails of directories and links up to this many bytes go behind their inode; longer ones get a
 /// block of their own. Beyond half a block the gaps in the metadata would cost more than they save.
@@ -144,7 +144,7 @@ impl Layout {
         }
     }
 
-    /// Give each inode its offset. An inode with its attributes and tail stays within one block if
+    /// Gives each inode its offset. An inode with its attributes and tail stays within one block if
     /// it can: the kernel wants that of tails, and it saves reads of the rest. The gap before a
     /// block that was begun early takes later small inodes.
     fn place(&mut self) -> Result<()> {

@@ -3,7 +3,7 @@
 
 use anyhow::{Result, bail, ensure};
 
-use crate::assemble::rootfs::tree::{Device, Node, Xattrs};
+use crate::{Device, Node, Xattrs};
 
 /// Block size in bytes: the page size, which DAX demands.
 pub const BLOCK: u64 = 4096;
@@ -143,7 +143,7 @@ impl InodeHead {
         if extended { 64 } else { 32 }
     }
 
-    /// Append the encoded head to `out`. A compact head holds its numbers' low halves: the caller
+    /// Appends the encoded head to `out`. A compact head holds its numbers' low halves: the caller
     /// has checked that they fit.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let format = self.extended as u16 | (self.layout as u16) << 1;

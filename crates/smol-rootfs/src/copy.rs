@@ -7,8 +7,8 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 
-use super::dir::{DirOptions, Modes, Owner};
-use super::tree::Tree;
+use crate::Tree;
+use crate::dir::{DirOptions, Modes, Owner};
 
 /// Largest account file read, in bytes.
 const MAX_ACCOUNTS: u64 = 1 << 20;
@@ -31,7 +31,7 @@ pub struct CopySpec {
 }
 
 impl Tree {
-    /// Carry out a copy step. Times become the epoch of the image, extended attributes are left
+    /// Carries out a copy step. Times become the epoch of the image, extended attributes are left
     /// behind.
     pub fn copy(&mut self, spec: &CopySpec) -> Result<()> {
         self.copy_spec(spec).with_context(|| {

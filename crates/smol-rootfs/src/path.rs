@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail, ensure};
 
-use super::tree::{InodeId, Node, Tree};
+use crate::{InodeId, Node, Tree};
 
 /// Longest file name in bytes (`NAME_MAX` of Linux, and of EROFS).
 pub const MAX_NAME: usize = 255;
@@ -13,8 +13,8 @@ const MAX_DEPTH: usize = MAX_PATH / 2;
 /// Symbolic links followed in one path before it counts as a loop, as in Linux.
 const MAX_LINKS: usize = 40;
 
-/// Split a path into its names: leading slashes, empty names and `.` vanish, `..` is refused.
-pub(super) fn components(path: &[u8]) -> Result<Vec<&[u8]>> {
+/// Splits a path into its names: leading slashes, empty names and `.` vanish, `..` is refused.
+pub(crate) fn components(path: &[u8]) -> Result<Vec<&[u8]>> {
     ensure!(
         path.len() <= MAX_PATH,
         "a path of {} bytes (at most {MAX_PATH})",
@@ -42,21 +42,21 @@ pub(super) fn components(path: &[u8]) -> Result<Vec<&[u8]>> {
 }
 
 /// A path for a message: printable, and not longer than a line or two.
-pub(super) fn show(path: &[u8]) -> String {
+pub(crate) fn show(path: &[u8]) -> String {
     const SHOWN: usize = 200;
     let dots = if path.len() > SHOWN { "..." } else { "" };
     format!("'{}{dots}'", path[..path.len().min(SHOWN)].escape_ascii())
 }
 
 /// One step of a [`Route`].
-pub(super) enum Step {
+pub(crate) enum Step {
     Entered,
     Missing { parent: InodeId, name: Box<[u8]> },
 }
 
 /// A file is where a path needs a directory.
 #[derive(Debug)]
-pub(super) struct NotADirectory(String);
+pub(crate) struct NotADirectory(String);
 
 impl std::fmt::Display for NotADirectory {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -68,7 +68,7 @@ impl std::error::Error for NotADirectory {}
 
 /// Path resolution inside the tree, as in a chroot, except that `..` above the root is refused and
 /// not ignored: an archive that tries it is broken or hostile.
-pub(super) struct Route {
+pub(crate) struct Route {
     /// Components still to go, the next one last.
     todo: Vec<Box<[u8]>>,
     /// Directories from the root to where we are.
