@@ -23,6 +23,7 @@ pub mod built;
 pub mod cli;
 pub mod commands;
 pub mod diff;
+pub mod error;
 pub mod fetch;
 pub mod hash;
 pub mod initramfs;

@@ -14,7 +14,7 @@ use smol_protocol::Event;
 use crate::assemble::{self, Images, Site};
 use crate::boot::{self, Failed, Frozen, Job, Message};
 use crate::built::Shelf;
-use crate::commands::{bundle_error, host_error};
+use crate::error::{LibraryError, ResultExt};
 use crate::fetch::Net;
 use crate::lock::{self, Policy, Surroundings, World};
 use crate::pack;
@@ -118,7 +118,7 @@ pub fn build_bundle(
     {
         return Ok(built);
     }
-    let selected = smol_host::select(request.accel).map_err(host_error)?;
+    let selected = smol_host::select(request.accel).classify()?;
     if let Some(why) = &selected.why {
         progress.note(why);
     }
@@ -211,9 +211,9 @@ fn take(
         }
     };
     let stage = progress.stage("build", "there is a bundle of the same in the cache");
-    let bundle = Bundle::open(&unsigned).map_err(bundle_error)?;
+    let bundle = Bundle::open(&unsigned).classify()?;
     if request.key.is_none() {
-        smol_bundle::copy(&unsigned, request.out).map_err(bundle_error)?;
+        smol_bundle::copy(&unsigned, request.out).classify()?;
     }
     stage.finish("cached");
     if let Some(key) = request.key {
@@ -424,7 +424,7 @@ fn pack(
     let mut advance = |done, total| stage.set(done, total);
     let written = pack::write(spec, prepared, out, &mut advance, interrupt).map_err(|error| {
         let stopped = interrupt.check().err().map(anyhow::Error::from);
-        stopped.unwrap_or_else(|| bundle_error(error))
+        stopped.unwrap_or_else(|| error.classified())
     })?;
     stage.finish(&human::bytes(written.file_size));
     Ok(written)
@@ -440,7 +440,7 @@ fn sign(
 ) -> Result<()> {
     interrupt.check()?;
     let stage = progress.stage("sign", "signing");
-    smol_bundle::sign(unsigned, key, out).map_err(bundle_error)?;
+    smol_bundle::sign(unsigned, key, out).classify()?;
     stage.finish(&format!("by {}", key.public().id()));
     Ok(())
 }

@@ -11,6 +11,7 @@ use smol_cli::Interrupt;
 use smol_host::emulated::{EmulatedHost, Event, SELF};
 
 use super::{Job, Message, local};
+use crate::error::{LibraryError, ResultExt};
 
 /// Name of the hidden command that the inner program is started with.
 pub const INNER_COMMAND: &str = "boot-job";
@@ -40,7 +41,7 @@ pub fn run(
         INNER_COMMAND,
         "/job/out/job.json",
     ]);
-    let mut running = host.spawn().map_err(crate::commands::host_error)?;
+    let mut running = host.spawn().classify()?;
     running.controller().stop_on(interrupt.clone(), GRACE);
 
     let mut stdout = Vec::new();
@@ -49,7 +50,7 @@ pub fn run(
         let event = running.next_event().map_err(|error| {
             // An emulated host that was stopped on the user's wish ends in an error, too.
             let stopped = interrupt.check().err().map(anyhow::Error::from);
-            stopped.unwrap_or_else(|| crate::commands::host_error(error))
+            stopped.unwrap_or_else(|| error.classified())
         })?;
         match event {
             Event::Stdout(bytes) => {

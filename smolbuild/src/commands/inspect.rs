@@ -5,8 +5,9 @@ use serde_json::{Value, json};
 use smol_bundle::{Bundle, Config, ImageStats};
 use smol_cli::human;
 
-use super::{bundle_error, open_bundle};
+use super::open_bundle;
 use crate::cli::Inspect;
+use crate::error::ResultExt;
 
 /// Prints facts about a bundle. Its structure is checked on the way, its signature is not.
 pub fn run(args: &Inspect) -> Result<()> {
@@ -32,8 +33,8 @@ fn as_json(bundle: &Bundle) -> Result<Value> {
             "mediaType": b.media_type, "digest": b.digest.to_string(), "offset": b.offset, "size": b.size,
         })).collect::<Vec<_>>(),
         "images": bundle.stats().images.iter().map(image_json).collect::<Vec<_>>(),
-        "smolfile": text(bundle.smolfile().map_err(bundle_error)?),
-        "lock": text(bundle.lock().map_err(bundle_error)?),
+        "smolfile": text(bundle.smolfile().classify()?),
+        "lock": text(bundle.lock().classify()?),
     }))
 }
 

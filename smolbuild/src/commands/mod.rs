@@ -12,21 +12,9 @@ pub mod verify;
 
 use std::path::Path;
 
+use crate::error::ResultExt;
 use smol_bundle::Bundle;
-use smol_cli::{ErrorExt, ExitKind, Failure};
-
-/// Gives an error of the bundle library its exit code: 4 when the bytes are not what they should
-/// be, 1 when the machine could not do it.
-pub(crate) fn bundle_error(error: smol_bundle::Error) -> anyhow::Error {
-    let kind = if error.is_verification_failure() {
-        ExitKind::Verification
-    } else {
-        ExitKind::Failed
-    };
-    Err::<(), _>(error)
-        .kind(kind)
-        .expect_err("made from an error")
-}
+use smol_cli::{ExitKind, Failure};
 
 /// Opens the bundle that the command line names. One that is not there is a mistake in the command.
 pub(crate) fn open_bundle(path: &Path) -> anyhow::Result<Bundle> {
@@ -36,16 +24,5 @@ pub(crate) fn open_bundle(path: &Path) -> anyhow::Result<Bundle> {
             .hint("smolbuild DIR -o FILE builds one")
             .into());
     }
-    Bundle::open(path).map_err(bundle_error)
-}
-
-/// Gives an error of the host its exit code, 5, and the command that mends it as a hint.
-pub(crate) fn host_error(error: smol_host::HostError) -> anyhow::Error {
-    let mend = error.mend.clone();
-    let result = Err::<(), _>(error).kind(ExitKind::Host);
-    match mend {
-        Some(command) => result.hint(command),
-        None => result,
-    }
-    .expect_err("made from an error")
+    Bundle::open(path).classify()
 }

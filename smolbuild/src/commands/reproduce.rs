@@ -10,9 +10,10 @@ use smol_cli::{ErrorExt, ExitKind, Failure, Interrupt, Progress, human};
 use smol_rootfs::erofs;
 use tempfile::TempDir;
 
-use super::{bundle_error, open_bundle};
+use super::open_bundle;
 use crate::cli::Reproduce;
 use crate::diff;
+use crate::error::ResultExt;
 use crate::fetch;
 use crate::lock::{self, Lock, Policy, Role, Surroundings};
 use crate::pipeline::{self, Request, Reuse};
@@ -120,8 +121,8 @@ fn inputs(bundle: &Bundle) -> Result<(String, Lock)> {
         let message = format!("the bundle holds no {what}: it cannot be built again from itself");
         Failure::new(ExitKind::Failed, message)
     };
-    let smolfile = bundle.smolfile().map_err(bundle_error)?;
-    let lock = bundle.lock().map_err(bundle_error)?;
+    let smolfile = bundle.smolfile().classify()?;
+    let lock = bundle.lock().classify()?;
     let smolfile = smolfile.ok_or_else(|| absent("Smolfile"))?;
     let lock = lock.ok_or_else(|| absent("lock"))?;
     let smolfile = String::from_utf8(smolfile)
@@ -240,5 +241,5 @@ fn extract(bundle: &Bundle, kind: ImageKind, place: &PathBuf) -> Result<()> {
         File::create_new(place).with_context(|| format!("cannot create {}", place.display()))?;
     bundle
         .extract(kind, &file, THREADS, &mut |_, _| {})
-        .map_err(bundle_error)
+        .classify()
 }

@@ -12,7 +12,7 @@ use smol_machine::state::MachineState;
 use super::guest::owner::{Owner, Owners};
 use super::guest::ram::Ram;
 use super::pages::{self, PAGE, Side};
-use crate::commands::bundle_error;
+use crate::error::ResultExt;
 
 /// What differs in memory.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -94,7 +94,7 @@ pub fn compare(a: &Side<'_>, b: &Side<'_>, interrupt: Option<&Interrupt>) -> Res
 }
 
 fn state(side: &Side<'_>) -> Result<Option<MachineState>> {
-    let bytes = side.bundle.state().map_err(bundle_error)?;
+    let bytes = side.bundle.state().classify()?;
     Ok(bytes.and_then(|bytes| MachineState::from_json(&bytes).ok()))
 }
 

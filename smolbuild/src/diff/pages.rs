@@ -4,11 +4,10 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use crate::error::ResultExt;
 use anyhow::{Context, Result};
 use smol_bundle::{Bundle, Content, Extent, ImageKind};
 use smol_cli::Interrupt;
-
-use crate::commands::bundle_error;
 
 /// Bytes in a page.
 pub const PAGE: usize = smol_bundle::limits::PAGE_SIZE;
@@ -39,7 +38,7 @@ impl<'b> Side<'b> {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         self.bundle
             .extract(kind, &file, threads, &mut |_, _| {})
-            .map_err(bundle_error)?;
+            .classify()?;
         Ok((path, file))
     }
 

@@ -6,13 +6,12 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::error::ResultExt;
 use anyhow::{Context, Result};
 use smol_bundle::{Bundle, Digest, ImageKind};
 use smol_cli::{ExitKind, Failure};
 use smol_rootfs::{Tree, erofs};
 use tempfile::{NamedTempFile, TempPath};
-
-use crate::commands::bundle_error;
 
 /// Threads that unpack the image.
 const THREADS: usize = 2;
@@ -32,9 +31,7 @@ pub struct BaseSpec {
 /// No bundle, a damaged one, or one whose machine is just a kernel.
 pub fn open(path: &Path) -> Result<Bundle> {
     let cannot = || format!("cannot build on {}", path.display());
-    let bundle = Bundle::open(path)
-        .map_err(bundle_error)
-        .with_context(cannot)?;
+    let bundle = Bundle::open(path).classify().with_context(cannot)?;
     if bundle.image_size(ImageKind::Rootfs).is_none() {
         let what = format!(
             "{}: {} has no root file system, it is just a kernel",
@@ -71,7 +68,7 @@ pub(super) fn tree(spec: &BaseSpec, folder: &Path) -> Result<(Tree, TempPath)> {
         .with_context(|| format!("cannot write to {}", folder.display()))?;
     bundle
         .extract(ImageKind::Rootfs, image.as_file(), THREADS, &mut |_, _| {})
-        .map_err(bundle_error)
+        .classify()
         .with_context(cannot)?;
     let tree = erofs::read(image.path()).with_context(cannot)?;
     Ok((tree, image.into_temp_path()))
