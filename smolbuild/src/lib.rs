@@ -14,7 +14,7 @@
 //! | pack | [`pack`] | images, state and RAM, frames | a bundle |
 //!
 //! [`pipeline`] walks through them from top to bottom, unless [`built`] has the bundle already. [`commands`] holds the subcommands.
-//! [`initramfs`] makes the initramfs. [`diff`] says what differs between two bundles; [`sources`] takes copied files back out of one, so
+//! [`kernel`] builds kernels from recipes, [`initramfs`] makes the initramfs. [`diff`] says what differs between two bundles; [`sources`] takes copied files back out of one, so
 //! that it can be built again. [`hash`] takes digests of large files.
 
 pub mod assemble;
@@ -27,6 +27,7 @@ pub mod error;
 pub mod fetch;
 pub mod hash;
 pub mod initramfs;
+pub mod kernel;
 pub mod lock;
 pub mod pack;
 pub mod pipeline;

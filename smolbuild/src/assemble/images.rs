@@ -8,11 +8,11 @@ use smol_cli::{ErrorExt, ExitKind, Interrupt, Progress, human};
 use smol_machine::boot;
 use smol_rootfs::CopySpec;
 
-use super::kernel::{self, Request};
 use super::rootfs::{self, BaseSpec, DebianSpec, RootfsSource, RootfsSpec, debian};
 use crate::fetch::Net;
 use crate::hash;
 use crate::initramfs;
+use crate::kernel::{self, KernelRequest};
 use crate::lock::{self, PackagePin, Surroundings, World};
 use crate::plan::{self, KernelSource, Plan};
 
@@ -100,7 +100,7 @@ fn build_kernel(
     };
     let pinned = plan.lock.kernel.as_mut().context("the lock has no kernel");
     let pinned = pinned.kind(ExitKind::Internal)?;
-    let request = Request {
+    let request = KernelRequest {
         recipe: name,
         source: site.surroundings.kernel_source(),
         pinned: Some(pinned),

@@ -1,7 +1,6 @@
 //! Assembling what a machine boots from: images on disk.
 
 mod images;
-pub mod kernel;
 pub mod rootfs;
 
 pub use images::{Images, Site, assemble};

@@ -8,15 +8,15 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use smol_cli::{Interrupt, Progress, paths};
 
-use crate::assemble::kernel::{self, Request};
 use crate::cli::Kernel;
 use crate::fetch::Net;
+use crate::kernel::{self, KernelRequest};
 
 /// Builds the kernel, or finds it in the cache, and prints the path of its vmlinux.
 pub fn run(args: &Kernel, interrupt: &Interrupt) -> Result<()> {
     let progress = Progress::new(args.shown.progress);
     let cache = paths::cache_dir()?;
-    let request = Request {
+    let request = KernelRequest {
         recipe: &args.recipe,
         source: args.source.as_deref(),
         pinned: None,

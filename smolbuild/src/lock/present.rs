@@ -8,9 +8,9 @@ use sha2::{Digest, Sha256};
 use smol_cli::Interrupt;
 
 use super::{Builder, Debian, Lock, Role, VERSION, files};
-use crate::assemble::kernel;
 use crate::fetch;
 use crate::initramfs::GUEST_BINARY;
+use crate::kernel;
 use crate::plan::DEFAULT_EPOCH;
 use crate::smolfile::{KernelSource, Loaded, Rootfs, Workload};
 

@@ -2,8 +2,8 @@
 //!
 //! `<cache>/kernels/<digest of the inputs>/` holds `vmlinux` and `kernel.json`, which tells what it
 //! was made of. Both appear by a rename, the kernel last. Builds go on in `<cache>/kernels/build-*`
-//! under one lock, one at a time: a build keeps all processors busy anyway, and whoever has the
-//! turn may remove what killed builds left.
+//! under one lock, one at a time: a build keeps all processors busy anyway, and whoever holds the
+//! lock may remove what killed builds left.
 
 use std::fs::{self, File, TryLockError};
 use std::io;
@@ -38,12 +38,12 @@ pub struct Info {
 }
 
 /// The part of the cache that holds kernels.
-pub struct Shelf(PathBuf);
+pub struct KernelCache(PathBuf);
 
-impl Shelf {
+impl KernelCache {
     /// The one in this cache.
-    pub fn new(cache: &Path) -> Shelf {
-        Shelf(cache.join("kernels"))
+    pub fn new(cache: &Path) -> KernelCache {
+        KernelCache(cache.join("kernels"))
     }
 
     /// The kernel of these inputs, if it is there and what it was.
@@ -93,7 +93,7 @@ impl Shelf {
         Ok(place)
     }
 
-    /// Keeps the log of a failed build; gives where, if it could.
+    /// Keeps the log of a failed build; returns where, if it could.
     pub fn keep_log(&self, digest: &str, log: &Path) -> Option<PathBuf> {
         let kept = self.0.join(format!("failed-{}.log", digest.get(..16)?));
         fs::rename(log, &kept).ok().map(|()| kept)
@@ -103,7 +103,7 @@ impl Shelf {
     ///
     /// # Errors
     /// If the cache cannot be written, or when the user wants us to stop.
-    pub fn turn(&self, stage: &Stage, interrupt: &Interrupt) -> Result<Turn> {
+    pub fn lock(&self, stage: &Stage, interrupt: &Interrupt) -> Result<BuildLock> {
         fs::create_dir_all(&self.0)
             .with_context(|| format!("cannot create {}", self.0.display()))?;
         // make and tar work elsewhere.
@@ -134,20 +134,20 @@ impl Shelf {
             }
         }
         sweep(&folder);
-        Ok(Turn {
+        Ok(BuildLock {
             folder,
             _lock: lock,
         })
     }
 }
 
-/// The right to build, until it is dropped or we end.
-pub struct Turn {
+/// The lock of the one build at a time, until it is dropped or the process ends.
+pub struct BuildLock {
     folder: PathBuf,
     _lock: File,
 }
 
-impl Turn {
+impl BuildLock {
     /// A folder to build in, removed on drop.
     ///
     /// # Errors
@@ -191,8 +191,8 @@ mod tests {
         names
     }
 
-    fn put(shelf: &Shelf, digest: &str, bytes: &str) -> PathBuf {
-        let built = tempfile::tempdir_in(&shelf.0).unwrap();
+    fn put(cache: &KernelCache, digest: &str, bytes: &str) -> PathBuf {
+        let built = tempfile::tempdir_in(&cache.0).unwrap();
         let vmlinux = built.path().join(VMLINUX);
         fs::write(&vmlinux, bytes).unwrap();
         let info = Info {
@@ -205,68 +205,68 @@ mod tests {
             },
             sha256: fetch::sha256(&vmlinux).unwrap(),
         };
-        shelf.put(digest, &vmlinux, &info, &stage()).unwrap()
+        cache.put(digest, &vmlinux, &info, &stage()).unwrap()
     }
 
     #[test]
     fn a_kernel_is_found_under_its_digest_alone_and_until_its_bytes_change() {
         let cache = tempfile::tempdir().unwrap();
-        let shelf = Shelf::new(cache.path());
+        let cache = KernelCache::new(cache.path());
         drop(
-            shelf
-                .turn(&stage(), &Interrupt::detached().unwrap())
+            cache
+                .lock(&stage(), &Interrupt::detached().unwrap())
                 .unwrap(),
         );
-        assert!(shelf.find("d1", &stage()).is_none());
-        let vmlinux = put(&shelf, "d1", "\x7fELF");
+        assert!(cache.find("d1", &stage()).is_none());
+        let vmlinux = put(&cache, "d1", "\x7fELF");
         assert_eq!(names(vmlinux.parent().unwrap()), [INFO, VMLINUX]);
-        assert_eq!(shelf.find("d1", &stage()), Some(vmlinux.clone()));
-        assert!(shelf.find("d2", &stage()).is_none());
+        assert_eq!(cache.find("d1", &stage()), Some(vmlinux.clone()));
+        assert!(cache.find("d2", &stage()).is_none());
         fs::write(&vmlinux, "\x7fELG").unwrap();
-        assert!(shelf.find("d1", &stage()).is_none());
-        assert_eq!(put(&shelf, "d1", "\x7fELF"), vmlinux);
-        assert_eq!(shelf.find("d1", &stage()), Some(vmlinux));
+        assert!(cache.find("d1", &stage()).is_none());
+        assert_eq!(put(&cache, "d1", "\x7fELF"), vmlinux);
+        assert_eq!(cache.find("d1", &stage()), Some(vmlinux));
     }
 
     #[test]
     fn what_killed_builds_left_is_swept_and_the_rest_stays() {
         let cache = tempfile::tempdir().unwrap();
-        let shelf = Shelf::new(cache.path());
+        let cache = KernelCache::new(cache.path());
         for folder in ["build-x1/work/linux", "0123abcd"] {
-            fs::create_dir_all(shelf.0.join(folder)).unwrap();
+            fs::create_dir_all(cache.0.join(folder)).unwrap();
         }
-        fs::write(shelf.0.join("build-x1/work/linux/Makefile"), "").unwrap();
-        fs::write(shelf.0.join("failed-0123.log"), "").unwrap();
-        let turn = shelf
-            .turn(&stage(), &Interrupt::detached().unwrap())
+        fs::write(cache.0.join("build-x1/work/linux/Makefile"), "").unwrap();
+        fs::write(cache.0.join("failed-0123.log"), "").unwrap();
+        let lock = cache
+            .lock(&stage(), &Interrupt::detached().unwrap())
             .unwrap();
-        assert_eq!(names(&shelf.0), ["0123abcd", "failed-0123.log", "lock"]);
-        let scratch = turn.scratch().unwrap();
-        assert!(names(&shelf.0)[1].starts_with(SCRATCH));
+        assert_eq!(names(&cache.0), ["0123abcd", "failed-0123.log", "lock"]);
+        let scratch = lock.scratch().unwrap();
+        assert!(names(&cache.0)[1].starts_with(SCRATCH));
         drop(scratch);
-        assert_eq!(names(&shelf.0), ["0123abcd", "failed-0123.log", "lock"]);
+        assert_eq!(names(&cache.0), ["0123abcd", "failed-0123.log", "lock"]);
     }
 
     #[test]
     fn a_second_build_waits_for_the_first_and_can_be_interrupted() {
         let cache = tempfile::tempdir().unwrap();
-        let first = Shelf::new(cache.path())
-            .turn(&stage(), &Interrupt::detached().unwrap())
+        let first = KernelCache::new(cache.path())
+            .lock(&stage(), &Interrupt::detached().unwrap())
             .unwrap();
         let interrupted = Interrupt::detached().unwrap();
         interrupted.trigger();
-        let error = Shelf::new(cache.path())
-            .turn(&stage(), &interrupted)
+        let error = KernelCache::new(cache.path())
+            .lock(&stage(), &interrupted)
             .err()
             .unwrap();
         assert_eq!(smol_cli::exit_kind(&error), ExitKind::Terminated);
 
         let (sender, receiver) = mpsc::channel();
-        let shelf = Shelf::new(cache.path());
+        let cache = KernelCache::new(cache.path());
         let second = std::thread::spawn(move || {
-            let turn = shelf.turn(&stage(), &Interrupt::detached().unwrap());
+            let lock = cache.lock(&stage(), &Interrupt::detached().unwrap());
             sender.send(()).unwrap();
-            turn.map(drop)
+            lock.map(drop)
         });
         assert!(
             receiver.recv_timeout(Duration::from_millis(300)).is_err(),
@@ -280,13 +280,13 @@ mod tests {
     #[test]
     fn the_log_of_a_failed_build_is_kept() {
         let cache = tempfile::tempdir().unwrap();
-        let shelf = Shelf::new(cache.path());
-        fs::create_dir_all(&shelf.0).unwrap();
-        fs::write(shelf.0.join("log"), "  CC      init/main.o\n").unwrap();
-        let kept = shelf
-            .keep_log(&"ab".repeat(32), &shelf.0.join("log"))
+        let cache = KernelCache::new(cache.path());
+        fs::create_dir_all(&cache.0).unwrap();
+        fs::write(cache.0.join("log"), "  CC      init/main.o\n").unwrap();
+        let kept = cache
+            .keep_log(&"ab".repeat(32), &cache.0.join("log"))
             .unwrap();
-        assert_eq!(names(&shelf.0), ["failed-abababababababab.log"]);
+        assert_eq!(names(&cache.0), ["failed-abababababababab.log"]);
         assert!(kept.exists());
     }
 }

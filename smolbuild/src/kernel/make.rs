@@ -26,9 +26,9 @@ const INHERITED: &[&str] = &["PATH", "TMPDIR"];
 /// Lines of output that an error shows.
 const LAST_LINES: usize = 30;
 
-/// Where a build goes on, and who is to hear of it.
+/// The folder of a build, and who is told of its progress.
 #[derive(Clone, Copy)]
-pub struct Site<'a> {
+pub struct BuildDir<'a> {
     /// An empty folder.
     pub folder: &'a Path,
     /// File to write everything into that the tools say.
@@ -39,18 +39,18 @@ pub struct Site<'a> {
     pub interrupt: &'a Interrupt,
 }
 
-/// Builds the kernel; gives the stripped vmlinux in the site's folder, on disk for good.
+/// Builds the kernel and returns the stripped vmlinux in the dir's folder, on disk for good.
 ///
 /// # Errors
 /// If a step fails: with the last lines of what its program said.
-pub fn build(recipe: &Recipe, tarball: &Path, site: Site) -> Result<PathBuf> {
-    require_plain(site.folder)?;
+pub fn build(recipe: &Recipe, tarball: &Path, dir: BuildDir) -> Result<PathBuf> {
+    require_plain(dir.folder)?;
     let log =
-        File::create(site.log).with_context(|| format!("cannot write {}", site.log.display()))?;
+        File::create(dir.log).with_context(|| format!("cannot write {}", dir.log.display()))?;
     let mut build = Build {
         recipe,
-        tree: site.folder.join("linux"),
-        site,
+        tree: dir.folder.join("linux"),
+        dir,
         log,
         last: VecDeque::new(),
     };
@@ -82,7 +82,7 @@ struct Build<'a> {
     recipe: &'a Recipe,
     /// The source tree.
     tree: PathBuf,
-    site: Site<'a>,
+    dir: BuildDir<'a>,
     log: File,
     /// The last lines of the program that runs.
     last: VecDeque<String>,
@@ -91,7 +91,7 @@ struct Build<'a> {
 impl Build<'_> {
     fn unpack(&mut self, tarball: &Path) -> Result<()> {
         let wanted = &self.recipe.metadata.version;
-        self.site.stage.note(&format!("unpacking Linux {wanted}"));
+        self.dir.stage.note(&format!("unpacking Linux {wanted}"));
         fs::create_dir(&self.tree)
             .with_context(|| format!("cannot create {}", self.tree.display()))?;
         let mut tar = self.command("tar");
@@ -114,7 +114,7 @@ impl Build<'_> {
         })?;
         let found = source_version(&makefile);
         if found != *wanted {
-            self.site.stage.note(&format!(
+            self.dir.stage.note(&format!(
                 "this is Linux {found}; the recipe was made for {wanted}"
             ));
         }
@@ -160,12 +160,10 @@ impl Build<'_> {
 
     fn make(&mut self) -> Result<()> {
         let jobs = available_parallelism().map_or(1, usize::from);
-        self.site
-            .stage
-            .note(&format!("compiling, {jobs} at a time"));
+        self.dir.stage.note(&format!("compiling, {jobs} at a time"));
         let mut make = self.make_command();
         make.arg(format!("-j{jobs}")).arg("vmlinux");
-        let (stage, total) = (self.site.stage, self.recipe.metadata.steps);
+        let (stage, total) = (self.dir.stage, self.recipe.metadata.steps);
         let mut done = 0;
         let counted = self.run_watched(make, &mut |line| {
             done += u64::from(is_step(line));
@@ -176,7 +174,7 @@ impl Build<'_> {
     }
 
     fn strip(&mut self) -> Result<PathBuf> {
-        let stripped = self.site.folder.join("vmlinux");
+        let stripped = self.dir.folder.join("vmlinux");
         let mut strip = self.command("objcopy");
         strip.args(STRIP_ARGUMENTS);
         if self.tree.join(RELOCATIONS_TOOL).exists() {
@@ -195,7 +193,7 @@ impl Build<'_> {
 
     /// A file beside the source tree.
     fn write(&self, name: &str, bytes: &[u8]) -> Result<PathBuf> {
-        let path = self.site.folder.join(name);
+        let path = self.dir.folder.join(name);
         fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
         Ok(path)
     }
@@ -223,7 +221,7 @@ impl Build<'_> {
     fn run_watched(&mut self, command: Command, watch: &mut dyn FnMut(&str)) -> Result<()> {
         self.last.clear();
         let mut logged = Ok(());
-        let interrupt = self.site.interrupt;
+        let interrupt = self.dir.interrupt;
         let status = subprocess::run(command, interrupt, &mut |line| {
             watch(line);
             let written = self.note(line);
@@ -239,7 +237,7 @@ impl Build<'_> {
                 anyhow!("{last}")
             });
         }
-        logged.with_context(|| format!("cannot write {}", self.site.log.display()))
+        logged.with_context(|| format!("cannot write {}", self.dir.log.display()))
     }
 
     fn note(&mut self, line: &str) -> io::Result<()> {
@@ -426,13 +424,13 @@ mod tests {
         recipe.fragment = fragment;
         let stage = Progress::new(Mode::Plain).stage("kernel", "");
         let (log, interrupt) = (folder.path().join("log"), Interrupt::detached().unwrap());
-        let site = Site {
+        let dir = BuildDir {
             folder: folder.path(),
             log: &log,
             stage: &stage,
             interrupt: &interrupt,
         };
-        let error = build(&recipe, &tarball, site).unwrap_err();
+        let error = build(&recipe, &tarball, dir).unwrap_err();
         (format!("{error:#}"), fs::read_to_string(log).unwrap())
     }
 

@@ -1,16 +1,16 @@
 //! The kernel: built from a recipe, or taken from the cache.
 //!
-//! | part | purpose |
+//! | module | purpose |
 //! |---|---|
 //! | `recipe` | kernels/<name>/: source, configuration, patches |
-//! | `inputs` | all that determines the bytes, and its digest |
+//! | `inputs` | everything that determines the bytes, and its digest |
 //! | `make` | unpack, patch, configure, make, strip |
-//! | `shelf` | kernels in the cache, and whose turn it is to build |
+//! | `cache` | kernels that were built before, and the lock of the one build at a time |
 
+mod cache;
 mod inputs;
 mod make;
 mod recipe;
-mod shelf;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,19 +19,19 @@ use anyhow::{Context, Result};
 use smol_cli::progress::Stage;
 use smol_cli::{ErrorExt, ExitKind, Failure, Interrupt, Progress, human};
 
+use self::cache::{Info, KernelCache};
 use self::inputs::Toolchain;
-use self::make::Site;
+use self::make::BuildDir;
 use self::recipe::Recipe;
-use self::shelf::{Info, Shelf};
 use crate::fetch::{self, Net, Pin};
 use crate::lock;
 
 /// Names a source tarball to build kernels from, where there is no apt to fetch the Debian package.
 pub const SOURCE_VARIABLE: &str = "SMOL_KERNEL_SOURCE";
 
-/// What is asked for.
+/// A kernel to build or to take from the cache.
 #[derive(Clone, Copy, Debug)]
-pub struct Request<'a> {
+pub struct KernelRequest<'a> {
     /// Name of a recipe.
     pub recipe: &'a str,
     /// A source tarball instead of the Debian package.
@@ -67,9 +67,9 @@ pub fn pins(
     let recipe_sha256 = inputs::recipe_sha256(&recipe);
     let kept = kept.filter(|kept| kept.recipe == name && kept.recipe_sha256 == recipe_sha256);
     let source = match (tarball, kept) {
-        (Some(tarball), _) => Source::own(tarball, &recipe)?,
-        (None, Some(kept)) => Source::of_lock(kept),
-        (None, None) => Source::pinned(&recipe),
+        (Some(tarball), _) => SourceTarball::own(tarball, &recipe)?,
+        (None, Some(kept)) => SourceTarball::of_lock(kept),
+        (None, None) => SourceTarball::pinned(&recipe),
     };
     let Toolchain { gcc, ld } = Toolchain::of_host()?;
     let mut pins = lock::Kernel {
@@ -93,22 +93,22 @@ pub fn pins(
 /// that is not what it is pinned as (Verification), or not to be had (LockStale, if it must be
 /// that); a step of the build that fails; no disk space.
 pub fn obtain(
-    request: &Request,
+    request: &KernelRequest,
     cache: &Path,
     progress: &Progress,
     interrupt: &Interrupt,
-) -> Result<(PathBuf, Source)> {
+) -> Result<(PathBuf, SourceTarball)> {
     let recipe = recipe::find(request.recipe)?;
     require_arch(&recipe)?;
     let stage = progress.stage("kernel", &format!("kernel {}", request.recipe));
-    let mut job = Job {
+    let mut job = KernelBuild {
         toolchain: Toolchain::of_host()?,
         source: match (request.pinned, request.source) {
-            (Some(lock), _) => Source::of_lock(lock),
-            (None, Some(tarball)) => Source::own(tarball, &recipe)?,
-            (None, None) => Source::pinned(&recipe),
+            (Some(lock), _) => SourceTarball::of_lock(lock),
+            (None, Some(tarball)) => SourceTarball::own(tarball, &recipe)?,
+            (None, None) => SourceTarball::pinned(&recipe),
         },
-        shelf: Shelf::new(cache),
+        cache: KernelCache::new(cache),
         recipe,
         stage: &stage,
         interrupt,
@@ -149,7 +149,7 @@ fn require_arch(recipe: &Recipe) -> Result<(), Failure> {
 
 /// A source tarball.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Source {
+pub struct SourceTarball {
     /// `PACKAGE VERSION` of a Debian package, or the name of a tarball.
     name: String,
     sha256: String,
@@ -157,34 +157,34 @@ pub struct Source {
     package_sha256: Option<String>,
 }
 
-impl Source {
-    fn own(tarball: &Path, recipe: &Recipe) -> Result<Source> {
+impl SourceTarball {
+    fn own(tarball: &Path, recipe: &Recipe) -> Result<SourceTarball> {
         let sha256 = fetch::sha256(tarball).kind(ExitKind::Usage)?;
         // The same bytes are the same source, by whichever way they came.
-        let pinned = Source::pinned(recipe);
+        let pinned = SourceTarball::pinned(recipe);
         if sha256 == pinned.sha256 {
             return Ok(pinned);
         }
         let name = tarball.file_name().unwrap_or_default();
         let name = name.to_string_lossy().replace(char::is_control, "?");
-        Ok(Source {
+        Ok(SourceTarball {
             name,
             sha256,
             package_sha256: None,
         })
     }
 
-    fn pinned(recipe: &Recipe) -> Source {
+    fn pinned(recipe: &Recipe) -> SourceTarball {
         let debian = &recipe.metadata.source.debian;
-        Source {
+        SourceTarball {
             name: format!("{} {}", debian.package, debian.version),
             sha256: debian.tarball_sha256.clone(),
             package_sha256: Some(debian.sha256.clone()),
         }
     }
 
-    fn of_lock(lock: &lock::Kernel) -> Source {
-        Source {
+    fn of_lock(lock: &lock::Kernel) -> SourceTarball {
+        SourceTarball {
             name: lock.source.clone(),
             sha256: lock.source_sha256.clone(),
             package_sha256: lock.package_sha256.clone(),
@@ -217,17 +217,17 @@ impl Source {
     }
 }
 
-/// A kernel on its way into the cache.
-struct Job<'a> {
+/// A kernel that is being built into the cache.
+struct KernelBuild<'a> {
     recipe: Recipe,
     toolchain: Toolchain,
-    source: Source,
-    shelf: Shelf,
+    source: SourceTarball,
+    cache: KernelCache,
     stage: &'a Stage,
     interrupt: &'a Interrupt,
 }
 
-impl Job<'_> {
+impl KernelBuild<'_> {
     fn digest(&self) -> String {
         inputs::digest(&self.recipe, &self.source.sha256, &self.toolchain)
             .to_hex()
@@ -235,20 +235,20 @@ impl Job<'_> {
     }
 
     fn cached(&self) -> Option<PathBuf> {
-        self.shelf.find(&self.digest(), self.stage)
+        self.cache.find(&self.digest(), self.stage)
     }
 
-    /// Gives the kernel, and whether it was built just now: another process may have done so while
-    /// we waited for our turn.
-    fn build(&mut self, request: &Request) -> Result<(PathBuf, bool)> {
+    /// Returns the kernel, and whether it was built just now: another process may have built it while
+    /// this one waited for the lock.
+    fn build(&mut self, request: &KernelRequest) -> Result<(PathBuf, bool)> {
         inputs::require_tools()?;
-        let turn = self.shelf.turn(self.stage, self.interrupt)?;
+        let lock = self.cache.lock(self.stage, self.interrupt)?;
         if !request.rebuild
             && let Some(cached) = self.cached()
         {
             return Ok((cached, false));
         }
-        let scratch = turn.scratch()?;
+        let scratch = lock.scratch()?;
         let before = self.source.sha256.clone();
         let tarball = match request.source {
             Some(tarball) if fetch::sha256(tarball)? == before => self.own_source(tarball)?,
@@ -264,13 +264,13 @@ impl Job<'_> {
         let folder = scratch.path().join("work");
         fs::create_dir(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
         let log = scratch.path().join("log");
-        let site = Site {
+        let dir = BuildDir {
             folder: &folder,
             log: &log,
             stage: self.stage,
             interrupt: self.interrupt,
         };
-        let built = make::build(&self.recipe, &tarball, site);
+        let built = make::build(&self.recipe, &tarball, dir);
         let vmlinux = built.map_err(|error| self.keep_log(&log, error))?;
         let info = Info {
             recipe: self.recipe.metadata.name.clone(),
@@ -280,7 +280,7 @@ impl Job<'_> {
             sha256: fetch::sha256(&vmlinux)?,
         };
         Ok((
-            self.shelf
+            self.cache
                 .put(&self.digest(), &vmlinux, &info, self.stage)?,
             true,
         ))
@@ -307,7 +307,7 @@ impl Job<'_> {
     }
 
     /// The tarball out of the Debian package, unpacked in `folder`.
-    fn debian_source(&mut self, request: &Request, folder: &Path) -> Result<PathBuf> {
+    fn debian_source(&mut self, request: &KernelRequest, folder: &Path) -> Result<PathBuf> {
         let recipe = &self.recipe.metadata;
         let (pin, upstream) = (self.pin(request.net)?, &recipe.source.upstream.tarball);
         let (deb, got) = fetch::package(
@@ -338,7 +338,7 @@ impl Job<'_> {
             );
             return Err(Failure::new(ExitKind::Verification, what).into());
         }
-        self.source = Source {
+        self.source = SourceTarball {
             name,
             sha256,
             package_sha256: Some(got.sha256),
@@ -374,7 +374,7 @@ impl Job<'_> {
         if self.interrupt.is_set() {
             return error;
         }
-        match self.shelf.keep_log(&self.digest(), log) {
+        match self.cache.keep_log(&self.digest(), log) {
             Some(kept) => {
                 let told =
                     Err::<(), _>(error).hint(format!("the whole output is in {}", kept.display()));
@@ -391,8 +391,8 @@ mod tests {
 
     use super::*;
 
-    fn request(recipe: &str) -> Request<'_> {
-        Request {
+    fn request(recipe: &str) -> KernelRequest<'_> {
+        KernelRequest {
             recipe,
             source: None,
             pinned: None,
@@ -428,7 +428,7 @@ mod tests {
     fn a_source_that_is_neither_here_nor_in_reach_is_named() {
         let cache = tempfile::tempdir().unwrap();
         let ask = |lock: &lock::Kernel, net| {
-            let request = Request {
+            let request = KernelRequest {
                 pinned: Some(lock),
                 downloads: &cache.path().join("downloads"),
                 net,
@@ -456,7 +456,7 @@ mod tests {
         }
     }
 
-    fn refused(request: &Request) -> anyhow::Error {
+    fn refused(request: &KernelRequest) -> anyhow::Error {
         let cache = tempfile::tempdir().unwrap();
         let error = obtain(
             request,
@@ -476,7 +476,7 @@ mod tests {
     #[test]
     fn a_source_tarball_that_does_not_exist_is_an_error_of_usage() {
         let source = Some(Path::new("/nonexistent/linux.tar.xz"));
-        let error = refused(&Request {
+        let error = refused(&KernelRequest {
             source,
             ..request("smol-6.1")
         });
