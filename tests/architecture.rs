@@ -83,7 +83,7 @@ const UNSAFE_ROOMS: &[&str] = &[
     "crates/smol-machine/src/prefetch.rs",
     "crates/smol-machine/src/probe.rs",
     "crates/smol-machine/src/uffd.rs",
-    "smolbuild/src/assemble/rootfs/debian/mmdebstrap.rs",
+    "smolbuild/src/input/debian/mmdebstrap.rs",
     "smolrun/src/detached.rs",
 ];
 
@@ -98,8 +98,8 @@ const PLATFORM_ROOMS: &[&str] = &[
 /// no source but a folder.
 const DOWNLOAD_ROOMS: &[&str] = &[
     "crates/smol-host/src/emulated/kernel.rs",
-    "smolbuild/src/assemble/rootfs/debian/archive.rs",
-    "smolbuild/src/assemble/rootfs/debian/bootstrap.rs",
+    "smolbuild/src/input/debian/archive.rs",
+    "smolbuild/src/input/debian/bootstrap.rs",
     "smolbuild/src/fetch.rs",
 ];
 

@@ -50,7 +50,7 @@ pub struct Shelf {
 pub struct Facts {
     /// Digest of the bundle.
     pub digest: String,
-    /// Digests of the images, as in [`Plan::inputs`].
+    /// Digests of the images, by name.
     pub inputs: BTreeMap<String, String>,
     /// The machine as it was frozen.
     pub frozen: Frozen,
@@ -70,11 +70,8 @@ impl Shelf {
         Ok(Self { folder, program })
     }
 
-    /// The key of a machine: of the Plan, with whatever is known of its images, and the text of its
-    /// Smolfile.
+    /// The key of a machine: of the Plan, and the text of its Smolfile.
     pub fn key(&self, plan: &Plan, smolfile: &str) -> String {
-        let mut plan = plan.clone();
-        plan.inputs.clear();
         let mut hasher = blake3::Hasher::new_derive_key("smol 2026-12-01 built bundle v1");
         for part in [
             self.program.as_bytes(),
@@ -121,7 +118,7 @@ impl Shelf {
         key: &str,
         bundle: &Path,
         digest: &smol_bundle::Digest,
-        plan: &Plan,
+        digests: &BTreeMap<String, String>,
         frozen: &Frozen,
         work: &Path,
     ) -> Result<()> {
@@ -131,7 +128,7 @@ impl Shelf {
         fs::copy(bundle, new.join(BUNDLE))?;
         let facts = Facts {
             digest: digest.to_string(),
-            inputs: plan.inputs.clone(),
+            inputs: digests.clone(),
             frozen: frozen.clone(),
             file: hash::file(&new.join(BUNDLE))?.to_hex().to_string(),
         };

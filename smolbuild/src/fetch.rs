@@ -1,5 +1,5 @@
 //! Getting source packages from the distribution, and the folder of downloads. (The packages of root
-//! file systems come through mmdebstrap: `assemble/rootfs/debian/archive.rs`.)
+//! file systems come through mmdebstrap: `input/debian/archive.rs`.)
 //!
 //! A package is pinned by version and digest. It is kept under its digest, by a rename once that was
 //! checked. What is in the folder of downloads is pinned, so
@@ -30,6 +30,16 @@ pub enum Net {
     Pinned,
     /// Where a pinned version is not to be had any more, another one.
     Open,
+}
+
+impl Net {
+    /// What may be downloaded before it is known what the lock allows.
+    pub fn allowed(offline: bool) -> Net {
+        match offline {
+            true => Net::Offline,
+            false => Net::Open,
+        }
+    }
 }
 
 /// A package, exactly.

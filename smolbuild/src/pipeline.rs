@@ -11,15 +11,16 @@ use smol_cli::{ExitKind, Failure, Interrupt, Progress, human, paths};
 use smol_host::{Accel, Selected};
 use smol_protocol::Event;
 
-use crate::assemble::{self, Images, Site};
+use crate::assemble::{self, BuildDirs, Images};
 use crate::boot::{self, Failed, Frozen, Job, Message};
 use crate::built::Shelf;
+use crate::context::Context;
 use crate::error::{LibraryError, ResultExt};
 use crate::fetch::Net;
-use crate::lock::{self, Policy, Surroundings, World};
 use crate::pack;
-use crate::plan::Plan;
+use crate::plan::{Plan, Sealed};
 use crate::prepare::Preparing;
+use crate::resolve::{self, EnvironmentInputs, Kept, Policy};
 use crate::smolfile::Loaded;
 use crate::work::WorkDir;
 
@@ -36,7 +37,7 @@ pub struct Request<'a> {
     /// Whether nothing may be downloaded.
     pub offline: bool,
     /// What the environment adds.
-    pub surroundings: Surroundings,
+    pub environment: EnvironmentInputs,
     /// What may be taken from the cache.
     pub reuse: Reuse,
     /// Where the machine boots.
@@ -75,8 +76,8 @@ impl Reuse {
 
 /// A bundle that was written.
 pub struct Built {
-    /// What it was built from, with what its digests turned out to be.
-    pub plan: Plan,
+    /// What it was built from, and the digests of its images.
+    pub sealed: Sealed,
     /// The machine as it was frozen.
     pub frozen: Frozen,
     /// The file.
@@ -95,18 +96,22 @@ pub fn build_bundle(
     let loaded = request.smolfile;
     let shared_cache = paths::cache_dir()?;
     let downloads = shared_cache.join("downloads");
-    let world = World {
+    let context = Context {
         downloads: &downloads,
-        offline: request.offline,
-        surroundings: &request.surroundings,
+        net: Net::allowed(request.offline),
+        environment: &request.environment,
         progress,
         interrupt,
     };
-    let settled = lock::settle(loaded, &request.lock, world)?;
-    if let Some(warning) = recent_epoch(settled.lock.builder.epoch.into(), SystemTime::now()) {
+    let resolved = resolve::resolve(loaded, &request.lock, context)?;
+    let context = Context {
+        net: resolved.net,
+        ..context
+    };
+    if let Some(warning) = recent_epoch(resolved.lock.builder.epoch.into(), SystemTime::now()) {
         progress.note(&warning);
     }
-    let mut plan = Plan::resolve(&loaded.smolfile, &loaded.base_dir, settled.lock)?;
+    let plan = Plan::resolve(&loaded.smolfile, &loaded.base_dir, resolved.lock)?;
     let work = WorkDir::create(&shared_cache)?;
     let shelf = match request.reuse {
         Reuse::All | Reuse::Parts => Some(Shelf::open(&shared_cache)?),
@@ -114,7 +119,7 @@ pub fn build_bundle(
     };
     if let Some(shelf) = &shelf
         && request.reuse == Reuse::All
-        && let Some(built) = take(shelf, &mut plan, request, &work, progress, interrupt)?
+        && let Some(built) = take(shelf, &plan, request, &work, progress, interrupt)?
     {
         return Ok(built);
     }
@@ -122,30 +127,28 @@ pub fn build_bundle(
     if let Some(why) = &selected.why {
         progress.note(why);
     }
-    let site = Site {
+    let dirs = BuildDirs {
         cache: &match request.reuse {
             Reuse::Nothing => work.subdir("cache")?,
             Reuse::All | Reuse::Parts => shared_cache.clone(),
         },
-        downloads: &downloads,
         work: work.path(),
-        net: settled.net,
-        surroundings: &request.surroundings,
     };
-    let images = assemble::assemble(&mut plan, site, progress, interrupt)?;
-    if let Some(file) = &settled.file {
-        lock::keep(file, &plan.lock, progress)?;
+    let (sealed, images) = assemble::assemble(&plan, dirs, context)?;
+    if let Some(file) = &resolved.file {
+        resolve::keep(file, &sealed.plan.lock, progress)?;
     }
-    if settled.net == Net::Offline {
+    if context.net == Net::Offline {
         require_emulated_kernel(&selected, &shared_cache)?;
     }
     // A file that was changed after its digest was taken is in the images, but not in the key.
     let unchanged = {
-        let kept = Some(&plan.lock);
-        lock::present(loaded, kept, &request.surroundings, interrupt)?.0 == plan.lock
+        let lock = &sealed.plan.lock;
+        let kept = Kept::all(Some(lock));
+        resolve::current(loaded, kept, &request.environment, interrupt)?.0 == *lock
     };
     let frozen_in = work.subdir("frozen")?;
-    let job = job(&plan, &images, request.watchdog, &frozen_in);
+    let job = job(&sealed, &images, request.watchdog, &frozen_in);
     let preparing = Preparing::begin(&images, interrupt);
     let frozen = boot(
         &job,
@@ -156,7 +159,7 @@ pub fn build_bundle(
         interrupt,
     )?;
     let prepared = preparing.end();
-    let spec = pack::spec(&plan, &images, &frozen, &frozen_in, &loaded.source)?;
+    let spec = pack::spec(&sealed.plan, &images, &frozen, &frozen_in, &loaded.source)?;
     interrupt.check()?;
     let unsigned = match request.key {
         Some(_) => work.path().join("unsigned"),
@@ -167,12 +170,12 @@ pub fn build_bundle(
         && unchanged
         && pack::unreproducible(&frozen).is_none()
     {
-        let key = shelf.key(&plan, &loaded.source);
+        let key = shelf.key(&sealed.plan, &loaded.source);
         let kept = shelf.keep(
             &key,
             &unsigned,
             &written.digest,
-            &plan,
+            &sealed.digests,
             &frozen,
             work.path(),
         );
@@ -184,7 +187,7 @@ pub fn build_bundle(
         sign(&unsigned, key, request.out, progress, interrupt)?;
     }
     Ok(Built {
-        plan,
+        sealed,
         frozen,
         written,
     })
@@ -193,7 +196,7 @@ pub fn build_bundle(
 /// The bundle of an earlier build of the same, signed as is asked for now.
 fn take(
     shelf: &Shelf,
-    plan: &mut Plan,
+    plan: &Plan,
     request: &Request,
     work: &WorkDir,
     progress: &Progress,
@@ -219,9 +222,11 @@ fn take(
     if let Some(key) = request.key {
         sign(&unsigned, key, request.out, progress, interrupt)?;
     }
-    plan.inputs = facts.inputs;
     Ok(Some(Built {
-        plan: plan.clone(),
+        sealed: Sealed {
+            plan: plan.clone(),
+            digests: facts.inputs,
+        },
         frozen: facts.frozen,
         written: Written {
             digest: bundle.digest(),
@@ -258,7 +263,8 @@ fn require_emulated_kernel(selected: &Selected, cache: &Path) -> Result<()> {
         .into())
 }
 
-fn job(plan: &Plan, images: &Images, watchdog: u64, out: &Path) -> Job {
+fn job(sealed: &Sealed, images: &Images, watchdog: u64, out: &Path) -> Job {
+    let plan = &sealed.plan;
     let ready_line = plan.console_ready.as_ref().map(|r| match &r.probe {
         smol_protocol::Probe::Log { pattern } => pattern.clone(),
         other => unreachable!(
@@ -274,8 +280,8 @@ fn job(plan: &Plan, images: &Images, watchdog: u64, out: &Path) -> Job {
         memory: plan.memory,
         vcpus: u8::try_from(plan.cpus).expect("the parser allows few"),
         epoch: plan.epoch(),
-        seed: hex(plan.seed()),
-        kernel_seed: hex(plan.kernel_seed()),
+        seed: hex(sealed.seed()),
+        kernel_seed: hex(sealed.kernel_seed()),
         requests: plan
             .guest
             .as_ref()

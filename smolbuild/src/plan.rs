@@ -1,8 +1,9 @@
 //! From a Smolfile and its lock to the Plan: everything that can change a byte of the bundle,
 //! resolved, in one value. Pure.
 //!
-//! The digest of the Plan, with the images in it, is the seed of all randomness that the guest sees
-//! while it is built; without them, it is part of the key of built bundles. Nothing of this host is in it: no absolute path, no user, no time.
+//! A Plan with the digests of its images is [`Sealed`]: then it gives the seed of all randomness that
+//! the guest sees while it is built. Without them, it is part of the key in the bundle cache. Nothing
+//! of this host is in it: no absolute path, no user, no time.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,8 +13,9 @@ use serde::Serialize;
 use smol_cli::{ErrorExt, ExitKind, Failure};
 use smol_protocol::{GuestConfig, RUN_MODE_WORD};
 
+use crate::input::Rootfs;
 use crate::lock::Lock;
-use crate::smolfile::{self, Smolfile, Workload};
+use crate::smolfile::{self, CopyStep, KernelSource, Smolfile, Workload};
 
 /// Wall clock of the guest at power-on and time of all files, unless SOURCE_DATE_EPOCH says
 /// otherwise: 2026-01-01T00:00:00Z in seconds since the Unix epoch.
@@ -39,21 +41,17 @@ pub struct Plan {
     /// Guest memory in bytes.
     pub memory: u64,
     /// The kernel and what it is told.
-    pub kernel: Kernel,
+    pub kernel: PlannedKernel,
     /// The root file system; without one the machine is just a kernel.
     pub rootfs: Option<Rootfs>,
     /// Files over the root file system, in order.
-    pub copies: Vec<Copy>,
+    pub copies: Vec<CopyStep>,
     /// What PID 1 has to do: there exactly when there is a root file system.
     pub guest: Option<GuestConfig>,
     /// For a machine that is just a kernel: the line of the console that makes it ready.
     pub console_ready: Option<smol_protocol::Ready>,
-    /// Every input, pinned. Where a pinned one is not to be had, the stage that gets another one
-    /// enters it here.
+    /// Every input, pinned.
     pub lock: Lock,
-    /// Digests of the images, by name: filled by the stage that assembles them, before
-    /// [`Plan::digest`] and [`Plan::seed`] are final.
-    pub inputs: BTreeMap<String, String>,
     /// Folder of the Smolfile, which the host paths of the Plan are relative to.
     #[serde(skip)]
     pub base_dir: PathBuf,
@@ -61,55 +59,13 @@ pub struct Plan {
 
 /// The kernel of a Plan.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Kernel {
+pub struct PlannedKernel {
     /// Where it comes from.
     pub source: KernelSource,
     /// Command line of the build, without the VMM's own part (its virtio devices).
     pub build_cmdline: String,
     /// Command line of a cold boot, likewise.
     pub run_cmdline: String,
-}
-
-/// Where a kernel comes from.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum KernelSource {
-    /// One of our own, by name.
-    Recipe(String),
-    /// An ELF file, by path relative to the Smolfile.
-    Path(String),
-}
-
-/// Where the root file system comes from.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Rootfs {
-    /// A Debian system.
-    Debian {
-        /// Release, such as `bookworm`.
-        suite: String,
-        /// Packages, sorted, without duplicates.
-        packages: Vec<String>,
-    },
-    /// A tar archive, by path relative to the Smolfile.
-    Tar(String),
-    /// A folder, by path relative to the Smolfile.
-    Dir(String),
-    /// That of another bundle, by path relative to the Smolfile.
-    Bundle(String),
-}
-
-/// A file or folder that is put over the root file system.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Copy {
-    /// Path relative to the Smolfile.
-    pub src: String,
-    /// Absolute path in the guest.
-    pub dest: String,
-    /// Permissions, `0..=0o7777`.
-    pub mode: Option<u32>,
-    /// `name`, `uid`, `name:group` or `uid:gid`, as of the rootfs; root when absent.
-    pub owner: Option<String>,
 }
 
 /// What a boot is for.
@@ -133,9 +89,7 @@ impl Plan {
         }
         let (rootfs, copies) = match &smolfile.workload {
             Workload::Kernel => (None, Vec::new()),
-            Workload::Service { rootfs, copies, .. } => {
-                (Some(rootfs.into()), copies.iter().map(Copy::from).collect())
-            }
+            Workload::Service { rootfs, copies, .. } => (Some(rootfs.clone()), copies.clone()),
         };
         let cmdline = |boot| kernel_cmdline(boot, rootfs.is_none(), &smolfile.kernel.cmdline);
         Ok(Self {
@@ -146,8 +100,8 @@ impl Plan {
             version: smolfile.version.clone(),
             cpus: smolfile.cpus,
             memory: smolfile.memory,
-            kernel: Kernel {
-                source: (&smolfile.kernel.source).into(),
+            kernel: PlannedKernel {
+                source: smolfile.kernel.source.clone(),
                 build_cmdline: cmdline(Boot::Build),
                 run_cmdline: cmdline(Boot::Run),
             },
@@ -156,7 +110,6 @@ impl Plan {
             copies,
             guest,
             lock,
-            inputs: BTreeMap::new(),
             base_dir: base_dir.to_owned(),
         })
     }
@@ -176,16 +129,37 @@ impl Plan {
         self.base_dir.join(path)
     }
 
-    /// The Plan as JSON, the same bytes for the same Plan: fields as declared, maps sorted, no
-    /// white space.
+    /// The Plan as JSON, the same bytes for the same Plan.
     pub fn to_json(&self) -> String {
-        // Strings, integers and maps with string keys: there is nothing that JSON could not hold.
-        serde_json::to_string(self).expect("a Plan is plain data")
+        canonical_json(self)
+    }
+}
+
+/// A Plan whose images are made. With their digests it identifies the machine, and its seeds follow.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Sealed {
+    /// What was built. Where a pinned input was not to be had, its lock has the one that was taken
+    /// instead.
+    #[serde(flatten)]
+    pub plan: Plan,
+    /// Digests of the images, by name.
+    #[serde(rename = "inputs")]
+    pub digests: BTreeMap<String, String>,
+}
+
+impl Sealed {
+    /// Seals `plan`, with the lock that its images were made by, and their digests.
+    pub fn new(plan: &Plan, lock: Lock, digests: BTreeMap<String, String>) -> Self {
+        let plan = Plan {
+            lock,
+            ..plan.clone()
+        };
+        Self { plan, digests }
     }
 
-    /// BLAKE3 of [`Plan::to_json`]: of what is known of the inputs so far.
+    /// BLAKE3 of the canonical JSON: that of the Plan, and the digests.
     pub fn digest(&self) -> [u8; 32] {
-        *blake3::hash(self.to_json().as_bytes()).as_bytes()
+        *blake3::hash(canonical_json(self).as_bytes()).as_bytes()
     }
 
     /// Seed of all randomness in the guest during the build; public, as the digest is.
@@ -196,14 +170,19 @@ impl Plan {
         )
     }
 
-    /// Decides where a kernel of ours lies: by the kernel and the machine's name, once the digests of
-    /// the images are entered. So the versions of a machine have one image of the kernel, and share
-    /// its bytes.
+    /// Decides where a kernel of ours lies: by the kernel and the machine's name alone. So the
+    /// versions of a machine have one image of the kernel, and share its bytes.
     pub fn kernel_seed(&self) -> [u8; 32] {
-        let kernel = self.inputs.get("kernel").map_or("", String::as_str);
+        let kernel = self.digests.get("kernel").map_or("", String::as_str);
         let context = "smol 2026-12-01 place of the kernel v1";
-        blake3::derive_key(context, format!("{kernel} {}", self.name).as_bytes())
+        blake3::derive_key(context, format!("{kernel} {}", self.plan.name).as_bytes())
     }
+}
+
+/// The same bytes for the same value: fields as declared, maps sorted, no white space.
+fn canonical_json(value: &impl Serialize) -> String {
+    // Strings, integers and maps with string keys: there is nothing that JSON could not hold.
+    serde_json::to_string(value).expect("a Plan is plain data")
 }
 
 /// The kernel command line, without the VMM's own part. Just a kernel gets what the Smolfile says
@@ -259,7 +238,7 @@ fn guest_config(smolfile: &Smolfile) -> Option<GuestConfig> {
     else {
         return None;
     };
-    let beside = |command: &smolfile::Warm| smol_protocol::Warm {
+    let warm_command = |command: &smolfile::Warm| smol_protocol::Warm {
         cmd: command.cmd.clone(),
         timeout_ms: milliseconds(command.timeout),
     };
@@ -273,9 +252,9 @@ fn guest_config(smolfile: &Smolfile) -> Option<GuestConfig> {
             user: service.user.clone(),
             workdir: service.workdir.clone(),
         },
-        warm: warm.iter().map(beside).collect(),
-        restore: restore.iter().map(beside).collect(),
-        warm_restore: warm_restore.iter().map(request).collect(),
+        warm: warm.iter().map(warm_command).collect(),
+        restore: restore.iter().map(warm_command).collect(),
+        warm_restore: warm_restore.iter().map(warm_restore_request).collect(),
         ready: ready(&smolfile.ready),
         ports: smolfile.ports.clone(),
         snapshot: smol_protocol::SnapshotPolicy {
@@ -285,7 +264,7 @@ fn guest_config(smolfile: &Smolfile) -> Option<GuestConfig> {
     })
 }
 
-fn request(request: &smolfile::WarmRestore) -> smol_protocol::WarmRestore {
+fn warm_restore_request(request: &smolfile::WarmRestore) -> smol_protocol::WarmRestore {
     smol_protocol::WarmRestore {
         probe: probe(&request.probe),
         timeout_ms: milliseconds(request.timeout),
@@ -322,46 +301,6 @@ fn ready(ready: &smolfile::Ready) -> smol_protocol::Ready {
 
 fn milliseconds(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-}
-
-impl From<&smolfile::KernelSource> for KernelSource {
-    fn from(source: &smolfile::KernelSource) -> Self {
-        match source {
-            smolfile::KernelSource::Recipe(name) => Self::Recipe(name.clone()),
-            smolfile::KernelSource::Path(path) => Self::Path(path.get_ref().clone()),
-        }
-    }
-}
-
-impl From<&smolfile::Rootfs> for Rootfs {
-    fn from(rootfs: &smolfile::Rootfs) -> Self {
-        match rootfs {
-            smolfile::Rootfs::Debian { suite, packages } => {
-                // The order in which packages are named changes nothing.
-                let mut packages = packages.clone();
-                packages.sort();
-                packages.dedup();
-                Self::Debian {
-                    suite: suite.clone(),
-                    packages,
-                }
-            }
-            smolfile::Rootfs::Tar(path) => Self::Tar(path.get_ref().clone()),
-            smolfile::Rootfs::Dir(path) => Self::Dir(path.get_ref().clone()),
-            smolfile::Rootfs::Bundle(path) => Self::Bundle(path.get_ref().clone()),
-        }
-    }
-}
-
-impl From<&smolfile::Copy> for Copy {
-    fn from(copy: &smolfile::Copy) -> Self {
-        Self {
-            src: copy.src.get_ref().clone(),
-            dest: copy.dest.clone(),
-            mode: copy.mode,
-            owner: copy.owner.clone(),
-        }
-    }
 }
 
 /// The value of SOURCE_DATE_EPOCH: seconds since the Unix epoch, up to 2106, which is as far as
@@ -429,6 +368,23 @@ mod tests {
         .unwrap()
     }
 
+    fn sealed(plan: Plan) -> Sealed {
+        Sealed {
+            plan,
+            digests: BTreeMap::new(),
+        }
+    }
+
+    fn with_images(plan: Plan, digests: &[(&str, &str)]) -> Sealed {
+        let digests = digests.iter();
+        Sealed {
+            plan,
+            digests: digests
+                .map(|(name, digest)| (name.to_string(), digest.to_string()))
+                .collect(),
+        }
+    }
+
     #[test]
     fn a_service_is_resolved_into_what_the_guest_has_to_do() {
         let plan = plan(SERVICE);
@@ -479,7 +435,7 @@ mod tests {
         );
         assert_eq!(plan.ports(), [8080]);
         assert_eq!(plan.console_ready, None);
-        assert_eq!(plan.copies[0].src, "app.conf");
+        assert_eq!(plan.copies[0].src.get_ref(), "app.conf");
         assert_eq!(plan.host_path("app.conf"), Path::new("/base/app.conf"));
         // What the guest reads is what it was told.
         let json = serde_json::to_vec(guest).unwrap();
@@ -490,7 +446,9 @@ mod tests {
     fn just_a_kernel_gets_its_own_command_line_and_no_guest() {
         let plan = plan(KERNEL);
         assert_eq!((plan.guest.as_ref(), plan.rootfs.as_ref()), (None, None));
-        assert_eq!(plan.kernel.source, KernelSource::Path("guest.elf".into()));
+        assert!(
+            matches!(&plan.kernel.source, KernelSource::Path(path) if path.get_ref() == "guest.elf")
+        );
         assert_eq!(plan.kernel.build_cmdline, "root=whatever it likes");
         assert_eq!(plan.kernel.run_cmdline, plan.kernel.build_cmdline);
         assert_eq!(
@@ -517,19 +475,15 @@ mod tests {
         let smolfile = smolfile::parse(SERVICE).unwrap();
         let lock = Lock::of_epoch(DEFAULT_EPOCH);
         let elsewhere = Plan::resolve(&smolfile, Path::new("/elsewhere"), lock).unwrap();
-        assert_eq!(elsewhere.digest(), plan(SERVICE).digest());
+        assert_eq!(elsewhere.to_json(), plan(SERVICE).to_json());
         let other_order = SERVICE.replace(r#"["redis", "curl"]"#, r#"[ "curl",  "redis" ]"#);
-        assert_eq!(plan(&other_order).digest(), plan(SERVICE).digest());
+        assert_eq!(plan(&other_order).to_json(), plan(SERVICE).to_json());
     }
 
     #[test]
     fn the_kernels_place_follows_from_kernel_and_name_alone() {
         let with = |plan: Plan, kernel: &str, rootfs: &str| {
-            let mut plan = plan;
-            for (name, digest) in [("kernel", kernel), ("rootfs", rootfs)] {
-                plan.inputs.insert(name.to_owned(), digest.to_owned());
-            }
-            plan
+            with_images(plan, &[("kernel", kernel), ("rootfs", rootfs)])
         };
         let one = with(plan(SERVICE), "1", "2");
         let next = with(plan(&SERVICE.replace("exec app", "exec app 2")), "1", "3");
@@ -546,7 +500,7 @@ mod tests {
 
     #[test]
     fn everything_that_can_change_a_byte_changes_the_digest_and_the_seed() {
-        let first = plan(SERVICE);
+        let first = sealed(plan(SERVICE));
         let mut seen = vec![first.digest(), first.seed()];
         for (from, to) in [
             ("my_app", "my_ape"),
@@ -578,19 +532,15 @@ mod tests {
         ] {
             let changed = SERVICE.replace(from, to);
             assert_ne!(changed, SERVICE, "{from}");
-            let changed = plan(&changed);
+            let changed = sealed(plan(&changed));
             seen.extend([changed.digest(), changed.seed()]);
         }
-        let mut more = first.clone();
-        more.inputs.insert("kernel".into(), "blake3:00".into());
+        let more = with_images(plan(SERVICE), &[("kernel", "blake3:00")]);
         seen.extend([more.digest(), more.seed()]);
         let smolfile = smolfile::parse(SERVICE).unwrap();
         let lock = Lock::of_epoch(0);
-        seen.push(
-            Plan::resolve(&smolfile, Path::new("/base"), lock)
-                .unwrap()
-                .digest(),
-        );
+        let epoch = Plan::resolve(&smolfile, Path::new("/base"), lock).unwrap();
+        seen.push(sealed(epoch).digest());
         let on_base = SERVICE.replace("[rootfs]", "[base]").replace(
             r#"debian = { suite = "bookworm", packages = ["redis", "curl"] }"#,
             r#"bundle = "base.smolmachine""#,
@@ -604,7 +554,7 @@ mod tests {
                 sha256: base.repeat(64),
             });
             let plan = Plan::resolve(&smolfile, Path::new("/base"), lock).unwrap();
-            seen.push(plan.digest());
+            seen.push(sealed(plan).digest());
         }
         let count = seen.len();
         seen.sort();
@@ -614,13 +564,42 @@ mod tests {
 
     #[test]
     fn the_canonical_form_is_pinned() {
-        let json = plan(KERNEL)
-            .to_json()
-            .replace(env!("CARGO_PKG_VERSION"), "VERSION");
+        let json =
+            canonical_json(&sealed(plan(KERNEL))).replace(env!("CARGO_PKG_VERSION"), "VERSION");
         assert_eq!(
             json,
             r#"{"format":2,"builder":"VERSION","arch":"x86_64","name":"native","version":null,"cpus":1,"memory":268435456,"kernel":{"source":{"path":"guest.elf"},"build_cmdline":"root=whatever it likes","run_cmdline":"root=whatever it likes"},"rootfs":null,"copies":[],"guest":null,"console_ready":{"probe":{"log":{"pattern":"^up$"}},"timeout_ms":60000,"interval_ms":100,"successes":1},"lock":{"version":1,"builder":{"smolbuild":"VERSION","bundle-format":1,"guest-sha256":"0000000000000000000000000000000000000000000000000000000000000000","epoch":1767225600},"kernel":null,"debian":null,"file":[],"copy":[]},"inputs":{}}"#
         );
+    }
+
+    #[test]
+    fn the_seeds_are_pinned() {
+        let hex = |seed| blake3::Hash::from_bytes(seed).to_hex().to_string();
+        let tar = SERVICE.replace(
+            r#"debian = { suite = "bookworm", packages = ["redis", "curl"] }"#,
+            r#"tar = "a.tar""#,
+        );
+        for (smolfile, seed) in [
+            (
+                SERVICE,
+                "5897ec68753606eb34aceb364deb741c0844642b4c4b6048f2bf1c711ef680c0",
+            ),
+            (
+                &tar,
+                "a8ce15d2a9e0c09aacc39f58a6ff5bf633bd7a9ae247d7e0fd77140f9f5e0601",
+            ),
+        ] {
+            let mut plan = plan(smolfile);
+            plan.builder = "VERSION";
+            plan.lock.builder.smolbuild = "VERSION".into();
+            let images = [("kernel", "1"), ("rootfs", "2"), ("initramfs", "3")];
+            let sealed = with_images(plan, &images);
+            assert_eq!(hex(sealed.seed()), seed);
+            assert_eq!(
+                hex(sealed.kernel_seed()),
+                "e1265c805ab1094fac8082aef279b7cfaf080ad206faa43d754181fde293be45"
+            );
+        }
     }
 
     #[test]

@@ -26,7 +26,7 @@ use smol_rootfs::{Node, Tree};
 /// A lock that belongs to another Smolfile or names places outside of its folder; a folder that
 /// cannot be written.
 pub fn restore(
-    copies: &[smolfile::Copy],
+    copies: &[smolfile::CopyStep],
     locked: &[CopySource],
     rootfs: &Tree,
     into: &Path,
@@ -61,7 +61,7 @@ pub fn restore(
 /// Where an entry is to be made, relative to the Smolfile's folder, and where the root file system
 /// has it.
 fn places(
-    copy: &smolfile::Copy,
+    copy: &smolfile::CopyStep,
     locked: &CopySource,
     entry: &Entry,
     rootfs: &Tree,
@@ -188,7 +188,7 @@ mod tests {
         tcp = 1
     "#;
 
-    fn copies() -> Vec<smolfile::Copy> {
+    fn copies() -> Vec<smolfile::CopyStep> {
         let smolfile = smolfile::parse(SMOLFILE).unwrap();
         let Workload::Service { copies, .. } = smolfile.workload else {
             unreachable!()

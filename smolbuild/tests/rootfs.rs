@@ -12,3 +12,22 @@ mod common;
 mod initramfs;
 #[path = "rootfs/system.rs"]
 mod system;
+
+use smolbuild::lock::{Builder, InputFile, Lock, VERSION};
+
+/// A lock that pins these files and nothing else.
+fn lock(files: Vec<InputFile>) -> Lock {
+    Lock {
+        version: VERSION,
+        builder: Builder {
+            smolbuild: "1".into(),
+            bundle_format: 1,
+            guest_sha256: "0".repeat(64),
+            epoch: 0,
+        },
+        kernel: None,
+        debian: None,
+        files,
+        copies: Vec::new(),
+    }
+}

@@ -10,8 +10,8 @@ use smol_cli::{ExitKind, Failure, Interrupt, Progress, human};
 
 use super::keys;
 use crate::cli::Build;
-use crate::lock::{Policy, Surroundings};
 use crate::pipeline::{self, Built, Request, Reuse};
+use crate::resolve::{EnvironmentInputs, Policy};
 use crate::smolfile;
 
 /// Builds the machine and writes its bundle.
@@ -19,7 +19,7 @@ pub fn run(args: &Build, interrupt: &Interrupt) -> Result<()> {
     let progress = Progress::new(args.conditions.shown.progress);
     let loaded = smolfile::load(&args.path)?;
     let key = args.sign.as_deref().map(keys::load_private).transpose()?;
-    let surroundings = Surroundings::of_environment()?;
+    let environment = EnvironmentInputs::of_process()?;
     let out: PathBuf = args
         .output
         .clone()
@@ -36,7 +36,7 @@ pub fn run(args: &Build, interrupt: &Interrupt) -> Result<()> {
             locked: args.locked,
         },
         offline: args.conditions.offline,
-        surroundings,
+        environment,
         reuse: Reuse::of(args.rebuild, args.no_cache),
         accel: args.conditions.accel,
         watchdog: args.conditions.watchdog,
@@ -79,10 +79,11 @@ fn report(
 ) -> Result<()> {
     const WIDTH: usize = 40;
     let Built {
-        plan,
+        sealed,
         frozen,
         written,
     } = built;
+    let plan = &sealed.plan;
     let laps = progress.waterfall();
     if args.conditions.shown.progress != smol_cli::progress::Mode::Json {
         eprint!("{}", render_waterfall(&laps, WIDTH));
@@ -90,7 +91,7 @@ fn report(
     if let Some(path) = &args.metadata_file {
         let facts = json!({
             "name": plan.name, "digest": written.digest.to_string(), "fileSize": written.file_size,
-            "signed": signed, "plan": blake3::Hash::from_bytes(plan.digest()).to_hex().to_string(),
+            "signed": signed, "plan": blake3::Hash::from_bytes(sealed.digest()).to_hex().to_string(),
             "frozen": frozen, "stages": laps,
         });
         let mut file = tempfile::NamedTempFile::new_in(folder_of(path))?;

@@ -15,9 +15,10 @@ use crate::cli::Reproduce;
 use crate::diff;
 use crate::error::ResultExt;
 use crate::fetch;
-use crate::lock::{self, Lock, Policy, Role, Surroundings};
+use crate::lock::{self, Lock, Role};
 use crate::pipeline::{self, Request, Reuse};
-use crate::smolfile::{self, KernelSource, Loaded, Rootfs, Smolfile, Workload};
+use crate::resolve::{self, EnvironmentInputs, Kept, Policy};
+use crate::smolfile::{self, KernelSource, Loaded, Smolfile, Workload};
 use crate::sources;
 
 /// So many differences of each kind are shown; `smolbuild diff --all` shows the others.
@@ -38,12 +39,12 @@ pub fn run(args: &Reproduce, interrupt: &Interrupt) -> Result<()> {
     let (source, lock) = inputs(&bundle)?;
     let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
     let loaded = load(source, &lock, &bundle, args, &folder, &progress, interrupt)?;
-    let surroundings = Surroundings {
+    let environment = EnvironmentInputs {
         // The lock's.
         epoch: None,
-        ..Surroundings::of_environment()?
+        ..EnvironmentInputs::of_process()?
     };
-    require_inputs(&loaded, &lock, &surroundings, interrupt)?;
+    require_inputs(&loaded, &lock, &environment, interrupt)?;
     let out = match &args.output {
         Some(file) => file.clone(),
         None => folder.path().join("again.smolmachine"),
@@ -52,7 +53,7 @@ pub fn run(args: &Reproduce, interrupt: &Interrupt) -> Result<()> {
         smolfile: &loaded,
         lock: Policy::Given(Box::new(lock)),
         offline: args.conditions.offline,
-        surroundings,
+        environment,
         // A bundle out of the cache would be compared with itself.
         reuse: Reuse::of(true, args.no_cache),
         accel: args.conditions.accel,
@@ -136,10 +137,10 @@ fn inputs(bundle: &Bundle) -> Result<(String, Lock)> {
 fn require_inputs(
     loaded: &Loaded,
     lock: &Lock,
-    surroundings: &Surroundings,
+    environment: &EnvironmentInputs,
     interrupt: &Interrupt,
 ) -> Result<()> {
-    let (here, _) = lock::present(loaded, Some(lock), surroundings, interrupt)?;
+    let (here, _) = resolve::current(loaded, Kept::all(Some(lock)), environment, interrupt)?;
     let differences = lock::differences(lock, &here);
     if differences.is_empty() {
         return Ok(());
@@ -216,9 +217,8 @@ fn take_out(
     let Workload::Service { rootfs, copies, .. } = &smolfile.workload else {
         return Ok(missing);
     };
-    if let Rootfs::Tar(path) | Rootfs::Dir(path) | Rootfs::Bundle(path) = rootfs {
-        missing.push(path.get_ref().clone());
-    }
+    let named = rootfs.input().host_path();
+    missing.extend(named.map(|host| host.path.get_ref().clone()));
     if !copies.is_empty() {
         let stage = progress.stage("sources", "taking the copied files out of the bundle");
         let image = folder.path().join("rootfs");

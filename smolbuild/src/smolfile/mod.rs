@@ -16,6 +16,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use serde::Serialize;
 use toml::Spanned;
 use toml::de::DeTable;
 
@@ -33,6 +34,7 @@ pub use diagnostic::{Diagnostic, Span, render};
 pub use load::{Loaded, check as check_text, load};
 pub use parse::{MAX_CPUS, MEMORY};
 
+use crate::input::Rootfs;
 use table::{Errors, Table};
 
 /// Largest Smolfile, in bytes.
@@ -63,6 +65,16 @@ pub struct Smolfile {
     pub drop_caches: bool,
 }
 
+impl Smolfile {
+    /// The input of the root file system, if there is one.
+    pub fn rootfs(&self) -> Option<&Rootfs> {
+        match &self.workload {
+            Workload::Kernel => None,
+            Workload::Service { rootfs, .. } => Some(rootfs),
+        }
+    }
+}
+
 /// What a machine runs.
 #[derive(Debug, Clone, PartialEq)]
 #[expect(clippy::large_enum_variant, reason = "a program holds one of them")]
@@ -74,7 +86,7 @@ pub enum Workload {
         /// Where the files come from.
         rootfs: Rootfs,
         /// Files put over it, in order.
-        copies: Vec<Copy>,
+        copies: Vec<CopyStep>,
         /// The program.
         service: Service,
         /// Commands between ready and the snapshot, in order.
@@ -98,7 +110,8 @@ pub struct Kernel {
 }
 
 /// Where a kernel comes from.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum KernelSource {
     /// One of our own, by name.
     Recipe(String),
@@ -106,27 +119,9 @@ pub enum KernelSource {
     Path(Spanned<String>),
 }
 
-/// `[rootfs]`, or `[base]` in its place.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Rootfs {
-    /// A Debian system.
-    Debian {
-        /// Release, such as `bookworm`.
-        suite: String,
-        /// Packages in the order written, without duplicates.
-        packages: Vec<String>,
-    },
-    /// A tar archive, by path on the host.
-    Tar(Spanned<String>),
-    /// A folder, by path on the host.
-    Dir(Spanned<String>),
-    /// `[base]`: that of another bundle, by path on the host.
-    Bundle(Spanned<String>),
-}
-
 /// `[[copy]]`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Copy {
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct CopyStep {
     /// File, or folder whose content is meant, on the host.
     pub src: Spanned<String>,
     /// Where it goes in the guest; a slash at the end says that this is a folder.
@@ -281,7 +276,7 @@ fn sections(mut top: Table<'_>, errors: &mut Errors) -> Option<Smolfile> {
     let base = top
         .table("base", "base", errors)
         .and_then(|table| parse::base(table, errors));
-    let copies: Vec<Option<Copy>> = top
+    let copies: Vec<Option<CopyStep>> = top
         .tables("copy", errors)
         .into_iter()
         .map(|table| parse::copy(table, errors))

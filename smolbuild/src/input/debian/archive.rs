@@ -11,8 +11,9 @@ use anyhow::{Context, Result, ensure};
 use smol_cli::{ErrorExt, ExitKind, Failure, Interrupt};
 
 use super::mmdebstrap::{self, quoted};
-use super::{PackagePin, packages};
+use super::packages;
 use crate::fetch::{self, Net};
+use crate::lock::PackagePin;
 use smol_rootfs::{Node, Tree};
 
 /// Largest list read.

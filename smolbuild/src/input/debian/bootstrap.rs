@@ -17,8 +17,9 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::process::geteuid;
 use smol_cli::{ErrorExt, ExitKind, Interrupt};
 
-use super::{DebianSpec, PackagePin, mmdebstrap, packages};
+use super::{DebianSpec, mmdebstrap, packages};
 use crate::fetch;
+use crate::lock::PackagePin;
 
 /// Part of the cache key: count up when the command below gives different archives.
 const RECIPE: u32 = 3;

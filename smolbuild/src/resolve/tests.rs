@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
-use smol_cli::Mode;
+use smol_cli::{Interrupt, Mode};
 
 use super::*;
 
@@ -23,14 +23,14 @@ tcp = 80
 
 struct Project {
     folder: tempfile::TempDir,
-    surroundings: Surroundings,
+    environment: EnvironmentInputs,
 }
 
 impl Project {
     fn new() -> Project {
         let project = Project {
             folder: tempfile::tempdir().unwrap(),
-            surroundings: Surroundings::default(),
+            environment: EnvironmentInputs::default(),
         };
         project.write("Smolfile", SMOLFILE);
         project.write("guest.elf", "ELF");
@@ -47,20 +47,20 @@ impl Project {
         fs::read_to_string(self.folder.path().join("Smolfile.lock")).unwrap()
     }
 
-    fn with<R>(&self, act: impl FnOnce(&Loaded, World) -> R) -> R {
+    fn with<R>(&self, act: impl FnOnce(&Loaded, Context) -> R) -> R {
         let loaded = crate::smolfile::load(self.folder.path()).unwrap();
-        let world = World {
+        let context = Context {
             downloads: &self.folder.path().join("downloads"),
-            offline: true,
-            surroundings: &self.surroundings,
+            net: Net::Offline,
+            environment: &self.environment,
             progress: &Progress::new(Mode::Plain),
             interrupt: &Interrupt::detached().unwrap(),
         };
-        act(&loaded, world)
+        act(&loaded, context)
     }
 
-    fn settle(&self, locked: bool) -> Result<Settled> {
-        self.with(|loaded, world| settle(loaded, &Policy::File { locked }, world))
+    fn resolve(&self, locked: bool) -> Result<Resolved> {
+        self.with(|loaded, context| resolve(loaded, &Policy::File { locked }, context))
     }
 
     fn refresh(&self) -> Vec<String> {
@@ -70,7 +70,7 @@ impl Project {
     /// What `--locked` says of a lock that does not fit.
     fn stale(&self) -> String {
         let before = fs::read(self.folder.path().join("Smolfile.lock")).ok();
-        let error = self.settle(true).unwrap_err();
+        let error = self.resolve(true).unwrap_err();
         assert_eq!(smol_cli::exit_kind(&error), ExitKind::LockStale);
         let after = fs::read(self.folder.path().join("Smolfile.lock")).ok();
         assert_eq!(before, after, "--locked writes nothing");
@@ -84,13 +84,13 @@ fn a_missing_lock_is_made_and_one_that_fits_is_not_touched() {
     let stale = project.stale();
     assert!(stale.contains("there is no lock file"), "{stale}");
     assert!(stale.contains("hint: make it: smolbuild lock"), "{stale}");
-    let settled = project.settle(false).unwrap();
-    assert_eq!(project.read(), settled.lock.to_text());
+    let resolved = project.resolve(false).unwrap();
+    assert_eq!(project.read(), resolved.lock.to_text());
     let file = project.folder.path().join("Smolfile.lock");
     let inode = || fs::metadata(&file).unwrap().ino();
     let before = inode();
     for locked in [true, false] {
-        assert_eq!(project.settle(locked).unwrap().lock, settled.lock);
+        assert_eq!(project.resolve(locked).unwrap().lock, resolved.lock);
     }
     assert_eq!(project.refresh(), [""; 0]);
     assert_eq!(inode(), before);
@@ -104,7 +104,7 @@ fn a_missing_lock_is_made_and_one_that_fits_is_not_touched() {
 #[test]
 fn locked_lists_each_thing_that_differs_and_a_build_renews_those_parts() {
     let project = Project::new();
-    let before = project.settle(false).unwrap().lock;
+    let before = project.resolve(false).unwrap().lock;
     project.write("guest.elf", "ELF2");
     project.write("app.conf", "b");
     project.write("root/new", "");
@@ -118,10 +118,10 @@ fn locked_lists_each_thing_that_differs_and_a_build_renews_those_parts() {
     ] {
         assert!(stale.contains(line), "{line:?} is not in {stale}");
     }
-    let after = project.settle(false).unwrap().lock;
+    let after = project.resolve(false).unwrap().lock;
     assert_eq!(project.read(), after.to_text());
     assert_eq!(differences(&before, &after).len(), 3);
-    assert_eq!(project.settle(true).unwrap().lock, after);
+    assert_eq!(project.resolve(true).unwrap().lock, after);
 }
 
 #[test]
@@ -133,16 +133,23 @@ fn packages_stay_as_they_are_locked_until_others_are_asked_for() {
     );
     project.write("Smolfile", &debian);
     // Offline there is nobody to ask, and the error says for what.
-    let error = project.settle(false).unwrap_err().to_string();
+    let error = project.resolve(false).unwrap_err().to_string();
     assert!(
         error.contains("bookworm") && error.contains("curl"),
         "{error}"
     );
-    let (mut lock, complete) = project
-        .with(|loaded, world| present(loaded, None, world.surroundings, world.interrupt))
+    let (mut lock, pins) = project
+        .with(|loaded, context| {
+            current(
+                loaded,
+                Kept::default(),
+                context.environment,
+                context.interrupt,
+            )
+        })
         .unwrap();
-    assert!(!complete);
-    lock.debian.as_mut().unwrap().packages = vec![super::super::PackagePin {
+    assert_eq!(pins, Pins::ToChoose);
+    lock.debian.as_mut().unwrap().packages = vec![crate::lock::PackagePin {
         name: "curl".into(),
         version: "7.88".into(),
         arch: "amd64".into(),
@@ -151,9 +158,9 @@ fn packages_stay_as_they_are_locked_until_others_are_asked_for() {
     let file = project.folder.path().join("Smolfile.lock");
     store(&file, &lock).unwrap();
     project.write("app.conf", "b");
-    let settled = project.settle(false).unwrap().lock;
-    assert_eq!(settled.debian, lock.debian);
-    assert_ne!(settled.copies, lock.copies);
+    let resolved = project.resolve(false).unwrap().lock;
+    assert_eq!(resolved.debian, lock.debian);
+    assert_ne!(resolved.copies, lock.copies);
     assert_eq!(
         project.refresh(),
         [""; 0],
@@ -162,19 +169,19 @@ fn packages_stay_as_they_are_locked_until_others_are_asked_for() {
     project.write("Smolfile", &debian.replace("\"curl\"", "\"curl\", \"jq\""));
     let stale = project.stale();
     assert!(stale.contains("[rootfs] packages: jq is new"), "{stale}");
-    assert!(project.settle(false).is_err());
+    assert!(project.resolve(false).is_err());
 }
 
 #[test]
 fn the_epoch_of_the_lock_holds_until_the_environment_has_another() {
     let mut project = Project::new();
-    project.surroundings.epoch = Some(1_000);
-    project.settle(false).unwrap();
-    project.surroundings.epoch = None;
-    assert_eq!(project.settle(true).unwrap().lock.builder.epoch, 1_000);
-    project.surroundings.epoch = Some(2_000);
+    project.environment.epoch = Some(1_000);
+    project.resolve(false).unwrap();
+    project.environment.epoch = None;
+    assert_eq!(project.resolve(true).unwrap().lock.builder.epoch, 1_000);
+    project.environment.epoch = Some(2_000);
     assert!(project.stale().contains("epoch: 1000 -> 2000"));
-    project.surroundings.epoch = None;
+    project.environment.epoch = None;
     assert_eq!(project.refresh(), ["epoch: 1000 -> 1767225600"]);
 }
 
@@ -183,7 +190,7 @@ fn a_file_that_is_no_lock_stops_a_build_and_is_made_anew_by_a_refresh() {
     let project = Project::new();
     project.write("Smolfile.lock", "version = 1\n[bilder]\n");
     for locked in [true, false] {
-        let error = project.settle(locked).unwrap_err();
+        let error = project.resolve(locked).unwrap_err();
         assert_eq!(smol_cli::exit_kind(&error), ExitKind::Usage);
         let text = smol_cli::error::render(&error, false);
         assert!(
@@ -192,7 +199,7 @@ fn a_file_that_is_no_lock_stops_a_build_and_is_made_anew_by_a_refresh() {
         );
     }
     assert_eq!(project.refresh().len(), 1);
-    project.settle(true).unwrap();
+    project.resolve(true).unwrap();
 }
 
 #[test]
@@ -200,17 +207,17 @@ fn a_lock_that_is_given_is_taken_as_it_is_and_nothing_is_written() {
     let project = Project::new();
     let lock = Lock::of_epoch(7);
     let policy = Policy::Given(Box::new(lock.clone()));
-    let settled = project
-        .with(|loaded, world| {
-            let world = World {
-                offline: false,
-                ..world
+    let resolved = project
+        .with(|loaded, context| {
+            let context = Context {
+                net: Net::Open,
+                ..context
             };
-            settle(loaded, &policy, world)
+            resolve(loaded, &policy, context)
         })
         .unwrap();
     assert_eq!(
-        (settled.lock, settled.net, settled.file),
+        (resolved.lock, resolved.net, resolved.file),
         (lock, Net::Pinned, None)
     );
     assert!(!project.folder.path().join("Smolfile.lock").exists());

@@ -1,4 +1,5 @@
-//! Digests of the files that a Smolfile names: of all that reaches the image, and of nothing else.
+//! Digests of files that a Smolfile names: of everything that gets into the image, and of nothing
+//! else.
 
 use std::collections::HashMap;
 use std::fs;
@@ -10,33 +11,14 @@ use sha2::{Digest, Sha256};
 use smol_cli::{ErrorExt, ExitKind, Interrupt};
 use smol_rootfs::{Device, DirOptions, FileData, Inode, InodeId, Modes, Node, Owner, Tree};
 
-use super::{CopySource, Entry, EntryNode, InputFile, Role};
-use crate::assemble::rootfs::base;
 use crate::fetch::{self, hex};
-
-/// The file or folder `path` of the folder `base`, as it is now.
-pub fn input(role: Role, base: &Path, path: &str, interrupt: &Interrupt) -> Result<InputFile> {
-    let place = base.join(path);
-    let sha256 = match role {
-        Role::Kernel | Role::RootfsTar => fetch::sha256(&place)?,
-        Role::RootfsDir => folder(&place, interrupt)?,
-        Role::Base => base::open(&place)?.digest().hex(),
-    };
-    Ok(InputFile {
-        role,
-        path: path.to_owned(),
-        sha256,
-    })
-}
+use crate::lock::{CopySource, Entry, EntryNode};
 
 /// SHA-256 over a whole root file system: names, metadata and contents, as the image takes them.
-fn folder(path: &Path, interrupt: &Interrupt) -> Result<String> {
-    let mut tree = Tree::new();
-    let options = DirOptions {
-        owner: Owner::of_root_filesystem(),
-        modes: Modes::Keep,
-    };
-    tree.apply_dir(path, "", &options)?;
+///
+/// # Errors
+/// A file cannot be read; the interrupt.
+pub fn tree_sha256(tree: &Tree, interrupt: &Interrupt) -> Result<String> {
     let mut hasher = Sha256::new();
     let mut put = |bytes: &[u8]| {
         hasher.update((bytes.len() as u64).to_le_bytes());
@@ -245,10 +227,13 @@ mod tests {
         let scratch = scratch();
         let app = scratch.path().join("app");
         let digest = || {
-            let interrupt = Interrupt::detached().unwrap();
-            input(Role::RootfsDir, scratch.path(), "app", &interrupt)
-                .unwrap()
-                .sha256
+            let options = DirOptions {
+                owner: Owner::of_root_filesystem(),
+                modes: Modes::Keep,
+            };
+            let mut tree = Tree::new();
+            tree.apply_dir(&app, "", &options).unwrap();
+            tree_sha256(&tree, &Interrupt::detached().unwrap()).unwrap()
         };
         let first = digest();
         fs::File::open(app.join("run"))

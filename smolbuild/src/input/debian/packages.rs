@@ -1,26 +1,6 @@
 //! Which packages there are: read from what apt and dpkg tell in paragraphs of fields.
 
-use serde::{Deserialize, Serialize};
-
-use crate::lock::rules;
-
-/// A package, exactly.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct PackagePin {
-    /// `redis-server`
-    #[serde(deserialize_with = "rules::word")]
-    pub name: String,
-    /// `5:7.0.15-1~deb12u4`
-    #[serde(deserialize_with = "rules::version")]
-    pub version: String,
-    /// `amd64`, or `all`.
-    #[serde(deserialize_with = "rules::word")]
-    pub arch: String,
-    /// SHA-256 of the package file in hexadecimal.
-    #[serde(deserialize_with = "rules::sha256")]
-    pub sha256: String,
-}
+use crate::lock::PackagePin;
 
 /// The packages of an index: what `apt-cache show` prints. Sorted, each once.
 pub fn parse_records(records: &str) -> Vec<PackagePin> {

@@ -1,17 +1,28 @@
-//! The lock that a build goes by, and the file that it is in.
+//! The lock that a build uses, and the file that it is in.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | `current` | the lock by what is on this host now: this program, the kernel's inputs, the files |
+//!
+//! A build compares that with the lock file, chooses what is missing, and writes what changed.
+
+mod current;
+#[cfg(test)]
+mod tests;
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
-use smol_cli::{ErrorExt, ExitKind, Failure, Interrupt, Progress};
+use anyhow::{Context as _, Result};
+use smol_cli::{ErrorExt, ExitKind, Failure, Progress};
 
-use super::present::{Surroundings, present};
-use super::{Debian, Lock, MAX_SIZE, differences};
-use crate::assemble::rootfs::debian;
+pub use self::current::{EnvironmentInputs, Kept, current};
+use crate::context::Context;
 use crate::fetch::Net;
+use crate::input::Pins;
+use crate::lock::{Lock, MAX_SIZE, differences};
 use crate::smolfile::Loaded;
 
 /// Most changes that a build tells one by one.
@@ -30,24 +41,9 @@ pub enum Policy {
     Given(Box<Lock>),
 }
 
-/// How the world may be asked.
-#[derive(Clone, Copy)]
-pub struct World<'a> {
-    /// Folder of downloads.
-    pub downloads: &'a Path,
-    /// Whether nothing may be downloaded.
-    pub offline: bool,
-    /// What the environment adds.
-    pub surroundings: &'a Surroundings,
-    /// Who is told.
-    pub progress: &'a Progress,
-    /// The user's wish to stop.
-    pub interrupt: &'a Interrupt,
-}
-
 /// The lock of a build, and what may be downloaded for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Settled {
+pub struct Resolved {
     /// The lock.
     pub lock: Lock,
     /// What may be downloaded.
@@ -56,17 +52,17 @@ pub struct Settled {
     pub file: Option<PathBuf>,
 }
 
-/// Settles the lock of a build; the file is written if it changed.
+/// Resolves the lock of a build; the file is written if it changed.
 ///
 /// # Errors
 /// It is missing or does not fit, and must (exit kind LockStale, with all that differs); it cannot
-/// be read as one (Usage); Debian's packages cannot be chosen; the file cannot be written.
-pub fn settle(loaded: &Loaded, policy: &Policy, world: World) -> Result<Settled> {
+/// be read as one (Usage); what it does not pin cannot be chosen; the file cannot be written.
+pub fn resolve(loaded: &Loaded, policy: &Policy, context: Context) -> Result<Resolved> {
     let locked = match policy {
         Policy::Given(lock) => {
-            return Ok(Settled {
+            return Ok(Resolved {
                 lock: (**lock).clone(),
-                net: net(true, world.offline),
+                net: net(true, context.net),
                 file: None,
             });
         }
@@ -74,7 +70,8 @@ pub fn settle(loaded: &Loaded, policy: &Policy, world: World) -> Result<Settled>
     };
     let file = loaded.lock_path();
     let old = read(&file)?;
-    let (mut lock, complete) = present(loaded, old.as_ref(), world.surroundings, world.interrupt)?;
+    let kept = Kept::all(old.as_ref());
+    let (mut lock, pins) = current(loaded, kept, context.environment, context.interrupt)?;
     let changes = old.as_ref().map(|old| differences(old, &lock));
     if locked {
         match &changes {
@@ -86,24 +83,22 @@ pub fn settle(loaded: &Loaded, policy: &Policy, world: World) -> Result<Settled>
     tell(
         changes.as_deref().unwrap_or_default(),
         &file,
-        world.progress,
+        context.progress,
     );
-    if !complete && let Some(debian) = &mut lock.debian {
-        choose(debian, world)?;
-    }
-    keep(&file, &lock, world.progress)?;
-    Ok(Settled {
+    choose(loaded, pins, &mut lock, context)?;
+    keep(&file, &lock, context.progress)?;
+    Ok(Resolved {
         lock,
-        net: net(locked, world.offline),
+        net: net(locked, context.net),
         file: Some(file),
     })
 }
 
-fn net(locked: bool, offline: bool) -> Net {
-    match (offline, locked) {
-        (true, _) => Net::Offline,
-        (false, true) => Net::Pinned,
-        (false, false) => Net::Open,
+fn net(locked: bool, allowed: Net) -> Net {
+    match (allowed, locked) {
+        (Net::Offline, _) => Net::Offline,
+        (_, true) => Net::Pinned,
+        (_, false) => Net::Open,
     }
 }
 
@@ -111,22 +106,20 @@ fn net(locked: bool, offline: bool) -> Net {
 /// changed: nothing, if it was up to date. Offline, packages that fit the Smolfile stay.
 ///
 /// # Errors
-/// As for [`settle`], but for the old file, which need not be one.
-pub fn refresh(loaded: &Loaded, world: World) -> Result<Vec<String>> {
+/// As for [`resolve`], but for the old file, which need not be one.
+pub fn refresh(loaded: &Loaded, context: Context) -> Result<Vec<String>> {
     let file = loaded.lock_path();
     let old = read(&file).unwrap_or_else(|_| {
         let note = format!("{} was no lock file: making it anew", file.display());
-        world.progress.note(&note);
+        context.progress.note(&note);
         None
     });
-    let (mut lock, _) = present(loaded, None, world.surroundings, world.interrupt)?;
-    if let Some(debian) = &mut lock.debian {
-        let kept = old.as_ref().and_then(|lock| lock.debian.as_ref());
-        match kept.filter(|kept| kept.suite == debian.suite && kept.requested == debian.requested) {
-            Some(kept) if world.offline => debian.packages.clone_from(&kept.packages),
-            _ => choose(debian, world)?,
-        }
-    }
+    let kept = Kept {
+        rootfs: old.as_ref().filter(|_| context.net == Net::Offline),
+        ..Kept::default()
+    };
+    let (mut lock, pins) = current(loaded, kept, context.environment, context.interrupt)?;
+    choose(loaded, pins, &mut lock, context)?;
     store(&file, &lock)?;
     Ok(match old {
         Some(old) => differences(&old, &lock),
@@ -134,29 +127,12 @@ pub fn refresh(loaded: &Loaded, world: World) -> Result<Vec<String>> {
     })
 }
 
-/// Chooses the packages of a system anew.
-///
-/// # Errors
-/// As for [`debian::resolve`]; there is no network to be used.
-pub fn choose(debian: &mut Debian, world: World) -> Result<()> {
-    if world.offline {
-        let what = format!(
-            "offline, and the lock has no packages for debian = {{ suite = {:?}, packages = {:?} }}",
-            debian.suite, debian.requested
-        );
-        return Err(Failure::new(ExitKind::Failed, what)
-            .hint("run `smolbuild lock` with a network first")
-            .into());
+/// Chooses what the lock does not pin yet.
+fn choose(loaded: &Loaded, pins: Pins, lock: &mut Lock, context: Context) -> Result<()> {
+    match (pins, loaded.smolfile.rootfs()) {
+        (Pins::ToChoose, Some(rootfs)) => rootfs.input().choose(lock, context),
+        _ => Ok(()),
     }
-    let stage = world.progress.stage("lock", "choosing packages");
-    debian.packages = debian::resolve(
-        &debian.suite,
-        &debian.requested,
-        world.downloads,
-        world.interrupt,
-    )?;
-    stage.finish(&format!("{} packages", debian.packages.len()));
-    Ok(())
 }
 
 fn missing(file: &Path) -> Failure {
@@ -233,7 +209,7 @@ pub fn keep(file: &Path, lock: &Lock, progress: &Progress) -> Result<()> {
 ///
 /// # Errors
 /// The lock is longer than a bundle takes, or the file cannot be written.
-pub(super) fn store(file: &Path, lock: &Lock) -> Result<()> {
+fn store(file: &Path, lock: &Lock) -> Result<()> {
     let text = lock.to_text();
     if text.len() > MAX_SIZE {
         let what = format!(
@@ -264,7 +240,3 @@ pub(super) fn store(file: &Path, lock: &Lock) -> Result<()> {
     };
     write().with_context(|| format!("cannot write {}", file.display()))
 }
-
-#[cfg(test)]
-#[path = "settle_tests.rs"]
-mod tests;

@@ -1,0 +1,174 @@
+//! The inputs of a root file system: one module for each kind that a Smolfile can name.
+//!
+//! | module | kind |
+//! |---|---|
+//! | [`debian`] | `[rootfs] debian`: packages |
+//! | `tar` | `[rootfs] tar`: a tar archive |
+//! | `dir` | `[rootfs] dir`: a folder |
+//! | [`bundle`] | `[base] bundle`: the root file system of another bundle |
+//! | [`files`] | digests of folders, and of what a `[[copy]]` copies |
+//!
+//! Every stage asks the [`Input`] and does not know the kinds: reading a Smolfile checks
+//! [`Input::host_path`], resolving the lock calls [`Input::pin`] and [`Input::choose`], and building
+//! the root file system calls [`Input::fetch`] and [`Input::load`]. A new kind is a module with a
+//! type that implements the trait, a variant of [`Rootfs`] with its line in [`Rootfs::input`], and
+//! its keys in `smolfile/parse.rs`.
+
+use std::any::Any;
+use std::path::Path;
+
+use anyhow::Result;
+use serde::Serialize;
+use smol_cli::Interrupt;
+use smol_rootfs::Tree;
+use smol_rootfs::erofs::Mtimes;
+use toml::Spanned;
+
+use crate::context::Context;
+use crate::lock::Lock;
+
+pub mod bundle;
+pub mod debian;
+mod dir;
+pub mod files;
+mod tar;
+
+pub use self::bundle::BundleInput;
+pub use self::debian::DebianInput;
+pub use self::dir::DirInput;
+pub use self::tar::TarInput;
+
+/// `[rootfs]`, or `[base]` in its place: an input of one of the kinds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rootfs {
+    /// A Debian system.
+    Debian(DebianInput),
+    /// A tar archive of the host.
+    Tar(TarInput),
+    /// A folder of the host.
+    Dir(DirInput),
+    /// `[base]`: another bundle.
+    Bundle(BundleInput),
+}
+
+impl Rootfs {
+    /// The input, whatever its kind.
+    pub fn input(&self) -> &dyn Input {
+        match self {
+            Self::Debian(input) => input,
+            Self::Tar(input) => input,
+            Self::Dir(input) => input,
+            Self::Bundle(input) => input,
+        }
+    }
+}
+
+/// Where the files of a root file system come from.
+pub trait Input {
+    /// The file or folder that it names. It must exist when the Smolfile is read, and a bundle does
+    /// not contain it in its original form.
+    fn host_path(&self) -> Option<HostPath<'_>>;
+
+    /// Enters into `lock` what pins it, as it is now on this host. `base_dir` is the folder of the
+    /// Smolfile. What was chosen for `kept` is kept if the Smolfile still asks for the same.
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    fn pin(
+        &self,
+        base_dir: &Path,
+        kept: Option<&Lock>,
+        lock: &mut Lock,
+        interrupt: &Interrupt,
+    ) -> Result<Pins>;
+
+    /// Chooses anew what [`Input::pin`] left to be chosen, and enters it into `lock`.
+    ///
+    /// # Errors
+    /// Nothing may be downloaded, or what is asked for does not exist.
+    fn choose(&self, _lock: &mut Lock, _context: Context) -> Result<()> {
+        Ok(())
+    }
+
+    /// Downloads what `lock` pins, unless it is here already. `cache` is the folder of what was made
+    /// of downloads before. What is not offered any more is replaced in `lock`, if that is allowed.
+    ///
+    /// # Errors
+    /// It cannot be downloaded, or may not be.
+    fn fetch(&self, _lock: &mut Lock, _cache: &Path, _context: Context) -> Result<()> {
+        Ok(())
+    }
+
+    /// Reads the files into a tree. `say` is told what happens, a line at a time.
+    ///
+    /// # Errors
+    /// Unreadable or hostile input; input that is not what `lock` pins; a full disk; the interrupt.
+    fn load(
+        &self,
+        lock: &Lock,
+        dirs: &InputDirs,
+        say: &mut dyn FnMut(&str),
+        interrupt: &Interrupt,
+    ) -> Result<LoadedTree>;
+
+    /// Which times the files have in the image.
+    fn mtimes(&self) -> Mtimes;
+}
+
+/// A path that a Smolfile names, relative to its folder.
+#[derive(Clone, Copy, Debug)]
+pub struct HostPath<'a> {
+    /// The path, and where it is written.
+    pub path: &'a Spanned<String>,
+    /// Whether it is a folder; a file otherwise.
+    pub is_folder: bool,
+}
+
+/// How far an input is pinned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pins {
+    /// The lock has all of it.
+    Complete,
+    /// The lock has what the Smolfile asks for; [`Input::choose`] has to follow.
+    ToChoose,
+}
+
+/// The folders that inputs are read from, and unpacked to.
+#[derive(Clone, Copy, Debug)]
+pub struct InputDirs<'a> {
+    /// Folder of the Smolfile.
+    pub base_dir: &'a Path,
+    /// Folder of downloads.
+    pub downloads: &'a Path,
+    /// Folder of what was made of downloads before.
+    pub cache: &'a Path,
+    /// Folder for temporary files.
+    pub scratch: &'a Path,
+}
+
+/// The files of an input.
+pub struct LoadedTree {
+    /// The tree, which refers to contents on disk.
+    pub tree: Tree,
+    /// Keeps those contents in place until it is dropped.
+    _contents: Option<Box<dyn Any>>,
+}
+
+impl LoadedTree {
+    /// A tree whose contents stay where they are.
+    fn new(tree: Tree) -> LoadedTree {
+        LoadedTree {
+            tree,
+            _contents: None,
+        }
+    }
+
+    /// A tree whose contents stay in place as long as `contents` is not dropped.
+    fn kept_by(tree: Tree, contents: impl Any) -> LoadedTree {
+        LoadedTree {
+            tree,
+            _contents: Some(Box::new(contents)),
+        }
+    }
+}
