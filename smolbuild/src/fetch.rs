@@ -68,7 +68,7 @@ pub fn package(
     say: &mut dyn FnMut(&str),
     interrupt: &Interrupt,
 ) -> Result<(PathBuf, Pin)> {
-    if let Some(file) = present(pin, downloads)? {
+    if let Some(file) = downloaded(pin, downloads)? {
         return Ok((file, pin.clone()));
     }
     let Pin {
@@ -90,7 +90,7 @@ pub fn package(
             .hint("`smolbuild lock` takes what the archive offers now")
             .into());
     }
-    if let Some(file) = present(&chosen, downloads)? {
+    if let Some(file) = downloaded(&chosen, downloads)? {
         return Ok((file, chosen));
     }
     say(&format!("fetching {} {}", chosen.package, chosen.version));
@@ -137,12 +137,7 @@ pub fn sha256_of(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Re
     let Hasher(hasher) = hasher
         .into_inner()
         .map_err(io::IntoInnerError::into_error)?;
-    Ok(hex(&hasher.finalize()))
-}
-
-/// Bytes in hexadecimal.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    Ok(hex::encode(hasher.finalize()))
 }
 
 /// Where in the folder `downloads` a package with this SHA-256 is, or goes.
@@ -151,7 +146,7 @@ pub fn place(downloads: &Path, sha256: &str) -> PathBuf {
 }
 
 /// The file of an earlier download, if it is still what it was.
-fn present(pin: &Pin, downloads: &Path) -> Result<Option<PathBuf>> {
+fn downloaded(pin: &Pin, downloads: &Path) -> Result<Option<PathBuf>> {
     let file = place(downloads, &pin.sha256);
     Ok((file.exists() && sha256(&file)? == pin.sha256).then_some(file))
 }

@@ -15,19 +15,20 @@
 //! | boot | [`boot`] | images | a machine that is ready, frozen: state and RAM |
 //! | pack | [`pack`] | images, state and RAM, frames | a bundle |
 //!
-//! [`pipeline`] calls them from top to bottom, unless [`built`] has the bundle already. [`commands`]
+//! [`pipeline`] calls them from top to bottom, unless [`bundle_cache`] has the bundle already. [`commands`]
 //! holds the subcommands, [`context`] what the stages share. [`fetch`] downloads source packages.
-//! [`diff`] says what differs between two bundles; [`sources`] takes copied files back out of one, so
+//! [`diff`] says what differs between two bundles; [`extract`] takes copied files back out of one, so
 //! that it can be built again. [`hash`] takes digests of large files.
 
 pub mod assemble;
 pub mod boot;
-pub mod built;
+pub mod bundle_cache;
 pub mod cli;
 pub mod commands;
 pub mod context;
 pub mod diff;
 pub mod error;
+pub mod extract;
 pub mod fetch;
 pub mod hash;
 pub mod initramfs;
@@ -41,6 +42,5 @@ pub mod prepare;
 pub mod resolve;
 pub mod rootfs;
 pub mod smolfile;
-pub mod sources;
 pub mod subprocess;
 pub mod work;

@@ -19,7 +19,7 @@ use super::{Failed, Frozen, Job, MEMORY_FILE, Message, STATE_FILE, Touched, WORK
 /// Wall-clock limit of the rehearsal: the service is up already.
 const REHEARSAL_LIMIT: Duration = Duration::from_secs(5 * 60);
 
-/// Boots the job's machine and freezes it. What happens is told through `report`, ending with
+/// Boots the job's machine and freezes it. Its messages go to `report`, the last of which is
 /// [`Message::Frozen`] or [`Message::Failed`].
 ///
 /// # Errors
@@ -114,7 +114,7 @@ fn freeze(
         nonzero_pages: stats.nonzero,
     });
     let limit = Duration::from_secs(job.limit).min(REHEARSAL_LIMIT);
-    let outcome = rehearsal::watch(job, &state, machine.contents(), limit, interrupt)
+    let outcome = rehearsal::rehearse(job, &state, machine.contents(), limit, interrupt)
         .context("cannot bring the frozen machine back")?;
     let set = match outcome {
         Outcome::Seen(set) => Ok(set),

@@ -10,7 +10,8 @@ use smol_cli::{ExitKind, Failure, Interrupt, Progress, human};
 
 use super::keys;
 use crate::cli::Build;
-use crate::pipeline::{self, Built, Request, Reuse};
+use crate::pack::Built;
+use crate::pipeline::{self, BuildRequest, Reuse};
 use crate::resolve::{EnvironmentInputs, Policy};
 use crate::smolfile;
 
@@ -30,7 +31,7 @@ pub fn run(args: &Build, interrupt: &Interrupt) -> Result<()> {
     {
         check_writable(file)?;
     }
-    let request = Request {
+    let request = BuildRequest {
         smolfile: &loaded,
         lock: Policy::File {
             locked: args.locked,

@@ -95,6 +95,13 @@ fn as_text(bundle: &Bundle) -> String {
     );
     line("reproducible", reproducible(config));
     line("cpu needs", config.cpu.features.join(" "));
+    text + &images_as_text(bundle)
+}
+
+/// A table of the images.
+fn images_as_text(bundle: &Bundle) -> String {
+    use std::fmt::Write as _;
+    let mut text = String::new();
     let _ = writeln!(
         text,
         "\n{:<10} {:>10} {:>9} {:>9} {:>9} {:>9} {:>9} {:>10} {:>10}",

@@ -14,12 +14,12 @@ use super::open_bundle;
 use crate::cli::Reproduce;
 use crate::diff;
 use crate::error::ResultExt;
+use crate::extract;
 use crate::fetch;
 use crate::lock::{self, Lock, Role};
-use crate::pipeline::{self, Request, Reuse};
+use crate::pipeline::{self, BuildRequest, Reuse};
 use crate::resolve::{self, EnvironmentInputs, Kept, Policy};
 use crate::smolfile::{self, KernelSource, Loaded, Smolfile, Workload};
-use crate::sources;
 
 /// So many differences of each kind are shown; `smolbuild diff --all` shows the others.
 const SHOWN: usize = 20;
@@ -49,7 +49,7 @@ pub fn run(args: &Reproduce, interrupt: &Interrupt) -> Result<()> {
         Some(file) => file.clone(),
         None => folder.path().join("again.smolmachine"),
     };
-    let request = Request {
+    let request = BuildRequest {
         smolfile: &loaded,
         lock: Policy::Given(Box::new(lock)),
         offline: args.conditions.offline,
@@ -205,7 +205,7 @@ fn take_out(
 ) -> Result<Vec<String>> {
     let mut missing = Vec::new();
     if let KernelSource::Path(path) = &smolfile.kernel.source {
-        let place = sources::inside(base, path.get_ref())?;
+        let place = extract::inside(base, path.get_ref())?;
         extract(bundle, ImageKind::Kernel, &place)?;
         // A smol kernel is in the bundle as it was moved to its place, not as it was named.
         let sha256 = fetch::sha256(&place)?;
@@ -224,7 +224,7 @@ fn take_out(
         let image = folder.path().join("rootfs");
         extract(bundle, ImageKind::Rootfs, &image)?;
         let tree = erofs::read(&image)?;
-        missing.extend(sources::restore(
+        missing.extend(extract::restore(
             copies,
             &lock.copies,
             &tree,

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use smol_cli::{ErrorExt, ExitKind, Interrupt};
 use smol_rootfs::{Device, DirOptions, FileData, Inode, InodeId, Modes, Node, Owner, Tree};
 
-use crate::fetch::{self, hex};
+use crate::fetch;
 use crate::lock::{CopySource, Entry, EntryNode};
 
 /// SHA-256 over a whole root file system: names, metadata and contents, as the image takes them.
@@ -44,7 +44,7 @@ pub fn tree_sha256(tree: &Tree, interrupt: &Interrupt) -> Result<String> {
             put(value);
         }
     }
-    Ok(hex(&hasher.finalize()))
+    Ok(hex::encode(hasher.finalize()))
 }
 
 /// Kind and value of what has a name.

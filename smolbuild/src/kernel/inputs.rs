@@ -9,7 +9,6 @@ use smol_cli::{ExitKind, Failure};
 use smol_host::doctor;
 
 use super::recipe::Recipe;
-use crate::fetch;
 
 /// Raised when the stage's own doing changes the kernel that comes out.
 const STAGE_VERSION: u32 = 1;
@@ -97,7 +96,7 @@ pub fn recipe_sha256(recipe: &Recipe) -> String {
         hasher.update((part.len() as u64).to_le_bytes());
         hasher.update(part);
     }
-    fetch::hex(&hasher.finalize())
+    hex::encode(hasher.finalize())
 }
 
 /// Digest of the inputs: recipe, source (SHA-256 of its tarball), tools, and what they are told.

@@ -16,7 +16,7 @@ use crate::lock::{Builder, InputFile, Lock, Role, VERSION};
 use crate::plan::{DEFAULT_EPOCH, parse_epoch};
 use crate::smolfile::{KernelSource, Loaded, Workload};
 
-static GUEST_SHA256: LazyLock<String> = LazyLock::new(|| fetch::hex(&Sha256::digest(GUEST_BINARY)));
+static GUEST_SHA256: LazyLock<String> = LazyLock::new(|| hex::encode(Sha256::digest(GUEST_BINARY)));
 
 /// What the environment adds to the Smolfile.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

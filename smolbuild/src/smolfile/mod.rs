@@ -270,6 +270,34 @@ fn sections(mut top: Table<'_>, errors: &mut Errors) -> Option<Smolfile> {
         check::kernel(kernel.as_ref(), &top, errors);
     }
     let kernel = parse::kernel(kernel, kernel_only, errors);
+    // Read in any case: their mistakes are reported also where they do not belong.
+    let service = service_workload(&mut top, errors);
+    let workload = match kernel_only {
+        true => Some(Workload::Kernel),
+        false => service,
+    };
+    let ready = top.table("ready", "ready", errors);
+    if let Some(ready) = ready.as_ref().filter(|_| kernel_only) {
+        check::console_only(ready, errors);
+    }
+    let ready = ready.map(|table| parse::ready(table, errors));
+    let drop_caches = parse::drop_caches(top.table("snapshot", "snapshot", errors), errors);
+    top.finish(errors);
+    Some(Smolfile {
+        name: name?,
+        version,
+        cpus,
+        memory,
+        ports,
+        kernel,
+        workload: workload?,
+        ready: ready?,
+        drop_caches,
+    })
+}
+
+/// The sections of a machine with a service. `None` only after an error was reported.
+fn service_workload(top: &mut Table<'_>, errors: &mut Errors) -> Option<Workload> {
     let rootfs = top
         .table("rootfs", "rootfs", errors)
         .and_then(|table| parse::rootfs(table, errors));
@@ -293,33 +321,12 @@ fn sections(mut top: Table<'_>, errors: &mut Errors) -> Option<Smolfile> {
         .into_iter()
         .map(|table| parse::warm_restore(table, errors))
         .collect();
-    let ready = top.table("ready", "ready", errors);
-    if let Some(ready) = ready.as_ref().filter(|_| kernel_only) {
-        check::console_only(ready, errors);
-    }
-    let ready = ready.map(|table| parse::ready(table, errors));
-    let drop_caches = parse::drop_caches(top.table("snapshot", "snapshot", errors), errors);
-    top.finish(errors);
-    let workload = match kernel_only {
-        true => Workload::Kernel,
-        false => Workload::Service {
-            rootfs: rootfs.or(base)?,
-            copies: copies.into_iter().collect::<Option<_>>()?,
-            service: service?,
-            warm,
-            restore,
-            warm_restore: warm_restore.into_iter().collect::<Option<_>>()?,
-        },
-    };
-    Some(Smolfile {
-        name: name?,
-        version,
-        cpus,
-        memory,
-        ports,
-        kernel,
-        workload,
-        ready: ready?,
-        drop_caches,
+    Some(Workload::Service {
+        rootfs: rootfs.or(base)?,
+        copies: copies.into_iter().collect::<Option<_>>()?,
+        service: service?,
+        warm,
+        restore,
+        warm_restore: warm_restore.into_iter().collect::<Option<_>>()?,
     })
 }

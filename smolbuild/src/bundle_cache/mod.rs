@@ -1,22 +1,22 @@
-//! Bundles that were built before: a build of the same inputs takes its bundle from here.
+//! The bundle cache: bundles that were built before, which a build of the same inputs takes.
 //!
 //! A folder of the cache, `built`, has one entry for each: a folder named after the key, in it the
 //! unsigned bundle and what its build found out. Only bundles that claim to be reproducible are kept,
 //! for of these it is known that another boot would give the same bytes, whatever host, accelerator
 //! or watchdog it is done with.
 //!
-//! The key is known before an image is made. The digests of the images, which are in the Plan in the
-//! end, follow from what is in it before, and from this program:
+//! The key is known before an image is made. The digests of the images follow from the Plan and
+//! from this program:
 //!
 //! | what | by |
 //! |---|---|
-//! | kernel, packages, files | the lock's digests, compared with what is here at each build |
+//! | kernel, packages, files | the lock's digests, compared with what is on this host at each build |
 //! | command lines, memory, CPUs, copies, the guest's orders | the Plan |
 //! | the Smolfile's text, which a bundle carries | itself |
 //! | monitor, writers, smol-guest, recipes, libraries, compiler | the digest of the running program |
 //!
 //! So two programs never share an entry, not even two of one version. Entries appear and go by one
-//! rename, from and to the folder of a build: they are there as a whole or not at all.
+//! rename, from and to the folder of a build: an entry is complete or does not exist.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -29,6 +29,7 @@ use smol_bundle::Bundle;
 
 use crate::boot::Frozen;
 use crate::hash;
+use crate::pack::Built;
 use crate::plan::Plan;
 
 /// Entries that are kept; of more, those that were used longest ago go.
@@ -38,13 +39,13 @@ const BUNDLE: &str = "bundle";
 const FACTS: &str = "facts.json";
 
 /// The bundles that were built before.
-pub struct Shelf {
+pub struct BundleCache {
     folder: PathBuf,
     /// BLAKE3 of the running program.
     program: blake3::Hash,
 }
 
-/// What is kept beside a bundle.
+/// What is kept with a bundle.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Facts {
@@ -58,8 +59,8 @@ pub struct Facts {
     file: String,
 }
 
-impl Shelf {
-    /// That in the folder `cache`.
+impl BundleCache {
+    /// Opens the one in the folder `cache`.
     ///
     /// # Errors
     /// If this program cannot read itself.
@@ -84,12 +85,12 @@ impl Shelf {
         hasher.finalize().to_hex().to_string()
     }
 
-    /// Takes the bundle of `key`, if there is one: a name for it in the build's folder `work`, under
-    /// which it stays whatever becomes of the entry, and what its build found. Every byte is checked.
+    /// Returns the bundle of `key`, if there is one: a link to it in the build's folder `work`, which
+    /// stays when the entry goes, and what its build found out. Every byte is checked.
     ///
     /// # Errors
     /// The entry is damaged; it is gone then.
-    pub fn take(&self, key: &str, work: &Path) -> Result<Option<(PathBuf, Facts)>> {
+    pub fn lookup(&self, key: &str, work: &Path) -> Result<Option<(PathBuf, Facts)>> {
         let entry = self.folder.join(key);
         let bundle = work.join("built");
         if fs::hard_link(entry.join(BUNDLE), &bundle).is_err() {
@@ -109,27 +110,19 @@ impl Shelf {
         }
     }
 
-    /// Keeps a copy of a bundle that was built, instead of one that is there already.
+    /// Stores a copy of the unsigned bundle that was built, in place of an earlier one.
     ///
     /// # Errors
     /// If the cache cannot be written.
-    pub fn keep(
-        &self,
-        key: &str,
-        bundle: &Path,
-        digest: &smol_bundle::Digest,
-        digests: &BTreeMap<String, String>,
-        frozen: &Frozen,
-        work: &Path,
-    ) -> Result<()> {
+    pub fn store(&self, key: &str, bundle: &Path, built: &Built, work: &Path) -> Result<()> {
         let (entry, new) = (self.folder.join(key), work.join("keep"));
         fs::create_dir_all(&self.folder)?;
         fs::create_dir(&new)?;
         fs::copy(bundle, new.join(BUNDLE))?;
         let facts = Facts {
-            digest: digest.to_string(),
-            inputs: digests.clone(),
-            frozen: frozen.clone(),
+            digest: built.written.digest.to_string(),
+            inputs: built.sealed.digests.clone(),
+            frozen: built.frozen.clone(),
             file: hash::file(&new.join(BUNDLE))?.to_hex().to_string(),
         };
         fs::write(new.join(FACTS), serde_json::to_vec(&facts)?)?;
@@ -174,5 +167,4 @@ fn facts(entry: &Path, bundle: &Path) -> Result<Facts> {
 }
 
 #[cfg(test)]
-#[path = "built_tests.rs"]
 mod tests;

@@ -1,4 +1,4 @@
-//! The sources of a bundle's `[[copy]]`s, taken back out of the root file system that they went into.
+//! Source extraction: the sources of a bundle's `[[copy]]`s, taken back out of its root file system.
 //!
 //! The lock says what each of them was: names, modes, digests. What the root file system holds under
 //! their destinations is used exactly where it is that. So a bundle can be built again from itself,
@@ -19,8 +19,8 @@ use crate::smolfile;
 use smol_rootfs::{Node, Tree};
 
 /// Makes the sources of `copies` again in the empty folder `into`, from `rootfs`. `locked` are
-/// those of the lock, one for each copy, in the same order. Gives the paths of what could not be
-/// made: not there, or not what the lock says.
+/// those of the lock, one for each copy, in the same order. Returns the paths of what could not
+/// be made: missing, or not what the lock says.
 ///
 /// # Errors
 /// A lock that belongs to another Smolfile or names places outside of its folder; a folder that
@@ -200,7 +200,7 @@ mod tests {
         let digest = <sha2::Sha256 as sha2::Digest>::digest(content);
         let node = EntryNode::File {
             mode: 0o755,
-            sha256: fetch::hex(&digest),
+            sha256: hex::encode(digest),
         };
         Entry {
             path: path.into(),

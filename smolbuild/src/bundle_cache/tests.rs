@@ -1,6 +1,8 @@
+use smol_bundle::Written;
+
 use super::*;
 use crate::lock::Lock;
-use crate::plan::DEFAULT_EPOCH;
+use crate::plan::{DEFAULT_EPOCH, Sealed};
 use crate::work::WorkDir;
 
 const SMOLFILE: &str = "name = \"a\"\n[kernel]\npath = \"guest.elf\"\n[ready]\nlog = \"^up$\"\n";
@@ -8,9 +10,9 @@ const SMOLFILE: &str = "name = \"a\"\n[kernel]\npath = \"guest.elf\"\n[ready]\nl
 /// A cache, and a bundle that is to be kept in it.
 struct Scene {
     cache: tempfile::TempDir,
-    shelf: Shelf,
+    bundles: BundleCache,
     bundle: PathBuf,
-    digest: smol_bundle::Digest,
+    written: Written,
     plan: Plan,
 }
 
@@ -61,27 +63,31 @@ fn scene() -> Scene {
     };
     let written = smol_bundle::write(&spec, &bundle, &mut |_, _| {}).unwrap();
     Scene {
-        shelf: Shelf::open(cache.path()).unwrap(),
+        bundles: BundleCache::open(cache.path()).unwrap(),
         cache,
         bundle,
-        digest: written.digest,
+        written,
         plan,
     }
 }
 
 impl Scene {
-    fn keep(&self, key: &str) {
+    fn store(&self, key: &str) {
         let work = WorkDir::create(self.cache.path()).unwrap();
-        let (bundle, digest) = (&self.bundle, &self.digest);
-        self.shelf
-            .keep(key, bundle, digest, &digests(), &frozen(), work.path())
+        let built = Built {
+            sealed: Sealed::new(&self.plan, lock(), digests()),
+            frozen: frozen(),
+            written: self.written.clone(),
+        };
+        self.bundles
+            .store(key, &self.bundle, &built, work.path())
             .unwrap();
     }
 
     /// The bytes of the bundle that is taken, and the facts.
-    fn take(&self, key: &str) -> Result<Option<(Vec<u8>, Facts)>> {
+    fn lookup(&self, key: &str) -> Result<Option<(Vec<u8>, Facts)>> {
         let work = WorkDir::create(self.cache.path()).unwrap();
-        let taken = self.shelf.take(key, work.path())?;
+        let taken = self.bundles.lookup(key, work.path())?;
         Ok(taken.map(|(path, facts)| (fs::read(path).unwrap(), facts)))
     }
 
@@ -95,24 +101,24 @@ impl Scene {
 #[test]
 fn what_is_kept_is_taken_with_all_that_its_build_found_also_by_two_at_once() {
     let scene = scene();
-    assert!(scene.take("k").unwrap().is_none());
-    scene.keep("k");
-    scene.keep("k");
-    let (bytes, facts) = scene.take("k").unwrap().unwrap();
+    assert!(scene.lookup("k").unwrap().is_none());
+    scene.store("k");
+    scene.store("k");
+    let (bytes, facts) = scene.lookup("k").unwrap().unwrap();
     assert_eq!(bytes, fs::read(&scene.bundle).unwrap());
     assert_eq!(facts.frozen, frozen());
     assert_eq!(facts.inputs, digests());
-    assert_eq!(facts.digest, scene.digest.to_string());
-    assert!(scene.take("other").unwrap().is_none());
+    assert_eq!(facts.digest, scene.written.digest.to_string());
+    assert!(scene.lookup("other").unwrap().is_none());
     assert_eq!(scene.entries(), 1);
 }
 
 #[test]
 fn a_taken_bundle_stays_when_its_entry_goes() {
     let scene = scene();
-    scene.keep("k");
+    scene.store("k");
     let work = WorkDir::create(scene.cache.path()).unwrap();
-    let (path, _) = scene.shelf.take("k", work.path()).unwrap().unwrap();
+    let (path, _) = scene.bundles.lookup("k", work.path()).unwrap().unwrap();
     fs::remove_dir_all(scene.cache.path().join("built")).unwrap();
     assert_eq!(fs::read(path).unwrap(), fs::read(&scene.bundle).unwrap());
 }
@@ -137,12 +143,12 @@ fn an_entry_with_a_flipped_bit_or_a_missing_part_is_told_once_and_goes() {
     ];
     for harm in harms {
         let scene = scene();
-        scene.keep("k");
+        scene.store("k");
         harm(&entry(&scene));
-        assert!(scene.take("k").is_err());
-        assert!(scene.take("k").unwrap().is_none());
-        scene.keep("k");
-        assert!(scene.take("k").unwrap().is_some());
+        assert!(scene.lookup("k").is_err());
+        assert!(scene.lookup("k").unwrap().is_none());
+        scene.store("k");
+        assert!(scene.lookup("k").unwrap().is_some());
     }
 }
 
@@ -150,39 +156,41 @@ fn an_entry_with_a_flipped_bit_or_a_missing_part_is_told_once_and_goes() {
 fn of_many_bundles_those_that_were_used_last_stay() {
     let scene = scene();
     for number in 0..MOST {
-        scene.keep(&number.to_string());
+        scene.store(&number.to_string());
         let entry = scene.cache.path().join("built").join(number.to_string());
         let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(number as u64);
         File::open(entry).unwrap().set_modified(time).unwrap();
     }
-    assert!(scene.take("0").unwrap().is_some());
-    scene.keep("new");
+    assert!(scene.lookup("0").unwrap().is_some());
+    scene.store("new");
     assert_eq!(scene.entries(), MOST);
-    assert!(scene.take("0").unwrap().is_some());
-    assert!(scene.take("1").unwrap().is_none());
-    assert!(scene.take("new").unwrap().is_some());
+    assert!(scene.lookup("0").unwrap().is_some());
+    assert!(scene.lookup("1").unwrap().is_none());
+    assert!(scene.lookup("new").unwrap().is_some());
 }
 
 #[test]
 fn the_key_follows_plan_lock_smolfile_and_program_and_not_what_follows_from_them() {
     let Scene {
-        shelf, plan: known, ..
+        bundles,
+        plan: known,
+        ..
     } = scene();
-    let key = shelf.key(&known, SMOLFILE);
-    assert_eq!(shelf.key(&plan(SMOLFILE, lock()), SMOLFILE), key);
+    let key = bundles.key(&known, SMOLFILE);
+    assert_eq!(bundles.key(&plan(SMOLFILE, lock()), SMOLFILE), key);
     let mut other_lock = lock();
     other_lock.builder.guest_sha256 = "1".repeat(64);
-    let another = Shelf {
+    let another = BundleCache {
         folder: PathBuf::new(),
         program: blake3::hash(b"another build of the same version"),
     };
     let wider = format!("cpus = 2\n{SMOLFILE}");
     let mut keys = vec![
         key,
-        shelf.key(&plan(SMOLFILE, other_lock), SMOLFILE),
-        shelf.key(&plan(&wider, lock()), SMOLFILE),
+        bundles.key(&plan(SMOLFILE, other_lock), SMOLFILE),
+        bundles.key(&plan(&wider, lock()), SMOLFILE),
         // A comment changes nothing but the text, and that is in the bundle.
-        shelf.key(&known, &format!("{SMOLFILE}# more\n")),
+        bundles.key(&known, &format!("{SMOLFILE}# more\n")),
         another.key(&known, SMOLFILE),
     ];
     keys.sort();
