@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context, Result};
 use smol_cli::{ErrorExt, ExitKind, human};
 use smol_machine::boot;
 use smol_rootfs::CopySpec;
 
-use crate::context::Context;
+use crate::context::BuildContext;
 use crate::hash;
 use crate::initramfs;
 use crate::input::{InputDirs, Rootfs};
@@ -45,7 +45,7 @@ pub struct BuildDirs<'a> {
 ///
 /// # Errors
 /// Whatever keeps an image from being made.
-pub fn assemble(plan: &Plan, dirs: BuildDirs, context: Context) -> Result<(Sealed, Images)> {
+pub fn assemble(plan: &Plan, dirs: BuildDirs, context: BuildContext) -> Result<(Sealed, Images)> {
     let mut lock = plan.lock.clone();
     let kernel = build_kernel(plan, &mut lock, dirs, context)?;
     context.interrupt.check()?;
@@ -70,7 +70,7 @@ fn build_kernel(
     plan: &Plan,
     lock: &mut Lock,
     dirs: BuildDirs,
-    context: Context,
+    context: BuildContext,
 ) -> Result<PathBuf> {
     let name = match &plan.kernel.source {
         KernelSource::Path(path) => return Ok(plan.host_path(path.get_ref())),
@@ -97,7 +97,7 @@ fn build_rootfs(
     rootfs: &Rootfs,
     lock: &mut Lock,
     dirs: BuildDirs,
-    context: Context,
+    context: BuildContext,
 ) -> Result<PathBuf> {
     let cache = dirs.cache.join("debian");
     rootfs.input().fetch(lock, &cache, context)?;

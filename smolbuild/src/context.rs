@@ -7,9 +7,9 @@ use smol_cli::{Interrupt, Progress};
 use crate::fetch::Net;
 use crate::resolve::EnvironmentInputs;
 
-/// What the stages of a build share: what they may use, whom they tell, who may stop them.
+/// What the stages of a build share: folders, permissions, progress and the interrupt.
 #[derive(Clone, Copy)]
-pub struct Context<'a> {
+pub struct BuildContext<'a> {
     /// Folder of downloads.
     pub downloads: &'a Path,
     /// What may be downloaded.
@@ -18,6 +18,6 @@ pub struct Context<'a> {
     pub environment: &'a EnvironmentInputs,
     /// Stages and notes for the user.
     pub progress: &'a Progress,
-    /// The user's wish to stop.
+    /// Set when the user wants to stop.
     pub interrupt: &'a Interrupt,
 }

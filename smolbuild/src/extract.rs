@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 use smol_cli::Interrupt;
 
 use crate::fetch;
-use crate::lock::{CopySource, Entry, EntryNode};
+use crate::lock::{CopiedEntry, CopiedNode, CopySource};
 use crate::smolfile;
 use smol_rootfs::{Node, Tree};
 
@@ -63,7 +63,7 @@ pub fn restore(
 fn places(
     copy: &smolfile::CopyStep,
     locked: &CopySource,
-    entry: &Entry,
+    entry: &CopiedEntry,
     rootfs: &Tree,
 ) -> Result<(String, String)> {
     let dest = copy.dest.trim_end_matches('/');
@@ -83,7 +83,7 @@ fn places(
 
 /// Whether a file alone is copied.
 fn is_file(locked: &CopySource) -> bool {
-    matches!(locked.contents.as_slice(), [Entry { path, node: EntryNode::File { .. } }] if path == ".")
+    matches!(locked.contents.as_slice(), [CopiedEntry { path, node: CopiedNode::File { .. } }] if path == ".")
 }
 
 /// A path below `folder` whose parent is there and not reached through a symbolic link: what a lock
@@ -118,7 +118,7 @@ pub fn inside(folder: &Path, path: &str) -> Result<PathBuf> {
 
 /// Makes one entry; `false` if the root file system does not have it as it was.
 fn put(
-    entry: &Entry,
+    entry: &CopiedEntry,
     locked: &CopySource,
     into: &Path,
     rootfs: &Tree,
@@ -127,17 +127,17 @@ fn put(
 ) -> Result<bool> {
     let cannot = || format!("cannot create {}", place.display());
     match &entry.node {
-        EntryNode::Directory => fs::create_dir(place).with_context(cannot)?,
-        EntryNode::Symlink(target) => symlink(target, place).with_context(cannot)?,
-        EntryNode::HardLink(first) => {
+        CopiedNode::Directory => fs::create_dir(place).with_context(cannot)?,
+        CopiedNode::Symlink(target) => symlink(target, place).with_context(cannot)?,
+        CopiedNode::HardLink(first) => {
             let first = inside(into, &format!("{}/{first}", locked.src))?;
             if !first.is_file() {
                 return Ok(false);
             }
             fs::hard_link(first, place).with_context(cannot)?;
         }
-        EntryNode::Special(_) => return Ok(false),
-        EntryNode::File { mode, sha256 } => {
+        CopiedNode::Special(_) => return Ok(false),
+        CopiedNode::File { mode, sha256 } => {
             let Some(id) = rootfs.lookup(dest)? else {
                 return Ok(false);
             };
@@ -196,26 +196,26 @@ mod tests {
         copies
     }
 
-    fn file(path: &str, content: &[u8]) -> Entry {
+    fn file(path: &str, content: &[u8]) -> CopiedEntry {
         let digest = <sha2::Sha256 as sha2::Digest>::digest(content);
-        let node = EntryNode::File {
+        let node = CopiedNode::File {
             mode: 0o755,
             sha256: hex::encode(digest),
         };
-        Entry {
+        CopiedEntry {
             path: path.into(),
             node,
         }
     }
 
-    fn entry(path: &str, node: EntryNode) -> Entry {
-        Entry {
+    fn entry(path: &str, node: CopiedNode) -> CopiedEntry {
+        CopiedEntry {
             path: path.into(),
             node,
         }
     }
 
-    fn locked(app: Vec<Entry>) -> Vec<CopySource> {
+    fn locked(app: Vec<CopiedEntry>) -> Vec<CopySource> {
         let conf = vec![file(".", b"key = 1\n")];
         [("app", app), ("conf/app.conf", conf)]
             .map(|(src, contents)| CopySource {
@@ -237,7 +237,7 @@ mod tests {
         tree
     }
 
-    fn restored(app: Vec<Entry>) -> (tempfile::TempDir, Result<Vec<String>>) {
+    fn restored(app: Vec<CopiedEntry>) -> (tempfile::TempDir, Result<Vec<String>>) {
         let into = tempfile::tempdir().unwrap();
         let interrupt = Interrupt::detached().unwrap();
         let missing = restore(&copies(), &locked(app), &rootfs(), into.path(), &interrupt);
@@ -247,10 +247,10 @@ mod tests {
     #[test]
     fn files_folders_and_links_are_made_as_the_lock_has_them() {
         let (into, missing) = restored(vec![
-            entry("alias", EntryNode::Symlink("lib/data".into())),
-            entry("lib", EntryNode::Directory),
+            entry("alias", CopiedNode::Symlink("lib/data".into())),
+            entry("lib", CopiedNode::Directory),
             file("lib/data", b"abc"),
-            entry("lib/more", EntryNode::HardLink("lib/data".into())),
+            entry("lib/more", CopiedNode::HardLink("lib/data".into())),
             file("run", b"#!/bin/sh\n"),
         ]);
         assert_eq!(missing.unwrap(), Vec::<String>::new());
@@ -267,7 +267,7 @@ mod tests {
         let (into, missing) = restored(vec![
             file("gone", b"abc"),
             file("run", b"#!/bin/sh\necho other\n"),
-            entry("tape", EntryNode::Special("pipe".into())),
+            entry("tape", CopiedNode::Special("pipe".into())),
         ]);
         assert_eq!(missing.unwrap(), ["app/gone", "app/run", "app/tape"]);
         assert!(!into.path().join("app/run").exists());
@@ -279,7 +279,7 @@ mod tests {
         let target = outside.path().display().to_string();
         for hostile in [
             vec![
-                entry("way", EntryNode::Symlink(target.clone())),
+                entry("way", CopiedNode::Symlink(target.clone())),
                 file("way/data", b"abc"),
             ],
             vec![file("../data", b"abc")],

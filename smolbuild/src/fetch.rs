@@ -55,7 +55,7 @@ pub struct Pin {
 
 /// The package file of `pin` in the folder `downloads`, fetched by apt if it is not there yet and
 /// `net` allows it; or, when the archive no longer offers that version, the one it offers instead.
-/// What it is, is the second result; `say` is told when something is downloaded.
+/// The second result says which one it is; `say` is called when something is downloaded.
 ///
 /// # Errors
 /// It is not there, and may not be fetched; no apt here, or a package that it does not know (exit
@@ -215,7 +215,7 @@ fn download(pin: &Pin, downloads: &Path, interrupt: &Interrupt) -> Result<PathBu
     let cannot = || format!("cannot write in {}", downloads.display());
     let folder = Scratch::new(downloads)?;
     let mut command = subprocess::command("apt-get");
-    // apt drops to its own user when run by root, who may not enter our folder; we only download.
+    // apt drops to its own user when run by root, who may not enter the folder; nothing is installed.
     command.args(["-qq", "-o", "APT::Sandbox::User=root", "download"]);
     command
         .arg(format!("{}={}", pin.package, pin.version))

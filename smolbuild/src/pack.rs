@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context, Result};
 use smol_bundle::{
     BundleSpec, ClockMode, Config, CpuContract, Prepared, PrivateKey, Reproducible, SnapshotSpec,
     Tsc, TscNeeds, WorkingSet, Written,
@@ -13,7 +13,7 @@ use smol_machine::cpu;
 
 use crate::assemble::Images;
 use crate::boot::{Frozen, MEMORY_FILE, STATE_FILE, WORKING_SET_FILE};
-use crate::context::Context;
+use crate::context::BuildContext;
 use crate::error::{LibraryError, ResultExt};
 use crate::plan::{Plan, Sealed};
 
@@ -74,7 +74,7 @@ pub fn write(
     spec: &BundleSpec,
     prepared: &Prepared,
     out: &Path,
-    context: Context,
+    context: BuildContext,
 ) -> Result<Written> {
     let interrupt = context.interrupt;
     let stage = context
@@ -99,7 +99,7 @@ pub fn write(
 ///
 /// # Errors
 /// `out` cannot be written; the interrupt.
-pub fn sign(unsigned: &Path, key: &PrivateKey, out: &Path, context: Context) -> Result<()> {
+pub fn sign(unsigned: &Path, key: &PrivateKey, out: &Path, context: BuildContext) -> Result<()> {
     context.interrupt.check()?;
     let stage = context.progress.stage("sign", "signing");
     smol_bundle::sign(unsigned, key, out).classify()?;

@@ -9,9 +9,9 @@ use smol_cli::{ExitKind, Failure, Interrupt, Progress, paths};
 use smol_host::{Accel, Backend, Selected};
 
 use crate::assemble::{self, BuildDirs, Images};
-use crate::boot::{self, Frozen, Job};
+use crate::boot::{self, BootJob, Frozen};
 use crate::bundle_cache::BundleCache;
-use crate::context::Context;
+use crate::context::BuildContext;
 use crate::error::ResultExt;
 use crate::fetch::Net;
 use crate::lock::Lock;
@@ -78,7 +78,7 @@ pub fn build_bundle(
     interrupt: &Interrupt,
 ) -> Result<Built> {
     let (loaded, cache) = (request.smolfile, paths::cache_dir()?);
-    let context = Context {
+    let context = BuildContext {
         downloads: &cache.join("downloads"),
         net: Net::allowed(request.offline),
         environment: &request.environment,
@@ -94,7 +94,7 @@ pub fn build_bundle(
         request,
         cache: &cache,
         work: WorkDir::create(&cache)?,
-        context: Context {
+        context: BuildContext {
             net: resolved.net,
             ..context
         },
@@ -136,7 +136,7 @@ struct Build<'a> {
     /// The cache that all builds share.
     cache: &'a Path,
     work: WorkDir,
-    context: Context<'a>,
+    context: BuildContext<'a>,
 }
 
 impl Build<'_> {
@@ -239,7 +239,7 @@ impl Build<'_> {
         out: &Path,
     ) -> Result<(Frozen, Prepared)> {
         let (request, context) = (self.request, self.context);
-        let job = Job::new(sealed, images, request.watchdog, out);
+        let job = BootJob::new(sealed, images, request.watchdog, out);
         let preparing = Preparing::begin(images, context.interrupt);
         let frozen = boot::freeze(&job, host.accel, self.cache, request.verbose, context)?;
         Ok((frozen, preparing.end()))

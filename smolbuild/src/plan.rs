@@ -1,7 +1,7 @@
 //! From a Smolfile and its lock to the Plan: everything that can change a byte of the bundle,
 //! resolved, in one value. Pure.
 //!
-//! A Plan with the digests of its images is [`Sealed`]: then it gives the seed of all randomness that
+//! A Plan with the digests of its images is [`Sealed`]: it determines the seed of all randomness that
 //! the guest sees while it is built. Without them, it is part of the key in the bundle cache. Nothing
 //! of this host is in it: no absolute path, no user, no time.
 
@@ -40,7 +40,7 @@ pub struct Plan {
     pub cpus: u32,
     /// Guest memory in bytes.
     pub memory: u64,
-    /// The kernel and what it is told.
+    /// The kernel and its command lines.
     pub kernel: PlannedKernel,
     /// The root file system; without one the machine is just a kernel.
     pub rootfs: Option<Rootfs>,
@@ -202,7 +202,7 @@ pub fn kernel_cmdline(boot: Boot, kernel_only: bool, extra: &str) -> String {
     words.join(" ")
 }
 
-/// What every machine with a PID 1 of ours tells its kernel
+/// The kernel parameters of every machine with a PID 1 of ours
 /// (Documentation/admin-guide/kernel-parameters.txt).
 fn machine_words() -> [&'static str; 11] {
     [

@@ -1,6 +1,6 @@
 //! Boots the machine headless, waits until it is ready and freezes it.
 //!
-//! One [`Job`] describes it; it is run by [`local`] in this process, or, where this host has no
+//! One [`BootJob`] describes it; it is run by [`local`] in this process, or, where this host has no
 //! usable KVM, by the same program inside an emulated host ([`emulated`]). Either way the caller
 //! sees the same [`Message`]s, and finds the frozen machine in the job's folder.
 
@@ -21,12 +21,12 @@ use crate::plan::Sealed;
 
 pub use self::stages::freeze;
 
-/// File with the captured machine state, in [`Job::out`].
+/// File with the captured machine state, in [`BootJob::out`].
 pub const STATE_FILE: &str = "state.json";
-/// File with the RAM image, in [`Job::out`].
+/// File with the RAM image, in [`BootJob::out`].
 pub const MEMORY_FILE: &str = "memory";
 
-/// File with the [`smol_bundle::WorkingSet`], in [`Job::out`], if there is one.
+/// File with the [`smol_bundle::WorkingSet`], in [`BootJob::out`], if there is one.
 pub const WORKING_SET_FILE: &str = "working-set.json";
 
 /// Wall-clock limit of a boot, seconds. Waiting costs no time on virtual time, so only a guest
@@ -39,7 +39,7 @@ const TAIL_LINES: usize = 25;
 /// A machine to boot and freeze.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Job {
+pub struct BootJob {
     /// Kernel image.
     pub kernel: PathBuf,
     /// Initramfs; absent for a machine that is just a kernel.
@@ -70,7 +70,7 @@ pub struct Job {
     pub out: PathBuf,
 }
 
-impl Job {
+impl BootJob {
     /// The boot of the sealed Plan's machine from its images, which is frozen into the folder `out`.
     /// After `watchdog` seconds a guest that never pauses gets a tick.
     pub fn new(sealed: &Sealed, images: &Images, watchdog: u64, out: &Path) -> Self {

@@ -26,7 +26,7 @@ use smol_machine::{Machine, MachineState, Stop, StopHandle};
 use smol_protocol::{Entropy, Event, MIN_ENTROPY, MachineId, RestoreParams};
 
 use super::streams::{Console, GuestStreams, Observer};
-use super::{Failed, Job, Message, guard};
+use super::{BootJob, Failed, Message, guard};
 
 /// How long a machine that is just a kernel runs if it prints nothing.
 const QUIET_TIMEOUT: Duration = Duration::from_secs(2);
@@ -47,7 +47,7 @@ pub(super) enum Outcome {
 /// # Errors
 /// If the machine cannot be restored at all.
 pub(super) fn rehearse(
-    job: &Job,
+    job: &BootJob,
     state: &MachineState,
     contents: Contents,
     limit: Duration,
@@ -93,7 +93,7 @@ fn serve(
     let mut bytes = [0; PAGE];
     while let Some((area, page)) = demand.next()? {
         touches.push(Touch {
-            // Who touches it waits, so nothing can be counted meanwhile.
+            // The vCPU waits for the page, so the count stands still.
             step: machine.get().map_or(0, StopHandle::exits),
             rootfs: area == Area::Rootfs,
             page,
@@ -123,7 +123,7 @@ fn working_set(
         }
         before.read(Area::Memory, page, &mut old)?;
         after.read(Area::Memory, page, &mut new)?;
-        // Of a free page, which is zero, nobody wants to know what is in it.
+        // What is written to a free page, which is zero, does not matter.
         append(&mut set.memory, page, old == [0; PAGE] || old != new);
     }
     Ok(set)
@@ -142,7 +142,7 @@ fn append(runs: &mut Vec<Run>, page: u32, written: bool) {
 
 /// Runs the machine until it has shown what it does first; what came of it if it has not.
 fn run(
-    job: &Job,
+    job: &BootJob,
     state: &MachineState,
     demand: &Demand,
     running: &OnceLock<StopHandle>,
@@ -215,7 +215,7 @@ fn why(stop: &Stop, late: bool, limit: Duration) -> String {
 }
 
 /// The same in every build: nothing that is drawn from it goes into the bundle.
-fn params(job: &Job, state: &MachineState, random: &mut blake3::OutputReader) -> RestoreParams {
+fn params(job: &BootJob, state: &MachineState, random: &mut blake3::OutputReader) -> RestoreParams {
     let mut entropy = vec![0; MIN_ENTROPY];
     let mut id = [0; 16];
     random.fill(&mut entropy);

@@ -9,8 +9,8 @@ use smol_cli::{ExitKind, Failure, Interrupt, Progress, human};
 use smol_host::Backend;
 use smol_protocol::Event;
 
-use super::{Failed, Frozen, Job, Message, emulated, local};
-use crate::context::Context;
+use super::{BootJob, Failed, Frozen, Message, emulated, local};
+use crate::context::BuildContext;
 
 /// Boots the machine on `backend` until it is frozen. `cache` is the folder of the emulated host's
 /// kernel; console and service are shown if `verbose`.
@@ -18,11 +18,11 @@ use crate::context::Context;
 /// # Errors
 /// The machine cannot be started, or does not become ready; the interrupt.
 pub fn freeze(
-    job: &Job,
+    job: &BootJob,
     backend: Backend,
     cache: &Path,
     verbose: bool,
-    context: Context,
+    context: BuildContext,
 ) -> Result<Frozen> {
     let interrupt = context.interrupt;
     let stages = Arc::new(Mutex::new(BootStages::new(context.progress, verbose)));

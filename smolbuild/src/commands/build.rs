@@ -1,4 +1,4 @@
-//! `smolbuild [SMOLFILE|DIR]`: what the command line asks of the pipeline, and what it is told.
+//! `smolbuild [SMOLFILE|DIR]`: from the command line to the pipeline, and the report of what was built.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};

@@ -9,7 +9,8 @@ use smol_cli::{ErrorExt, ExitKind, Failure};
 use crate::cli::{Keygen, Sign};
 use crate::error::ResultExt;
 
-/// Writes a fresh key pair. Keys are never overwritten: whoever loses one loses its trust.
+/// Writes a fresh key pair. Keys are never overwritten: what was signed with a lost key could not be
+/// signed with it again.
 pub fn keygen(args: &Keygen) -> Result<()> {
     let public_path = public_path(&args.output);
     if public_path == args.output {

@@ -4,7 +4,7 @@ use anyhow::Result;
 use smol_cli::{Interrupt, Progress, paths};
 
 use crate::cli::Lock;
-use crate::context::Context;
+use crate::context::BuildContext;
 use crate::fetch::Net;
 use crate::resolve::{self, EnvironmentInputs};
 use crate::smolfile;
@@ -12,7 +12,7 @@ use crate::smolfile;
 /// Renews the lock file and prints what changed, one line an input.
 pub fn run(args: &Lock, interrupt: &Interrupt) -> Result<()> {
     let loaded = smolfile::load(&args.path)?;
-    let context = Context {
+    let context = BuildContext {
         downloads: &paths::cache_dir()?.join("downloads"),
         net: Net::allowed(args.offline),
         environment: &EnvironmentInputs::of_process()?,

@@ -192,7 +192,7 @@ fn not_in_bundle(missing: &[String]) -> Failure {
         .hint("give the folder of its Smolfile, with the files as they were: --context DIR")
 }
 
-/// Puts the files that the Smolfile names into `base`, and gives the names of those that the bundle
+/// Puts the files that the Smolfile names into `base`, and returns the names of those that the bundle
 /// does not have in their first shape.
 fn take_out(
     smolfile: &Smolfile,

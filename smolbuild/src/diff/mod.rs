@@ -1,6 +1,6 @@
 //! What differs between two bundles.
 //!
-//! | room | section |
+//! | module | section |
 //! |---|---|
 //! | [`manifest`] | configuration, parent, Smolfile, lock |
 //! | [`images`], [`files`] | kernel, initramfs and root file system, by file |
@@ -72,7 +72,7 @@ impl Report {
     }
 }
 
-/// Compares two bundles. Images that may differ are unpacked into the temporary folder meanwhile.
+/// Compares two bundles. Images that may differ are unpacked into a temporary folder.
 ///
 /// # Errors
 /// Frames and blobs that do not verify (exit code 4), a full disk, an interrupt.

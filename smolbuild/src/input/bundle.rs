@@ -6,7 +6,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context, Result};
 use serde::Serialize;
 use smol_bundle::{Bundle, Digest, ImageKind};
 use smol_cli::{ErrorExt, ExitKind, Failure, Interrupt};

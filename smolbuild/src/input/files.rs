@@ -12,7 +12,7 @@ use smol_cli::{ErrorExt, ExitKind, Interrupt};
 use smol_rootfs::{Device, DirOptions, FileData, Inode, InodeId, Modes, Node, Owner, Tree};
 
 use crate::fetch;
-use crate::lock::{CopySource, Entry, EntryNode};
+use crate::lock::{CopiedEntry, CopiedNode, CopySource};
 
 /// SHA-256 over a whole root file system: names, metadata and contents, as the image takes them.
 ///
@@ -92,11 +92,11 @@ pub fn copy(base: &Path, src: &str, fixed_mode: bool, interrupt: &Interrupt) -> 
         true => contents(&place, fixed_mode, interrupt)?,
         false => {
             let executable = !fixed_mode && metadata.permissions().mode() & 0o100 != 0;
-            let node = EntryNode::File {
+            let node = CopiedNode::File {
                 mode: if executable { 0o755 } else { 0o644 },
                 sha256: fetch::sha256(&place)?,
             };
-            vec![Entry {
+            vec![CopiedEntry {
                 path: ".".into(),
                 node,
             }]
@@ -108,7 +108,7 @@ pub fn copy(base: &Path, src: &str, fixed_mode: bool, interrupt: &Interrupt) -> 
     })
 }
 
-fn contents(folder: &Path, fixed_mode: bool, interrupt: &Interrupt) -> Result<Vec<Entry>> {
+fn contents(folder: &Path, fixed_mode: bool, interrupt: &Interrupt) -> Result<Vec<CopiedEntry>> {
     let mut tree = Tree::new();
     let modes = match fixed_mode {
         true => Modes::Fixed(0o644),
@@ -136,20 +136,20 @@ fn contents(folder: &Path, fixed_mode: bool, interrupt: &Interrupt) -> Result<Ve
     for (path, id, inode) in tree.walk().skip(1) {
         interrupt.check()?;
         let node = match (first_name(&mut seen, &path, id, inode), &inode.node) {
-            (Some(first), _) => EntryNode::HardLink(text(&first)?),
-            (None, Node::Directory(_)) => EntryNode::Directory,
-            (None, Node::Symlink(target)) => EntryNode::Symlink(text(target)?),
-            (None, Node::File(source)) => EntryNode::File {
+            (Some(first), _) => CopiedNode::HardLink(text(&first)?),
+            (None, Node::Directory(_)) => CopiedNode::Directory,
+            (None, Node::Symlink(target)) => CopiedNode::Symlink(text(target)?),
+            (None, Node::File(source)) => CopiedNode::File {
                 mode: inode.meta.mode,
                 sha256: content(&path, source)?,
             },
             (None, _) => {
                 let (kind, number) = node_value(&path, inode)?;
                 let what = format!("{kind} {}", text(&number)?);
-                EntryNode::Special(what.trim_end().to_owned())
+                CopiedNode::Special(what.trim_end().to_owned())
             }
         };
-        entries.push(Entry {
+        entries.push(CopiedEntry {
             path: text(&path)?,
             node,
         });
@@ -178,9 +178,9 @@ mod tests {
     fn copied(scratch: &Path, src: &str, fixed: bool) -> Vec<String> {
         let copy = copy(scratch, src, fixed, &Interrupt::detached().unwrap()).unwrap();
         assert_eq!(copy.src, src);
-        let shown = copy.contents.into_iter().map(|Entry { path, node }| {
+        let shown = copy.contents.into_iter().map(|CopiedEntry { path, node }| {
             let node = match node {
-                EntryNode::File { mode, sha256 } => format!("{mode:o} {}", &sha256[..8]),
+                CopiedNode::File { mode, sha256 } => format!("{mode:o} {}", &sha256[..8]),
                 other => format!("{other:?}"),
             };
             format!("{path} {node}")

@@ -24,7 +24,7 @@ use smol_rootfs::Tree;
 use smol_rootfs::erofs::Mtimes;
 use toml::Spanned;
 
-use crate::context::Context;
+use crate::context::BuildContext;
 use crate::lock::Lock;
 
 pub mod bundle;
@@ -87,16 +87,16 @@ pub trait Input {
     ///
     /// # Errors
     /// Nothing may be downloaded, or what is asked for does not exist.
-    fn choose(&self, _lock: &mut Lock, _context: Context) -> Result<()> {
+    fn choose(&self, _lock: &mut Lock, _context: BuildContext) -> Result<()> {
         Ok(())
     }
 
-    /// Downloads what `lock` pins, unless it is here already. `cache` is the folder of what was made
+    /// Downloads what `lock` pins, unless it is in the folder of downloads already. `cache` is the folder of what was made
     /// of downloads before. What is not offered any more is replaced in `lock`, if that is allowed.
     ///
     /// # Errors
     /// It cannot be downloaded, or may not be.
-    fn fetch(&self, _lock: &mut Lock, _cache: &Path, _context: Context) -> Result<()> {
+    fn fetch(&self, _lock: &mut Lock, _cache: &Path, _context: BuildContext) -> Result<()> {
         Ok(())
     }
 

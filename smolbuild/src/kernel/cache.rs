@@ -2,7 +2,7 @@
 //!
 //! `<cache>/kernels/<digest of the inputs>/` holds `vmlinux` and `kernel.json`, which tells what it
 //! was made of. Both appear by a rename, the kernel last. Builds go on in `<cache>/kernels/build-*`
-//! under one lock, one at a time: a build keeps all processors busy anyway, and whoever holds the
+//! under one lock, one at a time: a build keeps all processors busy anyway, and the holder of the
 //! lock may remove what killed builds left.
 
 use std::fs::{self, File, TryLockError};
@@ -64,14 +64,14 @@ impl KernelCache {
         None
     }
 
-    /// Puts a kernel there that was just built, beside which this makes its `kernel.json`.
+    /// Stores a kernel that was just built, with its `kernel.json`.
     ///
     /// # Errors
     /// If the cache cannot be written.
     pub fn put(&self, digest: &str, vmlinux: &Path, info: &Info, stage: &Stage) -> Result<PathBuf> {
         let entry = self.0.join(digest);
         let place = entry.join(VMLINUX);
-        // Other bytes than before mean that there is an input we do not know: worth a word.
+        // Other bytes than before mean that there is an unknown input: the user should know.
         if let Ok(before) = fetch::sha256(&place)
             && before != info.sha256
         {
@@ -102,7 +102,7 @@ impl KernelCache {
     /// Waits until no other process builds, and removes what killed ones left.
     ///
     /// # Errors
-    /// If the cache cannot be written, or when the user wants us to stop.
+    /// If the cache cannot be written, or when the user wants to stop.
     pub fn lock(&self, stage: &Stage, interrupt: &Interrupt) -> Result<BuildLock> {
         fs::create_dir_all(&self.0)
             .with_context(|| format!("cannot create {}", self.0.display()))?;

@@ -13,8 +13,8 @@ use super::recipe::Recipe;
 /// Raised when the stage's own doing changes the kernel that comes out.
 const STAGE_VERSION: u32 = 1;
 
-/// What make is told besides the target and the number of jobs. `LOCALVERSION=` keeps it from
-/// looking for a git repository around us.
+/// Arguments of make besides the target and the number of jobs. `LOCALVERSION=` keeps it from
+/// looking for a git repository around the source tree.
 pub const MAKE_ARGUMENTS: &[&str] = &["ARCH=x86_64", "LOCALVERSION="];
 /// What is taken out of the kernel: the symbols are in kallsyms, the comment names the compiler.
 pub const STRIP_ARGUMENTS: &[&str] = &["--strip-all", "--remove-section=.comment"];
@@ -70,7 +70,7 @@ impl Toolchain {
     }
 }
 
-/// Checks that everything is here that a kernel build starts.
+/// Checks that all programs of a kernel build are installed.
 ///
 /// # Errors
 /// Exit kind Host: one error with the one command that installs it all.
@@ -99,7 +99,7 @@ pub fn recipe_sha256(recipe: &Recipe) -> String {
     hex::encode(hasher.finalize())
 }
 
-/// Digest of the inputs: recipe, source (SHA-256 of its tarball), tools, and what they are told.
+/// Digest of the inputs: recipe, source (SHA-256 of its tarball), tools, and their arguments.
 pub fn digest(recipe: &Recipe, source_sha256: &str, toolchain: &Toolchain) -> blake3::Hash {
     let mut parts: Vec<&[u8]> = Vec::new();
     for (path, bytes) in recipe.files {

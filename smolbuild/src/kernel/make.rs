@@ -26,7 +26,7 @@ const INHERITED: &[&str] = &["PATH", "TMPDIR"];
 /// Lines of output that an error shows.
 const LAST_LINES: usize = 30;
 
-/// The folder of a build, and who is told of its progress.
+/// The folder of a build, its progress and its interrupt.
 #[derive(Clone, Copy)]
 pub struct BuildDir<'a> {
     /// An empty folder.
@@ -35,7 +35,7 @@ pub struct BuildDir<'a> {
     pub log: &'a Path,
     /// The stage that it is a part of.
     pub stage: &'a Stage,
-    /// The user's wish to stop.
+    /// Set when the user wants to stop.
     pub interrupt: &'a Interrupt,
 }
 
@@ -47,7 +47,7 @@ pub fn build(recipe: &Recipe, tarball: &Path, dir: BuildDir) -> Result<PathBuf> 
     require_plain(dir.folder)?;
     let log =
         File::create(dir.log).with_context(|| format!("cannot write {}", dir.log.display()))?;
-    let mut build = Build {
+    let mut build = SourceBuild {
         recipe,
         tree: dir.folder.join("linux"),
         dir,
@@ -78,7 +78,7 @@ fn require_plain(folder: &Path) -> Result<(), Failure> {
 }
 
 /// A build under way.
-struct Build<'a> {
+struct SourceBuild<'a> {
     recipe: &'a Recipe,
     /// The source tree.
     tree: PathBuf,
@@ -88,7 +88,7 @@ struct Build<'a> {
     last: VecDeque<String>,
 }
 
-impl Build<'_> {
+impl SourceBuild<'_> {
     fn unpack(&mut self, tarball: &Path) -> Result<()> {
         let wanted = &self.recipe.metadata.version;
         self.dir.stage.note(&format!("unpacking Linux {wanted}"));
@@ -191,7 +191,7 @@ impl Build<'_> {
         Ok(stripped)
     }
 
-    /// A file beside the source tree.
+    /// Writes a file next to the source tree.
     fn write(&self, name: &str, bytes: &[u8]) -> Result<PathBuf> {
         let path = self.dir.folder.join(name);
         fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
@@ -407,7 +407,7 @@ mod tests {
         );
     }
 
-    /// Builds from a tarball with this Makefile, this patch and this fragment; gives the error, and the log.
+    /// Builds from a tarball with this Makefile, this patch and this fragment; returns the error, and the log.
     fn failing(makefile: &str, patch: &'static str, fragment: &'static str) -> (String, String) {
         let folder = tempfile::tempdir().unwrap();
         let tarball = folder.path().join("linux.tar");

@@ -121,7 +121,7 @@ pub fn obtain(
         return Ok((vmlinux, source));
     }
     let result = job.build(request);
-    interrupt.check()?; // the user knows why it ended, and not where we were
+    interrupt.check()?; // an interrupted build is reported as that, and not as a failed step
     let (vmlinux, built) = result?;
     let source = job.source;
     let size = fs::metadata(&vmlinux)
@@ -201,7 +201,7 @@ impl SourceTarball {
     /// The package that it is in, if it is known.
     fn package(&self) -> Option<Pin> {
         let (package, version) = self.name.split_once(' ')?;
-        // What becomes an argument of apt is a name and a version, whoever wrote the lock.
+        // These become arguments of apt, and the lock may come from anybody.
         let plain = |text: &str| {
             text.starts_with(|first: char| first.is_ascii_alphanumeric())
                 && text

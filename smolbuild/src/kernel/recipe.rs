@@ -53,7 +53,7 @@ pub struct Metadata {
 #[serde(deny_unknown_fields)]
 pub struct Sources {
     /// A Debian package; what is taken unless a tarball is given.
-    pub debian: Debian,
+    pub debian: DebianSource,
     /// The tarball that it derives from.
     pub upstream: Upstream,
 }
@@ -61,7 +61,7 @@ pub struct Sources {
 /// A Debian package that holds /usr/src/PACKAGE.tar.xz.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Debian {
+pub struct DebianSource {
     /// Name of the package.
     pub package: String,
     /// Version of the package.
@@ -72,7 +72,7 @@ pub struct Debian {
     pub tarball_sha256: String,
 }
 
-impl Debian {
+impl DebianSource {
     /// The package, exactly.
     pub fn pin(&self) -> Pin {
         Pin {

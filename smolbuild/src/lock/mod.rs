@@ -49,7 +49,7 @@ pub struct Lock {
     pub copies: Vec<CopySource>,
 }
 
-/// This program, and what it was told besides the Smolfile.
+/// This program, and its settings besides the Smolfile.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Builder {
@@ -186,22 +186,22 @@ pub struct CopySource {
     pub src: String,
     /// A file: itself, with the path `.`. A folder: all below it, sorted by path, folders before
     /// what is in them.
-    pub contents: Vec<Entry>,
+    pub contents: Vec<CopiedEntry>,
 }
 
 /// A name in a [`CopySource`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "text::RawEntry", into = "text::RawEntry")]
-pub struct Entry {
+pub struct CopiedEntry {
     /// Relative to the source: names separated by `/`.
     pub path: String,
     /// What has this name.
-    pub node: EntryNode,
+    pub node: CopiedNode,
 }
 
 /// What a name in a [`CopySource`] stands for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum EntryNode {
+pub enum CopiedNode {
     /// A file.
     File {
         /// 0755 or 0644; always 0644 when the Smolfile gives the mode.

@@ -15,11 +15,11 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context, Result};
 use smol_cli::{ErrorExt, ExitKind, Failure, Progress};
 
 pub use self::current::{EnvironmentInputs, Kept, current};
-use crate::context::Context;
+use crate::context::BuildContext;
 use crate::fetch::Net;
 use crate::input::Pins;
 use crate::lock::{Lock, MAX_SIZE, differences};
@@ -31,7 +31,7 @@ const MOST_TOLD: usize = 8;
 /// Where the lock of a build comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Policy {
-    /// The file beside the Smolfile. If it is missing or does not fit, it is renewed in the parts
+    /// The file next to the Smolfile. If it is missing or does not fit, it is renewed in the parts
     /// that do not; if `locked`, that is an error.
     File {
         /// Whether it must be there and fit.
@@ -57,7 +57,7 @@ pub struct Resolved {
 /// # Errors
 /// It is missing or does not fit, and must (exit kind LockStale, with all that differs); it cannot
 /// be read as one (Usage); what it does not pin cannot be chosen; the file cannot be written.
-pub fn resolve(loaded: &Loaded, policy: &Policy, context: Context) -> Result<Resolved> {
+pub fn resolve(loaded: &Loaded, policy: &Policy, context: BuildContext) -> Result<Resolved> {
     let locked = match policy {
         Policy::Given(lock) => {
             return Ok(Resolved {
@@ -102,12 +102,12 @@ fn net(locked: bool, allowed: Net) -> Net {
     }
 }
 
-/// Makes the lock file anew, with the newest packages and the recipe's kernel source, and gives what
-/// changed: nothing, if it was up to date. Offline, packages that fit the Smolfile stay.
+/// Makes the lock file anew, with the newest packages and the recipe's kernel source, and returns
+/// what changed: nothing, if it was up to date. Offline, packages that fit the Smolfile stay.
 ///
 /// # Errors
 /// As for [`resolve`], but for the old file, which need not be one.
-pub fn refresh(loaded: &Loaded, context: Context) -> Result<Vec<String>> {
+pub fn refresh(loaded: &Loaded, context: BuildContext) -> Result<Vec<String>> {
     let file = loaded.lock_path();
     let old = read(&file).unwrap_or_else(|_| {
         let note = format!("{} was no lock file: making it anew", file.display());
@@ -128,7 +128,7 @@ pub fn refresh(loaded: &Loaded, context: Context) -> Result<Vec<String>> {
 }
 
 /// Chooses what the lock does not pin yet.
-fn choose(loaded: &Loaded, pins: Pins, lock: &mut Lock, context: Context) -> Result<()> {
+fn choose(loaded: &Loaded, pins: Pins, lock: &mut Lock, context: BuildContext) -> Result<()> {
     match (pins, loaded.smolfile.rootfs()) {
         (Pins::ToChoose, Some(rootfs)) => rootfs.input().choose(lock, context),
         _ => Ok(()),
@@ -177,8 +177,8 @@ fn read(file: &Path) -> Result<Option<Lock>> {
     Ok(Some(Lock::parse(&bytes, &file.display().to_string())?))
 }
 
-/// Writes the lock of a build into its file, as [`store`]. Where nobody may write, a note will do: the
-/// bundle carries the lock.
+/// Writes the lock of a build into its file, like [`store`]. If that is not permitted, the user gets a
+/// note instead of an error: the bundle contains the lock.
 ///
 /// # Errors
 /// As for [`store`] otherwise.

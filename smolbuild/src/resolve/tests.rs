@@ -47,9 +47,9 @@ impl Project {
         fs::read_to_string(self.folder.path().join("Smolfile.lock")).unwrap()
     }
 
-    fn with<R>(&self, act: impl FnOnce(&Loaded, Context) -> R) -> R {
+    fn with<R>(&self, act: impl FnOnce(&Loaded, BuildContext) -> R) -> R {
         let loaded = crate::smolfile::load(self.folder.path()).unwrap();
-        let context = Context {
+        let context = BuildContext {
             downloads: &self.folder.path().join("downloads"),
             net: Net::Offline,
             environment: &self.environment,
@@ -209,7 +209,7 @@ fn a_lock_that_is_given_is_taken_as_it_is_and_nothing_is_written() {
     let policy = Policy::Given(Box::new(lock.clone()));
     let resolved = project
         .with(|loaded, context| {
-            let context = Context {
+            let context = BuildContext {
                 net: Net::Open,
                 ..context
             };

@@ -120,7 +120,7 @@ pub(super) fn kernel(kernel: Option<&Table<'_>>, top: &Table<'_>, errors: &mut E
     errors.push(Diagnostic::new(span, title).help(help));
 }
 
-/// Just a kernel has nobody inside to ask: only its console can be watched.
+/// A machine that is just a kernel can be probed by its console alone.
 pub(super) fn console_only(ready: &Table<'_>, errors: &mut Errors) {
     for probe in PROBES.into_iter().filter(|probe| *probe != "log") {
         if let Some(span) = ready.key_span(probe) {

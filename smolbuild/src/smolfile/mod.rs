@@ -55,7 +55,7 @@ pub struct Smolfile {
     /// TCP ports of the service, without duplicates, in the order written.
     pub ports: Vec<u16>,
     /// The kernel.
-    pub kernel: Kernel,
+    pub kernel: KernelSection,
     /// What runs on it.
     pub workload: Workload,
     /// When the machine is ready. With [`Workload::Kernel`] always a [`Probe::Log`], which is
@@ -100,7 +100,7 @@ pub enum Workload {
 
 /// `[kernel]`.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Kernel {
+pub struct KernelSection {
     /// Where it comes from.
     pub source: KernelSource,
     /// Additions to the command line.

@@ -10,7 +10,9 @@ use super::diagnostic::Diagnostic;
 use super::keys;
 use super::table::{Entry, Errors, Table, as_integer, as_string, mismatch, parsed, to_u64};
 use super::values::{self, MIB};
-use super::{CopyStep, Http, Kernel, KernelSource, Probe, Ready, Service, Warm, WarmRestore};
+use super::{
+    CopyStep, Http, KernelSection, KernelSource, Probe, Ready, Service, Warm, WarmRestore,
+};
 use crate::input::{BundleInput, DebianInput, DirInput, Rootfs, TarInput};
 
 /// Smallest and largest guest memory, in bytes.
@@ -84,8 +86,12 @@ fn port(value: Spanned<DeValue<'_>>, errors: &mut Errors) -> Option<u16> {
     u16::try_from(port.into_inner()).ok()
 }
 
-pub(super) fn kernel(table: Option<Table<'_>>, kernel_only: bool, errors: &mut Errors) -> Kernel {
-    let mut kernel = Kernel {
+pub(super) fn kernel(
+    table: Option<Table<'_>>,
+    kernel_only: bool,
+    errors: &mut Errors,
+) -> KernelSection {
+    let mut kernel = KernelSection {
         source: KernelSource::Recipe("smol-6.1".to_owned()),
         cmdline: String::new(),
         given: None,

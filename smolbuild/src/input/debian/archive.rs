@@ -67,8 +67,8 @@ apt-cache show $(cat "$1/names") > "$1/records""#,
     Ok(pins)
 }
 
-/// Has these packages of the release `suite` in the folder `downloads`, and gives those that are
-/// neither there nor on offer any more.
+/// Downloads these packages of the release `suite` into the folder `downloads`, unless they are in it,
+/// and returns those that are not offered any more.
 ///
 /// # Errors
 /// One is missing and `net` allows no download; mmdebstrap is missing or fails; no disk space.
@@ -177,7 +177,7 @@ fn ask(suite: &str, script: &str, downloads: &Path, interrupt: &Interrupt) -> Re
         .arg("--")
         .arg(suite)
         .arg(&out);
-    // Its steps are about a system that nobody sees.
+    // Its progress is about a system that is thrown away.
     mmdebstrap::run(command, &mut |_| {}, interrupt)?;
     let mut tree = Tree::new();
     tree.apply_tar(&out)?;

@@ -24,14 +24,14 @@ use crate::lock::PackagePin;
 /// Part of the cache key: count up when the command below gives different archives.
 const RECIPE: u32 = 3;
 /// A release of which all of /bin, /sbin and /lib is in /usr has this package, and its essential
-/// packages need it or `usrmerge`, which would bring 45 MB of Perl along.
+/// packages need it or `usrmerge`, which depends on 45 MB of Perl.
 const MERGED: &str = "usr-is-merged";
 /// The links that it expects. (mmdebstrap has a hook for the same, but not every host has it.)
 const MERGE_HOOK: &str = r#"for name in bin sbin lib lib32 lib64 libx32; do
     mkdir -p "$1/usr/$name" && ln -s "usr/$name" "$1/$name" || exit 1; done"#;
 
 /// A complete entry of the cache, locked shared.
-pub struct Entry {
+pub struct InstalledSystem {
     /// The installed system, a tar archive.
     pub archive: PathBuf,
     /// Keeps the archive as it is.
@@ -49,7 +49,7 @@ pub fn installed(
     cache: &Path,
     progress: &mut dyn FnMut(&str),
     interrupt: &Interrupt,
-) -> Result<Entry> {
+) -> Result<InstalledSystem> {
     let key = cache_key(&spec.packages);
     let cannot = || format!("cannot use the cache directory {}", cache.display());
     fs::create_dir_all(cache).with_context(cannot)?;
@@ -70,7 +70,7 @@ pub fn installed(
         // Between the two locks another may replace the entry, but there will be one.
         lock.lock_shared().with_context(cannot)?;
     }
-    Ok(Entry { archive, lock })
+    Ok(InstalledSystem { archive, lock })
 }
 
 /// Change a shared lock to an exclusive one.
@@ -204,7 +204,7 @@ impl Repository {
     }
 }
 
-/// Puts a package into the repository; gives its paragraph of the index.
+/// Puts a package into the repository; returns its paragraph of the index.
 fn add(pin: &PackagePin, downloads: &Path, folder: &Path) -> Result<String> {
     let from = fetch::place(downloads, &pin.sha256);
     let name = format!("{}.deb", pin.sha256);

@@ -1,4 +1,4 @@
-//! Running mmdebstrap such that it ends with us, and hearing what it says.
+//! Running mmdebstrap, which is killed when this process ends, and reading its output.
 
 use std::collections::VecDeque;
 use std::env;
@@ -52,7 +52,7 @@ pub fn command(work: &Path) -> Result<Command, Failure> {
 /// into the error if it fails.
 ///
 /// # Errors
-/// It fails, or the user wants us to stop.
+/// It fails, or the user wants to stop.
 pub fn run(command: Command, progress: &mut dyn FnMut(&str), interrupt: &Interrupt) -> Result<()> {
     let done = watch(command, progress, interrupt);
     if geteuid().is_root() {
@@ -69,7 +69,7 @@ pub fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }
 
-/// A command that runs `program` such that it ends with us, however we end: as root in a PID and
+/// A command that runs `program` such that it is killed when this process ends, however it ends: as root in a PID and
 /// mount namespace of its own, whose first process dies with its parent and takes all others and
 /// their mounts along.
 fn confined(program: &OsStr) -> Command {
@@ -176,7 +176,7 @@ impl Said {
     }
 }
 
-/// A child that leads a process group, none of which outlives us.
+/// A child that leads a process group, none of which outlives this process.
 struct Group(Child);
 
 impl Drop for Group {

@@ -16,7 +16,7 @@ mod slim;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 use smol_cli::{ErrorExt, ExitKind, Failure, Interrupt};
 use smol_rootfs::erofs::Mtimes;
@@ -25,7 +25,7 @@ use smol_rootfs::{FileData, Inode, Meta, Node, Tree};
 pub use self::archive::{fetch, resolve};
 use self::bootstrap::is_installed;
 use super::{HostPath, Input, InputDirs, LoadedTree, Pins};
-use crate::context::Context;
+use crate::context::BuildContext;
 use crate::fetch::Net;
 use crate::lock::{self, Lock, PackagePin};
 
@@ -80,11 +80,11 @@ impl Input for DebianInput {
         })
     }
 
-    fn choose(&self, lock: &mut Lock, context: Context) -> Result<()> {
+    fn choose(&self, lock: &mut Lock, context: BuildContext) -> Result<()> {
         choose(locked(lock)?, context)
     }
 
-    fn fetch(&self, lock: &mut Lock, cache: &Path, context: Context) -> Result<()> {
+    fn fetch(&self, lock: &mut Lock, cache: &Path, context: BuildContext) -> Result<()> {
         have_packages(locked(lock)?, cache, context)
     }
 
@@ -116,7 +116,7 @@ fn locked(lock: &mut Lock) -> Result<&mut lock::Debian> {
 }
 
 /// Chooses the packages of a system anew.
-fn choose(debian: &mut lock::Debian, context: Context) -> Result<()> {
+fn choose(debian: &mut lock::Debian, context: BuildContext) -> Result<()> {
     if context.net == Net::Offline {
         let what = format!(
             "offline, and the lock has no packages for debian = {{ suite = {:?}, packages = {:?} }}",
@@ -139,7 +139,7 @@ fn choose(debian: &mut lock::Debian, context: Context) -> Result<()> {
 
 /// Has the packages of a system in the downloads, unless the system is installed in `cache`. Those
 /// that are gone from the archive are replaced by what it offers now, if that is allowed.
-fn have_packages(debian: &mut lock::Debian, cache: &Path, context: Context) -> Result<()> {
+fn have_packages(debian: &mut lock::Debian, cache: &Path, context: BuildContext) -> Result<()> {
     let gone = download(debian, cache, context)?;
     if gone.is_empty() {
         return Ok(());
@@ -158,7 +158,7 @@ fn have_packages(debian: &mut lock::Debian, cache: &Path, context: Context) -> R
 
 /// Downloads the packages of a system, unless it is installed in `cache`; returns those that are
 /// gone from the archive.
-fn download(debian: &lock::Debian, cache: &Path, context: Context) -> Result<Vec<PackagePin>> {
+fn download(debian: &lock::Debian, cache: &Path, context: BuildContext) -> Result<Vec<PackagePin>> {
     if is_installed(&debian.packages, cache) {
         return Ok(Vec::new());
     }

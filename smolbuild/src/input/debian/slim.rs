@@ -1,5 +1,5 @@
-//! What an image does without: documentation, caches, logs, and whatever tells one machine or one
-//! run from another.
+//! What an image does without: documentation, caches, logs, and everything that differs between one
+//! machine or one run and another.
 
 use anyhow::Result;
 
