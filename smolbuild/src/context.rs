@@ -4,8 +4,8 @@ use std::path::Path;
 
 use smol_cli::{Interrupt, Progress};
 
+use crate::environment::EnvironmentInputs;
 use crate::fetch::Net;
-use crate::resolve::EnvironmentInputs;
 
 /// What the stages of a build share: folders, permissions, progress and the interrupt.
 #[derive(Clone, Copy)]

@@ -12,13 +12,14 @@ use crate::assemble::{self, BuildDirs, Images};
 use crate::boot::{self, BootJob, Frozen};
 use crate::bundle_cache::BundleCache;
 use crate::context::BuildContext;
+use crate::environment::EnvironmentInputs;
 use crate::error::ResultExt;
 use crate::fetch::Net;
 use crate::lock::Lock;
 use crate::pack::{self, Built};
 use crate::plan::{Plan, Sealed};
 use crate::prepare::Preparing;
-use crate::resolve::{self, EnvironmentInputs, Kept, Policy};
+use crate::resolve::{self, Kept, Policy};
 use crate::smolfile::Loaded;
 use crate::work::WorkDir;
 

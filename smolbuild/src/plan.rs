@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Serialize;
-use smol_cli::{ErrorExt, ExitKind, Failure};
+use smol_cli::{ErrorExt, ExitKind};
 use smol_protocol::{GuestConfig, RUN_MODE_WORD};
 
 use crate::input::Rootfs;
@@ -303,22 +303,6 @@ fn milliseconds(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// The value of SOURCE_DATE_EPOCH: seconds since the Unix epoch, up to 2106, which is as far as
-/// the time fields of a cpio archive reach.
-pub fn parse_epoch(text: &str) -> Result<u32, Failure> {
-    match text.parse::<u32>() {
-        Ok(seconds) if text.bytes().all(|b| b.is_ascii_digit()) => Ok(seconds),
-        _ => Err(Failure::new(
-            ExitKind::Usage,
-            format!("SOURCE_DATE_EPOCH is {text:?}, which is no time"),
-        )
-        .hint(format!(
-            "set it to seconds since 1970 (0 to {}), or unset it",
-            u32::MAX
-        ))),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -598,19 +582,6 @@ mod tests {
             assert_eq!(
                 hex(sealed.kernel_seed()),
                 "e1265c805ab1094fac8082aef279b7cfaf080ad206faa43d754181fde293be45"
-            );
-        }
-    }
-
-    #[test]
-    fn an_epoch_that_is_no_time_is_refused() {
-        assert_eq!(parse_epoch("0").unwrap(), 0);
-        assert_eq!(parse_epoch("1767225600").unwrap(), DEFAULT_EPOCH);
-        for bad in ["", "-1", "+1", "1e9", "4294967296", "yesterday"] {
-            let message = parse_epoch(bad).unwrap_err().to_string();
-            assert_eq!(
-                message,
-                format!("SOURCE_DATE_EPOCH is {bad:?}, which is no time")
             );
         }
     }

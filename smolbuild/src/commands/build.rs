@@ -10,9 +10,10 @@ use smol_cli::{ExitKind, Failure, Interrupt, Progress, human};
 
 use super::keys;
 use crate::cli::Build;
+use crate::environment::EnvironmentInputs;
 use crate::pack::Built;
 use crate::pipeline::{self, BuildRequest, Reuse};
-use crate::resolve::{EnvironmentInputs, Policy};
+use crate::resolve::Policy;
 use crate::smolfile;
 
 /// Builds the machine and writes its bundle.

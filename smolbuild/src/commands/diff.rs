@@ -21,7 +21,7 @@ pub fn run(args: &Diff, interrupt: &Interrupt) -> Result<ExitCode> {
         bundle.verify_all(&mut |_, _| {}).classify()?;
         interrupt.check()?;
     }
-    let report = diff::compare(&a, &b, Some(interrupt))?;
+    let report = diff::compare(&a, &b, interrupt)?;
     if args.json {
         let mut json = serde_json::to_value(&report)?;
         json["same"] = report.is_same().into();

@@ -5,8 +5,9 @@ use smol_cli::{Interrupt, Progress, paths};
 
 use crate::cli::Lock;
 use crate::context::BuildContext;
+use crate::environment::EnvironmentInputs;
 use crate::fetch::Net;
-use crate::resolve::{self, EnvironmentInputs};
+use crate::resolve;
 use crate::smolfile;
 
 /// Renews the lock file and prints what changed, one line an input.

@@ -41,7 +41,7 @@ pub fn compare(
     a: &Side<'_>,
     b: &Side<'_>,
     kind: ImageKind,
-    interrupt: Option<&Interrupt>,
+    interrupt: &Interrupt,
 ) -> Result<Option<ImageChange>> {
     if pages::provably_same(a.bundle, b.bundle, kind) {
         return Ok(None);

@@ -63,7 +63,7 @@ struct Page {
 }
 
 /// Compares the memory of two snapshots.
-pub fn compare(a: &Side<'_>, b: &Side<'_>, interrupt: Option<&Interrupt>) -> Result<Memory> {
+pub fn compare(a: &Side<'_>, b: &Side<'_>, interrupt: &Interrupt) -> Result<Memory> {
     let sizes = [a, b].map(|side| side.bundle.image_size(ImageKind::Memory));
     let [Some(size), Some(size_b)] = sizes else {
         return Ok(Memory::default());
@@ -76,7 +76,7 @@ pub fn compare(a: &Side<'_>, b: &Side<'_>, interrupt: Option<&Interrupt>) -> Res
     let (ram_a, ram_b) = (Ram::new(&x, size), Ram::new(&y, size_b));
     let mut differing = Vec::new();
     for number in found.pages {
-        interrupt.map_or(Ok(()), Interrupt::check)?;
+        interrupt.check()?;
         // Memory beyond the end of either side has no address there.
         let gpa = ram_a.gpa(number).or(ram_b.gpa(number));
         let gpa = gpa.context("a page beyond the end of memory")?;

@@ -77,7 +77,7 @@ pub fn differing(
     (a, x): (&Side<'_>, &File),
     (b, y): (&Side<'_>, &File),
     kind: ImageKind,
-    interrupt: Option<&Interrupt>,
+    interrupt: &Interrupt,
 ) -> Result<Differing> {
     let rootfs = provably_same(a.bundle, b.bundle, ImageKind::Rootfs);
     let equal = |x: Content, y: Content| match (x, y) {
@@ -101,7 +101,7 @@ pub fn differing(
             continue;
         }
         for first in (run.first..run.first + run.pages).step_by(PIECE as usize) {
-            interrupt.map_or(Ok(()), Interrupt::check)?;
+            interrupt.check()?;
             let count = PIECE.min(run.first + run.pages - first) as usize;
             read(x, first, &mut left[..count * PAGE])?;
             read(y, first, &mut right[..count * PAGE])?;

@@ -10,7 +10,7 @@
 //! | `rules.rs` | what a value in it may look like |
 //! | `compare.rs` | in what two locks differ, for people |
 //!
-//! Which lock a build uses is decided in [`crate::resolve`].
+//! Which lock a build uses is decided in `resolve/`.
 
 mod compare;
 pub(crate) mod rules;

@@ -1,31 +1,22 @@
 //! The lock by what is on this host now: this program, the kernel's inputs, the files. Nothing is
 //! downloaded.
 
-use std::path::PathBuf;
 use std::sync::LazyLock;
 
 use anyhow::Result;
 use sha2::{Digest, Sha256};
 use smol_cli::Interrupt;
 
+use crate::environment::EnvironmentInputs;
 use crate::fetch;
 use crate::initramfs::GUEST_BINARY;
 use crate::input::{Pins, files};
 use crate::kernel;
 use crate::lock::{Builder, InputFile, Lock, Role, VERSION};
-use crate::plan::{DEFAULT_EPOCH, parse_epoch};
+use crate::plan::DEFAULT_EPOCH;
 use crate::smolfile::{KernelSource, Loaded, Workload};
 
 static GUEST_SHA256: LazyLock<String> = LazyLock::new(|| hex::encode(Sha256::digest(GUEST_BINARY)));
-
-/// What the environment adds to the Smolfile.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct EnvironmentInputs {
-    /// SOURCE_DATE_EPOCH; without, the lock's stays.
-    pub epoch: Option<u32>,
-    /// A source tarball for kernels; without, the lock's stays.
-    pub kernel_source: Option<PathBuf>,
-}
 
 /// The locks whose choices are kept as long as they fit.
 #[derive(Debug, Clone, Copy, Default)]
@@ -98,19 +89,5 @@ fn builder(epoch: Option<u32>) -> Builder {
         bundle_format: smol_bundle::FORMAT_VERSION,
         guest_sha256: GUEST_SHA256.clone(),
         epoch: epoch.unwrap_or(DEFAULT_EPOCH),
-    }
-}
-
-impl EnvironmentInputs {
-    /// Returns those of this process.
-    ///
-    /// # Errors
-    /// A SOURCE_DATE_EPOCH that is no time.
-    pub fn of_process() -> Result<EnvironmentInputs> {
-        let epoch = std::env::var("SOURCE_DATE_EPOCH").ok();
-        Ok(EnvironmentInputs {
-            epoch: epoch.map(|text| parse_epoch(&text)).transpose()?,
-            kernel_source: kernel::source_variable(),
-        })
     }
 }

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use smol_cli::{ErrorExt, ExitKind, Failure, Progress};
 
-pub use self::current::{EnvironmentInputs, Kept, current};
+pub use self::current::{Kept, current};
 use crate::context::BuildContext;
 use crate::fetch::Net;
 use crate::input::Pins;

@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use smol_cli::{Interrupt, Mode};
 
 use super::*;
+use crate::environment::EnvironmentInputs;
 
 const SMOLFILE: &str = r#"name = "app"
 [kernel]
