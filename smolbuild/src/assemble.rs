@@ -99,8 +99,7 @@ fn build_rootfs(
     dirs: BuildDirs,
     context: BuildContext,
 ) -> Result<PathBuf> {
-    let cache = dirs.cache.join("debian");
-    rootfs.input().fetch(lock, &cache, context)?;
+    rootfs.input().fetch(lock, dirs.cache, context)?;
     let copies = plan.copies.iter().map(|copy| CopySpec {
         src: plan.host_path(copy.src.get_ref()),
         dest: copy.dest.clone(),
@@ -116,7 +115,7 @@ fn build_rootfs(
     let input_dirs = InputDirs {
         base_dir: &plan.base_dir,
         downloads: context.downloads,
-        cache: &cache,
+        cache: dirs.cache,
         scratch: dirs.work,
     };
     let stage = context

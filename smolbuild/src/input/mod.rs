@@ -91,8 +91,8 @@ pub trait Input {
         Ok(())
     }
 
-    /// Downloads what `lock` pins, unless it is in the folder of downloads already. `cache` is the folder of what was made
-    /// of downloads before. What is not offered any more is replaced in `lock`, if that is allowed.
+    /// Downloads what `lock` pins, unless it is in the folder of downloads already. `cache` is the folder of what
+    /// was made of downloads before, with a folder in it for each kind. What is not offered any more is replaced in `lock`, if that is allowed.
     ///
     /// # Errors
     /// It cannot be downloaded, or may not be.

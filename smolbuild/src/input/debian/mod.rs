@@ -29,6 +29,8 @@ use crate::context::BuildContext;
 use crate::fetch::Net;
 use crate::lock::{self, Lock, PackagePin};
 
+/// Installed systems, in the folder of the cache.
+const CACHE_FOLDER: &str = "debian";
 /// Largest status file of dpkg read (all of Debian has some 100 MB).
 const MAX_STATUS: u64 = 128 << 20;
 
@@ -85,7 +87,7 @@ impl Input for DebianInput {
     }
 
     fn fetch(&self, lock: &mut Lock, cache: &Path, context: BuildContext) -> Result<()> {
-        have_packages(locked(lock)?, cache, context)
+        have_packages(locked(lock)?, &cache.join(CACHE_FOLDER), context)
     }
 
     fn load(
@@ -100,7 +102,7 @@ impl Input for DebianInput {
             packages: debian.kind(ExitKind::Internal)?.packages.clone(),
             downloads: dirs.downloads.to_owned(),
         };
-        system(&spec, dirs.cache, say, interrupt)
+        system(&spec, &dirs.cache.join(CACHE_FOLDER), say, interrupt)
     }
 
     fn mtimes(&self) -> Mtimes {

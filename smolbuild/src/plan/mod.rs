@@ -5,17 +5,19 @@
 //! the guest sees while it is built. Without them, it is part of the key in the bundle cache. Nothing
 //! of this host is in it: no absolute path, no user, no time.
 
+mod guest;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use serde::Serialize;
 use smol_cli::{ErrorExt, ExitKind};
 use smol_protocol::{GuestConfig, RUN_MODE_WORD};
 
+use self::guest::{guest_config, ready};
 use crate::input::Rootfs;
 use crate::lock::Lock;
-use crate::smolfile::{self, CopyStep, KernelSource, Smolfile, Workload};
+use crate::smolfile::{CopyStep, KernelSource, Smolfile, Workload};
 
 /// Wall clock of the guest at power-on and time of all files, unless SOURCE_DATE_EPOCH says
 /// otherwise: 2026-01-01T00:00:00Z in seconds since the Unix epoch.
@@ -227,85 +229,10 @@ fn machine_words() -> [&'static str; 11] {
     ]
 }
 
-fn guest_config(smolfile: &Smolfile) -> Option<GuestConfig> {
-    let Workload::Service {
-        service,
-        warm,
-        restore,
-        warm_restore,
-        ..
-    } = &smolfile.workload
-    else {
-        return None;
-    };
-    let warm_command = |command: &smolfile::Warm| smol_protocol::Warm {
-        cmd: command.cmd.clone(),
-        timeout_ms: milliseconds(command.timeout),
-    };
-    Some(GuestConfig {
-        // Names may hold `_`, host names not.
-        hostname: smolfile.name.replace('_', "-"),
-        rootfs: Some(smol_protocol::Rootfs::default()),
-        service: smol_protocol::Service {
-            cmd: service.cmd.clone(),
-            env: service.env.clone(),
-            user: service.user.clone(),
-            workdir: service.workdir.clone(),
-        },
-        warm: warm.iter().map(warm_command).collect(),
-        restore: restore.iter().map(warm_command).collect(),
-        warm_restore: warm_restore.iter().map(warm_restore_request).collect(),
-        ready: ready(&smolfile.ready),
-        ports: smolfile.ports.clone(),
-        snapshot: smol_protocol::SnapshotPolicy {
-            drop_caches: smolfile.drop_caches,
-        },
-        mode: smol_protocol::Mode::Build,
-    })
-}
-
-fn warm_restore_request(request: &smolfile::WarmRestore) -> smol_protocol::WarmRestore {
-    smol_protocol::WarmRestore {
-        probe: probe(&request.probe),
-        timeout_ms: milliseconds(request.timeout),
-    }
-}
-
-fn probe(probe: &smolfile::Probe) -> smol_protocol::Probe {
-    use smol_protocol::Probe;
-    match probe {
-        smolfile::Probe::Exec(cmd) => Probe::Exec { cmd: cmd.clone() },
-        smolfile::Probe::Tcp(port) => Probe::Tcp { port: *port },
-        smolfile::Probe::Http(http) => Probe::Http {
-            port: http.port,
-            path: http.path.clone(),
-            status: http.status.clone(),
-            body: http.body.clone(),
-        },
-        smolfile::Probe::Log(pattern) => Probe::Log {
-            pattern: pattern.clone(),
-        },
-        smolfile::Probe::File(path) => Probe::File { path: path.clone() },
-        smolfile::Probe::Notify => Probe::Notify,
-    }
-}
-
-fn ready(ready: &smolfile::Ready) -> smol_protocol::Ready {
-    smol_protocol::Ready {
-        probe: probe(&ready.probe),
-        timeout_ms: milliseconds(ready.timeout),
-        interval_ms: milliseconds(ready.interval),
-        successes: ready.successes,
-    }
-}
-
-fn milliseconds(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::smolfile;
 
     const SERVICE: &str = r#"
         name = "my_app"
