@@ -140,7 +140,7 @@ fn digests(images: &Images) -> Result<BTreeMap<String, String>> {
         ("rootfs", images.rootfs.as_ref()),
     ];
     let digest = |(name, path): (&str, Option<&PathBuf>)| {
-        let hash = hash::file(path?).with_context(|| format!("the {name}"));
+        let hash = hash::blake3(path?).with_context(|| format!("the {name}"));
         Some(hash.map(|hash| (name.to_owned(), hash.to_hex().to_string())))
     };
     present.into_iter().filter_map(digest).collect()

@@ -13,7 +13,7 @@ use std::path::{Component, Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use smol_cli::Interrupt;
 
-use crate::fetch;
+use crate::hash;
 use crate::lock::{CopiedEntry, CopiedNode, CopySource};
 use crate::smolfile;
 use smol_rootfs::{Node, Tree};
@@ -149,7 +149,7 @@ fn put(
             file.flush().with_context(cannot)?;
             file.set_permissions(PermissionsExt::from_mode(*mode))
                 .with_context(cannot)?;
-            if fetch::sha256(place)? != *sha256 {
+            if hash::sha256(place)? != *sha256 {
                 fs::remove_file(place).with_context(cannot)?;
                 return Ok(false);
             }

@@ -6,17 +6,15 @@
 //! it is never out of date; it can be deleted at any time.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, anyhow};
-use sha2::{Digest, Sha256};
 use smol_cli::{ErrorExt, ExitKind, Failure, Interrupt};
 use smol_host::apt;
 
-use crate::subprocess;
+use crate::{hash, subprocess};
 
 /// Lines of a failing program that an error shows.
 const LAST_LINES: usize = 10;
@@ -107,39 +105,6 @@ pub fn unpack(deb: &Path, into: &Path, interrupt: &Interrupt) -> Result<()> {
     finish(command, interrupt).with_context(|| format!("cannot unpack {}", deb.display()))
 }
 
-/// SHA-256 of a file, in hexadecimal.
-///
-/// # Errors
-/// If it cannot be read.
-pub fn sha256(path: &Path) -> Result<String> {
-    File::open(path)
-        .and_then(|mut file| sha256_of(|hasher| io::copy(&mut file, hasher).map(drop)))
-        .with_context(|| format!("cannot read {}", path.display()))
-}
-
-/// SHA-256 of what `write` writes, in hexadecimal.
-///
-/// # Errors
-/// Those of `write`.
-pub fn sha256_of(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<String> {
-    struct Hasher(Sha256);
-    impl Write for Hasher {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.update(bytes);
-            Ok(bytes.len())
-        }
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-    let mut hasher = io::BufWriter::with_capacity(1 << 20, Hasher(Sha256::new()));
-    write(&mut hasher)?;
-    let Hasher(hasher) = hasher
-        .into_inner()
-        .map_err(io::IntoInnerError::into_error)?;
-    Ok(hex::encode(hasher.finalize()))
-}
-
 /// Where in the folder `downloads` a package with this SHA-256 is, or goes.
 pub fn place(downloads: &Path, sha256: &str) -> PathBuf {
     downloads.join(format!("{sha256}.deb"))
@@ -148,7 +113,7 @@ pub fn place(downloads: &Path, sha256: &str) -> PathBuf {
 /// The file of an earlier download, if it is still what it was.
 fn downloaded(pin: &Pin, downloads: &Path) -> Result<Option<PathBuf>> {
     let file = place(downloads, &pin.sha256);
-    Ok((file.exists() && sha256(&file)? == pin.sha256).then_some(file))
+    Ok((file.exists() && hash::sha256(&file)? == pin.sha256).then_some(file))
 }
 
 /// The versions of a package that apt's lists offer, its candidate first.
@@ -240,7 +205,7 @@ fn download(pin: &Pin, downloads: &Path, interrupt: &Interrupt) -> Result<PathBu
             pin.package, pin.version
         )
     })?;
-    let found = sha256(&deb)?;
+    let found = hash::sha256(&deb)?;
     if found != pin.sha256 {
         let what = format!(
             "{} {} came with the SHA-256 {found} instead of {}",

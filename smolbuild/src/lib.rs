@@ -19,7 +19,8 @@
 //! holds the subcommands, [`context`] what the stages share, [`environment`] what the environment adds
 //! to a Smolfile. [`fetch`] downloads source packages.
 //! [`diff`] says what differs between two bundles; [`extract`] takes copied files back out of one, so
-//! that it can be built again. [`hash`] takes digests of large files.
+//! that it can be built again. [`hash`] takes digests of files,
+//! [`folder`] their folders.
 
 pub mod assemble;
 pub mod boot;
@@ -32,6 +33,7 @@ pub mod environment;
 pub mod error;
 pub mod extract;
 pub mod fetch;
+pub mod folder;
 pub mod hash;
 pub mod initramfs;
 pub mod input;

@@ -9,6 +9,7 @@ use smol_rootfs::erofs::{self, Options, Stats};
 use smol_rootfs::{CopySpec, Tree};
 use tempfile::NamedTempFile;
 
+use crate::folder;
 use crate::input::{Input, InputDirs};
 use crate::lock::Lock;
 
@@ -99,15 +100,9 @@ fn add_runtime_files(tree: &mut Tree) -> Result<()> {
     Ok(())
 }
 
-fn folder_of(file: &Path) -> &Path {
-    file.parent()
-        .filter(|folder| !folder.as_os_str().is_empty())
-        .unwrap_or(Path::new("."))
-}
-
 /// Writes the image in the folder of `out` and renames it.
 fn write_image(tree: &Tree, out: &Path, options: &Options) -> Result<Stats> {
-    let mut temporary = NamedTempFile::with_prefix_in(".rootfs-", folder_of(out))?;
+    let mut temporary = NamedTempFile::with_prefix_in(".rootfs-", folder::of(out))?;
     let file: &mut File = temporary.as_file_mut();
     let stats = erofs::write(tree, file, options)?;
     file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))?;

@@ -66,7 +66,7 @@ impl BundleCache {
     /// If this program cannot read itself.
     pub fn open(cache: &Path) -> Result<Self> {
         // By this name also when the file was replaced since this process began.
-        let program = hash::file(Path::new("/proc/self/exe"))?;
+        let program = hash::blake3(Path::new("/proc/self/exe"))?;
         let folder = cache.join("built");
         Ok(Self { folder, program })
     }
@@ -123,7 +123,7 @@ impl BundleCache {
             digest: built.written.digest.to_string(),
             inputs: built.sealed.digests.clone(),
             frozen: built.frozen.clone(),
-            file: hash::file(&new.join(BUNDLE))?.to_hex().to_string(),
+            file: hash::blake3(&new.join(BUNDLE))?.to_hex().to_string(),
         };
         fs::write(new.join(FACTS), serde_json::to_vec(&facts)?)?;
         let _ = fs::rename(&entry, work.join("before"));
@@ -159,7 +159,7 @@ fn facts(entry: &Path, bundle: &Path) -> Result<Facts> {
     let text = fs::read(entry.join(FACTS))?;
     let facts: Facts = serde_json::from_slice(&text).context("what is known of it")?;
     anyhow::ensure!(
-        hash::file(bundle)?.to_hex().as_str() == facts.file
+        hash::blake3(bundle)?.to_hex().as_str() == facts.file
             && Bundle::open(bundle)?.digest().to_string() == facts.digest,
         "its bytes are not those that were kept"
     );

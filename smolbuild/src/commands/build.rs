@@ -11,6 +11,7 @@ use smol_cli::{ExitKind, Failure, Interrupt, Progress, human};
 use super::keys;
 use crate::cli::Build;
 use crate::environment::EnvironmentInputs;
+use crate::folder;
 use crate::pack::Built;
 use crate::pipeline::{self, BuildRequest, Reuse};
 use crate::resolve::Policy;
@@ -60,15 +61,9 @@ fn check_writable(file: &Path) -> Result<()> {
                 .into(),
         );
     }
-    tempfile::tempfile_in(folder_of(file))
+    tempfile::tempfile_in(folder::of(file))
         .with_context(what)
         .map(drop)
-}
-
-fn folder_of(file: &Path) -> &Path {
-    file.parent()
-        .filter(|folder| !folder.as_os_str().is_empty())
-        .unwrap_or(Path::new("."))
 }
 
 /// Waterfall, metadata and the one line that says what there is now.
@@ -96,7 +91,7 @@ fn report(
             "signed": signed, "plan": blake3::Hash::from_bytes(sealed.digest()).to_hex().to_string(),
             "frozen": frozen, "stages": laps,
         });
-        let mut file = tempfile::NamedTempFile::new_in(folder_of(path))?;
+        let mut file = tempfile::NamedTempFile::new_in(folder::of(path))?;
         file.write_all(&serde_json::to_vec_pretty(&facts)?)?;
         file.persist(path)
             .with_context(|| format!("cannot write {}", path.display()))?;

@@ -12,9 +12,10 @@ pub mod verify;
 
 use std::path::Path;
 
-use crate::error::ResultExt;
 use smol_bundle::Bundle;
 use smol_cli::{ExitKind, Failure};
+
+use crate::error::ResultExt;
 
 /// Opens the bundle that the command line names. One that is not there is a mistake in the command.
 pub(crate) fn open_bundle(path: &Path) -> anyhow::Result<Bundle> {

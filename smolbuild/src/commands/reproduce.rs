@@ -16,7 +16,7 @@ use crate::diff;
 use crate::environment::EnvironmentInputs;
 use crate::error::ResultExt;
 use crate::extract;
-use crate::fetch;
+use crate::hash;
 use crate::lock::{self, Lock, Role};
 use crate::pipeline::{self, BuildRequest, Reuse};
 use crate::resolve::{self, Kept, Policy};
@@ -118,7 +118,7 @@ impl Reproduction<'_> {
             let place = extract::inside(base, path.get_ref())?;
             extract_image(&self.bundle, ImageKind::Kernel, &place)?;
             // A smol kernel is in the bundle as it was moved to its place, not as it was named.
-            let sha256 = fetch::sha256(&place)?;
+            let sha256 = hash::sha256(&place)?;
             let locked = lock.files.iter().find(|file| file.role == Role::Kernel);
             if locked.is_none_or(|file| file.sha256 != sha256) {
                 missing.push(path.get_ref().clone());

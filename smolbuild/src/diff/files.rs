@@ -68,7 +68,7 @@ pub fn compare(a: &Tree, b: &Tree) -> Result<Vec<FileChange>> {
 struct Names<'t> {
     tree: &'t Tree,
     paths: BTreeMap<Vec<u8>, InodeId>,
-    /// The first name of each inode, by which hard links are told.
+    /// The first name of each inode, by which hard links are recognised.
     first: BTreeMap<InodeId, Vec<u8>>,
 }
 

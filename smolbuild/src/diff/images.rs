@@ -31,7 +31,7 @@ pub struct ImageChange {
     pub versions: Option<[Option<String>; 2]>,
     /// What differs by file, in images that hold files.
     pub files: Vec<FileChange>,
-    /// Why files could not be told.
+    /// Why files could not be listed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub opaque: Option<String>,
 }

@@ -24,7 +24,7 @@ pub struct Memory {
     pub bytes: u64,
     /// By owner, the one with the most pages first.
     pub owners: Vec<Group>,
-    /// What was not to be found, and so limits what owners could be told.
+    /// What was not found, and so limits which owners could be named.
     pub notes: Vec<String>,
 }
 

@@ -4,10 +4,11 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use crate::error::ResultExt;
 use anyhow::{Context, Result};
 use smol_bundle::{Bundle, Content, Extent, ImageKind};
 use smol_cli::Interrupt;
+
+use crate::error::ResultExt;
 
 /// Bytes in a page.
 pub const PAGE: usize = smol_bundle::limits::PAGE_SIZE;

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use smol_cli::{ErrorExt, ExitKind, Interrupt};
 use smol_rootfs::{Device, DirOptions, FileData, Inode, InodeId, Modes, Node, Owner, Tree};
 
-use crate::fetch;
+use crate::hash;
 use crate::lock::{CopiedEntry, CopiedNode, CopySource};
 
 /// SHA-256 over a whole root file system: names, metadata and contents, as the image takes them.
@@ -76,7 +76,7 @@ fn first_name(
 }
 
 fn content(path: &[u8], data: &FileData) -> Result<String> {
-    fetch::sha256_of(|hasher| data.copy_to(hasher))
+    hash::sha256_of(|hasher| data.copy_to(hasher))
         .with_context(|| format!("cannot read {}", path.escape_ascii()))
 }
 
@@ -94,7 +94,7 @@ pub fn copy(base: &Path, src: &str, fixed_mode: bool, interrupt: &Interrupt) -> 
             let executable = !fixed_mode && metadata.permissions().mode() & 0o100 != 0;
             let node = CopiedNode::File {
                 mode: if executable { 0o755 } else { 0o644 },
-                sha256: fetch::sha256(&place)?,
+                sha256: hash::sha256(&place)?,
             };
             vec![CopiedEntry {
                 path: ".".into(),

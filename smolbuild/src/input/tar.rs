@@ -10,7 +10,7 @@ use smol_rootfs::erofs::Mtimes;
 use toml::Spanned;
 
 use super::{HostPath, Input, InputDirs, LoadedTree, Pins};
-use crate::fetch;
+use crate::hash;
 use crate::lock::{InputFile, Lock, Role};
 
 /// A tar archive, by path relative to the Smolfile.
@@ -36,7 +36,7 @@ impl Input for TarInput {
         lock.files.push(InputFile {
             role: Role::RootfsTar,
             path: path.clone(),
-            sha256: fetch::sha256(&base_dir.join(path))?,
+            sha256: hash::sha256(&base_dir.join(path))?,
         });
         Ok(Pins::Complete)
     }

@@ -14,6 +14,7 @@ use super::recipe::Recipe;
 use super::source::SourceTarball;
 use super::{KernelRequest, SOURCE_VARIABLE};
 use crate::fetch::{self, Net, Pin};
+use crate::hash;
 
 /// A kernel that is being built into the cache.
 pub struct KernelBuild<'a> {
@@ -50,7 +51,7 @@ impl KernelBuild<'_> {
         let scratch = lock.scratch()?;
         let before = self.source.sha256.clone();
         let tarball = match request.source {
-            Some(tarball) if fetch::sha256(tarball)? == before => self.own_source(tarball)?,
+            Some(tarball) if hash::sha256(tarball)? == before => self.own_source(tarball)?,
             _ => self.debian_source(request, scratch.path())?,
         };
         // The archive offers another version than the pinned one: that may have been built before.
@@ -76,7 +77,7 @@ impl KernelBuild<'_> {
             source: self.source.name.clone(),
             source_sha256: self.source.sha256.clone(),
             toolchain: self.toolchain.clone(),
-            sha256: fetch::sha256(&vmlinux)?,
+            sha256: hash::sha256(&vmlinux)?,
         };
         Ok((
             self.cache
@@ -124,7 +125,7 @@ impl KernelBuild<'_> {
         fetch::unpack(&deb, &unpacked, self.interrupt)?;
         let tarball = unpacked.join(recipe.source.debian.tarball());
         let name = format!("{} {}", got.package, got.version);
-        let sha256 = fetch::sha256(&tarball)?;
+        let sha256 = hash::sha256(&tarball)?;
         if got != pin {
             self.stage.note(&format!(
                 "warning: {} {} is pinned, the archive offers {}: the kernel will differ from others'",

@@ -16,7 +16,7 @@ use smol_cli::Interrupt;
 use smol_cli::progress::Stage;
 
 use super::inputs::Toolchain;
-use crate::fetch;
+use crate::hash;
 
 const SCRATCH: &str = "build-";
 const VMLINUX: &str = "vmlinux";
@@ -53,7 +53,7 @@ impl KernelCache {
         let info: Option<Info> = fs::read(entry.join(INFO))
             .ok()
             .and_then(|json| serde_json::from_slice(&json).ok());
-        let found = fetch::sha256(&vmlinux).ok()?;
+        let found = hash::sha256(&vmlinux).ok()?;
         if info.is_some_and(|info| info.sha256 == found) {
             return Some(vmlinux);
         }
@@ -72,7 +72,7 @@ impl KernelCache {
         let entry = self.0.join(digest);
         let place = entry.join(VMLINUX);
         // Other bytes than before mean that there is an unknown input: the user should know.
-        if let Ok(before) = fetch::sha256(&place)
+        if let Ok(before) = hash::sha256(&place)
             && before != info.sha256
         {
             stage.note(&format!(
@@ -203,7 +203,7 @@ mod tests {
                 gcc: "gcc 12".into(),
                 ld: "ld 2.40".into(),
             },
-            sha256: fetch::sha256(&vmlinux).unwrap(),
+            sha256: hash::sha256(&vmlinux).unwrap(),
         };
         cache.put(digest, &vmlinux, &info, &stage()).unwrap()
     }

@@ -6,7 +6,8 @@ use anyhow::Result;
 use smol_cli::{ErrorExt, ExitKind};
 
 use super::recipe::Recipe;
-use crate::fetch::{self, Pin};
+use crate::fetch::Pin;
+use crate::hash;
 use crate::lock;
 
 /// A source tarball.
@@ -22,7 +23,7 @@ pub struct SourceTarball {
 impl SourceTarball {
     /// The user's own tarball.
     pub(super) fn own(tarball: &Path, recipe: &Recipe) -> Result<SourceTarball> {
-        let sha256 = fetch::sha256(tarball).kind(ExitKind::Usage)?;
+        let sha256 = hash::sha256(tarball).kind(ExitKind::Usage)?;
         // The same bytes are the same source, by whichever way they came.
         let pinned = SourceTarball::pinned(recipe);
         if sha256 == pinned.sha256 {

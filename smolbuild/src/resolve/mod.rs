@@ -21,6 +21,7 @@ use smol_cli::{ErrorExt, ExitKind, Failure, Progress};
 pub use self::current::{Kept, current};
 use crate::context::BuildContext;
 use crate::fetch::Net;
+use crate::folder;
 use crate::input::Pins;
 use crate::lock::{Lock, MAX_SIZE, differences};
 use crate::smolfile::Loaded;
@@ -223,10 +224,7 @@ fn store(file: &Path, lock: &Lock) -> Result<()> {
     if fs::read(file).is_ok_and(|before| before == text.as_bytes()) {
         return Ok(());
     }
-    let parent = file.parent();
-    let folder = parent
-        .filter(|folder| !folder.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
+    let folder = folder::of(file);
     let write = || -> std::io::Result<()> {
         let mut new = tempfile::Builder::new()
             .prefix(".lock-")

@@ -7,6 +7,8 @@ use anyhow::Context as _;
 use smol_cli::{ErrorExt, ExitKind, Failure};
 use toml::Spanned;
 
+use crate::folder;
+
 use super::{Diagnostic, KernelSource, MAX_SIZE, Smolfile, Workload, parse, render};
 
 /// A Smolfile with the place it came from.
@@ -44,12 +46,7 @@ pub fn load(path: &Path) -> anyhow::Result<Loaded> {
         .with_context(|| format!("cannot read {shown}"))
         .kind(ExitKind::Usage)
         .hint("name a Smolfile, or a folder that holds one")?;
-    // A bare file name has the empty path as its parent.
-    let base_dir = path
-        .parent()
-        .filter(|dir| !dir.as_os_str().is_empty())
-        .unwrap_or(Path::new("."))
-        .to_owned();
+    let base_dir = folder::of(&path).to_owned();
     check(source, &path, base_dir)
 }
 

@@ -5,7 +5,7 @@ use super::ram::Space;
 
 /// Longest name of a file, a cache, a file system.
 const MAX_NAME: usize = 256;
-/// Deepest path that is told in full.
+/// Deepest path that is shown in full.
 const MAX_DEPTH: usize = 64;
 
 /// The kernel's memory with its layout.

@@ -115,7 +115,7 @@ impl<'r> Owners<'r> {
         Some(owners)
     }
 
-    /// Whether the kernel told where things are.
+    /// Whether the kernel has a layout table.
     pub fn knows_layout(&self) -> bool {
         self.layout.is_some()
     }

@@ -13,6 +13,7 @@ use smol_cli::{ErrorExt, ExitKind, Failure, Interrupt};
 use super::mmdebstrap::{self, quoted};
 use super::packages;
 use crate::fetch::{self, Net};
+use crate::hash;
 use crate::lock::PackagePin;
 use smol_rootfs::{Node, Tree};
 
@@ -83,7 +84,7 @@ pub fn fetch(
     let mut missing = Vec::new();
     for pin in pins {
         let place = fetch::place(downloads, &pin.sha256);
-        if !place.exists() || fetch::sha256(&place)? != pin.sha256 {
+        if !place.exists() || hash::sha256(&place)? != pin.sha256 {
             missing.push(pin.clone());
         }
     }
@@ -200,7 +201,7 @@ impl Asked {
             if !path.starts_with(b"debs/") {
                 continue;
             }
-            let sha256 = fetch::sha256_of(|hasher| source.copy_to(hasher))?;
+            let sha256 = hash::sha256_of(|hasher| source.copy_to(hasher))?;
             let Some(at) = missing.iter().position(|pin| pin.sha256 == sha256) else {
                 continue;
             };

@@ -19,6 +19,7 @@ use smol_cli::{ErrorExt, ExitKind, Interrupt};
 
 use super::{DebianSpec, mmdebstrap, packages};
 use crate::fetch;
+use crate::hash;
 use crate::lock::PackagePin;
 
 /// Part of the cache key: count up when the command below gives different archives.
@@ -213,7 +214,7 @@ fn add(pin: &PackagePin, downloads: &Path, folder: &Path) -> Result<String> {
         fs::copy(&from, &to).with_context(|| format!("cannot read {}", from.display()))?;
     }
     ensure!(
-        fetch::sha256(&to)? == pin.sha256,
+        hash::sha256(&to)? == pin.sha256,
         "{} is damaged: delete it",
         from.display()
     );
