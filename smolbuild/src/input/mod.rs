@@ -172,3 +172,66 @@ impl LoadedTree {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::lock::{PackagePin, Role};
+
+    fn pin(input: &dyn Input, base_dir: &Path, kept: Option<&Lock>) -> (Lock, Pins) {
+        let mut lock = Lock::of_epoch(0);
+        let interrupt = Interrupt::detached().unwrap();
+        let pins = input.pin(base_dir, kept, &mut lock, &interrupt).unwrap();
+        (lock, pins)
+    }
+
+    #[test]
+    fn a_file_or_folder_is_pinned_under_its_own_role_and_looked_for_by_its_own_kind() {
+        let scratch = tempfile::tempdir().unwrap();
+        fs::write(scratch.path().join("root.tar"), "").unwrap();
+        fs::create_dir(scratch.path().join("root")).unwrap();
+        let path = |text: &str| Spanned::new(0..0, text.to_owned());
+        for (rootfs, role, is_folder) in [
+            (
+                Rootfs::Tar(TarInput(path("root.tar"))),
+                Role::RootfsTar,
+                false,
+            ),
+            (Rootfs::Dir(DirInput(path("root"))), Role::RootfsDir, true),
+        ] {
+            let host = rootfs.input().host_path().unwrap();
+            assert_eq!(host.is_folder, is_folder);
+            let (lock, pins) = pin(rootfs.input(), scratch.path(), None);
+            assert_eq!(pins, Pins::Complete);
+            let [file] = lock.files.as_slice() else {
+                panic!("{:?}", lock.files)
+            };
+            assert_eq!((file.role, &file.path), (role, host.path.get_ref()));
+        }
+    }
+
+    #[test]
+    fn packages_are_kept_for_the_same_request_and_chosen_for_another() {
+        let asked = |packages: &[&str]| {
+            let packages = packages.iter().map(|name| name.to_string()).collect();
+            DebianInput::new("bookworm".into(), packages)
+        };
+        let nowhere = Path::new("/nonexistent");
+        let (mut kept, pins) = pin(&asked(&["curl", "bash"]), nowhere, None);
+        assert_eq!(pins, Pins::ToChoose);
+        let debian = kept.debian.as_mut().unwrap();
+        debian.packages.push(PackagePin {
+            name: "bash".into(),
+            version: "5.2".into(),
+            arch: "amd64".into(),
+            sha256: "ab".repeat(32),
+        });
+        let (lock, pins) = pin(&asked(&["bash", "curl"]), nowhere, Some(&kept));
+        assert_eq!((lock.debian, pins), (kept.debian.clone(), Pins::Complete));
+        let (lock, pins) = pin(&asked(&["bash"]), nowhere, Some(&kept));
+        assert_eq!(pins, Pins::ToChoose);
+        assert_eq!(lock.debian.unwrap().requested, ["bash"]);
+    }
+}
