@@ -14,6 +14,7 @@ const OUR_CRATES: &[(&str, &[&str])] = &[
     ("smol-guest", &["smol-protocol"]),
     ("smol-machine", &[]),
     ("smol-protocol", &[]),
+    ("smol-rootfs", &[]),
     // What tests share. No other may depend on it but for its tests.
     ("smol-testing", &[]),
     ("smol-host", &["smol-cli", "smol-machine"]),
@@ -25,6 +26,7 @@ const OUR_CRATES: &[(&str, &[&str])] = &[
             "smol-host",
             "smol-machine",
             "smol-protocol",
+            "smol-rootfs",
         ],
     ),
     (
@@ -81,7 +83,7 @@ const UNSAFE_ROOMS: &[&str] = &[
     "crates/smol-machine/src/prefetch.rs",
     "crates/smol-machine/src/probe.rs",
     "crates/smol-machine/src/uffd.rs",
-    "smolbuild/src/assemble/rootfs/debian/mmdebstrap.rs",
+    "smolbuild/src/input/debian/mmdebstrap.rs",
     "smolrun/src/host/background.rs",
 ];
 
@@ -96,8 +98,8 @@ const PLATFORM_ROOMS: &[&str] = &[
 /// no source but a folder.
 const DOWNLOAD_ROOMS: &[&str] = &[
     "crates/smol-host/src/emulated/kernel.rs",
-    "smolbuild/src/assemble/rootfs/debian/archive.rs",
-    "smolbuild/src/assemble/rootfs/debian/bootstrap.rs",
+    "smolbuild/src/input/debian/archive.rs",
+    "smolbuild/src/input/debian/bootstrap.rs",
     "smolbuild/src/fetch.rs",
 ];
 
@@ -400,6 +402,7 @@ fn every_room_of_a_crate_is_on_the_map_at_its_front_door() {
         "crates/smol-cli",
         "crates/smol-host",
         "crates/smol-machine",
+        "crates/smol-rootfs",
         "smolbuild",
     ];
     for folder in crates {
