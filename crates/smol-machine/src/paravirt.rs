@@ -216,17 +216,10 @@ impl Paravirt {
     }
 }
 
+/// Panics where the operating system has no random numbers: no machine is safe to run there.
 fn random_u32() -> u32 {
     let mut bytes = [0; 4];
-    let mut filled = 0;
-    while filled < bytes.len() {
-        // With no flags and this few bytes the call fails only on kernels without it.
-        match rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty()) {
-            Ok(n) => filled += n,
-            Err(rustix::io::Errno::INTR) => {}
-            Err(e) => panic!("the operating system gives no randomness: {e}"),
-        }
-    }
+    getrandom::fill(&mut bytes).expect("the operating system gives random numbers");
     u32::from_le_bytes(bytes)
 }
 

@@ -4,7 +4,6 @@
 //! types are ours so that the format outlives a dependency; nothing of KVM is stored as such.
 //! A state comes from a bundle and may be hostile: whoever loads one checks it.
 
-pub mod hex;
 pub mod x86_64;
 
 use serde::{Deserialize, Serialize};

@@ -4,8 +4,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::hex;
-
 /// One vCPU.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -39,15 +39,8 @@ impl Rng {
 
     /// The live machine's device: getrandom(2).
     pub fn host() -> Self {
-        Self::new(Box::new(|mut buf| {
-            while !buf.is_empty() {
-                match rustix::rand::getrandom(&mut *buf, rustix::rand::GetRandomFlags::empty()) {
-                    Ok(n) => buf = &mut buf[n..],
-                    Err(rustix::io::Errno::INTR) => {}
-                    Err(e) => return Err(e.into()),
-                }
-            }
-            Ok(())
+        Self::new(Box::new(|buf| {
+            getrandom::fill(buf).map_err(io::Error::from)
         }))
     }
 }
