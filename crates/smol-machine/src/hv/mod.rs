@@ -1,9 +1,9 @@
 //! Hypervisor back ends behind two traits. The only place, with the boot code, that knows the
 //! operating system or the processor it was compiled for.
 
-use crate::boot::Entry;
-use crate::cpu::{Cpu, CpuidEntry, Model};
-use crate::state::x86_64::{IrqchipState, TimerState, VcpuState};
+use crate::arch::boot::Entry;
+use crate::arch::cpu::{Cpu, CpuidEntry, Model};
+use crate::arch::state::{IrqchipState, TimerState, VcpuState};
 use crate::{Error, Result};
 
 #[cfg(target_os = "linux")]

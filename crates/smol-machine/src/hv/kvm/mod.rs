@@ -2,8 +2,8 @@
 //!
 //! API: Documentation/virt/kvm/api.rst of the Linux kernel.
 
-mod convert;
 mod vcpu;
+mod x86_64;
 
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
@@ -14,10 +14,12 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Kvm, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd};
 
+use self::x86_64::convert;
 use super::Vm;
-use crate::cpu::{Cpu, CpuidEntry};
-use crate::state::x86_64::{IrqchipState, TimerState};
-use crate::{Error, Result, layout};
+use crate::arch::cpu::{Cpu, CpuidEntry};
+use crate::arch::layout;
+use crate::arch::state::{IrqchipState, TimerState};
+use crate::{Error, Result};
 
 pub use vcpu::KvmVcpu;
 
@@ -72,7 +74,7 @@ pub fn prepare() {
         })
     };
     // Without a thread, or with an error, all of it is done when it is asked for.
-    let thread = crate::beside::spawn("prepare", make).ok();
+    let thread = crate::threads::spawn("prepare", make).ok();
     *PREPARING.lock().unwrap_or_else(PoisonError::into_inner) = thread;
 }
 

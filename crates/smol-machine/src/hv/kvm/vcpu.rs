@@ -5,11 +5,11 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
-use super::convert;
-use crate::boot::Entry;
-use crate::cpu::Model;
+use super::x86_64::convert;
+use crate::arch::boot::Entry;
+use crate::arch::cpu::Model;
+use crate::arch::state::{Msr, VcpuState};
 use crate::hv::{Exit, Vcpu};
-use crate::state::x86_64::{Msr, VcpuState};
 use crate::{Error, Result};
 
 /// MSRs that the pinned CPU has (AMD64 APM volume 2, appendix A), in ascending order. Those that

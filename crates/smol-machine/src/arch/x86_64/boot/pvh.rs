@@ -9,8 +9,9 @@ use vm_memory::GuestAddress;
 
 use super::linux64::write_cpu_tables;
 use super::{BootInfo, Entry, usable_ram};
+use crate::arch::layout;
 use crate::memory::Ram;
-use crate::{Error, Result, layout};
+use crate::{Error, Result};
 
 const MAGIC: u32 = 0x336e_c578;
 const RAM_TYPE: u32 = 1;

@@ -7,6 +7,10 @@
 //! ```
 //! Every vCPU has a thread of its own; the first runs on the caller's.
 
+pub mod config;
+pub(crate) mod control;
+pub mod state;
+
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,24 +18,25 @@ use std::time::Duration;
 
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
-use crate::arrivals::Arrivals;
-use crate::beside;
-use crate::config::{Clock, MAX_VCPUS, MachineConfig};
-use crate::control::{Control, Stop, StopHandle, install_kick_handler};
-use crate::cpu::{Cpu, Model};
-use crate::demand::{Contents, Demand};
+use crate::arch::cpu::{Cpu, Model};
+use crate::arch::{boot, layout};
+use crate::devices::bus::{self, Board, DeviceSet};
 use crate::devices::serial::Serial;
 use crate::devices::virtio::console::Console;
 use crate::devices::virtio::pmem::Pmem;
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::vsock::Vsock;
-use crate::devices::{self, Board, DeviceSet};
 use crate::hv::{self, HostVcpu, HostVm, Vcpu, Vm};
+use crate::machine::config::{Clock, MAX_VCPUS, MachineConfig};
+use crate::machine::control::{Control, Stop, StopHandle, install_kick_handler};
+use crate::machine::state::MachineState;
+use crate::memory::arrivals::Arrivals;
+use crate::memory::lazy::{Contents, Demand};
+use crate::memory::prefetch::{Prefetch, Runs};
 use crate::memory::{self, PmemImage, Ram};
 use crate::paravirt::Paravirt;
-use crate::prefetch::{Prefetch, Runs};
-use crate::state::{self, MachineState};
-use crate::{Error, Result, boot, layout};
+use crate::threads;
+use crate::{Error, Result};
 
 /// What the machine is connected to.
 pub struct Hooks {
@@ -113,11 +118,7 @@ impl Machine {
             Rng::host()
         };
         let devices = device_set(hooks.console, pmem.as_deref(), hooks.vsock, rng);
-        let cmdline = format!(
-            "{} {}",
-            config.cmdline,
-            devices::cmdline(devices.occupied())
-        );
+        let cmdline = format!("{} {}", config.cmdline, bus::cmdline(devices.occupied()));
         let entry = boot::load(config, smol, cmdline.trim(), &ram)?;
 
         let cpu = Cpu::for_boot(model, &hv::supported_cpuid()?)?;
@@ -179,7 +180,7 @@ impl Machine {
                     handle.stop(Err(err(e)));
                 }
             };
-            beside::spawn("prefetch", bring).map(drop).map_err(err)
+            threads::spawn("prefetch", bring).map(drop).map_err(err)
         };
         let contents = Contents { ram, rootfs: pmem };
         Self::revive(contents, None, state, hooks, Time::Live, launch)

@@ -19,9 +19,10 @@ use linux_loader::loader::elf::PvhBootCapability;
 use linux_loader::loader::{Elf, KernelLoader, KernelLoaderResult};
 use vm_memory::{Bytes, GuestAddress, ReadVolatile};
 
-use crate::config::MachineConfig;
+use crate::arch::layout;
+use crate::machine::config::MachineConfig;
 use crate::memory::Ram;
-use crate::{Error, Result, layout};
+use crate::{Error, Result};
 
 /// Registers with which a kernel is entered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::demand::Area;
 use crate::memory::PAGE;
+use crate::memory::lazy::Area;
 
 /// How often one who waits looks whether the machine is to stop.
 const GLANCE: Duration = Duration::from_millis(10);

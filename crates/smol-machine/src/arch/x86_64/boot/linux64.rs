@@ -6,8 +6,9 @@ use linux_loader::loader::bootparam::{boot_e820_entry, boot_params};
 use vm_memory::GuestAddress;
 
 use super::{BootInfo, Entry, usable_ram, write};
+use crate::arch::layout;
 use crate::memory::Ram;
-use crate::{Error, Result, layout};
+use crate::{Error, Result};
 
 const BOOT_FLAG: u16 = 0xaa55;
 const HDRS: u32 = u32::from_le_bytes(*b"HdrS");

@@ -7,12 +7,13 @@ use kvm_bindings::{
     kvm_vcpu_events, kvm_xsave,
 };
 
-use crate::boot::Entry;
-use crate::cpu::CpuidEntry;
-use crate::state::x86_64::{
+use crate::arch::boot::Entry;
+use crate::arch::cpu::CpuidEntry;
+use crate::arch::layout;
+use crate::arch::state::{
     Events, IoapicState, PicState, PitChannel, Regs, Segment, SystemRegs, Table,
 };
-use crate::{Error, Result, layout};
+use crate::{Error, Result};
 
 /// Bytes of the FXSAVE area that the processor defines; then 48 reserved and 48 for software.
 const FXSAVE_DEFINED: usize = 416;
@@ -21,7 +22,7 @@ const FXSAVE_SIZE: usize = 512;
 const XSTATE_BV: usize = FXSAVE_SIZE / 4;
 const X87_AND_SSE: u32 = 3;
 
-pub(super) fn cpuid_from_kvm(e: &kvm_cpuid_entry2) -> CpuidEntry {
+pub(in crate::hv::kvm) fn cpuid_from_kvm(e: &kvm_cpuid_entry2) -> CpuidEntry {
     let indexed = e.flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX != 0;
     CpuidEntry {
         function: e.function,
@@ -33,7 +34,7 @@ pub(super) fn cpuid_from_kvm(e: &kvm_cpuid_entry2) -> CpuidEntry {
     }
 }
 
-pub(super) fn cpuid_to_kvm(table: &[CpuidEntry]) -> Result<CpuId> {
+pub(in crate::hv::kvm) fn cpuid_to_kvm(table: &[CpuidEntry]) -> Result<CpuId> {
     let entries: Vec<_> = table
         .iter()
         .map(|e| kvm_cpuid_entry2 {
@@ -54,11 +55,11 @@ pub(super) fn cpuid_to_kvm(table: &[CpuidEntry]) -> Result<CpuId> {
     CpuId::from_entries(&entries).map_err(|e| Error::Config(format!("CPUID table: {e:?}")))
 }
 
-pub(super) fn msrs(entries: &[kvm_msr_entry]) -> Result<Msrs> {
+pub(in crate::hv::kvm) fn msrs(entries: &[kvm_msr_entry]) -> Result<Msrs> {
     Msrs::from_entries(entries).map_err(|e| Error::bad_state(format!("list of MSRs: {e:?}")))
 }
 
-pub(super) fn regs_from_kvm(r: &kvm_regs) -> Regs {
+pub(in crate::hv::kvm) fn regs_from_kvm(r: &kvm_regs) -> Regs {
     Regs {
         rax: r.rax,
         rbx: r.rbx,
@@ -81,7 +82,7 @@ pub(super) fn regs_from_kvm(r: &kvm_regs) -> Regs {
     }
 }
 
-pub(super) fn regs_to_kvm(r: &Regs) -> kvm_regs {
+pub(in crate::hv::kvm) fn regs_to_kvm(r: &Regs) -> kvm_regs {
     kvm_regs {
         rax: r.rax,
         rbx: r.rbx,
@@ -159,7 +160,7 @@ fn table_to_kvm(t: &Table) -> kvm_dtable {
     }
 }
 
-pub(super) fn sregs_from_kvm(s: &kvm_sregs) -> SystemRegs {
+pub(in crate::hv::kvm) fn sregs_from_kvm(s: &kvm_sregs) -> SystemRegs {
     SystemRegs {
         cs: segment_from_kvm(&s.cs),
         ds: segment_from_kvm(&s.ds),
@@ -182,7 +183,7 @@ pub(super) fn sregs_from_kvm(s: &kvm_sregs) -> SystemRegs {
 }
 
 /// Pending interrupts travel in the events and the LAPIC, so the bitmap stays empty.
-pub(super) fn sregs_to_kvm(s: &SystemRegs, to: &mut kvm_sregs) {
+pub(in crate::hv::kvm) fn sregs_to_kvm(s: &SystemRegs, to: &mut kvm_sregs) {
     to.cs = segment_to_kvm(&s.cs);
     to.ds = segment_to_kvm(&s.ds);
     to.es = segment_to_kvm(&s.es);
@@ -200,7 +201,7 @@ pub(super) fn sregs_to_kvm(s: &SystemRegs, to: &mut kvm_sregs) {
 
 /// A component that is in its initial state may hold anything in the area, and hosts differ in
 /// what they leave there: write the initial values out, so that equal states have equal bytes.
-pub(super) fn fxsave_from_kvm(xsave: &kvm_xsave) -> Vec<u8> {
+pub(in crate::hv::kvm) fn fxsave_from_kvm(xsave: &kvm_xsave) -> Vec<u8> {
     let mut area: Vec<u8> = xsave.region[..XSTATE_BV]
         .iter()
         .flat_map(|w| w.to_le_bytes())
@@ -218,7 +219,7 @@ pub(super) fn fxsave_from_kvm(xsave: &kvm_xsave) -> Vec<u8> {
     area
 }
 
-pub(super) fn fxsave_to_kvm(area: &[u8]) -> Result<kvm_xsave> {
+pub(in crate::hv::kvm) fn fxsave_to_kvm(area: &[u8]) -> Result<kvm_xsave> {
     if area.len() != FXSAVE_SIZE {
         return Err(Error::bad_state(format!(
             "the FXSAVE area has {} bytes instead of {FXSAVE_SIZE}",
@@ -233,7 +234,7 @@ pub(super) fn fxsave_to_kvm(area: &[u8]) -> Result<kvm_xsave> {
     Ok(xsave)
 }
 
-pub(super) fn debug_to_kvm(d: &[u64; 6]) -> kvm_debugregs {
+pub(in crate::hv::kvm) fn debug_to_kvm(d: &[u64; 6]) -> kvm_debugregs {
     kvm_debugregs {
         db: [d[0], d[1], d[2], d[3]],
         dr6: d[4],
@@ -242,7 +243,7 @@ pub(super) fn debug_to_kvm(d: &[u64; 6]) -> kvm_debugregs {
     }
 }
 
-pub(super) fn lapic_to_kvm(bytes: &[u8]) -> Result<kvm_lapic_state> {
+pub(in crate::hv::kvm) fn lapic_to_kvm(bytes: &[u8]) -> Result<kvm_lapic_state> {
     let mut lapic = kvm_lapic_state::default();
     if bytes.len() != lapic.regs.len() {
         return Err(Error::bad_state(format!(
@@ -257,7 +258,7 @@ pub(super) fn lapic_to_kvm(bytes: &[u8]) -> Result<kvm_lapic_state> {
     Ok(lapic)
 }
 
-pub(super) fn events_from_kvm(e: &kvm_vcpu_events) -> Events {
+pub(in crate::hv::kvm) fn events_from_kvm(e: &kvm_vcpu_events) -> Events {
     let exception = (e.exception.injected | e.exception.pending != 0).then(|| {
         (
             e.exception.nr,
@@ -272,7 +273,7 @@ pub(super) fn events_from_kvm(e: &kvm_vcpu_events) -> Events {
     }
 }
 
-pub(super) fn events_to_kvm(e: &Events) -> kvm_vcpu_events {
+pub(in crate::hv::kvm) fn events_to_kvm(e: &Events) -> kvm_vcpu_events {
     let mut to = kvm_vcpu_events {
         flags: KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW,
         ..Default::default()
@@ -294,7 +295,7 @@ pub(super) fn events_to_kvm(e: &Events) -> kvm_vcpu_events {
     to
 }
 
-pub(super) fn pic_from_kvm(chip: &kvm_irqchip) -> PicState {
+pub(in crate::hv::kvm) fn pic_from_kvm(chip: &kvm_irqchip) -> PicState {
     // SAFETY: the chip id names a PIC, so KVM filled this member of the union; all its bytes are plain.
     let p = unsafe { chip.chip.pic };
     PicState {
@@ -317,7 +318,7 @@ pub(super) fn pic_from_kvm(chip: &kvm_irqchip) -> PicState {
     }
 }
 
-pub(super) fn pic_to_kvm(chip_id: u32, p: &PicState) -> kvm_irqchip {
+pub(in crate::hv::kvm) fn pic_to_kvm(chip_id: u32, p: &PicState) -> kvm_irqchip {
     let mut chip = kvm_irqchip {
         chip_id,
         ..Default::default()
@@ -343,7 +344,7 @@ pub(super) fn pic_to_kvm(chip_id: u32, p: &PicState) -> kvm_irqchip {
     chip
 }
 
-pub(super) fn ioapic_from_kvm(chip: &kvm_irqchip) -> IoapicState {
+pub(in crate::hv::kvm) fn ioapic_from_kvm(chip: &kvm_irqchip) -> IoapicState {
     // SAFETY: the chip id names the IOAPIC, so KVM filled this member of the union; all its bytes are plain.
     let io = unsafe { chip.chip.ioapic };
     IoapicState {
@@ -356,7 +357,7 @@ pub(super) fn ioapic_from_kvm(chip: &kvm_irqchip) -> IoapicState {
     }
 }
 
-pub(super) fn ioapic_to_kvm(chip_id: u32, io: &IoapicState) -> Result<kvm_irqchip> {
+pub(in crate::hv::kvm) fn ioapic_to_kvm(chip_id: u32, io: &IoapicState) -> Result<kvm_irqchip> {
     let mut chip = kvm_irqchip {
         chip_id,
         ..Default::default()
@@ -382,7 +383,7 @@ pub(super) fn ioapic_to_kvm(chip_id: u32, io: &IoapicState) -> Result<kvm_irqchi
     Ok(chip)
 }
 
-pub(super) fn pit_from_kvm(c: &kvm_pit_channel_state) -> PitChannel {
+pub(in crate::hv::kvm) fn pit_from_kvm(c: &kvm_pit_channel_state) -> PitChannel {
     PitChannel {
         count: c.count,
         latched_count: c.latched_count,
@@ -399,7 +400,7 @@ pub(super) fn pit_from_kvm(c: &kvm_pit_channel_state) -> PitChannel {
     }
 }
 
-pub(super) fn pit_to_kvm(c: &PitChannel) -> kvm_pit_channel_state {
+pub(in crate::hv::kvm) fn pit_to_kvm(c: &PitChannel) -> kvm_pit_channel_state {
     kvm_pit_channel_state {
         count: c.count,
         latched_count: c.latched_count,
@@ -419,7 +420,7 @@ pub(super) fn pit_to_kvm(c: &PitChannel) -> kvm_pit_channel_state {
 
 /// Control registers for the entry to a kernel: flat segments, and long mode with the identity
 /// map of [`layout::PAGE_TABLES`] for the 64-bit protocol.
-pub(super) fn boot_sregs(s: &mut kvm_sregs, entry: &Entry) {
+pub(in crate::hv::kvm) fn boot_sregs(s: &mut kvm_sregs, entry: &Entry) {
     const PROTECTED: u64 = 1;
     const PAGING_AND_PROTECTED: u64 = 0x8000_0011;
     const PAE: u64 = 1 << 5;
@@ -465,7 +466,7 @@ pub(super) fn boot_sregs(s: &mut kvm_sregs, entry: &Entry) {
 }
 
 /// General registers for the entry to a kernel.
-pub(super) fn boot_regs(entry: &Entry) -> kvm_regs {
+pub(in crate::hv::kvm) fn boot_regs(entry: &Entry) -> kvm_regs {
     const RESERVED_ONE: u64 = 2;
     let regs = kvm_regs {
         rflags: RESERVED_ONE,

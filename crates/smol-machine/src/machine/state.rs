@@ -4,9 +4,9 @@
 //! types are ours so that the format outlives a dependency; nothing of KVM is stored as such.
 //! A state comes from a bundle and may be hostile: whoever loads one checks it.
 
-pub mod x86_64;
-
 use serde::{Deserialize, Serialize};
+
+use crate::arch;
 
 use crate::devices::virtio::mmio::TransportState;
 use crate::paravirt::ParavirtState;
@@ -29,13 +29,13 @@ pub struct MachineState {
     /// Size of the virtio-pmem image in bytes, 0 without one.
     pub pmem: u64,
     /// The CPU that the guest was shown.
-    pub cpu: crate::cpu::Cpu,
+    pub cpu: crate::arch::cpu::Cpu,
     /// The vCPUs that were online, by APIC id from 0.
-    pub vcpus: Vec<x86_64::VcpuState>,
+    pub vcpus: Vec<arch::state::VcpuState>,
     /// Interrupt controllers.
-    pub irqchip: x86_64::IrqchipState,
+    pub irqchip: arch::state::IrqchipState,
     /// Legacy timer and paravirtual clock of machines on the host's clock.
-    pub timers: Option<x86_64::TimerState>,
+    pub timers: Option<arch::state::TimerState>,
     /// The paravirtual clock, for smol kernels.
     pub paravirt: Option<ParavirtState>,
     /// virtio devices by slot; a slot may be empty.
@@ -44,7 +44,7 @@ pub struct MachineState {
 
 impl MachineState {
     /// Whether the machine can be restored into memory that only user space can wait for
-    /// ([`Demand::in_user_mode`](crate::demand::Demand::in_user_mode)): KVM must not write into it
+    /// ([`Demand::in_user_mode`](crate::memory::lazy::Demand::in_user_mode)): KVM must not write into it
     /// for the guest. It does for kernels that use KVM's own interfaces, such as its clock, of which
     /// smol kernels are shown none; nor do they use the 32-bit paging with PAE, for which KVM reads
     /// memory when a register is loaded.

@@ -1,8 +1,9 @@
 //! The MP table (MultiProcessor Specification 1.4): how many CPUs there are and how interrupts
 //! reach the IOAPIC. It spares the machine ACPI.
 
+use crate::Result;
+use crate::arch::layout;
 use crate::memory::Ram;
-use crate::{Result, layout};
 
 const LAPIC_VERSION: u8 = 0x14;
 const IOAPIC_VERSION: u8 = 0x11;

@@ -4,9 +4,9 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::arrivals::{Arrivals, Step};
-use crate::devices::Board;
+use crate::devices::bus::Board;
 use crate::hv::{Exit, HostVcpu, Vcpu};
+use crate::memory::arrivals::{Arrivals, Step};
 use crate::{Error, Result, paravirt};
 
 /// How often the watchdog looks whether the guest is getting anywhere.

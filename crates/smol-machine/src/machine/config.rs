@@ -33,7 +33,7 @@ pub struct MachineConfig {
     pub kernel: PathBuf,
     /// Initramfs, a cpio archive as the kernel takes it.
     pub initramfs: Option<PathBuf>,
-    /// Kernel command line, without the machine's own part ([`crate::devices::cmdline`]).
+    /// Kernel command line, without the machine's own part ([`crate::devices::bus::cmdline`]).
     pub cmdline: String,
     /// Image that is attached read-only as virtio-pmem; its size a multiple of 2 MiB.
     pub rootfs: Option<PathBuf>,
@@ -41,7 +41,7 @@ pub struct MachineConfig {
     pub clock: Clock,
     /// Seeds all randomness that the guest sees while building.
     pub seed: [u8; 32],
-    /// Decides where a kernel of ours lies in its address space ([`crate::boot::place_kernel`]).
+    /// Decides where a kernel of ours lies in its address space ([`crate::arch::boot::place_kernel`]).
     pub kernel_seed: [u8; 32],
 }
 
@@ -61,19 +61,20 @@ impl MachineConfig {
                 self.memory
             ));
         }
-        if self.memory < crate::layout::MIN_RAM || self.memory > crate::layout::MAX_RAM {
+        if self.memory < crate::arch::layout::MIN_RAM || self.memory > crate::arch::layout::MAX_RAM
+        {
             return bad(format!(
                 "memory of {} MiB is outside {} to {} MiB",
                 self.memory >> 20,
-                crate::layout::MIN_RAM >> 20,
-                crate::layout::MAX_RAM >> 20
+                crate::arch::layout::MIN_RAM >> 20,
+                crate::arch::layout::MAX_RAM >> 20
             ));
         }
-        if self.cmdline.len() >= crate::layout::CMDLINE_MAX {
+        if self.cmdline.len() >= crate::arch::layout::CMDLINE_MAX {
             return bad(format!(
                 "the kernel command line has {} bytes, over {}",
                 self.cmdline.len(),
-                crate::layout::CMDLINE_MAX - 1
+                crate::arch::layout::CMDLINE_MAX - 1
             ));
         }
         Ok(())

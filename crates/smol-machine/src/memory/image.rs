@@ -12,7 +12,8 @@ use vm_memory::{
     GuestRegionMmap,
 };
 
-use crate::{Error, Result, layout};
+use crate::arch::layout;
+use crate::{Error, Result};
 
 /// The guest's RAM as every part of the VMM sees it.
 pub type Ram = GuestMemoryMmap<()>;
@@ -105,7 +106,7 @@ impl PmemImage {
         Self::new(gpa, len, libc::MAP_SHARED, file.as_raw_fd()).map_err(err)
     }
 
-    /// Room for an image that is filled while the machine runs (see [`crate::demand`]).
+    /// Room for an image that is filled while the machine runs (see [`crate::memory::lazy`]).
     pub(crate) fn anonymous(len: u64, gpa: u64) -> Result<Self> {
         if len > layout::MAX_PMEM || !len.is_multiple_of(layout::PMEM_ALIGN) {
             return Err(Error::bad_state(format!(

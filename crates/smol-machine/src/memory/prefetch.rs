@@ -18,8 +18,8 @@ use std::sync::Arc;
 
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
+use crate::memory::uffd::Uffd;
 use crate::memory::{PAGE, PmemImage, Ram};
-use crate::uffd::Uffd;
 
 /// A huge page.
 const BLOCK: usize = 2 << 20;

@@ -11,7 +11,7 @@
 //! a vCPU needs a page, it is the kernel that touches it. Whoever may not, can still have those of
 //! user space wait, which are the devices'. The kernel's fail; KVM_RUN then returns EFAULT with the
 //! guest where it was, so the vCPU waits until more has arrived and is run again, and executes the
-//! same instruction ([`crate::arrivals`]). What that takes:
+//! same instruction ([`crate::memory::arrivals`]). What that takes:
 //!
 //! - Mostly nobody is told which page it was (before Linux 6.8 never). So all of them must be
 //!   brought, those that are needed first in front, and the machine begins to run with these. The
@@ -39,10 +39,11 @@ use std::sync::{Arc, Mutex};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
-use crate::arrivals::{self, Arrivals, Place};
+use crate::arch::layout;
+use crate::memory::arrivals::{self, Arrivals, Place};
+use crate::memory::uffd::Uffd;
 use crate::memory::{self, PAGE, PmemImage, Ram};
-use crate::uffd::Uffd;
-use crate::{Error, Result, layout};
+use crate::{Error, Result};
 
 /// What a page belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

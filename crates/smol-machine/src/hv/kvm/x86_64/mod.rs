@@ -1,0 +1,3 @@
+//! KVM on x86-64.
+
+pub(super) mod convert;
