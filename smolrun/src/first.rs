@@ -8,7 +8,7 @@
 //! there waits. A frame that is not what the page index says stops the machine, with that reason.
 //!
 //! Without privileges, only devices can be made to wait; a vCPU fails, and tries again when more has
-//! come ([`smol_machine::demand`]). The machine then begins to run when the working set is there,
+//! come ([`smol_machine::memory::lazy`]). The machine then begins to run when the working set is there,
 //! and the stream brings everything else as well, before the images go into the cache.
 
 use std::path::{Path, PathBuf};
@@ -20,8 +20,8 @@ use std::time::Duration;
 use anyhow::Context as _;
 use smol_bundle::{Bundle, FrameMap, FrameReader, ImageKind, Piece};
 use smol_cli::{ErrorExt, ExitKind, Interrupt, Progress};
-use smol_machine::beside;
-use smol_machine::demand::{Area, Demand};
+use smol_machine::memory::lazy::{Area, LazyMemory};
+use smol_machine::threads;
 use smol_machine::{MachineState, Stop, StopHandle, hv};
 
 use crate::materialise;
@@ -48,7 +48,7 @@ pub struct FirstStart {
 
 struct Shared {
     bundle: Bundle,
-    demand: Demand,
+    demand: LazyMemory,
     memory: Image,
     rootfs: Image,
     /// Frames that are not there yet.
@@ -106,19 +106,19 @@ impl FirstStart {
     }
 
     /// Room for the machine of this bundle; `None` where its memory cannot be filled on demand.
-    pub fn room(bundle: &Bundle) -> Option<Demand> {
+    pub fn room(bundle: &Bundle) -> Option<LazyMemory> {
         let size = |kind| bundle.image_size(kind).unwrap_or(0);
         let (memory, rootfs) = (size(ImageKind::Memory), size(ImageKind::Rootfs));
-        if let Ok(demand) = Demand::new(memory, rootfs) {
+        if let Ok(demand) = LazyMemory::new(memory, rootfs) {
             return Some(demand);
         }
         // A state that is damaged or unknown is told where it is needed.
         let state = || MachineState::from_json(&bundle.state().ok()??).ok();
-        let bears = hv::repeats_failed_touches() && state()?.bears_failed_touches();
-        bears.then(|| Demand::in_user_mode(memory, rootfs).ok())?
+        let bears = hv::retries_failed_accesses() && state()?.tolerates_failed_accesses();
+        bears.then(|| LazyMemory::in_user_mode(memory, rootfs).ok())?
     }
 
-    fn new(bundle: Bundle, demand: Demand, cache: &Path, interrupt: &Interrupt) -> Self {
+    fn new(bundle: Bundle, demand: LazyMemory, cache: &Path, interrupt: &Interrupt) -> Self {
         let memory = Image::new(&bundle, ImageKind::Memory, Area::Memory);
         let rootfs = Image::new(&bundle, ImageKind::Rootfs, Area::Rootfs);
         let shared = Shared {
@@ -140,7 +140,7 @@ impl FirstStart {
     }
 
     /// The machine's memory.
-    pub fn demand(&self) -> &Demand {
+    pub fn demand(&self) -> &LazyMemory {
         &self.shared.demand
     }
 
@@ -177,8 +177,8 @@ impl FirstStart {
             shared.judge(outcome);
             materialise::images(&shared.bundle, &cache, &Progress::silent(), &interrupt).map(drop)
         };
-        beside::spawn("pager", answer).context(THREADS)?;
-        let unpacking = beside::spawn("unpack", unpack).context(THREADS)?;
+        threads::spawn("pager", answer).context(THREADS)?;
+        let unpacking = threads::spawn("unpack", unpack).context(THREADS)?;
         *self
             .unpacking
             .lock()
@@ -289,7 +289,7 @@ impl Shared {
         }
         // The vCPUs wait for it, so there are CPUs for both images.
         let shared = self.clone();
-        let rootfs = beside::spawn("rootfs", move || {
+        let rootfs = threads::spawn("rootfs", move || {
             let mut reader = FrameReader::new(&shared.bundle)?;
             shared.stream_working_set(&shared.rootfs, &mut reader)
         });

@@ -98,7 +98,7 @@ fn restore(
     let machine = match first {
         Some(first) => {
             first.serve()?;
-            Machine::restore_on_demand(first.demand(), &state, hooks, Time::Live)
+            Machine::restore_lazy(first.demand(), &state, hooks, Time::Live)
         }
         None => {
             let [rootfs_first, memory_first] = materialise::working_set(&spec.images);

@@ -382,7 +382,7 @@ fn a_flipped_bit_in_a_late_frame_stops_the_machine_when_the_frame_is_needed() {
         "{told}"
     );
     // Where pages come on demand, the machine ran until it needed that one.
-    let on_demand = smol_machine::demand::Demand::new(16 << 20, 0).is_ok();
+    let on_demand = smol_machine::memory::lazy::LazyMemory::new(16 << 20, 0).is_ok();
     assert_eq!(out, if on_demand { "far: " } else { "" });
     assert!(!is_unpacked(&scene));
     assert_eq!(scene.instances(), 0);
@@ -397,7 +397,7 @@ fn the_first_start_in_the_background_runs_out_of_the_bundle_and_leaves_it_unpack
     let here = scene.dir.path().to_owned();
     let bundle = scene.bundle.file_name().unwrap().to_owned();
     scene.bundle = bundle.into();
-    let on_demand = smol_machine::demand::Demand::new(16 << 20, 0).is_ok();
+    let on_demand = smol_machine::memory::lazy::LazyMemory::new(16 << 20, 0).is_ok();
     for (start, name) in ["first", "second"].into_iter().enumerate() {
         let metrics = here.join(name);
         let mut run = scene.run();

@@ -29,5 +29,4 @@ pub use machine::config::{Clock, MachineConfig};
 pub use machine::control::{Stop, StopHandle};
 pub use machine::state::MachineState;
 pub use machine::{Machine, config, state};
-pub use memory::{lazy as demand, prefetch};
-pub use threads as beside;
+pub use memory::prefetch;

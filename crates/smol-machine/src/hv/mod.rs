@@ -10,7 +10,7 @@ use crate::{Error, Result};
 pub mod kvm;
 #[cfg(target_os = "linux")]
 pub use kvm::{
-    KvmVcpu as HostVcpu, KvmVm as HostVm, prepare, repeats_failed_touches, supported_cpuid,
+    KvmVcpu as HostVcpu, KvmVm as HostVm, prepare, retries_failed_accesses, supported_cpuid,
 };
 
 /// Why a vCPU came out of the guest.

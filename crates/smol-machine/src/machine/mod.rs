@@ -31,7 +31,7 @@ use crate::machine::config::{Clock, MAX_VCPUS, MachineConfig};
 use crate::machine::control::{Control, Stop, StopHandle, install_kick_handler};
 use crate::machine::state::MachineState;
 use crate::memory::arrivals::Arrivals;
-use crate::memory::lazy::{Contents, Demand};
+use crate::memory::lazy::{Contents, LazyMemory};
 use crate::memory::prefetch::{Prefetch, Runs};
 use crate::memory::{self, PmemImage, Ram};
 use crate::paravirt::Paravirt;
@@ -191,8 +191,8 @@ impl Machine {
     ///
     /// # Errors
     /// As for [`Machine::restore`].
-    pub fn restore_on_demand(
-        demand: &Demand,
+    pub fn restore_lazy(
+        demand: &LazyMemory,
         state: &MachineState,
         hooks: Hooks,
         time: Time,

@@ -44,11 +44,11 @@ pub struct MachineState {
 
 impl MachineState {
     /// Whether the machine can be restored into memory that only user space can wait for
-    /// ([`Demand::in_user_mode`](crate::memory::lazy::Demand::in_user_mode)): KVM must not write into it
+    /// ([`LazyMemory::in_user_mode`](crate::memory::lazy::LazyMemory::in_user_mode)): KVM must not write into it
     /// for the guest. It does for kernels that use KVM's own interfaces, such as its clock, of which
     /// smol kernels are shown none; nor do they use the 32-bit paging with PAE, for which KVM reads
     /// memory when a register is loaded.
-    pub fn bears_failed_touches(&self) -> bool {
+    pub fn tolerates_failed_accesses(&self) -> bool {
         self.paravirt.is_some()
     }
 

@@ -2,7 +2,7 @@
 //! and who touches it waits until somebody has put it there.
 //!
 //! ```text
-//! Demand::new --> Machine::restore_on_demand --> run() ----touches----> next() -> page
+//! LazyMemory::new --> Machine::restore_lazy --> run() ----touches----> next() -> page
 //!                                                  ^                               |
 //!                                                  +----runs on---- fill(), zero() +
 //! ```
@@ -17,11 +17,11 @@
 //!   brought, those that are needed first in front, and the machine begins to run with these. The
 //!   page of the guest's instruction is a fair guess, and is brought out of turn.
 //! - KVM must read the guest's page tables by the processor alone, and emulate no more than what
-//!   concerns devices: see [`crate::hv::repeats_failed_touches`]. Where it emulates an instruction
+//!   concerns devices: see [`crate::hv::retries_failed_accesses`]. Where it emulates an instruction
 //!   one of whose operands is not there, it takes the page for a device's registers; the board
 //!   accesses memory then, and waits as a device does (`Board::mmio_read`).
 //! - KVM must write nothing for the guest behind its back, for that would be lost: its clock, for
-//!   one. [`MachineState::bears_failed_touches`](crate::MachineState::bears_failed_touches).
+//!   one. [`MachineState::tolerates_failed_accesses`](crate::MachineState::tolerates_failed_accesses).
 //! - A guest that has interrupts on is not brought out by KVM at once: KVM lets a thread of its own
 //!   touch the page and halts the vCPU meanwhile (an "asynchronous page fault"), finds that it
 //!   failed, and tries again. That takes CPU time, no more, and only until the page is there or a
@@ -56,7 +56,7 @@ pub enum Area {
 
 /// RAM and root file system of one machine, both without a single page at first.
 #[derive(Debug)]
-pub struct Demand {
+pub struct LazyMemory {
     uffd: Uffd,
     spans: Vec<Span>,
     /// Keeps the mappings for as long as anybody can put pages into them.
@@ -78,7 +78,7 @@ struct Span {
     place: Place,
 }
 
-impl Demand {
+impl LazyMemory {
     /// Room for `memory` bytes of RAM and an image of `rootfs` bytes (0: none).
     ///
     /// # Errors
@@ -87,8 +87,8 @@ impl Demand {
         Self::with(Uffd::new(), memory, rootfs, false)
     }
 
-    /// As [`Demand::new`], but only touches from user space wait: see above. Who fills it must
-    /// bring every page, tell so by [`Demand::arrived`], and in the end by [`Demand::complete`].
+    /// As [`LazyMemory::new`], but only touches from user space wait: see above. Who fills it must
+    /// bring every page, tell so by [`LazyMemory::arrived`], and in the end by [`LazyMemory::complete`].
     ///
     /// # Errors
     /// [`Error::Memory`] before Linux 5.11, where system calls are filtered, or there is no room.
@@ -186,13 +186,13 @@ impl Demand {
         self.ended.load(Ordering::SeqCst)
     }
 
-    /// Lets [`Demand::next`] return `None`: nothing will be touched any more.
+    /// Lets [`LazyMemory::next`] return `None`: nothing will be touched any more.
     pub fn end(&self) {
         self.ended.store(true, Ordering::SeqCst);
         arrivals::ring(&self.bell);
     }
 
-    /// Whether only touches from user space wait: [`Demand::in_user_mode`].
+    /// Whether only touches from user space wait: [`LazyMemory::in_user_mode`].
     pub fn is_in_user_mode(&self) -> bool {
         self.arrivals.is_some()
     }
@@ -248,7 +248,7 @@ impl Demand {
     /// Makes pages from `first` on pages of zeros, those that are there already excepted.
     ///
     /// # Errors
-    /// As for [`Demand::fill`].
+    /// As for [`LazyMemory::fill`].
     pub fn zero(&self, area: Area, first: u32, pages: u32) -> io::Result<()> {
         self.each_span(area, first, pages as usize * PAGE, |at, range| {
             // SAFETY: `each_span` gives addresses inside a registered mapping.
@@ -362,8 +362,8 @@ mod tests {
     use super::*;
 
     /// `None`, with a word, where userfaultfd is not permitted.
-    fn demand(rootfs: u64) -> Option<Arc<Demand>> {
-        let demand = Demand::new(16 << 20, rootfs);
+    fn demand(rootfs: u64) -> Option<Arc<LazyMemory>> {
+        let demand = LazyMemory::new(16 << 20, rootfs);
         demand.map_err(left_out).ok().map(Arc::new)
     }
 
@@ -393,7 +393,10 @@ mod tests {
     }
 
     /// The kernel touches the page on our behalf: it writes a byte into it.
-    fn kernel_touches(demand: &Demand, page: u64) -> std::result::Result<(), rustix::io::Errno> {
+    fn kernel_touches(
+        demand: &LazyMemory,
+        page: u64,
+    ) -> std::result::Result<(), rustix::io::Errno> {
         let address = demand.ram.get_host_address(GuestAddress(page * 4096));
         let (read, write) = rustix::pipe::pipe().unwrap();
         rustix::io::write(&write, b"k").unwrap();
@@ -404,7 +407,7 @@ mod tests {
 
     #[test]
     fn in_user_mode_touches_of_ours_wait_and_those_of_the_kernel_fail_until_the_page_is_there() {
-        let demand = match Demand::in_user_mode(16 << 20, 2 << 20) {
+        let demand = match LazyMemory::in_user_mode(16 << 20, 2 << 20) {
             Ok(demand) => Arc::new(demand),
             Err(e) => return left_out(e),
         };
@@ -449,7 +452,7 @@ mod tests {
 
     #[test]
     fn pages_that_are_released_are_zeros_for_everybody_and_the_others_are_not_there() {
-        let demand = match Demand::in_user_mode(16 << 20, 2 << 20) {
+        let demand = match LazyMemory::in_user_mode(16 << 20, 2 << 20) {
             Ok(demand) => demand,
             Err(e) => return left_out(e),
         };

@@ -103,7 +103,7 @@ pub fn supported_cpuid() -> Result<Vec<CpuidEntry>> {
 /// CPU itself. Elsewhere KVM does part of that in software; what it cannot read then becomes a page
 /// fault in the guest, or an instruction that cannot be emulated. A KVM that does not say counts
 /// as one that does it in software.
-pub fn repeats_failed_touches() -> bool {
+pub fn retries_failed_accesses() -> bool {
     let is_on = |module: &str, parameter: &str| {
         let path = format!("/sys/module/{module}/parameters/{parameter}");
         std::fs::read_to_string(path).is_ok_and(|text| matches!(text.trim(), "Y" | "1"))
