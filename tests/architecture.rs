@@ -73,7 +73,6 @@ const UNSAFE_ROOMS: &[&str] = &[
     "crates/smol-guest/src/main.rs",
     "crates/smol-host/src/emulated/",
     "crates/smol-machine/src/hv/",
-    "crates/smol-machine/src/machine/control.rs",
     "crates/smol-machine/src/machine/mod.rs",
     "crates/smol-machine/src/memory/image.rs",
     "crates/smol-machine/src/memory/lazy.rs",

@@ -10,6 +10,7 @@ use smol_bundle::{CpuContract, ImageKind, TscNeeds};
 use smol_cli::{ErrorExt, ExitKind};
 use smol_machine::config::{Clock, MachineConfig};
 use smol_machine::cpu::{self, CpuidEntry};
+use smol_machine::devices::Slot;
 use smol_machine::devices::virtio::vsock::{Vsock, VsockHandle};
 use smol_machine::machine::{Hooks, RestoreConfig, Time};
 use smol_machine::{Error, Machine, MachineState, hv};
@@ -23,9 +24,6 @@ use crate::metrics::Moment;
 use crate::output::{Console, Output, Tail};
 use crate::report::Report;
 use crate::spec::RunSpec;
-
-/// Window of the vsock device on the board (see [`smol_machine::devices::DeviceSet`]).
-const VSOCK_WINDOW: usize = 2;
 
 /// What the machine is connected to, for as many attempts as it takes.
 pub struct Wires {
@@ -93,7 +91,7 @@ fn restore(
         Ok(state) => state,
         Err(error) => return Ok(Err(error.to_string())),
     };
-    let wants_vsock = state.devices.get(VSOCK_WINDOW).is_some_and(Option::is_some);
+    let wants_vsock = state.has_device(Slot::Vsock);
     let (hooks, vsock) = wires.hooks(spec, wants_vsock)?;
     let machine = match first {
         Some(first) => {
@@ -223,7 +221,7 @@ fn check_contract(contract: &CpuContract) -> Result<Result<(), String>, Error> {
             std::env::consts::ARCH
         )));
     }
-    let supports = hv::supported_cpuid()?;
+    let supports = hv::host_cpu()?;
     Ok(judge_contract(
         contract,
         &supports,

@@ -1,139 +1,98 @@
-//! The board: what stands on the guest's I/O ports and MMIO windows.
+//! The bus: takes each access of the guest to the device at that address, and each device's
+//! interrupts to the hypervisor.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::DeviceSet;
 use super::serial::Serial;
-use super::virtio::console::Console;
-use super::virtio::pmem::Pmem;
-use super::virtio::rng::Rng;
-use super::virtio::vsock::Vsock;
+use super::slot::Slot;
 use super::virtio::{IrqLine, MmioTransport, TransportState};
-use crate::arch::layout;
-use crate::hv::Vm;
-use crate::memory::Ram;
+use crate::arch::{layout, ports};
+use crate::hv::{Address, Vm};
 use crate::memory::lazy::Contents;
-use crate::paravirt::{self, Paravirt, Request};
+use crate::paravirt::{Paravirt, ParavirtState, Phase, Request};
 use crate::{Error, Result, Stop};
 
-/// virtio-mmio windows of the board.
-pub const SLOTS: usize = 4;
-/// Interrupt line of each window.
-const SLOT_IRQS: [u32; SLOTS] = [5, 9, 10, 11];
-/// Timer interrupt of the paravirtual clock.
-const TIMER_IRQ: u32 = 0;
-const KEYBOARD_STATUS: u16 = 0x64;
-const KEYBOARD_RESET: u8 = 0xfe;
-
-/// The devices of a machine, each in its window; an empty window is not announced.
-pub struct DeviceSet {
-    /// Window 0, hvc0.
-    pub console: Option<Console>,
-    /// Window 1, /dev/pmem0.
-    pub pmem: Option<Pmem>,
-    /// Window 2.
-    pub vsock: Option<Vsock>,
-    /// Window 3.
-    pub rng: Option<Rng>,
+/// A register of the board outside of the virtio windows. Its address depends on the processor
+/// ([`ports::register`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Register {
+    /// Of the serial port, by its number.
+    Serial(u16),
+    /// Of the paravirtual interface, by its offset.
+    Paravirt(u16),
+    /// Command and status of the keyboard controller, of which only the reset command exists.
+    Keyboard,
 }
 
-impl DeviceSet {
-    /// Which windows are taken.
-    pub fn occupied(&self) -> [bool; SLOTS] {
-        [
-            self.console.is_some(),
-            self.pmem.is_some(),
-            self.vsock.is_some(),
-            self.rng.is_some(),
-        ]
-    }
+/// The keyboard controller's command that resets the machine.
+const RESET: u8 = 0xfe;
 
-    fn plug_in<V: Vm>(self, vm: &Arc<V>, ram: &Ram) -> [Option<Arc<MmioTransport>>; SLOTS] {
-        let irq = |slot: usize| {
-            Box::new(Gsi {
-                vm: vm.clone(),
-                gsi: SLOT_IRQS[slot],
-            })
-        };
-        [
-            self.console
-                .map(|d| MmioTransport::new(d, ram.clone(), irq(0))),
-            self.pmem
-                .map(|d| MmioTransport::new(d, ram.clone(), irq(1))),
-            self.vsock
-                .map(|d| MmioTransport::new(d, ram.clone(), irq(2))),
-            self.rng.map(|d| MmioTransport::new(d, ram.clone(), irq(3))),
-        ]
-    }
-}
-
-/// The machine's own part of the kernel command line: where its virtio devices are.
-pub fn cmdline(occupied: [bool; SLOTS]) -> String {
-    let windows = occupied
-        .iter()
-        .enumerate()
-        .filter(|(_, there)| **there)
-        .map(|(slot, _)| {
-            let gpa = layout::MMIO_BASE + slot as u64 * layout::MMIO_SIZE;
-            format!("virtio_mmio.device=4K@{gpa:#x}:{}", SLOT_IRQS[slot])
-        });
-    windows.collect::<Vec<_>>().join(" ")
-}
-
-/// Interrupt line of the board.
-struct Gsi<V> {
+/// An interrupt line of the hypervisor's controllers.
+struct Line<V> {
     vm: Arc<V>,
-    gsi: u32,
+    irq: u32,
 }
 
-impl<V: Vm> IrqLine for Gsi<V> {
+impl<V: Vm> IrqLine for Line<V> {
     fn set(&self, asserted: bool) {
-        // The line exists as long as the machine; a failure could only be our bug, and the
-        // guest would see a lost interrupt.
-        if let Err(e) = self.vm.set_irq_line(self.gsi, asserted) {
+        // The line exists as long as the machine. A failure could only be a bug of the VMM, and
+        // the guest would see a lost interrupt.
+        if let Err(e) = self.vm.set_irq_line(self.irq, asserted) {
             debug_assert!(false, "{e}");
         }
     }
 }
 
-/// Ports and windows of one machine.
-pub(crate) struct Board {
+/// All that a guest reaches by an address, except the RAM that the hypervisor maps.
+pub(crate) struct Bus {
     memory: Contents,
-    ports: Mutex<Ports>,
-    windows: [Option<Arc<MmioTransport>>; SLOTS],
+    registers: Mutex<Registers>,
+    /// By [`Slot::index`].
+    devices: [Option<Arc<MmioTransport>>; Slot::ALL.len()],
     timer: Box<dyn IrqLine>,
-    virtual_time: bool,
+    phase: Phase,
 }
 
-struct Ports {
+struct Registers {
     serial: Serial,
     paravirt: Option<Paravirt>,
 }
 
-impl Board {
+impl Bus {
     pub(crate) fn new<V: Vm>(
         vm: &Arc<V>,
         memory: Contents,
         serial: Serial,
         devices: DeviceSet,
         paravirt: Option<Paravirt>,
-        virtual_time: bool,
     ) -> Self {
-        let windows = devices.plug_in(vm, &memory.ram);
-        let timer = Box::new(Gsi {
-            vm: vm.clone(),
-            gsi: TIMER_IRQ,
+        let line = |irq| {
+            Box::new(Line {
+                vm: vm.clone(),
+                irq,
+            })
+        };
+        let mut slots = Slot::ALL.into_iter();
+        let devices = devices.0.map(|device| {
+            let slot = slots.next()?;
+            let transport =
+                |device| MmioTransport::new(device, memory.ram.clone(), line(slot.irq()));
+            device.map(transport)
         });
         Self {
+            timer: line(layout::TIMER_IRQ),
+            phase: paravirt.as_ref().map_or(Phase::Host, Paravirt::phase),
+            registers: Mutex::new(Registers { serial, paravirt }),
             memory,
-            ports: Mutex::new(Ports { serial, paravirt }),
-            windows,
-            timer,
-            virtual_time,
+            devices,
         }
     }
 
-    fn ports(&self) -> MutexGuard<'_, Ports> {
-        self.ports.lock().unwrap_or_else(PoisonError::into_inner)
+    fn registers(&self) -> MutexGuard<'_, Registers> {
+        self.registers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn pulse_timer(&self) {
@@ -141,160 +100,174 @@ impl Board {
         self.timer.set(false);
     }
 
+    /// Returns where the machine's time comes from.
+    pub(crate) fn phase(&self) -> Phase {
+        self.phase
+    }
+
     /// Accounts for a VM exit: virtual time passes.
     pub(crate) fn exit(&self) {
-        if self.virtual_time && self.ports().paravirt.as_mut().is_some_and(Paravirt::exit) {
+        if self.phase == Phase::Virtual
+            && self
+                .registers()
+                .paravirt
+                .as_mut()
+                .is_some_and(Paravirt::exit)
+        {
             self.pulse_timer();
         }
     }
 
-    /// A tick of the watchdog, from its thread. Virtual time before it, ns.
+    /// Lets virtual time pass by a tick of the watchdog, from its thread. Returns the virtual time
+    /// before it, ns.
     pub(crate) fn tick(&self) -> Option<u64> {
-        let mut ports = self.ports();
-        let paravirt = ports.paravirt.as_mut()?;
+        let mut registers = self.registers();
+        let paravirt = registers.paravirt.as_mut()?;
         let (before, due) = (paravirt.now(), paravirt.tick());
-        drop(ports);
+        drop(registers);
         if due {
             self.pulse_timer();
         }
         Some(before)
     }
 
-    pub(crate) fn io_in(&self, port: u16, data: &mut [u8]) {
-        let mut ports = self.ports();
-        let value = match port {
-            super::serial::PORT_BASE..0x400 => Some(u32::from(
-                ports.serial.read(port - super::serial::PORT_BASE),
-            )),
-            paravirt::PORT_BASE..paravirt::PORT_END => {
-                ports.paravirt.as_mut().and_then(|p| p.read(port))
-            }
-            KEYBOARD_STATUS => Some(0),
-            _ => None,
-        };
-        fill(data, value.unwrap_or(u32::MAX));
+    /// Reads for the guest. Where nothing is, all bits are set.
+    pub(crate) fn read(&self, at: Address, data: &mut [u8]) {
+        match (ports::register(at), at) {
+            (Some(register), _) => fill(data, self.read_register(register)),
+            (None, Address::Memory(gpa)) => self.read_memory(gpa, data),
+            (None, Address::Port(_)) => data.fill(0xff),
+        }
     }
 
-    /// Port write; a machine-wide consequence comes back as a reason to stop.
-    pub(crate) fn io_out(&self, port: u16, data: &[u8]) -> Option<Stop> {
-        let mut ports = self.ports();
-        match port {
-            super::serial::PORT_BASE..0x400 => {
+    /// Writes for the guest. Returns a reason to stop if the write asks for something that
+    /// concerns the whole machine.
+    pub(crate) fn write(&self, at: Address, data: &[u8]) -> Option<Stop> {
+        match (ports::register(at), at) {
+            (Some(register), _) => self.write_register(register, data),
+            (None, Address::Memory(gpa)) => {
+                self.write_memory(gpa, data);
+                None
+            }
+            (None, Address::Port(_)) => None,
+        }
+    }
+
+    fn read_register(&self, register: Register) -> u32 {
+        let mut registers = self.registers();
+        match register {
+            Register::Serial(number) => registers.serial.read(number).into(),
+            Register::Paravirt(offset) => {
+                let paravirt = registers.paravirt.as_mut();
+                paravirt.and_then(|p| p.read(offset)).unwrap_or(u32::MAX)
+            }
+            Register::Keyboard => 0,
+        }
+    }
+
+    fn write_register(&self, register: Register, data: &[u8]) -> Option<Stop> {
+        let mut registers = self.registers();
+        match register {
+            Register::Serial(number) => {
                 // String output (REP OUTSB) comes as many bytes in one exit.
                 for byte in data {
-                    ports.serial.write(port - super::serial::PORT_BASE, *byte);
+                    registers.serial.write(number, *byte);
                 }
+                None
             }
-            paravirt::PORT_BASE..paravirt::PORT_END => {
+            Register::Paravirt(offset) => {
                 let value = u32::from_le_bytes(data.try_into().ok()?);
-                let (request, timer_due) = ports.paravirt.as_mut()?.write(port, value);
-                drop(ports);
+                let (request, timer_due) = registers.paravirt.as_mut()?.write(offset, value);
+                drop(registers);
                 if timer_due {
                     self.pulse_timer();
                 }
-                return match request {
+                match request {
                     Request::None => None,
                     Request::Snapshot => Some(Stop::Snapshot),
                     Request::Stuck => Some(Stop::Stuck),
-                };
+                }
             }
-            KEYBOARD_STATUS if data.first() == Some(&KEYBOARD_RESET) => return Some(Stop::Reset),
-            _ => {}
+            Register::Keyboard => (data.first() == Some(&RESET)).then_some(Stop::Reset),
         }
-        None
     }
 
-    fn window(&self, gpa: u64) -> Option<(&MmioTransport, u64)> {
-        let offset = gpa.checked_sub(layout::MMIO_BASE)?;
-        let slot = usize::try_from(offset / layout::MMIO_SIZE).ok()?;
-        Some((
-            self.windows.get(slot)?.as_deref()?,
-            offset % layout::MMIO_SIZE,
-        ))
+    fn device_at(&self, gpa: u64) -> Option<(&MmioTransport, u64)> {
+        let (slot, offset) = Slot::at(gpa)?;
+        Some((self.devices[slot.index()].as_deref()?, offset))
     }
 
-    pub(crate) fn mmio_read(&self, gpa: u64, data: &mut [u8]) {
-        match self.window(gpa) {
+    fn read_memory(&self, gpa: u64, data: &mut [u8]) {
+        match self.device_at(gpa) {
             Some((transport, offset)) => transport.read(offset, data),
-            // Memory comes here where the hypervisor emulates an instruction with an operand on a
-            // page that it cannot have (see `demand`). We can: a touch of ours waits for it.
+            // An access to RAM comes here where the hypervisor emulates an instruction one of
+            // whose operands is on a page that the kernel cannot fault in (see `memory::lazy`).
+            // An access of ours waits for the page.
             None if self.memory.read_at(gpa, data) => {}
             None => data.fill(0xff),
         }
     }
 
-    pub(crate) fn mmio_write(&self, gpa: u64, data: &[u8]) {
-        match self.window(gpa) {
+    fn write_memory(&self, gpa: u64, data: &[u8]) {
+        match self.device_at(gpa) {
             Some((transport, offset)) => transport.write(offset, data),
             None => self.memory.write_at(gpa, data),
         }
     }
 
-    pub(crate) fn paravirt(&self) -> Option<paravirt::ParavirtState> {
-        self.ports().paravirt.as_ref().map(Paravirt::save)
+    pub(crate) fn paravirt(&self) -> Option<ParavirtState> {
+        self.registers().paravirt.as_ref().map(Paravirt::save)
     }
 
+    /// Captures the virtio devices, by slot.
     pub(crate) fn save(&self) -> Vec<Option<TransportState>> {
-        self.windows
-            .iter()
-            .map(|w| w.as_ref().map(|t| t.save()))
+        let states = self.devices.iter();
+        states
+            .map(|device| device.as_ref().map(|t| t.save()))
             .collect()
     }
 
+    /// Restores the virtio devices, and leaves them paused until [`Bus::resume`].
     pub(crate) fn restore(&self, states: &[Option<TransportState>]) -> Result<()> {
-        if states.len() != SLOTS {
-            return Err(Error::bad_state(format!(
-                "it has {} device windows instead of {SLOTS}",
-                states.len()
-            )));
+        let bad = |message: String| Err(Error::bad_state(message));
+        if states.len() != self.devices.len() {
+            return bad(format!(
+                "it has {} device windows instead of {}",
+                states.len(),
+                self.devices.len()
+            ));
         }
-        for (slot, (window, state)) in self.windows.iter().zip(states).enumerate() {
-            match (window, state) {
-                (Some(transport), Some(state)) => {
-                    transport
-                        .restore(state)
-                        .map_err(|e| Error::bad_state(format!("device window {slot}: {e}")))?;
-                }
+        for (slot, (device, state)) in self.devices.iter().zip(states).enumerate() {
+            match (device, state) {
+                (Some(transport), Some(state)) => transport
+                    .restore(state)
+                    .map_err(|e| Error::bad_state(format!("device window {slot}: {e}")))?,
                 (None, None) => {}
-                (Some(_), None) => {
-                    return Err(Error::bad_state(format!(
-                        "device window {slot} is empty in it"
-                    )));
-                }
+                (Some(_), None) => return bad(format!("device window {slot} is empty in it")),
                 (None, Some(_)) => {
-                    return Err(Error::bad_state(format!(
+                    return bad(format!(
                         "it has a device in window {slot} that this machine lacks"
-                    )));
+                    ));
                 }
             }
         }
         Ok(())
     }
 
-    /// Lets every device tell the guest what happened while it was frozen. Once, before the first run.
+    /// Keeps the devices off RAM and interrupt lines until [`Bus::resume`].
+    pub(crate) fn pause(&self) {
+        self.devices.iter().flatten().for_each(|t| t.pause());
+    }
+
+    /// Lets every device tell the guest what happened while it was frozen, before the vCPUs run.
     pub(crate) fn resume(&self) {
-        for transport in self.windows.iter().flatten() {
-            transport.resume();
-        }
+        self.devices.iter().flatten().for_each(|t| t.resume());
     }
 }
 
-/// Puts a register value into a port read of any width.
+/// Puts a register's value into a read of any width.
 fn fill(data: &mut [u8], value: u32) {
     for (to, from) in data.iter_mut().zip(value.to_le_bytes().into_iter().cycle()) {
         *to = from;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_taken_windows_are_announced() {
-        assert_eq!(
-            cmdline([true, false, false, true]),
-            "virtio_mmio.device=4K@0xd0000000:5 virtio_mmio.device=4K@0xd0003000:11"
-        );
     }
 }

@@ -1,12 +1,7 @@
-//! The early console: as much of a 16550 at 0x3f8 as a kernel needs to print before its drivers
+//! The early console: as much of a 16550 as a kernel needs to print before its drivers
 //! are up, and as bare guests use. Output only, no interrupt.
 
 use std::io::Write;
-
-/// First port of COM1.
-pub const PORT_BASE: u16 = 0x3f8;
-/// Ports of a 16550.
-pub const PORTS: u16 = 8;
 
 const DATA: u16 = 0;
 const IIR: u16 = 2;

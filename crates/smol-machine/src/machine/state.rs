@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::arch;
 
+use crate::devices::Slot;
 use crate::devices::virtio::mmio::TransportState;
-use crate::paravirt::ParavirtState;
+use crate::paravirt::{ParavirtState, Phase};
 
 /// Version of [`MachineState`]; a reader refuses any other.
 pub const VERSION: u32 = 1;
@@ -43,6 +44,16 @@ pub struct MachineState {
 }
 
 impl MachineState {
+    /// Returns where the machine's time came from.
+    pub fn phase(&self) -> Phase {
+        self.paravirt.as_ref().map_or(Phase::Host, |p| p.phase)
+    }
+
+    /// Whether the machine has the device of this slot.
+    pub fn has_device(&self, slot: Slot) -> bool {
+        self.devices.get(slot.index()).is_some_and(Option::is_some)
+    }
+
     /// Whether the machine can be restored into memory that only user space can wait for
     /// ([`LazyMemory::in_user_mode`](crate::memory::lazy::LazyMemory::in_user_mode)): KVM must not write into it
     /// for the guest. It does for kernels that use KVM's own interfaces, such as its clock, of which

@@ -1,145 +1,40 @@
 //! The CPU that a guest sees: pinned, the same on every host.
 //!
-//! A snapshot is only as portable as the CPU that its guest has looked at. So the guest sees a
-//! fixed table of about x86-64-v2 without XSAVE state, and [`check_host`] refuses a host that
-//! cannot provide it, by the names of the missing features.
+//! It is a fixed table of about x86-64-v2 without XSAVE state.
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result, paravirt};
+use super::contract::Register::*;
+pub use super::contract::{CpuidEntry, Features, HostCpu, PHYSICAL_ADDRESS_BITS, check_host};
+use super::ports;
+use crate::Result;
+use crate::paravirt::{self, Phase};
 
-/// Which variant of the pinned CPU a machine has.
+/// Which variant of the pinned CPU a machine has: what CPUID shows of time, and of the hypervisor.
+/// Where its time comes from now is another matter ([`Phase`]): a machine that was built on virtual
+/// time goes on without a TSC in CPUID after it was restored on the host's clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
 pub enum Model {
-    /// smol kernel under construction, and whatever is restored from it: no TSC in CPUID.
-    SmolBuild,
-    /// smol kernel that boots on the host's clock.
-    SmolLive,
-    /// Any other kernel: TSC, TSC deadline timer and KVM's clock.
+    /// Of smol kernels that boot on virtual time: no TSC.
+    #[serde(rename = "smol-build")]
+    SmolWithoutTsc,
+    /// Of smol kernels that boot on the host's clock: a TSC.
+    #[serde(rename = "smol-live")]
+    SmolWithTsc,
+    /// Of any other kernel: TSC, TSC deadline timer and KVM's clock.
+    #[serde(rename = "generic")]
     Generic,
 }
 
-/// One CPUID leaf.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub struct CpuidEntry {
-    pub function: u32,
-    /// Sub-leaf, where it matters.
-    pub index: Option<u32>,
-    pub eax: u32,
-    pub ebx: u32,
-    pub ecx: u32,
-    pub edx: u32,
-}
-
-/// Physical address bits that the guest is told of.
-pub const PHYSICAL_ADDRESS_BITS: u8 = 40;
-
-/// Where CPUID shows a feature.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Register {
-    Leaf1Ecx,
-    Leaf1Edx,
-    ExtendedEcx,
-    ExtendedEdx,
-}
-use Register::*;
-
-/// The features of the pinned CPU: register, bit, name as /proc/cpuinfo has it.
-const FEATURES: &[(Register, u32, &str)] = &[
-    (Leaf1Edx, 0, "fpu"),
-    (Leaf1Edx, 2, "de"),
-    (Leaf1Edx, 3, "pse"),
-    (Leaf1Edx, 5, "msr"),
-    (Leaf1Edx, 6, "pae"),
-    (Leaf1Edx, 8, "cx8"),
-    (Leaf1Edx, 9, "apic"),
-    (Leaf1Edx, 11, "sep"),
-    (Leaf1Edx, 13, "pge"),
-    (Leaf1Edx, 15, "cmov"),
-    (Leaf1Edx, 16, "pat"),
-    (Leaf1Edx, 17, "pse36"),
-    (Leaf1Edx, 19, "clflush"),
-    (Leaf1Edx, 23, "mmx"),
-    (Leaf1Edx, 24, "fxsr"),
-    (Leaf1Edx, 25, "sse"),
-    (Leaf1Edx, 26, "sse2"),
-    (Leaf1Ecx, 0, "pni"),
-    (Leaf1Ecx, 9, "ssse3"),
-    (Leaf1Ecx, 13, "cx16"),
-    (Leaf1Ecx, 19, "sse4_1"),
-    (Leaf1Ecx, 20, "sse4_2"),
-    (Leaf1Ecx, 23, "popcnt"),
-    (ExtendedEcx, 0, "lahf_lm"),
-    (ExtendedEdx, 11, "syscall"),
-    (ExtendedEdx, 20, "nx"),
-    (ExtendedEdx, 29, "lm"),
-];
+/// Input clock of KVM's LAPIC timer, kHz.
+pub const TIMER_KHZ: u32 = 1_000_000;
 
 const LEAF1_EDX_TSC: u32 = 1 << 4;
 const LEAF1_ECX_TSC_DEADLINE: u32 = 1 << 24;
 const LEAF1_ECX_HYPERVISOR: u32 = 1 << 31;
 /// Family 17h, model 31h: a CPU for which Linux and libc have no errata to look up in MSRs.
-const SIGNATURE: u32 = 0x0083_0f10;
+pub(super) const SIGNATURE: u32 = 0x0083_0f10;
 const VENDOR: [u32; 3] = [0x6874_7541, 0x444d_4163, 0x6974_6e65]; // EBX "Auth", ECX "cAMD", EDX "enti"
-
-/// A set of features of the pinned CPU; a list of their names when serialised.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Features(u32);
-
-impl Features {
-    /// All of the pinned CPU.
-    pub fn all() -> Self {
-        Self((1 << FEATURES.len()) - 1)
-    }
-
-    /// Those that a hypervisor with these leaves can give.
-    pub fn supported(leaves: &[CpuidEntry]) -> Self {
-        let there = (0..FEATURES.len()).filter(|i| is_supported(leaves, FEATURES[*i].2));
-        Self(there.fold(0, |set, i| set | 1 << i))
-    }
-
-    /// Their names, sorted.
-    pub fn names(self) -> Vec<&'static str> {
-        let mut names: Vec<_> = self.iter().map(|f| f.2).collect();
-        names.sort_unstable();
-        names
-    }
-
-    fn iter(self) -> impl Iterator<Item = &'static (Register, u32, &'static str)> {
-        (0..)
-            .zip(FEATURES)
-            .filter(move |(i, _)| self.0 & 1 << i != 0)
-            .map(|(_, f)| f)
-    }
-
-    fn bits(self, register: Register) -> u32 {
-        self.iter()
-            .filter(|f| f.0 == register)
-            .fold(0, |mask, f| mask | 1 << f.1)
-    }
-}
-
-impl Serialize for Features {
-    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        self.names().serialize(to)
-    }
-}
-
-impl<'de> Deserialize<'de> for Features {
-    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        let mut set = 0;
-        for name in Vec::<String>::deserialize(from)? {
-            let known = FEATURES.iter().position(|f| f.2 == name);
-            set |= 1
-                << known.ok_or_else(|| {
-                    serde::de::Error::custom(format!("unknown CPU feature {name:?}"))
-                })?;
-        }
-        Ok(Self(set))
-    }
-}
 
 /// The CPU of a machine: what CPUID shows on each of its vCPUs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -152,35 +47,33 @@ pub struct Cpu {
 }
 
 impl Cpu {
-    /// The CPU for a machine that boots on a host whose hypervisor supports `leaves`. A smol kernel
+    /// Returns the CPU for a machine that boots on a host like this. A smol kernel
     /// gets the whole pinned CPU, any other what of it there is.
     ///
     /// # Errors
     /// [`Error::Cpu`] if the host lacks what a smol kernel needs.
-    pub fn for_boot(model: Model, leaves: &[CpuidEntry]) -> Result<Self> {
+    pub fn for_boot(model: Model, host: &HostCpu) -> Result<Self> {
         let features = match model {
-            Model::Generic => Features::supported(leaves),
-            Model::SmolBuild | Model::SmolLive => {
-                check_host(leaves, Features::all().names())?;
+            Model::Generic => Features::supported(host),
+            Model::SmolWithoutTsc | Model::SmolWithTsc => {
+                check_host(host, Features::all().names())?;
                 Features::all()
             }
         };
         Ok(Self { model, features })
     }
 
-    /// The whole CPUID table of the vCPU with this APIC id.
+    /// Whether its guest speaks the paravirtual interface.
+    pub fn has_paravirt(self) -> bool {
+        self.model != Model::Generic
+    }
+
+    /// Returns the whole CPUID table of the vCPU with this APIC id.
     pub fn cpuid(self, apic_id: u8) -> Vec<CpuidEntry> {
-        let e = |function, eax, ebx, ecx, edx| CpuidEntry {
-            function,
-            index: None,
-            eax,
-            ebx,
-            ecx,
-            edx,
-        };
+        let e = CpuidEntry::leaf;
         let (tsc, deadline) = match self.model {
-            Model::SmolBuild => (0, 0),
-            Model::SmolLive => (LEAF1_EDX_TSC, 0),
+            Model::SmolWithoutTsc => (0, 0),
+            Model::SmolWithTsc => (LEAF1_EDX_TSC, 0),
             Model::Generic => (LEAF1_EDX_TSC, LEAF1_ECX_TSC_DEADLINE),
         };
         let mut table = vec![
@@ -219,18 +112,20 @@ impl Cpu {
 }
 
 impl Model {
+    /// Returns the variant for a smol kernel, or another one, that boots in this phase.
+    pub fn for_boot(smol: bool, phase: Phase) -> Self {
+        match (smol, phase) {
+            (true, Phase::Virtual) => Model::SmolWithoutTsc,
+            (true, Phase::Host) => Model::SmolWithTsc,
+            (false, _) => Model::Generic,
+        }
+    }
+
     fn hypervisor_leaves(self) -> [CpuidEntry; 2] {
-        let e = |function, eax, ebx, ecx, edx| CpuidEntry {
-            function,
-            index: None,
-            eax,
-            ebx,
-            ecx,
-            edx,
-        };
+        let e = CpuidEntry::leaf;
         let word = |s: &[u8; 4]| u32::from_le_bytes(*s);
         match self {
-            Model::SmolBuild | Model::SmolLive => [
+            Model::SmolWithoutTsc | Model::SmolWithTsc => [
                 e(
                     0x4000_0000,
                     0x4000_0001,
@@ -238,13 +133,7 @@ impl Model {
                     word(b"mach"),
                     word(b"ine\0"),
                 ),
-                e(
-                    0x4000_0001,
-                    paravirt::ABI,
-                    u32::from(paravirt::PORT_BASE),
-                    0,
-                    0,
-                ),
+                e(0x4000_0001, paravirt::ABI, u32::from(ports::PARAVIRT), 0, 0),
             ],
             // KVM_FEATURE_CLOCKSOURCE2 and KVM_FEATURE_CLOCKSOURCE_STABLE_BIT (Documentation/virt/kvm/x86/cpuid.rst).
             Model::Generic => [
@@ -261,50 +150,6 @@ impl Model {
     }
 }
 
-/// Checks what a snapshot `needs` against the leaves that this host's hypervisor `supports`.
-///
-/// # Errors
-/// [`Error::Cpu`] with the names of the missing features; a name that this build does not know is missing.
-pub fn check_host<'a>(
-    supports: &[CpuidEntry],
-    needs: impl IntoIterator<Item = &'a str>,
-) -> Result<()> {
-    let missing: Vec<String> = needs
-        .into_iter()
-        .filter(|n| !is_supported(supports, n))
-        .map(str::to_owned)
-        .collect();
-    if missing.is_empty() {
-        Ok(())
-    } else {
-        Err(Error::Cpu { missing })
-    }
-}
-
-fn is_supported(leaves: &[CpuidEntry], name: &str) -> bool {
-    let leaf = |function| {
-        leaves
-            .iter()
-            .find(|e| e.function == function)
-            .copied()
-            .unwrap_or_default()
-    };
-    let (basic, extended) = (leaf(1), leaf(0x8000_0001));
-    FEATURES
-        .iter()
-        .find(|f| f.2 == name)
-        .is_some_and(|(register, bit, _)| {
-            let value = match register {
-                Leaf1Ecx => basic.ecx,
-                Leaf1Edx => basic.edx,
-                ExtendedEcx => extended.ecx,
-                ExtendedEdx => extended.edx,
-            };
-            // KVM reports the APIC bit only once the irqchip stands; every back end emulates one.
-            value & 1 << bit != 0 || name == "apic"
-        })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -318,7 +163,11 @@ mod tests {
 
     #[test]
     fn the_pinned_cpu_satisfies_its_own_contract() {
-        check_host(&whole(Model::SmolBuild).cpuid(0), Features::all().names()).unwrap();
+        check_host(
+            &whole(Model::SmolWithoutTsc).cpuid(0),
+            Features::all().names(),
+        )
+        .unwrap();
     }
 
     #[test]
@@ -330,7 +179,7 @@ mod tests {
         let json = serde_json::to_string(&cpu).unwrap();
         assert_eq!(serde_json::from_str::<Cpu>(&json).unwrap(), cpu);
         check_host(&host, cpu.features.names()).unwrap();
-        assert!(Cpu::for_boot(Model::SmolBuild, &host).is_err());
+        assert!(Cpu::for_boot(Model::SmolWithoutTsc, &host).is_err());
         assert!(serde_json::from_str::<Cpu>(&json.replace("sse2", "sse9")).is_err());
     }
 
@@ -353,7 +202,14 @@ mod tests {
                 .iter()
                 .any(|e| e.function == 1 && e.edx & LEAF1_EDX_TSC != 0)
         };
-        assert!(!tsc(Model::SmolBuild));
-        assert!(tsc(Model::SmolLive) && tsc(Model::Generic));
+        assert!(!tsc(Model::SmolWithoutTsc));
+        assert!(tsc(Model::SmolWithTsc) && tsc(Model::Generic));
+    }
+
+    #[test]
+    fn the_names_of_the_variants_are_those_that_snapshots_hold() {
+        let models = [Model::SmolWithoutTsc, Model::SmolWithTsc, Model::Generic];
+        let json = serde_json::to_string(&models).unwrap();
+        assert_eq!(json, r#"["smol-build","smol-live","generic"]"#);
     }
 }

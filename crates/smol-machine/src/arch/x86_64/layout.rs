@@ -39,6 +39,10 @@ pub const LOW_RAM_END: u64 = 0xc000_0000;
 pub const MMIO_BASE: u64 = 0xd000_0000;
 /// Size of a virtio-mmio window.
 pub const MMIO_SIZE: u64 = 0x1000;
+/// Interrupt lines of the virtio-mmio windows: ISA lines that nothing else on the board has.
+pub const MMIO_IRQS: [u32; 4] = [5, 9, 10, 11];
+/// Interrupt line of the paravirtual clock's timer.
+pub const TIMER_IRQ: u32 = 0;
 /// IOAPIC registers.
 pub const IOAPIC: u32 = 0xfec0_0000;
 /// LAPIC registers.

@@ -19,9 +19,6 @@ use virtio_queue::QueueT;
 pub use super::state::TransportState;
 use super::{Fault, Mem, StateError, VirtQueue, VirtioDevice};
 
-/// Size of a transport's window in guest-physical memory.
-pub const WINDOW: u64 = 0x1000;
-
 /// Feature bits of the transport and the rings, offered with every device.
 const TRANSPORT_FEATURES: u64 = VERSION_1 | EVENT_IDX;
 const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
@@ -141,9 +138,8 @@ impl fmt::Debug for MmioTransport {
 
 impl MmioTransport {
     /// Puts `device` behind a transport in its reset state. `mem` is the guest's RAM.
-    pub fn new(device: impl VirtioDevice + 'static, mem: Mem, irq: Box<dyn IrqLine>) -> Arc<Self> {
+    pub fn new(mut device: Box<dyn VirtioDevice>, mem: Mem, irq: Box<dyn IrqLine>) -> Arc<Self> {
         let waker = Waker::default();
-        let mut device: Box<dyn VirtioDevice> = Box::new(device);
         device.attach(waker.clone());
         let sizes = device.queue_sizes().iter();
         let queues = sizes.map(|&size| VirtQueue::new(size)).collect();

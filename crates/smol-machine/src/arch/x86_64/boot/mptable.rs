@@ -1,6 +1,7 @@
 //! The MP table (MultiProcessor Specification 1.4): how many CPUs there are and how interrupts
 //! reach the IOAPIC. It spares the machine ACPI.
 
+use super::super::cpu::SIGNATURE;
 use crate::Result;
 use crate::arch::layout;
 use crate::memory::Ram;
@@ -33,7 +34,7 @@ fn table(vcpus: u8) -> Vec<u8> {
         let flags = if id == 0 { ENABLED | BOOT_CPU } else { ENABLED };
         let mut cpu = [0u8; 20];
         cpu[1..4].copy_from_slice(&[id, LAPIC_VERSION, flags]);
-        cpu[4..8].copy_from_slice(&0x0083_0f10u32.to_le_bytes());
+        cpu[4..8].copy_from_slice(&SIGNATURE.to_le_bytes());
         cpu[8..12].copy_from_slice(&0x201u32.to_le_bytes()); // FPU and APIC
         add(&cpu);
     }

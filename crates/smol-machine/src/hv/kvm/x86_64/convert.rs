@@ -1,18 +1,14 @@
-//! KVM's structures to and from our wire types. Pure.
+//! KVM's structures for a vCPU to and from our wire types. Pure.
 
 use kvm_bindings::{
     CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_VCPUEVENT_VALID_NMI_PENDING,
-    KVM_VCPUEVENT_VALID_SHADOW, Msrs, kvm_cpuid_entry2, kvm_debugregs, kvm_dtable, kvm_irqchip,
-    kvm_lapic_state, kvm_msr_entry, kvm_pit_channel_state, kvm_regs, kvm_segment, kvm_sregs,
-    kvm_vcpu_events, kvm_xsave,
+    KVM_VCPUEVENT_VALID_SHADOW, kvm_cpuid_entry2, kvm_debugregs, kvm_dtable, kvm_lapic_state,
+    kvm_regs, kvm_segment, kvm_sregs, kvm_vcpu_events, kvm_xsave,
 };
 
-use crate::arch::boot::Entry;
+use super::same_fields;
 use crate::arch::cpu::CpuidEntry;
-use crate::arch::layout;
-use crate::arch::state::{
-    Events, IoapicState, PicState, PitChannel, Regs, Segment, SystemRegs, Table,
-};
+use crate::arch::state::{Events, Regs, Segment, SystemRegs, Table};
 use crate::{Error, Result};
 
 /// Bytes of the FXSAVE area that the processor defines; then 48 reserved and 48 for software.
@@ -22,7 +18,7 @@ const FXSAVE_SIZE: usize = 512;
 const XSTATE_BV: usize = FXSAVE_SIZE / 4;
 const X87_AND_SSE: u32 = 3;
 
-pub(in crate::hv::kvm) fn cpuid_from_kvm(e: &kvm_cpuid_entry2) -> CpuidEntry {
+pub(super) fn cpuid_from_kvm(e: &kvm_cpuid_entry2) -> CpuidEntry {
     let indexed = e.flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX != 0;
     CpuidEntry {
         function: e.function,
@@ -34,7 +30,7 @@ pub(in crate::hv::kvm) fn cpuid_from_kvm(e: &kvm_cpuid_entry2) -> CpuidEntry {
     }
 }
 
-pub(in crate::hv::kvm) fn cpuid_to_kvm(table: &[CpuidEntry]) -> Result<CpuId> {
+pub(super) fn cpuid_to_kvm(table: &[CpuidEntry]) -> Result<CpuId> {
     let entries: Vec<_> = table
         .iter()
         .map(|e| kvm_cpuid_entry2 {
@@ -55,54 +51,14 @@ pub(in crate::hv::kvm) fn cpuid_to_kvm(table: &[CpuidEntry]) -> Result<CpuId> {
     CpuId::from_entries(&entries).map_err(|e| Error::Config(format!("CPUID table: {e:?}")))
 }
 
-pub(in crate::hv::kvm) fn msrs(entries: &[kvm_msr_entry]) -> Result<Msrs> {
-    Msrs::from_entries(entries).map_err(|e| Error::bad_state(format!("list of MSRs: {e:?}")))
-}
-
-pub(in crate::hv::kvm) fn regs_from_kvm(r: &kvm_regs) -> Regs {
-    Regs {
-        rax: r.rax,
-        rbx: r.rbx,
-        rcx: r.rcx,
-        rdx: r.rdx,
-        rsi: r.rsi,
-        rdi: r.rdi,
-        rsp: r.rsp,
-        rbp: r.rbp,
-        r8: r.r8,
-        r9: r.r9,
-        r10: r.r10,
-        r11: r.r11,
-        r12: r.r12,
-        r13: r.r13,
-        r14: r.r14,
-        r15: r.r15,
-        rip: r.rip,
-        rflags: r.rflags,
+same_fields! {
+    regs_from_kvm, regs_to_kvm: Regs = kvm_regs {
+        rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp, r8, r9, r10, r11, r12, r13, r14, r15, rip, rflags,
     }
 }
 
-pub(in crate::hv::kvm) fn regs_to_kvm(r: &Regs) -> kvm_regs {
-    kvm_regs {
-        rax: r.rax,
-        rbx: r.rbx,
-        rcx: r.rcx,
-        rdx: r.rdx,
-        rsi: r.rsi,
-        rdi: r.rdi,
-        rsp: r.rsp,
-        rbp: r.rbp,
-        r8: r.r8,
-        r9: r.r9,
-        r10: r.r10,
-        r11: r.r11,
-        r12: r.r12,
-        r13: r.r13,
-        r14: r.r14,
-        r15: r.r15,
-        rip: r.rip,
-        rflags: r.rflags,
-    }
+same_fields! {
+    table_from_kvm, table_to_kvm: Table = kvm_dtable { base, limit }
 }
 
 const UNUSABLE: u32 = 1 << 16;
@@ -145,22 +101,7 @@ fn segment_to_kvm(s: &Segment) -> kvm_segment {
     }
 }
 
-fn table_from_kvm(t: &kvm_dtable) -> Table {
-    Table {
-        base: t.base,
-        limit: t.limit,
-    }
-}
-
-fn table_to_kvm(t: &Table) -> kvm_dtable {
-    kvm_dtable {
-        base: t.base,
-        limit: t.limit,
-        padding: [0; 3],
-    }
-}
-
-pub(in crate::hv::kvm) fn sregs_from_kvm(s: &kvm_sregs) -> SystemRegs {
+pub(super) fn sregs_from_kvm(s: &kvm_sregs) -> SystemRegs {
     SystemRegs {
         cs: segment_from_kvm(&s.cs),
         ds: segment_from_kvm(&s.ds),
@@ -183,7 +124,7 @@ pub(in crate::hv::kvm) fn sregs_from_kvm(s: &kvm_sregs) -> SystemRegs {
 }
 
 /// Pending interrupts travel in the events and the LAPIC, so the bitmap stays empty.
-pub(in crate::hv::kvm) fn sregs_to_kvm(s: &SystemRegs, to: &mut kvm_sregs) {
+pub(super) fn sregs_to_kvm(s: &SystemRegs, to: &mut kvm_sregs) {
     to.cs = segment_to_kvm(&s.cs);
     to.ds = segment_to_kvm(&s.ds);
     to.es = segment_to_kvm(&s.es);
@@ -201,7 +142,7 @@ pub(in crate::hv::kvm) fn sregs_to_kvm(s: &SystemRegs, to: &mut kvm_sregs) {
 
 /// A component that is in its initial state may hold anything in the area, and hosts differ in
 /// what they leave there: write the initial values out, so that equal states have equal bytes.
-pub(in crate::hv::kvm) fn fxsave_from_kvm(xsave: &kvm_xsave) -> Vec<u8> {
+pub(super) fn fxsave_from_kvm(xsave: &kvm_xsave) -> Vec<u8> {
     let mut area: Vec<u8> = xsave.region[..XSTATE_BV]
         .iter()
         .flat_map(|w| w.to_le_bytes())
@@ -219,7 +160,7 @@ pub(in crate::hv::kvm) fn fxsave_from_kvm(xsave: &kvm_xsave) -> Vec<u8> {
     area
 }
 
-pub(in crate::hv::kvm) fn fxsave_to_kvm(area: &[u8]) -> Result<kvm_xsave> {
+pub(super) fn fxsave_to_kvm(area: &[u8]) -> Result<kvm_xsave> {
     if area.len() != FXSAVE_SIZE {
         return Err(Error::bad_state(format!(
             "the FXSAVE area has {} bytes instead of {FXSAVE_SIZE}",
@@ -234,7 +175,12 @@ pub(in crate::hv::kvm) fn fxsave_to_kvm(area: &[u8]) -> Result<kvm_xsave> {
     Ok(xsave)
 }
 
-pub(in crate::hv::kvm) fn debug_to_kvm(d: &[u64; 6]) -> kvm_debugregs {
+pub(super) fn debug_from_kvm(d: &kvm_debugregs) -> [u64; 6] {
+    let [d0, d1, d2, d3] = d.db;
+    [d0, d1, d2, d3, d.dr6, d.dr7]
+}
+
+pub(super) fn debug_to_kvm(d: &[u64; 6]) -> kvm_debugregs {
     kvm_debugregs {
         db: [d[0], d[1], d[2], d[3]],
         dr6: d[4],
@@ -243,7 +189,7 @@ pub(in crate::hv::kvm) fn debug_to_kvm(d: &[u64; 6]) -> kvm_debugregs {
     }
 }
 
-pub(in crate::hv::kvm) fn lapic_to_kvm(bytes: &[u8]) -> Result<kvm_lapic_state> {
+pub(super) fn lapic_to_kvm(bytes: &[u8]) -> Result<kvm_lapic_state> {
     let mut lapic = kvm_lapic_state::default();
     if bytes.len() != lapic.regs.len() {
         return Err(Error::bad_state(format!(
@@ -258,7 +204,7 @@ pub(in crate::hv::kvm) fn lapic_to_kvm(bytes: &[u8]) -> Result<kvm_lapic_state> 
     Ok(lapic)
 }
 
-pub(in crate::hv::kvm) fn events_from_kvm(e: &kvm_vcpu_events) -> Events {
+pub(super) fn events_from_kvm(e: &kvm_vcpu_events) -> Events {
     let exception = (e.exception.injected | e.exception.pending != 0).then(|| {
         (
             e.exception.nr,
@@ -273,7 +219,7 @@ pub(in crate::hv::kvm) fn events_from_kvm(e: &kvm_vcpu_events) -> Events {
     }
 }
 
-pub(in crate::hv::kvm) fn events_to_kvm(e: &Events) -> kvm_vcpu_events {
+pub(super) fn events_to_kvm(e: &Events) -> kvm_vcpu_events {
     let mut to = kvm_vcpu_events {
         flags: KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW,
         ..Default::default()
@@ -293,199 +239,6 @@ pub(in crate::hv::kvm) fn events_to_kvm(e: &Events) -> kvm_vcpu_events {
     (to.nmi.injected, to.nmi.pending, to.nmi.masked) =
         (u8::from(e.nmi.0), u8::from(e.nmi.1), u8::from(e.nmi.2));
     to
-}
-
-pub(in crate::hv::kvm) fn pic_from_kvm(chip: &kvm_irqchip) -> PicState {
-    // SAFETY: the chip id names a PIC, so KVM filled this member of the union; all its bytes are plain.
-    let p = unsafe { chip.chip.pic };
-    PicState {
-        last_irr: p.last_irr,
-        irr: p.irr,
-        imr: p.imr,
-        isr: p.isr,
-        priority_add: p.priority_add,
-        irq_base: p.irq_base,
-        read_reg_select: p.read_reg_select,
-        poll: p.poll,
-        special_mask: p.special_mask,
-        init_state: p.init_state,
-        auto_eoi: p.auto_eoi,
-        rotate_on_auto_eoi: p.rotate_on_auto_eoi,
-        special_fully_nested_mode: p.special_fully_nested_mode,
-        init4: p.init4,
-        elcr: p.elcr,
-        elcr_mask: p.elcr_mask,
-    }
-}
-
-pub(in crate::hv::kvm) fn pic_to_kvm(chip_id: u32, p: &PicState) -> kvm_irqchip {
-    let mut chip = kvm_irqchip {
-        chip_id,
-        ..Default::default()
-    };
-    chip.chip.pic = kvm_bindings::kvm_pic_state {
-        last_irr: p.last_irr,
-        irr: p.irr,
-        imr: p.imr,
-        isr: p.isr,
-        priority_add: p.priority_add,
-        irq_base: p.irq_base,
-        read_reg_select: p.read_reg_select,
-        poll: p.poll,
-        special_mask: p.special_mask,
-        init_state: p.init_state,
-        auto_eoi: p.auto_eoi,
-        rotate_on_auto_eoi: p.rotate_on_auto_eoi,
-        special_fully_nested_mode: p.special_fully_nested_mode,
-        init4: p.init4,
-        elcr: p.elcr,
-        elcr_mask: p.elcr_mask,
-    };
-    chip
-}
-
-pub(in crate::hv::kvm) fn ioapic_from_kvm(chip: &kvm_irqchip) -> IoapicState {
-    // SAFETY: the chip id names the IOAPIC, so KVM filled this member of the union; all its bytes are plain.
-    let io = unsafe { chip.chip.ioapic };
-    IoapicState {
-        base_address: io.base_address,
-        ioregsel: io.ioregsel,
-        id: io.id,
-        irr: io.irr,
-        // SAFETY: both members of the entry's union are the same 64 plain bits.
-        redirection: io.redirtbl.iter().map(|e| unsafe { e.bits }).collect(),
-    }
-}
-
-pub(in crate::hv::kvm) fn ioapic_to_kvm(chip_id: u32, io: &IoapicState) -> Result<kvm_irqchip> {
-    let mut chip = kvm_irqchip {
-        chip_id,
-        ..Default::default()
-    };
-    let mut to = kvm_bindings::kvm_ioapic_state {
-        base_address: io.base_address,
-        ioregsel: io.ioregsel,
-        id: io.id,
-        irr: io.irr,
-        ..Default::default()
-    };
-    if io.redirection.len() != to.redirtbl.len() {
-        return Err(Error::bad_state(format!(
-            "the IOAPIC has {} pins instead of {}",
-            io.redirection.len(),
-            to.redirtbl.len()
-        )));
-    }
-    for (entry, bits) in to.redirtbl.iter_mut().zip(&io.redirection) {
-        entry.bits = *bits;
-    }
-    chip.chip.ioapic = to;
-    Ok(chip)
-}
-
-pub(in crate::hv::kvm) fn pit_from_kvm(c: &kvm_pit_channel_state) -> PitChannel {
-    PitChannel {
-        count: c.count,
-        latched_count: c.latched_count,
-        count_latched: c.count_latched,
-        status_latched: c.status_latched,
-        status: c.status,
-        read_state: c.read_state,
-        write_state: c.write_state,
-        write_latch: c.write_latch,
-        rw_mode: c.rw_mode,
-        mode: c.mode,
-        bcd: c.bcd,
-        gate: c.gate,
-    }
-}
-
-pub(in crate::hv::kvm) fn pit_to_kvm(c: &PitChannel) -> kvm_pit_channel_state {
-    kvm_pit_channel_state {
-        count: c.count,
-        latched_count: c.latched_count,
-        count_latched: c.count_latched,
-        status_latched: c.status_latched,
-        status: c.status,
-        read_state: c.read_state,
-        write_state: c.write_state,
-        write_latch: c.write_latch,
-        rw_mode: c.rw_mode,
-        mode: c.mode,
-        bcd: c.bcd,
-        gate: c.gate,
-        count_load_time: 0,
-    }
-}
-
-/// Control registers for the entry to a kernel: flat segments, and long mode with the identity
-/// map of [`layout::PAGE_TABLES`] for the 64-bit protocol.
-pub(in crate::hv::kvm) fn boot_sregs(s: &mut kvm_sregs, entry: &Entry) {
-    const PROTECTED: u64 = 1;
-    const PAGING_AND_PROTECTED: u64 = 0x8000_0011;
-    const PAE: u64 = 1 << 5;
-    const LONG_MODE_ENABLED_AND_ACTIVE: u64 = 0x500;
-    let flat = |selector, type_, l| kvm_segment {
-        limit: u32::MAX,
-        selector,
-        type_,
-        present: 1,
-        s: 1,
-        g: 1,
-        l,
-        db: 1 - l,
-        ..Default::default()
-    };
-    let long = u8::from(matches!(entry, Entry::Linux64 { .. }));
-    s.cs = flat(0x10, 11, long);
-    let data = flat(0x18, 3, 0);
-    (s.ds, s.es, s.fs, s.gs, s.ss) = (data, data, data, data, data);
-    s.tr = kvm_segment {
-        limit: 0x67,
-        selector: 0,
-        type_: 11,
-        present: 1,
-        ..Default::default()
-    };
-    s.gdt = kvm_dtable {
-        base: layout::GDT,
-        limit: 4 * 8 - 1,
-        padding: [0; 3],
-    };
-    s.idt = kvm_dtable::default();
-    if long == 1 {
-        s.cr3 = layout::PAGE_TABLES;
-        s.cr4 = PAE;
-        s.cr0 = PAGING_AND_PROTECTED;
-        s.efer = LONG_MODE_ENABLED_AND_ACTIVE;
-    } else {
-        s.cr0 = PROTECTED | 0x10;
-        s.cr4 = 0;
-        s.efer = 0;
-    }
-}
-
-/// General registers for the entry to a kernel.
-pub(in crate::hv::kvm) fn boot_regs(entry: &Entry) -> kvm_regs {
-    const RESERVED_ONE: u64 = 2;
-    let regs = kvm_regs {
-        rflags: RESERVED_ONE,
-        rsp: layout::BOOT_STACK,
-        ..Default::default()
-    };
-    match *entry {
-        Entry::Linux64 { rip, boot_params } => kvm_regs {
-            rip,
-            rsi: boot_params,
-            ..regs
-        },
-        Entry::Pvh { rip, start_info } => kvm_regs {
-            rip,
-            rbx: start_info,
-            rsp: 0,
-            ..regs
-        },
-    }
 }
 
 #[cfg(test)]
@@ -536,13 +289,5 @@ mod tests {
     fn odd_sizes_from_a_bundle_are_refused() {
         assert!(fxsave_to_kvm(&[0; 511]).is_err());
         assert!(lapic_to_kvm(&[0; 4096]).is_err());
-        let ioapic = IoapicState {
-            base_address: 0,
-            ioregsel: 0,
-            id: 0,
-            irr: 0,
-            redirection: vec![0; 25],
-        };
-        assert!(ioapic_to_kvm(2, &ioapic).is_err());
     }
 }
