@@ -38,7 +38,7 @@ pub enum Error {
     /// The machine is described wrongly.
     #[error("{0}")]
     Config(String),
-    /// A snapshot's state is not one that this version can bring back.
+    /// A snapshot's state is not one that this version can restore.
     #[error("the snapshot's machine state is unusable: {0}")]
     State(String),
     /// Guest memory could not be made or accessed.

@@ -1,4 +1,4 @@
-//! smol's virtual machine monitor: boots a Linux machine, freezes it, brings it back.
+//! smol's virtual machine monitor: boots a Linux machine, captures it, restores it.
 //!
 //! | module | purpose |
 //! |---|---|

@@ -1,4 +1,4 @@
-//! Threads that begin at once.
+//! Background threads that begin at once.
 
 use std::io;
 use std::os::unix::thread::JoinHandleExt;
@@ -8,12 +8,12 @@ use std::thread::{self, JoinHandle};
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
 
-/// Hosts with more CPUs are left to their scheduler.
-const FEW: u32 = 4;
+/// On hosts with more CPUs the scheduler places the threads.
+const MOST_CPUS: u32 = 4;
 
-/// Spawns a thread for work that is to be done while the caller goes on. Linux without scheduling
-/// domains, as in small virtual machines, leaves a new thread on its maker's CPU, where it waits
-/// until the maker has used up its slice: milliseconds, which is longer than the work. So on small
+/// Spawns a thread for work in the background. Linux without scheduling domains, as in small
+/// virtual machines, leaves a new thread on the CPU of the thread that made it, where it waits until
+/// that one has used up its time slice: milliseconds, which is longer than the work. So on small
 /// hosts the thread begins on another CPU; from there on it may run anywhere.
 ///
 /// # Errors
@@ -43,14 +43,14 @@ pub fn spawn<T: Send + 'static>(
     Ok(thread)
 }
 
-/// Another CPU of these than ours, if they are few.
+/// Returns another of these CPUs than the one that the caller runs on, if they are few.
 fn another(allowed: &CpuSet) -> Option<usize> {
     let here = sched_getcpu();
     let mut cpus = (0..CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu));
-    (allowed.count() <= FEW).then(|| cpus.find(|cpu| *cpu != here))?
+    (allowed.count() <= MOST_CPUS).then(|| cpus.find(|cpu| *cpu != here))?
 }
 
-/// Moves a thread to a CPU. Only saves time, so that it fails is no error.
+/// Moves a thread to a CPU. That only saves time, so a failure is ignored.
 fn place<T>(thread: &JoinHandle<T>, cpu: usize) {
     // SAFETY: an all-zero set is an empty one; CPU_SET writes inside of it for a CPU that the kernel's
     // set of the same size has; the thread's handle is valid until it is joined, which `thread` rules out.
@@ -66,9 +66,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_thread_may_run_where_its_maker_may() {
+    fn a_thread_may_run_where_the_one_that_made_it_may() {
         let ours = sched_getaffinity(None).unwrap();
-        let theirs = spawn("beside", || sched_getaffinity(None).unwrap()).unwrap();
+        let theirs = spawn("test", || sched_getaffinity(None).unwrap()).unwrap();
         assert_eq!(theirs.join().unwrap(), ours);
     }
 

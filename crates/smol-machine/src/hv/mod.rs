@@ -104,7 +104,7 @@ pub trait Vm: Sized + Send + Sync + 'static {
 
 /// A vCPU. It is run by one thread at a time.
 pub trait Vcpu: Send {
-    /// What brings it out of the guest.
+    /// What interrupts it.
     type Kicker: Kicker;
 
     /// Returns its kicker. To be called on the thread that runs it, before it is run.

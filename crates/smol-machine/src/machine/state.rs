@@ -7,7 +7,6 @@
 use serde::{Deserialize, Serialize};
 
 use crate::arch;
-
 use crate::devices::Slot;
 use crate::devices::virtio::mmio::TransportState;
 use crate::paravirt::{ParavirtState, Phase};
@@ -30,7 +29,7 @@ pub struct MachineState {
     /// Size of the virtio-pmem image in bytes, 0 without one.
     pub pmem: u64,
     /// The CPU that the guest was shown.
-    pub cpu: crate::arch::cpu::Cpu,
+    pub cpu: arch::cpu::Cpu,
     /// The vCPUs that were online, by APIC id from 0.
     pub vcpus: Vec<arch::state::VcpuState>,
     /// Interrupt controllers.
@@ -54,11 +53,11 @@ impl MachineState {
         self.devices.get(slot.index()).is_some_and(Option::is_some)
     }
 
-    /// Whether the machine can be restored into memory that only user space can wait for
-    /// ([`LazyMemory::in_user_mode`](crate::memory::lazy::LazyMemory::in_user_mode)): KVM must not write into it
-    /// for the guest. It does for kernels that use KVM's own interfaces, such as its clock, of which
-    /// smol kernels are shown none; nor do they use the 32-bit paging with PAE, for which KVM reads
-    /// memory when a register is loaded.
+    /// Whether the machine can be restored into memory in which accesses of the kernel fail instead
+    /// of waiting ([`LazyMemory::in_user_mode`](crate::memory::lazy::LazyMemory::in_user_mode)). KVM
+    /// must not write into it for the guest then. It does for kernels that use KVM's own interfaces,
+    /// such as its clock, which smol kernels are not shown; nor do they use 32-bit paging with PAE,
+    /// for which KVM reads memory when a register is loaded.
     pub fn tolerates_failed_accesses(&self) -> bool {
         self.paravirt.is_some()
     }

@@ -1,9 +1,9 @@
-//! A machine whose touches of pages that are not there fail instead of waiting: how far its
-//! memory has come, what its vCPUs wait for, and what they need first.
+//! How a vCPU waits for absent pages where an access fails instead of waiting: how much of the
+//! memory has been loaded, and which pages are needed first.
 //!
 //! ```text
-//! vCPU    KVM_RUN -> "bad address" -> wait(), until there is more -> KVM_RUN, and so on
-//! filler  page after page -> arrived(); the working set -> open(); the last page -> complete()
+//! vCPU    KVM_RUN -> EFAULT -> wait() until more is loaded -> KVM_RUN, and so on
+//! loader  page after page -> arrived(); the working set -> open(); the last page -> complete()
 //! ```
 
 use std::collections::VecDeque;
@@ -15,12 +15,12 @@ use std::time::Duration;
 use crate::memory::PAGE;
 use crate::memory::lazy::Area;
 
-/// How often one who waits looks whether the machine is to stop.
-const GLANCE: Duration = Duration::from_millis(10);
+/// How often a vCPU that waits checks whether the machine is to stop.
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 /// Of [`Arrivals::steps`]: no more pages come.
 const OVER: u64 = u64::MAX;
 
-/// What is shared between those who bring pages and those who need them.
+/// What is shared between the vCPUs and the loader of pages.
 #[derive(Debug)]
 pub(crate) struct Arrivals {
     places: Vec<Place>,
@@ -29,8 +29,8 @@ pub(crate) struct Arrivals {
     steps: AtomicU64,
     inner: Mutex<Inner>,
     changed: Condvar,
-    /// An eventfd that is rung when a page is wanted.
-    bell: Arc<OwnedFd>,
+    /// An eventfd that becomes readable when a page is wanted.
+    wakeup: Arc<OwnedFd>,
 }
 
 #[derive(Debug, Default)]
@@ -55,14 +55,14 @@ pub(crate) struct Place {
 pub(crate) struct Step(u64);
 
 impl Arrivals {
-    /// Nothing is there yet of what belongs into these places.
-    pub(crate) fn new(places: Vec<Place>, bell: Arc<OwnedFd>) -> Self {
+    /// Returns that of memory of which nothing is loaded yet.
+    pub(crate) fn new(places: Vec<Place>, wakeup: Arc<OwnedFd>) -> Self {
         Self {
             places,
             steps: AtomicU64::new(0),
             inner: Mutex::default(),
             changed: Condvar::new(),
-            bell,
+            wakeup,
         }
     }
 
@@ -70,7 +70,7 @@ impl Arrivals {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// More is there: who waits tries again.
+    /// More is loaded: vCPUs that wait try again.
     pub(crate) fn arrived(&self) {
         let _lock = self.lock();
         if let Some(Step(steps)) = self.step() {
@@ -79,13 +79,13 @@ impl Arrivals {
         self.changed.notify_all();
     }
 
-    /// What is touched first is there: the machine may run.
+    /// The working set is loaded: the machine may run.
     pub(crate) fn open(&self) {
         self.lock().open = true;
         self.changed.notify_all();
     }
 
-    /// Everything is there, or nothing more comes.
+    /// Everything is loaded, or nothing more will be.
     pub(crate) fn complete(&self) {
         let mut inner = self.lock();
         inner.open = true;
@@ -93,8 +93,8 @@ impl Arrivals {
         self.changed.notify_all();
     }
 
-    /// How much there is now; `None` if no more comes, so that a touch that fails from here on
-    /// fails for good.
+    /// Returns how much is loaded now; `None` if no more will be, so that an access that fails from
+    /// here on fails for good.
     pub(crate) fn step(&self) -> Option<Step> {
         let steps = self.steps.load(Ordering::SeqCst);
         (steps != OVER).then_some(Step(steps))
@@ -105,8 +105,8 @@ impl Arrivals {
         self.wait_for(stopping, |inner| inner.open);
     }
 
-    /// Waits until there is more than there was `before` the touch that failed, or the machine is
-    /// to stop. What arrived between the two counts, so nothing can be missed.
+    /// Waits until more is loaded than was `before` the access that failed, or the machine is to
+    /// stop. What arrived between the two counts, so nothing can be missed.
     pub(crate) fn wait(&self, before: Step, stopping: impl Fn() -> bool) {
         self.wait_for(stopping, |_| self.step() != Some(before));
     }
@@ -114,7 +114,7 @@ impl Arrivals {
     fn wait_for(&self, stopping: impl Fn() -> bool, reached: impl Fn(&Inner) -> bool) {
         let mut inner = self.lock();
         while !reached(&inner) && !stopping() {
-            let waited = self.changed.wait_timeout(inner, GLANCE);
+            let waited = self.changed.wait_timeout(inner, POLL_INTERVAL);
             inner = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
@@ -130,19 +130,19 @@ impl Arrivals {
         let mut inner = self.lock();
         if !inner.wanted.contains(&page) {
             inner.wanted.push_back(page);
-            ring(&self.bell);
+            signal(&self.wakeup);
         }
     }
 
-    /// The next page that is needed.
+    /// Returns the next page that is needed.
     pub(crate) fn wanted(&self) -> Option<(Area, u32)> {
         self.lock().wanted.pop_front()
     }
 }
 
 /// Makes an eventfd readable. It takes any number of small writes.
-pub(crate) fn ring(bell: &OwnedFd) {
-    let _ = rustix::io::write(bell, &1u64.to_ne_bytes());
+pub(crate) fn signal(wakeup: &OwnedFd) {
+    let _ = rustix::io::write(wakeup, &1u64.to_ne_bytes());
 }
 
 #[cfg(test)]
@@ -164,8 +164,8 @@ mod tests {
             place(4 << 30, Area::Memory, 512, 256),
             place(8 << 30, Area::Rootfs, 0, 16),
         ];
-        let bell = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
-        Arc::new(Arrivals::new(places, Arc::new(bell)))
+        let wakeup = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+        Arc::new(Arrivals::new(places, Arc::new(wakeup)))
     }
 
     #[test]
@@ -180,7 +180,7 @@ mod tests {
             let arrivals = arrivals.clone();
             move || arrivals.wait(now, || false)
         });
-        thread::sleep(3 * GLANCE);
+        thread::sleep(3 * POLL_INTERVAL);
         assert!(!waiter.is_finished());
         arrivals.arrived();
         waiter.join().unwrap();
@@ -210,7 +210,7 @@ mod tests {
                 }
             })
         });
-        thread::sleep(3 * GLANCE);
+        thread::sleep(3 * POLL_INTERVAL);
         assert!(waiters.iter().all(|waiter| !waiter.is_finished()));
         stopping.store(true, Ordering::SeqCst);
         waiters

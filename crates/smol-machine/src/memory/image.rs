@@ -1,4 +1,4 @@
-//! Guest RAM: where its pages come from and how they are written out.
+//! Mappings of RAM and of the root file system's image, and writing RAM out.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -21,13 +21,13 @@ pub type Ram = GuestMemoryMmap<()>;
 /// Page of guest memory, bytes.
 pub const PAGE: usize = 4096;
 
-/// RAM of `memory` zero bytes.
+/// Maps RAM of `memory` zero bytes.
 pub fn anonymous(memory: u64) -> Result<Ram> {
     build(memory, None)
 }
 
-/// RAM whose pages are those of the memory image at `path` until they are written:
-/// copy-on-write, so any number of machines share one image. Also the image.
+/// Maps RAM whose pages are those of the memory image at `path` until they are written:
+/// copy-on-write, so any number of machines share one image. Also returns the image.
 pub fn copy_on_write(memory: u64, path: &Path) -> Result<(Ram, Arc<File>)> {
     let err = |source| Error::File {
         what: "memory image",
@@ -106,7 +106,7 @@ impl PmemImage {
         Self::new(gpa, len, libc::MAP_SHARED, file.as_raw_fd()).map_err(err)
     }
 
-    /// Room for an image that is filled while the machine runs (see [`crate::memory::lazy`]).
+    /// Maps memory for an image that is filled while the machine runs (see [`crate::memory::lazy`]).
     pub(crate) fn anonymous(len: u64, gpa: u64) -> Result<Self> {
         if len > layout::MAX_PMEM || !len.is_multiple_of(layout::PMEM_ALIGN) {
             return Err(Error::bad_state(format!(
@@ -231,7 +231,7 @@ mod tests {
     use vm_memory::Bytes;
 
     #[test]
-    fn an_image_brings_back_the_same_memory_and_is_not_written_through() {
+    fn an_image_restores_the_same_memory_and_is_not_written_through() {
         let ram = anonymous(16 << 20).unwrap();
         for gpa in [0u64, 5 << 20, (5 << 20) + 4096, (16 << 20) - 8] {
             ram.write_obj(gpa ^ 0xdead_beef, GuestAddress(gpa)).unwrap();

@@ -1,35 +1,35 @@
-//! Memory that is filled while the machine runs: a page that nobody has touched yet is not there,
-//! and who touches it waits until somebody has put it there.
+//! Lazy memory: it is filled while the machine runs. Every page is absent at first, and an access
+//! to an absent page waits until the page has been loaded (demand paging by userfaultfd(2)).
 //!
 //! ```text
-//! LazyMemory::new --> Machine::restore_lazy --> run() ----touches----> next() -> page
-//!                                                  ^                               |
-//!                                                  +----runs on---- fill(), zero() +
+//! LazyMemory::new --> Machine::restore_lazy --> run() ---page fault---> next() -> page
+//!                                                 ^                               |
+//!                                                 +----continues---- fill(), zero() +
 //! ```
 //!
-//! **In user mode.** Not everybody may have the kernel's own touches wait, and KVM's are such: when
-//! a vCPU needs a page, it is the kernel that touches it. Whoever may not, can still have those of
-//! user space wait, which are the devices'. The kernel's fail; KVM_RUN then returns EFAULT with the
-//! guest where it was, so the vCPU waits until more has arrived and is run again, and executes the
-//! same instruction ([`crate::memory::arrivals`]). What that takes:
+//! **In user mode.** When a vCPU accesses a page, it is the kernel (KVM) that faults. A userfaultfd
+//! that makes faults of the kernel wait needs privileges. Without them there is one for faults of
+//! user space only, which are those of the devices; an access by the kernel fails instead. KVM_RUN
+//! then returns EFAULT with the guest's state unchanged, so the vCPU waits until more pages have
+//! been loaded, and is run again to execute the same instruction (`arrivals`). This requires:
 //!
-//! - Mostly nobody is told which page it was (before Linux 6.8 never). So all of them must be
-//!   brought, those that are needed first in front, and the machine begins to run with these. The
-//!   page of the guest's instruction is a fair guess, and is brought out of turn.
-//! - KVM must read the guest's page tables by the processor alone, and emulate no more than what
-//!   concerns devices: see [`crate::hv::retries_failed_accesses`]. Where it emulates an instruction
-//!   one of whose operands is not there, it takes the page for a device's registers; the board
-//!   accesses memory then, and waits as a device does (`Board::mmio_read`).
-//! - KVM must write nothing for the guest behind its back, for that would be lost: its clock, for
-//!   one. [`MachineState::tolerates_failed_accesses`](crate::MachineState::tolerates_failed_accesses).
-//! - A guest that has interrupts on is not brought out by KVM at once: KVM lets a thread of its own
-//!   touch the page and halts the vCPU meanwhile (an "asynchronous page fault"), finds that it
-//!   failed, and tries again. That takes CPU time, no more, and only until the page is there or a
+//! - Usually KVM does not say which page it was (before Linux 6.8 never). So all pages must be
+//!   loaded, the working set first, and the machine begins to run when that is complete. The
+//!   page of the guest's instruction is a fair guess, and is loaded out of turn.
+//! - KVM must leave the guest's page tables to the processor, and emulate only what concerns
+//!   devices: see [`crate::hv::retries_failed_accesses`]. Where it emulates an instruction one of
+//!   whose operands is absent, it takes the page for a device's registers; the bus accesses memory
+//!   then, and waits as a device does (`Bus::read`).
+//! - KVM must not write to guest memory on its own, its clock for one: such a write would be lost.
+//!   See [`MachineState::tolerates_failed_accesses`](crate::MachineState::tolerates_failed_accesses).
+//! - If the guest has interrupts enabled, KVM does not return at once: it lets a thread of its own
+//!   access the page and halts the vCPU meanwhile (an "asynchronous page fault"), finds that the
+//!   access failed, and tries again. That costs CPU time, and only until the page is loaded or a
 //!   signal comes.
-//! - Our own system calls must not be given the guest's memory, for they would fail instead of
+//! - Guest memory must not be passed to system calls of our own: they would fail instead of
 //!   waiting. Devices copy by way of buffers of their own (`Chain::read`, `Chain::write`).
 //!
-//! The kernel's log says once that a touch of the kernel was not handled; that is this.
+//! The kernel's log says once that an access of the kernel was not handled; this is why.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -54,20 +54,20 @@ pub enum Area {
     Rootfs,
 }
 
-/// RAM and root file system of one machine, both without a single page at first.
+/// RAM and root file system of one machine, of which every page is absent at first.
 #[derive(Debug)]
 pub struct LazyMemory {
     uffd: Uffd,
     spans: Vec<Span>,
-    /// Keeps the mappings for as long as anybody can put pages into them.
+    /// Keeps the mappings for as long as pages can be put into them.
     pub(crate) ram: Ram,
     pub(crate) rootfs: Option<Arc<PmemImage>>,
     /// Only in user mode.
     pub(crate) arrivals: Option<Arc<Arrivals>>,
     ended: AtomicBool,
-    /// Readable once it has ended, or a page is wanted.
-    bell: Arc<OwnedFd>,
-    /// One caller at a time waits for touches.
+    /// An eventfd, readable once it has ended or a page is wanted.
+    wakeup: Arc<OwnedFd>,
+    /// One caller at a time waits for faults.
     waiting: Mutex<()>,
 }
 
@@ -79,19 +79,19 @@ struct Span {
 }
 
 impl LazyMemory {
-    /// Room for `memory` bytes of RAM and an image of `rootfs` bytes (0: none).
+    /// Returns memory of `memory` bytes of RAM and an image of `rootfs` bytes (0: none).
     ///
     /// # Errors
-    /// [`Error::Memory`] where userfaultfd(2) is not permitted, or there is no room.
+    /// [`Error::Memory`] where userfaultfd(2) is not permitted, or memory cannot be mapped.
     pub fn new(memory: u64, rootfs: u64) -> Result<Self> {
         Self::with(Uffd::new(), memory, rootfs, false)
     }
 
-    /// As [`LazyMemory::new`], but only touches from user space wait: see above. Who fills it must
-    /// bring every page, tell so by [`LazyMemory::arrived`], and in the end by [`LazyMemory::complete`].
+    /// As [`LazyMemory::new`], but only accesses from user space wait: see above. All pages must be
+    /// loaded, each announced by [`LazyMemory::arrived`] and the last by [`LazyMemory::complete`].
     ///
     /// # Errors
-    /// [`Error::Memory`] before Linux 5.11, where system calls are filtered, or there is no room.
+    /// [`Error::Memory`] before Linux 5.11, where system calls are filtered, or memory cannot be mapped.
     pub fn in_user_mode(memory: u64, rootfs: u64) -> Result<Self> {
         Self::with(Uffd::in_user_mode(), memory, rootfs, true)
     }
@@ -132,14 +132,14 @@ impl LazyMemory {
         }
         for span in &spans {
             // SAFETY: a private anonymous mapping of ours, kept by `ram` or `rootfs`. The caller
-            // gives what is touched its bytes; if nobody did, the machine would wait, no more.
+            // loads what is accessed; if it did not, the machine would wait, no more.
             unsafe { uffd.register(span.start as *mut u8, span.place.pages as usize * PAGE) }
                 .map_err(|e| fail("UFFDIO_REGISTER", e))?;
         }
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
-        let bell = Arc::new(eventfd(0, flags).map_err(|e| fail("eventfd", e.into()))?);
+        let wakeup = Arc::new(eventfd(0, flags).map_err(|e| fail("eventfd", e.into()))?);
         let places = spans.iter().map(|span| span.place).collect();
-        let arrivals = user_mode.then(|| Arc::new(Arrivals::new(places, bell.clone())));
+        let arrivals = user_mode.then(|| Arc::new(Arrivals::new(places, wakeup.clone())));
         Ok(Self {
             uffd,
             spans,
@@ -147,12 +147,12 @@ impl LazyMemory {
             rootfs,
             arrivals,
             ended: AtomicBool::new(false),
-            bell,
+            wakeup,
             waiting: Mutex::new(()),
         })
     }
 
-    /// The next page that somebody waits for; `None` once it has ended.
+    /// Waits for the next access to an absent page and returns the page; `None` once it has ended.
     ///
     /// # Errors
     /// Those of the operating system.
@@ -169,14 +169,14 @@ impl LazyMemory {
             }
             let mut fds = [
                 PollFd::from_borrowed_fd(self.uffd.as_fd(), PollFlags::IN),
-                PollFd::from_borrowed_fd(self.bell.as_fd(), PollFlags::IN),
+                PollFd::from_borrowed_fd(self.wakeup.as_fd(), PollFlags::IN),
             ];
             match poll(&mut fds, None) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(e) => return Err(e.into()),
             }
-            // What it was rung for is looked at next; if it was not rung, there is nothing to read.
-            let _ = rustix::io::read(&self.bell, &mut [0; 8]);
+            // What it was written for is looked at next; if it was not, there is nothing to read.
+            let _ = rustix::io::read(&self.wakeup, &mut [0; 8]);
         }
         Ok(None)
     }
@@ -186,32 +186,32 @@ impl LazyMemory {
         self.ended.load(Ordering::SeqCst)
     }
 
-    /// Lets [`LazyMemory::next`] return `None`: nothing will be touched any more.
+    /// Lets [`LazyMemory::next`] return `None`: nothing will be accessed any more.
     pub fn end(&self) {
         self.ended.store(true, Ordering::SeqCst);
-        arrivals::ring(&self.bell);
+        arrivals::signal(&self.wakeup);
     }
 
-    /// Whether only touches from user space wait: [`LazyMemory::in_user_mode`].
+    /// Whether only accesses from user space wait: [`LazyMemory::in_user_mode`].
     pub fn is_in_user_mode(&self) -> bool {
         self.arrivals.is_some()
     }
 
-    /// In user mode: pages were put where they belong, so vCPUs whose touches failed try again.
+    /// In user mode: pages were loaded, so vCPUs whose accesses failed try again.
     pub fn arrived(&self) {
         if let Some(arrivals) = &self.arrivals {
             arrivals.arrived();
         }
     }
 
-    /// In user mode: what is touched first is there. Before, no vCPU begins to run.
+    /// In user mode: the working set is loaded. Before, no vCPU begins to run.
     pub fn open(&self) {
         if let Some(arrivals) = &self.arrivals {
             arrivals.open();
         }
     }
 
-    /// In user mode: every page is there. A touch that fails from here on fails for good.
+    /// In user mode: every page is loaded. An access that fails from here on fails for good.
     pub fn complete(&self) {
         if let Some(arrivals) = &self.arrivals {
             arrivals.complete();
@@ -226,7 +226,7 @@ impl LazyMemory {
         })
     }
 
-    /// Gives whole pages from `first` on their bytes, those that are there already excepted.
+    /// Loads whole pages from `first` on, except those that are present already.
     ///
     /// # Errors
     /// If the pages are not all in the area, `bytes` are no whole pages, or there is no memory.
@@ -237,7 +237,7 @@ impl LazyMemory {
         })
     }
 
-    /// The pages that are there. One that is not would be waited for.
+    /// Returns the contents. Reading an absent page waits for it.
     pub fn contents(&self) -> Contents {
         Contents {
             ram: self.ram.clone(),
@@ -245,7 +245,7 @@ impl LazyMemory {
         }
     }
 
-    /// Makes pages from `first` on pages of zeros, those that are there already excepted.
+    /// Loads pages of zeros from `first` on, except those that are present already.
     ///
     /// # Errors
     /// As for [`LazyMemory::fill`].
@@ -256,21 +256,22 @@ impl LazyMemory {
         })
     }
 
-    /// Makes many pages from `first` on pages of zeros that nobody has to put there: those that
-    /// are there already excepted, each becomes one when it is touched. The mapping falls into
-    /// parts by that, of which a process may have some ten thousand, so this is for long runs.
+    /// Makes pages from `first` on ordinary anonymous memory: each becomes a page of zeros when it
+    /// is accessed, except those that are present already. This splits the mapping, of which a
+    /// process may have some ten thousand, so it is for long runs.
     ///
     /// # Errors
-    /// If the pages are not all in the area, or there would be too many parts.
+    /// If the pages are not all in the area, or there would be too many mappings.
     pub fn release(&self, area: Area, first: u32, pages: u32) -> io::Result<()> {
         self.each_span(area, first, pages as usize * PAGE, |at, range| {
             // SAFETY: `each_span` gives addresses inside a registered mapping; that zeros belong
-            // there is what the caller says.
+            // there is the caller's promise.
             unsafe { self.uffd.release(at as *mut u8, range.len()) }
         })
     }
 
-    /// Cuts `len` bytes from page `first` on at the borders of mappings: address and byte range.
+    /// Calls `put` with address and byte range of each part of `len` bytes from page `first` on;
+    /// they are cut at the borders of mappings.
     fn each_span(
         &self,
         area: Area,
@@ -297,7 +298,8 @@ impl LazyMemory {
     }
 }
 
-/// What is in a machine that stands still: where the pages of another one can come from.
+/// RAM and root file system of a machine. Of one that is stopped they can be read, for instance to
+/// fill the lazy memory of another.
 #[derive(Clone, Debug)]
 pub struct Contents {
     pub(crate) ram: Ram,
@@ -316,7 +318,7 @@ impl Contents {
         inside.is_some()
     }
 
-    /// Writes at a guest-physical address, where RAM is; elsewhere there is nothing to write to.
+    /// Writes at a guest-physical address, where RAM is; elsewhere nothing happens.
     pub(crate) fn write_at(&self, gpa: u64, from: &[u8]) {
         let _ = self.ram.write_slice(from, GuestAddress(gpa));
     }
@@ -349,7 +351,7 @@ fn fail(what: &str, e: io::Error) -> Error {
     Error::Memory(format!("{what}: {e}"))
 }
 
-/// What is touched is no more than 2^32 pages: RAM and images have at most 64 GiB.
+/// Returns the number of pages, which fits 32 bits: RAM and images have at most 64 GiB.
 fn page_count(len: u64) -> Result<u32> {
     let pages = len / PAGE as u64;
     u32::try_from(pages).map_err(|_| Error::Memory(format!("{pages} pages are too many")))
@@ -361,81 +363,81 @@ mod tests {
 
     use super::*;
 
-    /// `None`, with a word, where userfaultfd is not permitted.
-    fn demand(rootfs: u64) -> Option<Arc<LazyMemory>> {
-        let demand = LazyMemory::new(16 << 20, rootfs);
-        demand.map_err(left_out).ok().map(Arc::new)
+    /// `None`, with a message, where userfaultfd is not permitted.
+    fn lazy(rootfs: u64) -> Option<Arc<LazyMemory>> {
+        let memory = LazyMemory::new(16 << 20, rootfs);
+        memory.map_err(left_out).ok().map(Arc::new)
     }
 
     #[test]
-    fn what_is_touched_is_told_in_order_and_gets_its_bytes() {
-        let Some(demand) = demand(0) else { return };
+    fn faults_are_reported_in_order_and_the_pages_get_their_bytes() {
+        let Some(memory) = lazy(0) else { return };
         let filler = std::thread::spawn({
-            let demand = demand.clone();
+            let memory = memory.clone();
             move || {
                 let mut seen = Vec::new();
-                while let Some((area, page)) = demand.next().unwrap() {
+                while let Some((area, page)) = memory.next().unwrap() {
                     assert_eq!(area, Area::Memory);
                     seen.push(page);
                     match page {
-                        9 => demand.zero(area, page, 1).unwrap(),
-                        _ => demand.fill(area, page, &[page as u8; PAGE]).unwrap(),
+                        9 => memory.zero(area, page, 1).unwrap(),
+                        _ => memory.fill(area, page, &[page as u8; PAGE]).unwrap(),
                     }
                 }
                 seen
             }
         });
         let read =
-            |page: u64| -> u8 { demand.ram.read_obj(GuestAddress(page * 4096 + 7)).unwrap() };
+            |page: u64| -> u8 { memory.ram.read_obj(GuestAddress(page * 4096 + 7)).unwrap() };
         assert_eq!([read(200), read(3), read(9), read(3)], [200, 3, 0, 3]);
-        demand.end();
+        memory.end();
         assert_eq!(filler.join().unwrap(), [200, 3, 9]);
     }
 
-    /// The kernel touches the page on our behalf: it writes a byte into it.
-    fn kernel_touches(
-        demand: &LazyMemory,
+    /// Has the kernel access the page on our behalf: it writes a byte into it.
+    fn kernel_accesses(
+        memory: &LazyMemory,
         page: u64,
     ) -> std::result::Result<(), rustix::io::Errno> {
-        let address = demand.ram.get_host_address(GuestAddress(page * 4096));
+        let address = memory.ram.get_host_address(GuestAddress(page * 4096));
         let (read, write) = rustix::pipe::pipe().unwrap();
         rustix::io::write(&write, b"k").unwrap();
-        // SAFETY: one byte of a mapping that `demand` keeps, and that nobody refers to.
+        // SAFETY: one byte of a mapping that `memory` keeps, and that nobody refers to.
         let bytes = unsafe { std::slice::from_raw_parts_mut(address.unwrap(), 1) };
         rustix::io::read(&read, bytes).map(drop)
     }
 
     #[test]
-    fn in_user_mode_touches_of_ours_wait_and_those_of_the_kernel_fail_until_the_page_is_there() {
-        let demand = match LazyMemory::in_user_mode(16 << 20, 2 << 20) {
-            Ok(demand) => Arc::new(demand),
+    fn in_user_mode_accesses_of_ours_wait_and_those_of_the_kernel_fail_until_the_page_is_present() {
+        let memory = match LazyMemory::in_user_mode(16 << 20, 2 << 20) {
+            Ok(memory) => Arc::new(memory),
             Err(e) => return left_out(e),
         };
-        assert!(demand.is_in_user_mode());
+        assert!(memory.is_in_user_mode());
         let filler = std::thread::spawn({
-            let demand = demand.clone();
+            let memory = memory.clone();
             move || {
                 let mut seen = Vec::new();
-                while let Some((area, page)) = demand.next().unwrap() {
+                while let Some((area, page)) = memory.next().unwrap() {
                     seen.push((area, page));
-                    demand.fill(area, page, &[page as u8; PAGE]).unwrap();
-                    demand.arrived();
+                    memory.fill(area, page, &[page as u8; PAGE]).unwrap();
+                    memory.arrived();
                 }
                 seen
             }
         });
         let fault = Err(rustix::io::Errno::FAULT);
-        assert_eq!(kernel_touches(&demand, 7), fault);
-        let read = |page: u64| -> u8 { demand.ram.read_obj(GuestAddress(page * 4096)).unwrap() };
+        assert_eq!(kernel_accesses(&memory, 7), fault);
+        let read = |page: u64| -> u8 { memory.ram.read_obj(GuestAddress(page * 4096)).unwrap() };
         assert_eq!([read(200), read(7)], [200, 7]);
-        assert_eq!(kernel_touches(&demand, 7), Ok(()));
+        assert_eq!(kernel_accesses(&memory, 7), Ok(()));
         assert_eq!(read(7), b'k');
         // As a vCPU does that was told the address.
-        let arrivals = demand.arrivals.clone().unwrap();
+        let arrivals = memory.arrivals.clone().unwrap();
         let mut failed = 0;
         loop {
             let before = arrivals.step().unwrap();
-            match kernel_touches(&demand, 9) {
+            match kernel_accesses(&memory, 9) {
                 Ok(()) => break,
                 outcome => assert_eq!(outcome, fault),
             }
@@ -445,42 +447,45 @@ mod tests {
         }
         // Once for this page, and once more if the last one was told only now.
         assert!((1..3).contains(&failed), "{failed}");
-        demand.end();
+        memory.end();
         let pages = [200, 7, 9].map(|page| (Area::Memory, page));
         assert_eq!(filler.join().unwrap(), pages);
     }
 
     #[test]
-    fn pages_that_are_released_are_zeros_for_everybody_and_the_others_are_not_there() {
-        let demand = match LazyMemory::in_user_mode(16 << 20, 2 << 20) {
-            Ok(demand) => demand,
+    fn pages_that_are_released_are_zeros_for_everybody_and_the_others_are_absent() {
+        let memory = match LazyMemory::in_user_mode(16 << 20, 2 << 20) {
+            Ok(memory) => memory,
             Err(e) => return left_out(e),
         };
-        demand.fill(Area::Memory, 600, &[6; PAGE]).unwrap();
-        demand.release(Area::Memory, 512, 1024).unwrap();
-        demand.release(Area::Rootfs, 0, 512).unwrap();
-        assert!(demand.release(Area::Rootfs, 0, 513).is_err());
-        let read = |page: u64| -> u8 { demand.ram.read_obj(GuestAddress(page * 4096)).unwrap() };
+        memory.fill(Area::Memory, 600, &[6; PAGE]).unwrap();
+        memory.release(Area::Memory, 512, 1024).unwrap();
+        memory.release(Area::Rootfs, 0, 512).unwrap();
+        assert!(memory.release(Area::Rootfs, 0, 513).is_err());
+        let read = |page: u64| -> u8 { memory.ram.read_obj(GuestAddress(page * 4096)).unwrap() };
         assert_eq!([read(512), read(600), read(1535)], [0, 6, 0]);
-        assert_eq!(kernel_touches(&demand, 700), Ok(()));
+        assert_eq!(kernel_accesses(&memory, 700), Ok(()));
         for page in [511, 1536] {
-            assert_eq!(kernel_touches(&demand, page), Err(rustix::io::Errno::FAULT));
+            assert_eq!(
+                kernel_accesses(&memory, page),
+                Err(rustix::io::Errno::FAULT)
+            );
         }
         // What is around it is as it was.
-        demand.fill(Area::Memory, 500, &[5; 12 * PAGE]).unwrap();
-        demand.fill(Area::Memory, 1536, &[7; PAGE]).unwrap();
+        memory.fill(Area::Memory, 500, &[5; 12 * PAGE]).unwrap();
+        memory.fill(Area::Memory, 1536, &[7; PAGE]).unwrap();
         assert_eq!([read(511), read(1536)], [5, 7]);
     }
 
     #[test]
     fn memory_is_read_and_written_for_a_hypervisor_that_cannot() {
-        let Some(demand) = demand(2 << 20) else {
+        let Some(memory) = lazy(2 << 20) else {
             return;
         };
-        demand.fill(Area::Memory, 0, &[1; PAGE]).unwrap();
-        demand.fill(Area::Rootfs, 511, &[2; PAGE]).unwrap();
-        let image = demand.rootfs.as_ref().unwrap().gpa;
-        let contents = demand.contents();
+        memory.fill(Area::Memory, 0, &[1; PAGE]).unwrap();
+        memory.fill(Area::Rootfs, 511, &[2; PAGE]).unwrap();
+        let image = memory.rootfs.as_ref().unwrap().gpa;
+        let contents = memory.contents();
         contents.write_at(16, &[3, 4]);
         let read = |gpa| {
             let mut bytes = [9; 2];
@@ -494,24 +499,24 @@ mod tests {
     }
 
     #[test]
-    fn pages_that_are_there_stay_as_they_are() {
-        let Some(demand) = demand(0) else { return };
-        demand.fill(Area::Memory, 5, &[1; PAGE]).unwrap();
-        demand.fill(Area::Memory, 4, &[2; 3 * PAGE]).unwrap();
-        demand.zero(Area::Memory, 6, 2).unwrap();
-        let read = |page: u64| -> u8 { demand.ram.read_obj(GuestAddress(page * 4096)).unwrap() };
+    fn pages_that_are_present_stay_as_they_are() {
+        let Some(memory) = lazy(0) else { return };
+        memory.fill(Area::Memory, 5, &[1; PAGE]).unwrap();
+        memory.fill(Area::Memory, 4, &[2; 3 * PAGE]).unwrap();
+        memory.zero(Area::Memory, 6, 2).unwrap();
+        let read = |page: u64| -> u8 { memory.ram.read_obj(GuestAddress(page * 4096)).unwrap() };
         assert_eq!([read(4), read(5), read(6), read(7)], [2, 1, 2, 0]);
     }
 
     #[test]
     fn pages_beyond_the_end_are_refused() {
-        let Some(demand) = demand(2 << 20) else {
+        let Some(memory) = lazy(2 << 20) else {
             return;
         };
-        assert!(demand.fill(Area::Memory, 4095, &[0; 2 * PAGE]).is_err());
-        assert!(demand.fill(Area::Memory, 0, &[0; 100]).is_err());
-        assert!(demand.zero(Area::Rootfs, 512, 1).is_err());
-        assert!(demand.zero(Area::Rootfs, u32::MAX, u32::MAX).is_err());
-        demand.zero(Area::Rootfs, 511, 1).unwrap();
+        assert!(memory.fill(Area::Memory, 4095, &[0; 2 * PAGE]).is_err());
+        assert!(memory.fill(Area::Memory, 0, &[0; 100]).is_err());
+        assert!(memory.zero(Area::Rootfs, 512, 1).is_err());
+        assert!(memory.zero(Area::Rootfs, u32::MAX, u32::MAX).is_err());
+        memory.zero(Area::Rootfs, 511, 1).unwrap();
     }
 }

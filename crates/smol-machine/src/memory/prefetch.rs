@@ -1,14 +1,14 @@
-//! The working set of a restored machine, in memory before it is asked for.
+//! Prefetch: loads the working set of a restored machine before the guest accesses it.
 //!
 //! A page of a copy-on-write mapping costs a guest microseconds, each time that it is the first to
 //! read it and again when it is the first to write it. So where a restored machine is known to
-//! write much, whole blocks of 2 MiB are read from the image, each in one stroke and into a huge
-//! page, in the order in which the working set names them; all else is mapped in advance, and shared
-//! with all others until it is written.
+//! write much, whole blocks of 2 MiB are read from the image, each at once and into a huge page, in
+//! the order of the working set; all else is mapped in advance, and shared with other machines until
+//! it is written.
 //!
-//! The machine does not wait for it: where userfaultfd(2) can move pages, a block is absent until
-//! it is there as a whole, and who touches it earlier waits for that alone. Elsewhere the blocks
-//! are read before the machine runs.
+//! The machine does not wait for it: where userfaultfd(2) can move pages, a block is absent until it
+//! is loaded as a whole, and an earlier access waits for that block alone. Elsewhere the blocks are
+//! read before the machine runs.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -30,7 +30,7 @@ const DENSE: usize = BLOCK_PAGES / 2;
 /// Pages that are mapped in vain rather than in another call.
 const GAP: u32 = 16;
 
-/// Pages side by side that a machine is known to touch.
+/// Adjacent pages that a machine is known to access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Run {
     /// Number of the first one.
@@ -42,7 +42,7 @@ pub struct Run {
 }
 
 impl Run {
-    /// Itself, cut at the borders of blocks: the block's number, and the first page and how many.
+    /// Returns its parts in each block: the block's number, the first page and the number of pages.
     fn by_block(self) -> impl Iterator<Item = (usize, (u32, u32))> {
         let end = self.first.saturating_add(self.pages);
         let mut first = self.first;
@@ -56,15 +56,15 @@ impl Run {
     }
 }
 
-/// Pages in the order in which to bring them.
+/// Pages in the order in which to load them.
 pub type Runs = Vec<Run>;
 
-/// What is yet to be brought into memory.
+/// What is yet to be loaded.
 pub(crate) struct Prefetch {
     image: Arc<File>,
-    /// Where a block belongs, and its offset in the image.
+    /// Address of each block and its offset in the image.
     blocks: Vec<(usize, u64)>,
-    /// Keeps waiting who touches a block that is not there yet.
+    /// Has accesses to absent blocks wait.
     uffd: Option<Uffd>,
     /// Address and length of what is only to be mapped.
     sparse: Vec<(usize, usize)>,
@@ -74,8 +74,9 @@ pub(crate) struct Prefetch {
 }
 
 impl Prefetch {
-    /// Makes room in `ram`, a mapping of `image`, for the pages of `memory`; those of `rootfs` have
-    /// theirs. Nothing may have touched either yet. Pages that do not exist do not count.
+    /// Prepares `ram`, a mapping of `image`, for the pages of `memory`; for those of `rootfs` there
+    /// is nothing to prepare. Nothing may have accessed either yet. Pages that do not exist are
+    /// ignored.
     pub(crate) fn new(
         ram: &Ram,
         image: Arc<File>,
@@ -87,12 +88,12 @@ impl Prefetch {
             true => None,
             false => Uffd::new().ok().filter(Uffd::moves),
         };
-        for (address, len) in neighbours(&blocks) {
-            // SAFETY: whole blocks inside a mapping of `ram`, which nothing has touched, so
+        for (address, len) in adjacent(&blocks) {
+            // SAFETY: whole blocks inside a mapping of `ram`, which nothing has accessed, so
             // nobody can see that they change; they stay mapped, readable and writable.
             unsafe { make_anonymous(address, len)? };
             if let Some(uffd) = &uffd {
-                // SAFETY: just made. `finish` puts pages there.
+                // SAFETY: just made. `finish` loads the pages.
                 unsafe { uffd.register(address as *mut u8, len)? };
             }
         }
@@ -125,7 +126,7 @@ impl Prefetch {
         self.blocks.is_empty() || self.uffd.is_some()
     }
 
-    /// Brings everything into memory.
+    /// Loads everything.
     pub(crate) fn finish(self) -> io::Result<()> {
         match &self.uffd {
             Some(uffd) => {
@@ -139,7 +140,7 @@ impl Prefetch {
                     };
                     if taken.is_err() {
                         // A page that cannot be moved now is copied. Those that were moved are
-                        // zeros in the staging block by now, but they are there already.
+                        // zeros in the staging block by now, but they are present already.
                         // SAFETY: as above; and `to` is the registered block that it is for.
                         unsafe { uffd.copy(to, std::slice::from_raw_parts(from, BLOCK))? };
                     }
@@ -147,16 +148,16 @@ impl Prefetch {
             }
             None => {
                 for &(address, offset) in &self.blocks {
-                    // SAFETY: the machine does not run yet: nobody else touches its memory.
+                    // SAFETY: the machine does not run yet: nobody else accesses its memory.
                     unsafe { read(&self.image, address, offset)? };
                 }
             }
         }
-        // Single pages that will be written are not copied ahead (MADV_POPULATE_WRITE): taking them
-        // from under a running vCPU stops it each time, and redis answered no sooner.
+        // Single pages that will be written are not copied ahead (MADV_POPULATE_WRITE): replacing
+        // them stops a running vCPU each time, and redis answered no sooner.
         for &(address, len) in &self.sparse {
-            // Only saves time: where it is not possible (before Linux 5.14), pages come when they
-            // are touched.
+            // Only saves time: where it is not possible (before Linux 5.14), pages are mapped when
+            // they are accessed.
             // SAFETY: a range of a mapping that `self` keeps; its contents do not change.
             unsafe { libc::madvise(address as *mut libc::c_void, len, libc::MADV_POPULATE_READ) };
         }
@@ -165,8 +166,8 @@ impl Prefetch {
     }
 }
 
-/// The blocks to be read whole: their numbers, and in that order where they are in
-/// memory and in the image.
+/// Returns the blocks to be read whole: their numbers, and in that order where they are in memory
+/// and in the image.
 fn dense_blocks(ram: &Ram, runs: &Runs) -> (HashSet<usize>, Vec<(usize, u64)>) {
     let mut counts = HashMap::new();
     let mut order = Vec::new();
@@ -188,8 +189,8 @@ fn dense_blocks(ram: &Ram, runs: &Runs) -> (HashSet<usize>, Vec<(usize, u64)>) {
     order.iter().filter_map(place).unzip()
 }
 
-/// Address and length of blocks that lie side by side.
-fn neighbours(blocks: &[(usize, u64)]) -> Vec<(usize, usize)> {
+/// Returns address and length of adjacent blocks.
+fn adjacent(blocks: &[(usize, u64)]) -> Vec<(usize, usize)> {
     let mut addresses: Vec<_> = blocks.iter().map(|(address, _)| *address).collect();
     addresses.sort_unstable();
     let mut ranges: Vec<(usize, usize)> = Vec::new();
@@ -202,8 +203,8 @@ fn neighbours(blocks: &[(usize, u64)]) -> Vec<(usize, usize)> {
     ranges
 }
 
-/// The same pages, as first ones and numbers of pages, in ascending order; those joined between which
-/// there are no more than `gap` others.
+/// Returns the same pages in ascending order, as first page and number of pages; runs with no more
+/// than `gap` pages between them are joined.
 fn joined(runs: impl Iterator<Item = (u32, u32)>, gap: u32) -> Vec<(u32, u32)> {
     let mut runs: Vec<_> = runs.collect();
     runs.sort_unstable();
@@ -220,7 +221,7 @@ fn joined(runs: impl Iterator<Item = (u32, u32)>, gap: u32) -> Vec<(u32, u32)> {
     joined
 }
 
-/// Where pages of the image are in memory: address and length, cut at the borders of regions.
+/// Returns where pages of the image are in memory: address and length, cut at the borders of regions.
 fn addresses(ram: &Ram, first: u32, pages: u32) -> impl Iterator<Item = (usize, usize)> {
     let begin = u64::from(first) * PAGE as u64;
     let end = begin + u64::from(pages) * PAGE as u64;
@@ -233,7 +234,7 @@ fn addresses(ram: &Ram, first: u32, pages: u32) -> impl Iterator<Item = (usize, 
     })
 }
 
-/// Anonymous memory in place of what is mapped there, in huge pages if possible.
+/// Maps anonymous memory in place of what is mapped there, in huge pages if possible.
 ///
 /// # Safety
 /// `address..address + len` must be the caller's to replace.
@@ -261,7 +262,8 @@ unsafe fn read(image: &File, address: usize, offset: u64) -> io::Result<()> {
     image.read_exact_at(bytes, offset)
 }
 
-/// A block of our own, to be filled and taken away again and again.
+/// A block that is filled from the image and whose pages are moved to the guest, for one block
+/// after the other.
 struct Staging {
     mapping: *mut libc::c_void,
     block: usize,
@@ -306,15 +308,15 @@ mod tests {
     use vm_memory::{Bytes, GuestAddress};
 
     #[test]
-    fn what_is_prefetched_is_the_image_whether_one_waits_or_not() {
+    fn what_is_prefetched_is_the_image_whether_the_reader_waits_or_not() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("memory");
         let bytes: Vec<u8> = (0..16u32 << 20)
             .map(|i| (i / 4096 * 7 + i % 251) as u8)
             .collect();
         std::fs::write(&path, &bytes).unwrap();
-        // Block 3 as a whole, block 1 by 300 pages, block 4 only to be read, some pages here and
-        // there, nonsense.
+        // Block 3 as a whole, block 1 by 300 pages, block 4 only to be read, single pages, and
+        // pages that do not exist.
         let runs: Runs = [
             (1536, 512, true),
             (700, 300, true),
@@ -361,8 +363,8 @@ mod tests {
         ];
         let near = [(3, 3), (40, 2), (200, 9), (u32::MAX, 0)];
         assert_eq!(joined(runs.into_iter(), 16), near);
-        let side_by_side = [(3, 1), (5, 1), (40, 2), (200, 9), (u32::MAX, 0)];
-        assert_eq!(joined(runs.into_iter(), 0), side_by_side);
+        let touching = [(3, 1), (5, 1), (40, 2), (200, 9), (u32::MAX, 0)];
+        assert_eq!(joined(runs.into_iter(), 0), touching);
     }
 
     #[test]

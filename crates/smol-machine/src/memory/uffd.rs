@@ -1,4 +1,4 @@
-//! userfaultfd(2): pages that are not there until somebody puts them there.
+//! userfaultfd(2): mappings whose pages are absent until this process loads them.
 //!
 //! Numbers and structures: include/uapi/linux/userfaultfd.h of the Linux kernel.
 
@@ -23,7 +23,7 @@ const MESSAGE: usize = 32;
 const FLAGS: libc::c_int = libc::O_CLOEXEC | libc::O_NONBLOCK;
 const USER_MODE_ONLY: libc::c_int = 1;
 
-/// A descriptor that page faults of this process are told to.
+/// A descriptor that reports page faults of this process.
 #[derive(Debug)]
 pub(crate) struct Uffd {
     fd: OwnedFd,
@@ -31,7 +31,7 @@ pub(crate) struct Uffd {
 }
 
 impl Uffd {
-    /// One that also takes faults of the kernel on our behalf: KVM's are such.
+    /// Opens one that also handles faults of the kernel on our behalf, such as KVM's.
     ///
     /// # Errors
     /// Where that is not permitted: without CAP_SYS_PTRACE, access to /dev/userfaultfd, or the
@@ -47,11 +47,11 @@ impl Uffd {
                 check(unsafe { libc::ioctl(device.as_raw_fd(), IOC_NEW, FLAGS) })?
             }
         };
-        Self::agree(fd)
+        Self::handshake(fd)
     }
 
-    /// One that everybody may have, since Linux 5.11: only touches from user space wait. The
-    /// kernel's fail with "bad address" (EFAULT), KVM's on behalf of a vCPU as well.
+    /// Opens one that needs no privileges, since Linux 5.11: only accesses from user space wait.
+    /// Those of the kernel fail with "bad address" (EFAULT), KVM's on behalf of a vCPU as well.
     ///
     /// # Errors
     /// Those of the operating system.
@@ -59,13 +59,13 @@ impl Uffd {
         // SAFETY: the system call takes flags and gives a new descriptor or an error.
         let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, FLAGS | USER_MODE_ONLY) };
         match RawFd::try_from(fd) {
-            Ok(fd) if fd >= 0 => Self::agree(fd),
+            Ok(fd) if fd >= 0 => Self::handshake(fd),
             _ => Err(io::Error::last_os_error()),
         }
     }
 
-    /// Takes the new descriptor, and agrees with the kernel on what it is for.
-    fn agree(fd: RawFd) -> io::Result<Self> {
+    /// Takes the new descriptor, and tells the kernel the version of the interface.
+    fn handshake(fd: RawFd) -> io::Result<Self> {
         // SAFETY: it is new and nobody else's.
         let owned = unsafe { OwnedFd::from_raw_fd(fd) };
         let mut api = [API, 0, 0]; // struct uffdio_api: api, features, ioctls
@@ -82,11 +82,11 @@ impl Uffd {
         self.moves
     }
 
-    /// From here on, a touch of a page of the mapping that is not there waits until it is.
+    /// Has accesses to absent pages of the mapping wait until they are loaded.
     ///
     /// # Safety
-    /// `start..start + len` must be a private anonymous mapping of this process. Who touches it
-    /// waits for [`Uffd::copy`] or [`Uffd::zero`], so somebody must be there to call them.
+    /// `start..start + len` must be a private anonymous mapping of this process. An access
+    /// waits for [`Uffd::copy`] or [`Uffd::zero`], so some thread must call them.
     pub(crate) unsafe fn register(&self, start: *mut u8, len: usize) -> io::Result<()> {
         let mut register = [start as u64, len as u64, MODE_MISSING, 0];
         // SAFETY: the kernel reads and writes the four words of struct uffdio_register.
@@ -94,7 +94,7 @@ impl Uffd {
             .map(drop)
     }
 
-    /// From here on, pages that are not there are pages of zeros, as of any mapping.
+    /// Makes absent pages pages of zeros, as of any mapping.
     ///
     /// # Safety
     /// `start..start + len` must lie in one registered mapping, and zeros must be what belongs
@@ -106,7 +106,7 @@ impl Uffd {
             .map(drop)
     }
 
-    /// Address of the next fault; `None` if there is none now.
+    /// Returns the address of the next fault; `None` if there is none now.
     pub(crate) fn next(&self) -> io::Result<Option<usize>> {
         let mut message = [0u8; MESSAGE];
         match rustix::io::read(&self.fd, &mut message) {
@@ -120,8 +120,8 @@ impl Uffd {
         }
     }
 
-    /// Puts whole pages where none are yet, and lets those run on who wait for them. Pages that
-    /// are there already stay as they are.
+    /// Loads absent pages, and wakes the threads that wait for them. Pages that are present already
+    /// stay as they are.
     ///
     /// # Safety
     /// `start` and the whole of `bytes` after it must lie in one registered mapping.
@@ -131,15 +131,15 @@ impl Uffd {
             let src = bytes[at..].as_ptr() as u64;
             let mut copy = [start as u64 + at as u64, src, len as u64, 0, 0];
             // SAFETY: the kernel reads `len` bytes of the slice and writes to pages of the
-            // registered mapping that nothing can refer to yet, for they are not there.
+            // registered mapping that nothing can refer to yet, for they are absent.
             let done =
                 check(unsafe { libc::ioctl(self.fd.as_raw_fd(), IOC_COPY, copy.as_mut_ptr()) });
             (done, copy[4].cast_signed())
         })
     }
 
-    /// Puts pages where none are yet by taking them away from another mapping, huge ones as a
-    /// whole; and lets those run on who wait for them.
+    /// Loads absent pages by moving them out of another mapping, huge ones as a whole, and wakes the
+    /// threads that wait for them.
     ///
     /// # Safety
     /// `to..to + len` must lie in one registered mapping, `from..from + len` in a private
@@ -184,7 +184,7 @@ impl Uffd {
             at += usize::try_from(done).unwrap_or(0);
             match outcome {
                 Ok(_) => {}
-                // The next page is there already.
+                // The next page is present already.
                 Err(e) if e.raw_os_error() == Some(libc::EEXIST) => at += PAGE,
                 // The address space is being changed.
                 Err(e) if e.raw_os_error() == Some(libc::EAGAIN) => {}

@@ -27,7 +27,7 @@ pub const BOOT_STACK: u64 = 0x8ff0;
 pub const PAGE_TABLES: u64 = 0x9000;
 /// Kernel command line.
 pub const CMDLINE: u64 = 0x20000;
-/// Room for the command line with its NUL (COMMAND_LINE_SIZE of x86 Linux).
+/// Bytes of the command line with its NUL (COMMAND_LINE_SIZE of x86 Linux).
 pub const CMDLINE_MAX: usize = 2048;
 /// MP floating pointer; above it no conventional memory.
 pub const MP_TABLE: u64 = 0x9fc00;
@@ -60,7 +60,7 @@ pub const MAX_PMEM: u64 = 64 << 30;
 /// Unit of the virtio-pmem region (memory hot-add section alignment of Linux on x86-64).
 pub const PMEM_ALIGN: u64 = 2 << 20;
 
-/// RAM as (GPA, length) pieces in the order in which a memory image holds them.
+/// Returns RAM as (GPA, length) pieces in the order in which a memory image holds them.
 pub fn ram(memory: u64) -> Vec<(u64, u64)> {
     let low = memory.min(LOW_RAM_END);
     let mut pieces = vec![(0, low)];
@@ -70,7 +70,7 @@ pub fn ram(memory: u64) -> Vec<(u64, u64)> {
     pieces
 }
 
-/// GPA of the virtio-pmem region of a machine with `memory` bytes of RAM.
+/// Returns the GPA of the virtio-pmem region of a machine with `memory` bytes of RAM.
 pub fn pmem_gpa(memory: u64) -> u64 {
     let high_end = HIGH_RAM + memory.saturating_sub(LOW_RAM_END);
     high_end.next_multiple_of(1 << 30)

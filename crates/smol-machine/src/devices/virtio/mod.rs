@@ -1,6 +1,6 @@
 //! Virtio devices over the MMIO transport (virtio 1.2), as far as a smol machine needs them.
 //!
-//! | room | purpose |
+//! | module | purpose |
 //! |---|---|
 //! | [`mmio`] | the transport, version 2 (section 4.2): registers, status machine, features, interrupts |
 //! | [`queue`] | split virtqueues over memory that the guest may change at any time |

@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Why a captured device cannot be brought back on this machine.
+/// Why a captured device cannot be restored on this machine.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct StateError(pub(super) String);

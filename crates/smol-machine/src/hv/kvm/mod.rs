@@ -83,8 +83,8 @@ pub fn host_cpu() -> Result<HostCpu> {
     }
 }
 
-/// Whether a vCPU that needs a page which cannot be had yet can be run again and again until it is
-/// there, without the guest noticing.
+/// Whether a vCPU whose access to an absent page failed can be run again and again until the page
+/// is loaded, without the guest noticing.
 ///
 /// It can where the processor walks the guest's page tables (EPT, NPT) and executes all modes of a
 /// CPU itself. Elsewhere KVM does part of that in software; what it cannot read then becomes a page

@@ -1,4 +1,4 @@
-//! From files to a guest that stands before its first instruction.
+//! Loads a kernel: from files to a guest before its first instruction.
 //!
 //! A smol kernel (by its ELF note) takes the 64-bit Linux boot protocol, because only that carries
 //! the seed of its random number generator, and is moved to a virtual address that follows from
@@ -43,7 +43,7 @@ pub enum Entry {
     },
 }
 
-/// What the loader is told beside the files.
+/// What the loader is told besides the files.
 pub(crate) struct BootInfo<'a> {
     pub(crate) cmdline: &'a str,
     pub(crate) memory: u64,

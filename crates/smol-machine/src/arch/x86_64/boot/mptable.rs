@@ -17,7 +17,7 @@ const EXT_INT: u8 = 3;
 const ISA_IRQS: u8 = 16;
 
 /// Writes the table for `vcpus` CPUs, all enabled: Linux brings up only the first while
-/// `maxcpus=1`, and can bring up the others later because they were there from the start.
+/// `maxcpus=1`, and can bring up the others later because the table has held them from the start.
 pub(super) fn write(vcpus: u8, ram: &Ram) -> Result<()> {
     super::write(ram, layout::MP_TABLE, &table(vcpus))
 }

@@ -66,9 +66,9 @@ fn choose(seed: &[u8; 32], slots: u64) -> u64 {
 fn slots(segments: &[Segment]) -> Result<u64, String> {
     let ends = segments.iter().map(|s| s.address.checked_add(s.in_memory));
     let end = ends.max().flatten().unwrap_or(u64::MAX);
-    let room = SPACE.checked_sub(end);
-    let room = room.ok_or("it does not fit into the address space of a kernel")?;
-    Ok(room / UNIT + 1)
+    let free = SPACE.checked_sub(end);
+    let free = free.ok_or("it does not fit into the address space of a kernel")?;
+    Ok(free / UNIT + 1)
 }
 
 fn move_places(

@@ -1,6 +1,6 @@
 //! virtio-vsock (section 5.10): byte streams between ports of the guest and ports of the host.
 //!
-//! | room | purpose |
+//! | module | purpose |
 //! |---|---|
 //! | this one | the device: queues, configuration, the reset event after a restore |
 //! | [`packet`] | the packet header |
@@ -46,7 +46,7 @@ const QUEUE_SIZES: [u16; 3] = [128, 128, 16];
 const TRANSPORT_RESET: u32 = 0;
 
 /// How long new connections wait for a guest that does not acknowledge the reset event.
-const RESET_PATIENCE: Duration = Duration::from_secs(5);
+const RESET_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Where the guest stands with the end of its old connections.
 #[derive(Debug)]
@@ -168,7 +168,7 @@ impl Vsock {
                 queue.notify_on_next(mem)?;
                 self.reset = Reset::Told {
                     avail: queue.available(mem)?,
-                    until: Instant::now() + RESET_PATIENCE,
+                    until: Instant::now() + RESET_TIMEOUT,
                 };
             }
             Reset::Told { avail, until } => {
