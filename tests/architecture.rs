@@ -78,7 +78,6 @@ const UNSAFE_ROOMS: &[&str] = &[
     "crates/smol-machine/src/memory/lazy.rs",
     "crates/smol-machine/src/memory/prefetch.rs",
     "crates/smol-machine/src/memory/uffd.rs",
-    "crates/smol-machine/src/probe.rs",
     "crates/smol-machine/src/threads.rs",
     "smolbuild/src/assemble/rootfs/debian/mmdebstrap.rs",
     "smolrun/src/detached.rs",
@@ -105,8 +104,6 @@ const KVM_ROOMS: &[&str] = &[
     "crates/smol-machine/src/hv/kvm/",
     // Turns its error numbers into ours.
     "crates/smol-machine/src/error.rs",
-    // Asks KVM what it can do before there is a machine.
-    "crates/smol-machine/src/probe.rs",
 ];
 
 /// Most lines of a source file, and of a test, which is a list.

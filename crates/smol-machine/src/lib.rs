@@ -5,11 +5,10 @@
 //! | [`machine`] | the machine: what it is made of, boot or restore, run until it stops, capture |
 //! | [`memory`] | guest memory: mapped, filled while the machine runs, written out |
 //! | [`arch`] | what depends on the processor: address map, CPU, boot protocols, register state |
-//! | [`hv`] | hypervisor back ends behind two traits |
+//! | [`hv`] | hypervisor back ends behind two traits; [`probe`] finds out by trying whether this host's KVM runs a real kernel |
 //! | [`paravirt`] | smol ABI 1: virtual time, the snapshot point, the thaw |
 //! | [`devices`] | the bus and the devices on it |
 //! | [`threads`] | threads that begin at once |
-//! | [`probe`] | finds out by trying whether this host's KVM runs a real kernel |
 //!
 //! The crate knows nothing of Smolfiles, bundles or registries.
 
@@ -20,11 +19,11 @@ pub mod hv;
 pub mod machine;
 pub mod memory;
 pub mod paravirt;
-pub mod probe;
 pub mod threads;
 
 pub use arch::{boot, cpu, layout};
 pub use error::{Error, Result};
+pub use hv::probe;
 pub use machine::config::{Clock, MachineConfig};
 pub use machine::control::{Stop, StopHandle};
 pub use machine::state::MachineState;

@@ -11,7 +11,7 @@ use crate::{Error, Result};
 pub mod kvm;
 #[cfg(target_os = "linux")]
 pub use kvm::{
-    KvmKicker as HostKicker, KvmVcpu as HostVcpu, KvmVm as HostVm, host_cpu, prepare,
+    KvmKicker as HostKicker, KvmVcpu as HostVcpu, KvmVm as HostVm, host_cpu, prepare, probe,
     retries_failed_accesses,
 };
 

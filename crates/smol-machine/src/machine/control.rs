@@ -18,7 +18,7 @@ const KICK_INTERVAL: Duration = Duration::from_millis(2);
 /// Why a machine stopped running.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stop {
-    /// The guest stands at its snapshot point, or a [`StopHandle`] asked for a snapshot.
+    /// The guest is at its snapshot point, or a [`StopHandle`] asked for a snapshot.
     Snapshot,
     /// The guest reset itself: its way to power off, and the end of a panic.
     Reset,

@@ -140,7 +140,7 @@ impl Machine {
 
     /// Captures everything but RAM and rootfs. The machine must have stopped for
     /// [`Stop::Snapshot`](super::Stop::Snapshot) or [`Stop::Requested`](super::Stop::Requested),
-    /// with one vCPU online. It stands still, RAM included, until it is run on.
+    /// with one vCPU online. Nothing of it changes, RAM included, until it is run on.
     ///
     /// # Errors
     /// If the hypervisor does not give its state away.

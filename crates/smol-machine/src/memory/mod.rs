@@ -5,7 +5,7 @@
 //! | `image` | RAM, anonymous or copy-on-write over a memory image; the root file system's image; writing RAM out |
 //! | [`lazy`] | memory that is filled while the machine runs |
 //! | `arrivals` | what a vCPU waits for where it cannot wait for a page by itself |
-//! | [`prefetch`] | the working set in memory before the guest touches it |
+//! | [`prefetch`] | the working set in memory before the guest accesses it |
 //! | `uffd` | userfaultfd(2) |
 
 pub(crate) mod arrivals;

@@ -31,7 +31,7 @@ const TIMER_KHZ_REGISTER: u16 = 0x34;
 pub enum Request {
     /// Nothing that concerns the machine.
     None,
-    /// The guest stands at its snapshot point.
+    /// The guest is at its snapshot point.
     Snapshot,
     /// The guest idles and no deadline is armed: nothing will ever happen again.
     Stuck,

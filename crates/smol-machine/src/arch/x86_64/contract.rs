@@ -177,7 +177,7 @@ fn is_supported(leaves: &[CpuidEntry], name: &str) -> bool {
                 ExtendedEcx => extended.ecx,
                 ExtendedEdx => extended.edx,
             };
-            // KVM reports the APIC bit only once the irqchip stands; every back end emulates one.
+            // KVM reports the APIC bit only once the irqchip exists; every back end emulates one.
             value & 1 << bit != 0 || name == "apic"
         })
 }

@@ -121,7 +121,7 @@ struct Inner {
     interrupt_status: u32,
     config_generation: u32,
     fault: Option<Fault>,
-    /// The machine stands still: neither RAM nor the interrupt line may be touched.
+    /// The machine is stopped: neither RAM nor the interrupt line may be accessed.
     paused: bool,
 }
 
@@ -215,7 +215,7 @@ impl MmioTransport {
     }
 
     /// Takes over a saved state and leaves the transport paused: neither RAM nor the interrupt
-    /// line is touched before [`MmioTransport::resume`].
+    /// line is accessed before [`MmioTransport::resume`].
     ///
     /// # Errors
     /// If the state is not one that this device can be in, with these features, queues and RAM;

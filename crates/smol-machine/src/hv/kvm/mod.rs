@@ -1,8 +1,15 @@
 //! KVM.
 //!
 //! API: Documentation/virt/kvm/api.rst of the Linux kernel.
+//!
+//! | module | purpose |
+//! |---|---|
+//! | [`probe`] | finds out by trying whether this host's KVM runs a real kernel |
+//! | `vcpu`, `kicker` | a vCPU run, and interrupted |
+//! | `x86_64` | what depends on the processor |
 
 mod kicker;
+pub mod probe;
 mod vcpu;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;

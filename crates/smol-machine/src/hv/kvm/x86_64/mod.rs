@@ -5,6 +5,7 @@
 //! | [`vm`] | interrupt controllers, timers, what a vCPU shows of its processor |
 //! | [`vcpu`] | a vCPU captured and restored |
 //! | `msrs` | the model-specific registers of the pinned CPU |
+//! | [`probe`] | the guest that tries KVM |
 //! | `boot` | registers for the first instruction of a kernel |
 //! | `convert`, `irqchip` | KVM's structures to and from our wire types |
 
@@ -12,6 +13,7 @@ mod boot;
 mod convert;
 mod irqchip;
 mod msrs;
+pub(super) mod probe;
 pub(super) mod vcpu;
 pub(super) mod vm;
 
