@@ -220,14 +220,6 @@ fn usable_ram(memory: u64) -> Vec<(u64, u64)> {
     map
 }
 
-/// [`Read`] with exact length from a place in a file, for the parsers of this module.
-fn read_at(file: &mut File, offset: u64, len: usize) -> std::io::Result<Vec<u8>> {
-    let mut bytes = vec![0; len];
-    file.seek(SeekFrom::Start(offset))?;
-    file.read_exact(&mut bytes)?;
-    Ok(bytes)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -14,6 +14,10 @@
 //! Only virtual addresses move. Where the kernel lies in physical memory shows in the direct map
 //! alone, whose base the kernel randomises by itself.
 
+use object::LittleEndian;
+use object::elf::{FileHeader64, PT_LOAD, ProgramHeader64};
+use object::read::elf::{FileHeader, ProgramHeader, SectionHeader};
+
 /// Name of the section.
 const SECTION: &[u8] = b".smol.relocs";
 /// Where Linux maps its image (`__START_KERNEL_map`): virtual = this + physical, as linked.
@@ -127,80 +131,45 @@ struct Segment {
     in_memory: u64,
 }
 
-/// The segments with something in the file, all of it there.
+fn header(kernel: &[u8]) -> Option<&FileHeader64<LittleEndian>> {
+    let header = FileHeader64::<LittleEndian>::parse(kernel).ok()?;
+    header.is_little_endian().then_some(header)
+}
+
+/// Returns the segments with something in the file, all of it within the file.
 fn segments(kernel: &[u8]) -> Result<Vec<Segment>, String> {
-    const PT_LOAD: u32 = 1;
-    let bad = || "its program headers are cut off".to_owned();
-    let (table, count) = headers(kernel, 32, 54, 56).ok_or_else(bad)?;
-    let mut found = Vec::new();
-    for header in entries::<56>(kernel, table, count).ok_or_else(bad)? {
-        let word = |at| u64_at(header, at).expect("a header has 56 bytes");
-        let segment = Segment {
-            offset: word(8),
-            address: word(24),
-            in_file: word(32),
-            in_memory: word(40),
-        };
-        if u32_at(header, 0) == Some(PT_LOAD) && segment.in_file > 0 {
-            let end = segment.offset.checked_add(segment.in_file);
-            if end.is_none_or(|end| end > kernel.len() as u64) {
-                return Err("a segment of it is cut off".into());
-            }
-            found.push(segment);
-        }
-    }
-    Ok(found)
+    let e = LittleEndian;
+    let headers = header(kernel).and_then(|header| header.program_headers(e, kernel).ok());
+    let headers = headers.ok_or("its program headers are cut off")?;
+    let loaded = |s: &&ProgramHeader64<_>| s.p_type(e) == PT_LOAD && s.p_filesz(e) > 0;
+    let segment = |s: &ProgramHeader64<_>| {
+        s.data(e, kernel)
+            .map_err(|()| "a segment of it is cut off")?;
+        Ok(Segment {
+            offset: s.p_offset(e),
+            address: s.p_paddr(e),
+            in_file: s.p_filesz(e),
+            in_memory: s.p_memsz(e),
+        })
+    };
+    headers.iter().filter(loaded).map(segment).collect()
 }
 
-/// Where the section with the table begins and ends in the file.
+/// Returns where the section with the table begins and ends in the file.
 fn section(kernel: &[u8]) -> Result<Option<(usize, usize)>, String> {
-    let bad = || "its section headers are cut off".to_owned();
-    let (table, count) = headers(kernel, 40, 58, 60).ok_or_else(bad)?;
-    if count == 0 {
+    let e = LittleEndian;
+    let sections = header(kernel).and_then(|header| header.sections(e, kernel).ok());
+    let sections = sections.ok_or("its section headers are cut off")?;
+    let Some((_, section)) = sections.section_by_name(e, SECTION) else {
         return Ok(None);
-    }
-    let sections = entries::<64>(kernel, table, count).ok_or_else(bad)?;
-    let content = |header: &[u8; 64]| {
-        let (begin, len) = (u64_at(header, 24)?, u64_at(header, 32)?);
-        let end = begin.checked_add(len)?;
-        (end <= kernel.len() as u64).then_some((begin as usize, end as usize))
     };
-    let names = u16_at(kernel, 62).and_then(|index| sections.get(usize::from(index)));
-    let (begin, end) = names.and_then(content).ok_or_else(bad)?;
-    let names = &kernel[begin..end];
-    let is_ours = |header: &&[u8; 64]| {
-        let name = u32_at(*header, 0).and_then(|at| names.get(at as usize..));
-        name.and_then(|name| name.strip_prefix(SECTION))
-            .is_some_and(|rest| rest.first() == Some(&0))
-    };
-    match sections.iter().find(is_ours) {
-        None => Ok(None),
-        Some(header) => match content(header) {
-            Some((begin, end)) if end - begin >= 8 => Ok(Some((begin, end))),
-            _ => Err("its table of relocations is cut off".into()),
-        },
+    let (begin, len) = (section.sh_offset(e), section.sh_size(e));
+    match section.data(e, kernel) {
+        Ok(data) if data.len() as u64 == len && len >= 8 => {
+            Ok(Some((begin as usize, (begin + len) as usize)))
+        }
+        _ => Err("its table of relocations is cut off".into()),
     }
-}
-
-/// Place and number of the headers of a kind, whose place, size and number stand at these places
-/// of the ELF header.
-fn headers(kernel: &[u8], place: usize, size: usize, count: usize) -> Option<(u64, usize)> {
-    let count = usize::from(u16_at(kernel, count)?);
-    let expected = if place == 32 { 56 } else { 64 };
-    (count == 0 || u16_at(kernel, size)? == expected).then_some((u64_at(kernel, place)?, count))
-}
-
-fn entries<const N: usize>(kernel: &[u8], at: u64, count: usize) -> Option<&[[u8; N]]> {
-    let rest = kernel.get(usize::try_from(at).ok()?..)?;
-    Some(rest.get(..count * N)?.as_chunks::<N>().0)
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 
 fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
@@ -209,36 +178,43 @@ fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use object::elf::{SHT_PROGBITS, SHT_STRTAB};
+
     use super::*;
 
     const TEXT: u64 = 0x100;
-    const NAMES: u64 = 0x200;
+    const NAMES: u64 = 0x280;
     const TABLE: u64 = 0x300;
     const PROGRAM_HEADER: usize = 64;
     const SECTION_HEADERS: usize = 0x140;
+    /// Headers of the sections for names and for the table; one of zeros is before them.
+    const NAMES_HEADER: usize = SECTION_HEADERS + 64;
+    const TABLE_HEADER: usize = SECTION_HEADERS + 128;
     const LINKED: u32 = 0x8100_0000;
 
     /// A kernel of 64 bytes at 16 MiB with these lists of places.
     fn kernel(words: &[u32]) -> Vec<u8> {
         let mut image = vec![0; TABLE as usize];
         let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
-        put(0, b"\x7fELF\x02\x01");
+        put(0, b"\x7fELF\x02\x01\x01");
         put(32, &(PROGRAM_HEADER as u64).to_le_bytes());
         put(40, &(SECTION_HEADERS as u64).to_le_bytes());
-        for (at, value) in [(54, 56u16), (56, 1), (58, 64), (60, 2), (62, 0)] {
+        for (at, value) in [(54, 56u16), (56, 1), (58, 64), (60, 3), (62, 1)] {
             put(at, &value.to_le_bytes());
         }
         put(PROGRAM_HEADER, &1u32.to_le_bytes());
         for (at, value) in [(8, TEXT), (24, 16 << 20), (32, 64), (40, 1 << 20)] {
             put(PROGRAM_HEADER + at, &value.to_le_bytes());
         }
-        put(SECTION_HEADERS + 24, &NAMES.to_le_bytes());
-        put(SECTION_HEADERS + 32, &32u64.to_le_bytes());
+        put(NAMES_HEADER + 4, &SHT_STRTAB.0.to_le_bytes());
+        put(NAMES_HEADER + 24, &NAMES.to_le_bytes());
+        put(NAMES_HEADER + 32, &32u64.to_le_bytes());
         put(NAMES as usize + 1, SECTION);
-        put(SECTION_HEADERS + 64, &1u32.to_le_bytes());
-        put(SECTION_HEADERS + 64 + 24, &TABLE.to_le_bytes());
+        put(TABLE_HEADER, &1u32.to_le_bytes());
+        put(TABLE_HEADER + 4, &SHT_PROGBITS.0.to_le_bytes());
+        put(TABLE_HEADER + 24, &TABLE.to_le_bytes());
         let len = 8 + 4 * words.len() as u64;
-        put(SECTION_HEADERS + 64 + 32, &len.to_le_bytes());
+        put(TABLE_HEADER + 32, &len.to_le_bytes());
         put(TEXT as usize, &0xffff_ffff_8100_1000u64.to_le_bytes());
         put(TEXT as usize + 8, &0x7eff_0000u32.to_le_bytes());
         put(TEXT as usize + 12, &0x8100_2000u32.to_le_bytes());
@@ -259,6 +235,10 @@ pub(super) mod tests {
         let mut image = kernel(&WORDS);
         change(&mut image);
         place(&mut image, Some(&[1; 32])).unwrap_err()
+    }
+
+    fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+        Some(u32::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
     }
 
     fn put(image: &mut [u8], at: usize, bytes: &[u8]) {
@@ -375,15 +355,15 @@ pub(super) mod tests {
             (40, &far[..], "its section headers are cut off"),
             (58, &[63, 0], "its section headers are cut off"),
             (60, &[255, 255], "its section headers are cut off"),
-            (62, &[2, 0], "its section headers are cut off"),
-            (SECTION_HEADERS + 24, far, "its section headers are cut off"),
+            (62, &[3, 0], "its section headers are cut off"),
+            (NAMES_HEADER + 24, far, "its section headers are cut off"),
             (
-                SECTION_HEADERS + 64 + 24,
+                TABLE_HEADER + 24,
                 far,
                 "its table of relocations is cut off",
             ),
             (
-                SECTION_HEADERS + 64 + 32,
+                TABLE_HEADER + 32,
                 &[7],
                 "its table of relocations is cut off",
             ),
