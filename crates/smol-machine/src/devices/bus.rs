@@ -10,7 +10,7 @@ use super::virtio::{IrqLine, MmioTransport, TransportState};
 use crate::arch::{layout, ports};
 use crate::hv::{Address, Vm};
 use crate::memory::lazy::Contents;
-use crate::paravirt::{Paravirt, ParavirtState, Phase, Request};
+use crate::paravirt::{GuestRequest, Paravirt, ParavirtState, Phase};
 use crate::{Error, Result, Stop};
 
 /// A register of the board outside of the virtio windows. Its address depends on the processor
@@ -183,9 +183,9 @@ impl Bus {
                     self.pulse_timer();
                 }
                 match request {
-                    Request::None => None,
-                    Request::Snapshot => Some(Stop::Snapshot),
-                    Request::Stuck => Some(Stop::Stuck),
+                    GuestRequest::None => None,
+                    GuestRequest::Snapshot => Some(Stop::Snapshot),
+                    GuestRequest::Stuck => Some(Stop::Stuck),
                 }
             }
             Register::Keyboard => (data.first() == Some(&RESET)).then_some(Stop::Reset),

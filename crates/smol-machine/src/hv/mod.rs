@@ -1,11 +1,11 @@
 //! Hypervisor back ends behind two traits, [`Vm`] and [`Vcpu`]. What is in them depends on the
 //! processor only by the types of [`crate::arch`].
 
+use crate::Result;
 use crate::arch::boot::Entry;
 use crate::arch::cpu::Cpu;
 use crate::arch::state::{IrqchipState, TimerState, VcpuState};
 use crate::paravirt::Phase;
-use crate::{Error, Result};
 
 #[cfg(target_os = "linux")]
 pub mod kvm;
@@ -136,11 +136,4 @@ pub trait Kicker: Send {
     /// lost, so kicks are repeated until the vCPU is seen to be out. After the end of the thread
     /// that ran the vCPU, it does nothing.
     fn kick(&self);
-}
-
-impl Error {
-    /// The state asks for something that no machine of ours can have.
-    pub(crate) fn bad_state(what: impl Into<String>) -> Error {
-        Error::State(what.into())
-    }
 }

@@ -33,7 +33,7 @@ pub struct MachineConfig {
     pub kernel: PathBuf,
     /// Initramfs, a cpio archive as the kernel takes it.
     pub initramfs: Option<PathBuf>,
-    /// Kernel command line, without the machine's own part ([`crate::devices::bus::cmdline`]).
+    /// Kernel command line, without the machine's own part ([`DeviceSet::cmdline`](crate::devices::DeviceSet::cmdline)).
     pub cmdline: String,
     /// Image that is attached read-only as virtio-pmem; its size a multiple of 2 MiB.
     pub rootfs: Option<PathBuf>,

@@ -20,7 +20,7 @@ pub const VERSION: u32 = 1;
 pub struct MachineState {
     /// [`VERSION`] of the writer.
     pub version: u32,
-    /// `x86_64`.
+    /// The processor's architecture, as Rust names it: `x86_64`.
     pub arch: String,
     /// RAM in bytes.
     pub memory: u64,
@@ -30,7 +30,7 @@ pub struct MachineState {
     pub pmem: u64,
     /// The CPU that the guest was shown.
     pub cpu: arch::cpu::Cpu,
-    /// The vCPUs that were online, by APIC id from 0.
+    /// The vCPUs that were online, by their numbers from 0.
     pub vcpus: Vec<arch::state::VcpuState>,
     /// Interrupt controllers.
     pub irqchip: arch::state::IrqchipState,
@@ -62,7 +62,7 @@ impl MachineState {
         self.paravirt.is_some()
     }
 
-    /// The state as canonical JSON.
+    /// Returns the state as canonical JSON.
     pub fn to_json(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("plain data serialises")
     }

@@ -9,4 +9,4 @@ mod clock;
 mod registers;
 
 pub use clock::{DISARMED, STEP_NS, TICK_NS, WORK_NS};
-pub use registers::{ABI, Paravirt, ParavirtState, Phase, REGISTERS_LEN, Request};
+pub use registers::{ABI, GuestRequest, Paravirt, ParavirtState, Phase, REGISTERS_LEN};

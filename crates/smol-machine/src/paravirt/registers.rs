@@ -28,7 +28,7 @@ const TIMER_KHZ_REGISTER: u16 = 0x34;
 
 /// What the guest asked for by a register write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Request {
+pub enum GuestRequest {
     /// Nothing that concerns the machine.
     None,
     /// The guest is at its snapshot point.
@@ -136,7 +136,7 @@ impl Paravirt {
         self.phase
     }
 
-    fn live_now(&self) -> bool {
+    fn is_live(&self) -> bool {
         self.phase == Phase::Host
     }
 
@@ -147,18 +147,18 @@ impl Paravirt {
 
     /// Accounts for one VM exit; true when the timer interrupt is due.
     pub fn exit(&mut self) -> bool {
-        !self.live_now() && self.clock.advance(STEP_NS)
+        !self.is_live() && self.clock.advance(STEP_NS)
     }
 
     /// A tick of the watchdog: time passes although the guest did nothing. True when the timer
     /// interrupt is due.
     pub fn tick(&mut self) -> bool {
-        !self.live_now() && self.clock.advance(TICK_NS)
+        !self.is_live() && self.clock.advance(TICK_NS)
     }
 
     /// Reads a register; `None` when there is none at this offset.
     pub fn read(&mut self, offset: u16) -> Option<u32> {
-        let live = self.live_now();
+        let live = self.is_live();
         Some(match offset {
             CLOCK_LO => {
                 self.clock_latch = self.clock.now;
@@ -182,32 +182,32 @@ impl Paravirt {
     }
 
     /// Writes a register. The second value is true when the timer interrupt is due.
-    pub fn write(&mut self, offset: u16, value: u32) -> (Request, bool) {
+    pub fn write(&mut self, offset: u16, value: u32) -> (GuestRequest, bool) {
         match offset {
-            SNAPSHOT if value == ABI => (Request::Snapshot, false),
+            SNAPSHOT if value == ABI => (GuestRequest::Snapshot, false),
             DEADLINE_LO => {
                 self.deadline_low = value;
-                (Request::None, false)
+                (GuestRequest::None, false)
             }
             DEADLINE_HI => {
                 let deadline = u64::from(value) << 32 | u64::from(self.deadline_low);
                 match self.phase {
-                    Phase::Virtual => (Request::None, self.clock.arm(deadline)),
+                    Phase::Virtual => (GuestRequest::None, self.clock.arm(deadline)),
                     Phase::Host => {
                         self.clock.deadline = deadline;
-                        (Request::None, false)
+                        (GuestRequest::None, false)
                     }
                 }
             }
-            WORK if !self.live_now() => {
+            WORK if !self.is_live() => {
                 let due = self.clock.advance(u64::from(value) * WORK_NS);
-                (Request::None, due)
+                (GuestRequest::None, due)
             }
-            IDLE if !self.live_now() => match self.clock.idle() {
-                None => (Request::Stuck, false),
-                Some(due) => (Request::None, due),
+            IDLE if !self.is_live() => match self.clock.idle() {
+                None => (GuestRequest::Stuck, false),
+                Some(due) => (GuestRequest::None, due),
             },
-            _ => (Request::None, false),
+            _ => (GuestRequest::None, false),
         }
     }
 }
@@ -235,10 +235,10 @@ mod tests {
     fn idle_jumps_to_the_deadline_and_fires_once() {
         let mut p = Paravirt::building(1_000);
         p.write(DEADLINE_LO, 5_000_000);
-        assert_eq!(p.write(DEADLINE_HI, 0), (Request::None, false));
-        assert_eq!(p.write(IDLE, 1), (Request::None, true));
+        assert_eq!(p.write(DEADLINE_HI, 0), (GuestRequest::None, false));
+        assert_eq!(p.write(IDLE, 1), (GuestRequest::None, true));
         assert_eq!(p.now(), 5_000_000);
-        assert_eq!(p.write(IDLE, 1), (Request::Stuck, false));
+        assert_eq!(p.write(IDLE, 1), (GuestRequest::Stuck, false));
     }
 
     #[test]
@@ -247,7 +247,7 @@ mod tests {
         p.write(DEADLINE_LO, 10_000);
         p.write(DEADLINE_HI, 0);
         assert!(!p.exit());
-        assert_eq!(p.write(WORK, 8), (Request::None, false));
+        assert_eq!(p.write(WORK, 8), (GuestRequest::None, false));
         assert!(p.exit(), "1 + 8 + 1 us have passed");
         assert!(!p.exit(), "the deadline fired once");
     }
@@ -295,7 +295,7 @@ mod tests {
         assert!((0..4).any(|_| p.read(SEED) != p.read(SEED)));
         assert_eq!(
             p.write(IDLE, 1),
-            (Request::None, false),
+            (GuestRequest::None, false),
             "live machines halt instead"
         );
     }
@@ -305,8 +305,8 @@ mod tests {
         let mut p = Paravirt::building(0);
         assert_eq!(p.read(REGISTERS_LEN), None);
         assert_eq!(p.read(u16::MAX), None);
-        assert_eq!(p.write(SNAPSHOT, 2), (Request::None, false));
-        assert_eq!(p.write(SNAPSHOT, 1), (Request::Snapshot, false));
+        assert_eq!(p.write(SNAPSHOT, 2), (GuestRequest::None, false));
+        assert_eq!(p.write(SNAPSHOT, 1), (GuestRequest::Snapshot, false));
     }
 
     #[test]

@@ -51,7 +51,7 @@ impl Cpu {
     /// gets the whole pinned CPU, any other what of it there is.
     ///
     /// # Errors
-    /// [`Error::Cpu`] if the host lacks what a smol kernel needs.
+    /// [`Error::Cpu`](crate::Error::Cpu) if the host lacks what a smol kernel needs.
     pub fn for_boot(model: Model, host: &HostCpu) -> Result<Self> {
         let features = match model {
             Model::Generic => Features::supported(host),

@@ -31,6 +31,16 @@ pub use vcpu::KvmVcpu;
 #[cfg(target_arch = "x86_64")]
 use x86_64 as arch;
 
+impl Error {
+    /// Wraps the failure of hypervisor call `call`.
+    fn hv(call: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Error {
+        move |e| Error::Hypervisor {
+            call,
+            source: std::io::Error::from_raw_os_error(e.errno()),
+        }
+    }
+}
+
 /// A machine of KVM.
 #[derive(Debug)]
 pub struct KvmVm {

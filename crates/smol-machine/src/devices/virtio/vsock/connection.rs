@@ -154,7 +154,7 @@ impl Connection {
         Ok(true)
     }
 
-    /// Whether the guest must be told of room that it does not know of, lest it wait for ever.
+    /// Whether the guest must be given credit that it does not know of, lest it wait for ever.
     /// Half the buffer at a time: often enough to keep a stream flowing.
     pub fn owes_credit(&self) -> bool {
         (self.forwarded - self.told).0 >= BUFFER / 2

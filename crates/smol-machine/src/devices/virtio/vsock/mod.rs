@@ -6,7 +6,7 @@
 //! | [`packet`] | the packet header |
 //! | `mux` | the table of connections |
 //! | `connection` | one connection: buffering and credit |
-//! | `host` | what the device wants of the host's side |
+//! | `host` | the interface of the host's side |
 //! | [`sink`] | the host's side while building: callbacks, synchronous |
 //! | [`unix`] | the host's side of a live machine: Unix sockets and a thread |
 //!
@@ -48,7 +48,7 @@ const TRANSPORT_RESET: u32 = 0;
 /// How long new connections wait for a guest that does not acknowledge the reset event.
 const RESET_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Where the guest stands with the end of its old connections.
+/// Whether the guest knows that its old connections have ended.
 #[derive(Debug)]
 enum Reset {
     /// It knows, or there was none.

@@ -34,7 +34,7 @@ pub struct Mux {
     replies: VecDeque<Header>,
     /// Connections that may have data for the guest.
     queue: VecDeque<Key>,
-    /// The host watches the wrong things.
+    /// The list of watched streams is out of date.
     stale: bool,
 }
 
@@ -57,7 +57,7 @@ impl Mux {
         self.host.attach(waker);
     }
 
-    /// Drops all connections and all that waits, without a word to the guest.
+    /// Drops all connections and all that waits, without telling the guest.
     pub fn clear(&mut self) {
         self.connections.clear();
         self.remainders.clear();
@@ -226,7 +226,7 @@ impl Mux {
         }
     }
 
-    /// After a change to a connection: tells the guest of room, notes what else to watch for.
+    /// After a change to a connection: gives the guest credit, notes what else to watch for.
     fn settle(&mut self, key: Key) {
         let Some(connection) = self.connections.get_mut(&key) else {
             return;
@@ -240,7 +240,7 @@ impl Mux {
         self.stale |= more && connection.stream.socket().is_some();
     }
 
-    /// The next packet for the guest with up to `room` data bytes, which it puts into `data`.
+    /// Returns the next packet for the guest with up to `room` data bytes, which it puts into `data`.
     pub fn next(&mut self, room: usize, data: &mut Vec<u8>) -> Option<Header> {
         data.clear();
         if let Some(reply) = self.replies.pop_front() {
@@ -305,7 +305,7 @@ impl Mux {
         }
     }
 
-    /// Looks after what happened on the host: streams that became ready and, unless they are to
+    /// Handles what happened on the host: streams that became ready and, unless they are to
     /// be held back, streams that want a connection.
     pub fn service(&mut self, hold_requests: bool) {
         for (token, ready) in self.host.events() {
