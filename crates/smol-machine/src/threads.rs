@@ -12,9 +12,9 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity}
 const MOST_CPUS: u32 = 4;
 
 /// Spawns a thread for work in the background. Linux without scheduling domains, as in small
-/// virtual machines, leaves a new thread on the CPU of the thread that made it, where it waits until
-/// that one has used up its time slice: milliseconds, which is longer than the work. So on small
-/// hosts the thread begins on another CPU; from there on it may run anywhere.
+/// virtual machines, leaves a new thread on the CPU of the thread that made it, where it waits
+/// until that one has used up its time slice: milliseconds, which is longer than the work. So on
+/// small hosts the thread begins on another CPU; from there on it may run anywhere.
 ///
 /// # Errors
 /// If there can be no more threads.

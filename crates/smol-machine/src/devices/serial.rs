@@ -25,7 +25,7 @@ pub struct Serial {
 }
 
 impl Serial {
-    /// A port that prints to `out`.
+    /// Returns a port that prints to `out`.
     pub fn new(out: Box<dyn Write + Send>) -> Self {
         Self {
             out,
@@ -35,7 +35,7 @@ impl Serial {
         }
     }
 
-    /// Register read.
+    /// Reads a register.
     pub fn read(&self, register: u16) -> u8 {
         match register {
             IIR => NO_INTERRUPT,
@@ -53,7 +53,7 @@ impl Serial {
         }
     }
 
-    /// Register write. A full or closed console does not stop the guest: the byte is lost.
+    /// Writes a register. A full or closed console does not stop the guest: the byte is lost.
     pub fn write(&mut self, register: u16, value: u8) {
         match register {
             DATA if (self.line_control & DLAB) | (self.modem_control & LOOPBACK) == 0 => {

@@ -33,7 +33,8 @@ pub struct MachineConfig {
     pub kernel: PathBuf,
     /// Initramfs, a cpio archive as the kernel takes it.
     pub initramfs: Option<PathBuf>,
-    /// Kernel command line, without the machine's own part ([`DeviceSet::cmdline`](crate::devices::DeviceSet::cmdline)).
+    /// Kernel command line, without the machine's own part
+    /// ([`DeviceSet::cmdline`](crate::devices::DeviceSet::cmdline)).
     pub cmdline: String,
     /// Image that is attached read-only as virtio-pmem; its size a multiple of 2 MiB.
     pub rootfs: Option<PathBuf>,
@@ -41,12 +42,16 @@ pub struct MachineConfig {
     pub clock: Clock,
     /// Seeds all randomness that the guest sees while building.
     pub seed: [u8; 32],
-    /// Decides where a kernel of ours lies in its address space ([`crate::arch::boot::place_kernel`]).
+    /// Decides where a kernel of ours lies in its address space
+    /// ([`crate::arch::boot::place_kernel`]).
     pub kernel_seed: [u8; 32],
 }
 
 impl MachineConfig {
-    /// Refuses what no machine can be.
+    /// Checks that there can be such a machine.
+    ///
+    /// # Errors
+    /// [`Error::Config`](crate::Error::Config), which says what is out of range.
     pub fn validate(&self) -> crate::Result<()> {
         let bad = |m: String| Err(crate::Error::Config(m));
         if self.vcpus == 0 || self.vcpus > MAX_VCPUS {

@@ -105,12 +105,12 @@ impl Control {
         self.running.store(vcpus, Ordering::SeqCst);
     }
 
-    /// A vCPU enters its run loop.
+    /// Notes that a vCPU enters its run loop.
     pub(super) fn enter(&self, vcpu: usize, kicker: HostKicker) {
         self.lock().kickers.insert(vcpu, kicker);
     }
 
-    /// A vCPU has left its run loop.
+    /// Notes that a vCPU has left its run loop.
     pub(super) fn leave(&self, vcpu: usize) {
         self.lock().kickers.remove(&vcpu);
         self.running.fetch_sub(1, Ordering::SeqCst);
@@ -156,9 +156,10 @@ impl Control {
         }
     }
 
-    /// The watchdog of a machine on virtual time, until it stops. A guest that computes without
-    /// an exit stops its own clock: what waits for it to be preempted would wait for ever. Once it
-    /// has done so for as long as `timeout`, time is the host's: one tick after the other.
+    /// Runs the watchdog of a machine on virtual time, until the machine stops. A guest that
+    /// computes without an exit stops its own clock: what waits for it to be preempted would wait
+    /// for ever. Once it has done so for as long as `timeout`, time is the host's: one tick after
+    /// the other.
     ///
     /// Time is the sum of the intervals waited, not read off the clock: that of an emulated host
     /// has been seen to jump ahead by minutes.

@@ -54,10 +54,10 @@ impl MachineState {
     }
 
     /// Whether the machine can be restored into memory in which accesses of the kernel fail instead
-    /// of waiting ([`LazyMemory::in_user_mode`](crate::memory::lazy::LazyMemory::in_user_mode)). KVM
-    /// must not write into it for the guest then. It does for kernels that use KVM's own interfaces,
-    /// such as its clock, which smol kernels are not shown; nor do they use 32-bit paging with PAE,
-    /// for which KVM reads memory when a register is loaded.
+    /// of waiting ([`LazyMemory::in_user_mode`](crate::memory::lazy::LazyMemory::in_user_mode)).
+    /// KVM must not write into it for the guest then. It does for kernels that use KVM's own
+    /// interfaces, such as its clock, which smol kernels are not shown; nor do they use 32-bit
+    /// paging with PAE, for which KVM reads memory when a register is loaded.
     pub fn tolerates_failed_accesses(&self) -> bool {
         self.paravirt.is_some()
     }

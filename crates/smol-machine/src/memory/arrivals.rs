@@ -70,7 +70,7 @@ impl Arrivals {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// More is loaded: vCPUs that wait try again.
+    /// Notes that more is loaded: vCPUs that wait try again.
     pub(crate) fn arrived(&self) {
         let _lock = self.lock();
         if let Some(Step(steps)) = self.step() {
@@ -79,13 +79,13 @@ impl Arrivals {
         self.changed.notify_all();
     }
 
-    /// The working set is loaded: the machine may run.
+    /// Notes that the working set is loaded: the machine may run.
     pub(crate) fn open(&self) {
         self.lock().open = true;
         self.changed.notify_all();
     }
 
-    /// Everything is loaded, or nothing more will be.
+    /// Notes that everything is loaded, or nothing more will be.
     pub(crate) fn complete(&self) {
         let mut inner = self.lock();
         inner.open = true;

@@ -106,7 +106,8 @@ impl PmemImage {
         Self::new(gpa, len, libc::MAP_SHARED, file.as_raw_fd()).map_err(err)
     }
 
-    /// Maps memory for an image that is filled while the machine runs (see [`crate::memory::lazy`]).
+    /// Maps memory for an image that is filled while the machine runs (see
+    /// [`crate::memory::lazy`]).
     pub(crate) fn anonymous(len: u64, gpa: u64) -> Result<Self> {
         if len > layout::MAX_PMEM || !len.is_multiple_of(layout::PMEM_ALIGN) {
             return Err(Error::bad_state(format!(

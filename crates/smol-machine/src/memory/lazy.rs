@@ -91,7 +91,8 @@ impl LazyMemory {
     /// loaded, each announced by [`LazyMemory::arrived`] and the last by [`LazyMemory::complete`].
     ///
     /// # Errors
-    /// [`Error::Memory`] before Linux 5.11, where system calls are filtered, or memory cannot be mapped.
+    /// [`Error::Memory`] before Linux 5.11, where system calls are filtered, or memory cannot be
+    /// mapped.
     pub fn in_user_mode(memory: u64, rootfs: u64) -> Result<Self> {
         Self::with(Uffd::in_user_mode(), memory, rootfs, true)
     }
@@ -197,21 +198,22 @@ impl LazyMemory {
         self.arrivals.is_some()
     }
 
-    /// In user mode: pages were loaded, so vCPUs whose accesses failed try again.
+    /// In user mode: notes that pages were loaded, so vCPUs whose accesses failed try again.
     pub fn arrived(&self) {
         if let Some(arrivals) = &self.arrivals {
             arrivals.arrived();
         }
     }
 
-    /// In user mode: the working set is loaded. Before, no vCPU begins to run.
+    /// In user mode: notes that the working set is loaded. Before, no vCPU begins to run.
     pub fn open(&self) {
         if let Some(arrivals) = &self.arrivals {
             arrivals.open();
         }
     }
 
-    /// In user mode: every page is loaded. An access that fails from here on fails for good.
+    /// In user mode: notes that every page is loaded. An access that fails from here on fails for
+    /// good.
     pub fn complete(&self) {
         if let Some(arrivals) = &self.arrivals {
             arrivals.complete();

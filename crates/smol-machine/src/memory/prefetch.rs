@@ -221,7 +221,8 @@ fn joined(runs: impl Iterator<Item = (u32, u32)>, gap: u32) -> Vec<(u32, u32)> {
     joined
 }
 
-/// Returns where pages of the image are in memory: address and length, cut at the borders of regions.
+/// Returns where pages of the image are in memory: address and length, cut at the borders of
+/// regions.
 fn addresses(ram: &Ram, first: u32, pages: u32) -> impl Iterator<Item = (usize, usize)> {
     let begin = u64::from(first) * PAGE as u64;
     let end = begin + u64::from(pages) * PAGE as u64;

@@ -138,8 +138,8 @@ impl Uffd {
         })
     }
 
-    /// Loads absent pages by moving them out of another mapping, huge ones as a whole, and wakes the
-    /// threads that wait for them.
+    /// Loads absent pages by moving them out of another mapping, huge ones as a whole, and wakes
+    /// the threads that wait for them.
     ///
     /// # Safety
     /// `to..to + len` must lie in one registered mapping, `from..from + len` in a private

@@ -150,8 +150,8 @@ impl Paravirt {
         !self.is_live() && self.clock.advance(STEP_NS)
     }
 
-    /// A tick of the watchdog: time passes although the guest did nothing. True when the timer
-    /// interrupt is due.
+    /// Accounts for a tick of the watchdog: time passes although the guest did nothing. True when
+    /// the timer interrupt is due.
     pub fn tick(&mut self) -> bool {
         !self.is_live() && self.clock.advance(TICK_NS)
     }

@@ -141,7 +141,8 @@ impl<'de> Deserialize<'de> for Features {
 /// Checks what a snapshot `needs` against the leaves that this host's hypervisor `supports`.
 ///
 /// # Errors
-/// [`Error::Cpu`] with the names of the missing features; a name that this build does not know is missing.
+/// [`Error::Cpu`] with the names of the missing features; a name that this build does not know is
+/// missing.
 pub fn check_host<'a>(
     supports: &[CpuidEntry],
     needs: impl IntoIterator<Item = &'a str>,

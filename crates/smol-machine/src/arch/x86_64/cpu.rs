@@ -135,7 +135,8 @@ impl Model {
                 ),
                 e(0x4000_0001, paravirt::ABI, u32::from(ports::PARAVIRT), 0, 0),
             ],
-            // KVM_FEATURE_CLOCKSOURCE2 and KVM_FEATURE_CLOCKSOURCE_STABLE_BIT (Documentation/virt/kvm/x86/cpuid.rst).
+            // KVM_FEATURE_CLOCKSOURCE2 and KVM_FEATURE_CLOCKSOURCE_STABLE_BIT
+            // (Documentation/virt/kvm/x86/cpuid.rst).
             Model::Generic => [
                 e(
                     0x4000_0000,

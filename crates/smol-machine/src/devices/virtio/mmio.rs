@@ -166,7 +166,7 @@ impl MmioTransport {
         lock(&self.inner)
     }
 
-    /// The guest reads `data.len()` bytes at `offset` in the window. Registers are read with 4
+    /// Reads `data.len()` bytes for the guest at `offset` in the window. Registers are read with 4
     /// bytes, the configuration space with any; anything else reads as zeros.
     pub fn read(&self, offset: u64, data: &mut [u8]) {
         data.fill(0);
@@ -182,7 +182,7 @@ impl MmioTransport {
         }
     }
 
-    /// The guest writes `data` at `offset` in the window. A `QueueNotify` is served to the end
+    /// Writes `data` for the guest at `offset` in the window. A `QueueNotify` is served to the end
     /// before this returns.
     pub fn write(&self, offset: u64, data: &[u8]) {
         if let Ok(value) = <[u8; 4]>::try_from(data) {
@@ -197,7 +197,7 @@ impl MmioTransport {
         self.lock().paused = true;
     }
 
-    /// The state for a snapshot, taken while no vCPU runs.
+    /// Returns the state for a snapshot, taken while no vCPU runs.
     pub fn save(&self) -> TransportState {
         let inner = self.lock();
         TransportState {
@@ -227,9 +227,9 @@ impl MmioTransport {
             .map_err(|e| StateError(format!("virtio device {}: {e}", inner.device.id())))
     }
 
-    /// Goes on after [`MmioTransport::restore`] or [`MmioTransport::pause`], once RAM and the interrupt controllers are in
-    /// place and before any vCPU runs: sets the interrupt line, tells the guest what it has to
-    /// know and serves what had been left in the queues.
+    /// Goes on after [`MmioTransport::restore`] or [`MmioTransport::pause`], once RAM and the
+    /// interrupt controllers are in place and before any vCPU runs: sets the interrupt line, tells
+    /// the guest what it has to know and serves what had been left in the queues.
     pub fn resume(&self) {
         let mut inner = self.lock();
         inner.paused = false;
@@ -238,7 +238,7 @@ impl MmioTransport {
         inner.set_irq();
     }
 
-    /// Why the device stopped and wants to be reset, if it did: a fault of the driver, for
+    /// Returns why the device stopped and has to be reset, if it did: a fault of the driver, for
     /// diagnostics.
     pub fn fault(&self) -> Option<String> {
         self.lock().fault.as_ref().map(Fault::to_string)
@@ -501,7 +501,7 @@ impl Inner {
     }
 }
 
-/// The low (0) or high (1) 32 bits of a set of feature bits; there are no others.
+/// Returns the low (0) or high (1) 32 bits of a set of feature bits; there are no others.
 fn half(features: u64, select: u32) -> u32 {
     match select {
         0 => features as u32,

@@ -47,7 +47,7 @@ pub struct KvmVm {
     vm: VmFd,
 }
 
-/// The system file descriptor; opened once, all machines of the process share it.
+/// Returns the system file descriptor; opened once, all machines of the process share it.
 fn kvm() -> Result<&'static Kvm> {
     static KVM: OnceLock<Kvm> = OnceLock::new();
     if let Some(kvm) = KVM.get() {

@@ -63,7 +63,7 @@ pub(super) fn prepare(rip: u64, info: &BootInfo, ram: &Ram) -> Result<Entry> {
     })
 }
 
-/// GDT and the identity map of the first GiB.
+/// Writes GDT and the identity map of the first GiB.
 pub(super) fn write_cpu_tables(ram: &Ram) -> Result<()> {
     let gdt: [u64; 4] = [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
     let words = |table: &[u64]| {
@@ -84,7 +84,7 @@ pub(super) fn write_cpu_tables(ram: &Ram) -> Result<()> {
     write(ram, pd, &words(&large_pages))
 }
 
-/// One setup_data node: next, type, length, bytes. The kernel wipes it after use.
+/// Writes one setup_data node: next, type, length, bytes. The kernel wipes it after use.
 fn write_seed(seed: &[u8; 32], ram: &Ram) -> Result<()> {
     let mut node = Vec::with_capacity(48);
     node.extend(0u64.to_le_bytes());

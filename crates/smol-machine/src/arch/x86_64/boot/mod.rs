@@ -72,9 +72,9 @@ pub fn is_smol_kernel(path: &Path) -> Result<bool> {
         .map(|abi| abi == Some(crate::paravirt::ABI))
 }
 
-/// The smol kernel at `path`, moved to where [`crate::Machine::boot`] would move it with this
-/// command line and this seed. A kernel that was moved before can be moved on. `None` for one that
-/// cannot be moved: it has no table of relocations.
+/// Returns the smol kernel at `path`, moved to where [`crate::Machine::boot`] would move it with
+/// this command line and this seed. A kernel that was moved before can be moved on. `None` for one
+/// that cannot be moved: it has no table of relocations.
 ///
 /// # Errors
 /// [`Error::File`] if it cannot be read, [`Error::Kernel`] if it contradicts itself.
@@ -206,8 +206,8 @@ fn write(ram: &Ram, gpa: u64, bytes: &[u8]) -> Result<()> {
         .map_err(|e| Error::Memory(format!("boot structures at {gpa:#x}: {e}")))
 }
 
-/// RAM as the firmware's memory map tells it: conventional memory up to the MP table, all of
-/// extended memory. (GPA, length) pairs.
+/// Returns RAM as the firmware's memory map describes it: conventional memory up to the MP table,
+/// all of extended memory. (GPA, length) pairs.
 fn usable_ram(memory: u64) -> Vec<(u64, u64)> {
     let mut map = vec![(0, layout::MP_TABLE)];
     for (gpa, len) in layout::ram(memory) {

@@ -66,7 +66,7 @@ fn table(vcpus: u8) -> Vec<u8> {
     [&pointer[..], &header, &entries].concat()
 }
 
-/// The byte that makes the sum of all come to zero.
+/// Returns the byte that makes the sum of all come to zero.
 fn checksum<'a>(bytes: impl IntoIterator<Item = &'a u8>) -> u8 {
     bytes.into_iter().fold(0u8, |sum, b| sum.wrapping_sub(*b))
 }

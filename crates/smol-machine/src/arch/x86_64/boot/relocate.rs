@@ -27,8 +27,8 @@ const SPACE: u64 = 1 << 30;
 /// Unit of the slide: the kernel maps itself by pages of this size.
 const UNIT: u64 = 2 << 20;
 
-/// Moves `kernel`, an ELF image, to the place that follows from `seed`; to where it was linked
-/// for without one. Gives the slide in bytes; `None` if the image cannot be moved, and is as it was.
+/// Moves `kernel`, an ELF image, to the place that follows from `seed`; to where it was linked for
+/// without one. Returns the slide in bytes; `None` if the image cannot be moved, and is as it was.
 ///
 /// # Errors
 /// In words, when the image contradicts itself. It may be changed in part then.
@@ -60,13 +60,14 @@ pub(super) fn place(kernel: &mut [u8], seed: Option<&[u8; 32]>) -> Result<Option
     Ok(Some(slide))
 }
 
-/// One of `slots` by the seed. Their number is small, so the remainder favours none of them.
+/// Returns one of `slots` by the seed. Their number is small, so the remainder favours none of
+/// them.
 fn choose(seed: &[u8; 32], slots: u64) -> u64 {
     let key = blake3::derive_key("smol 2026-11-26 virtual address of the kernel v1", seed);
     u64_at(&key, 0).expect("a key has 32 bytes") % slots
 }
 
-/// How many slides keep the image within its address space.
+/// Returns how many slides keep the image within its address space.
 fn slots(segments: &[Segment]) -> Result<u64, String> {
     let ends = segments.iter().map(|s| s.address.checked_add(s.in_memory));
     let end = ends.max().flatten().unwrap_or(u64::MAX);
@@ -102,7 +103,7 @@ fn move_places(
     Ok(())
 }
 
-/// The bytes of the image that stand at a link address.
+/// Returns the bytes of the image at a link address.
 fn bytes_at<'a, const N: usize>(
     kernel: &'a mut [u8],
     segments: &[Segment],

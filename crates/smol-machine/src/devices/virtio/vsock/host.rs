@@ -41,7 +41,7 @@ pub trait Stream: Send {
         false
     }
 
-    /// The socket to watch for readiness; `None` for a stream that is always ready.
+    /// Returns the socket to watch for readiness; `None` for a stream that is always ready.
     fn socket(&self) -> Option<&Arc<UnixStream>> {
         None
     }
@@ -89,7 +89,7 @@ pub trait Host: Send {
     /// The guest connects to `port` of the host; `None` refuses.
     fn open(&mut self, port: u32) -> Option<Box<dyn Stream>>;
 
-    /// How to have the device served when something has become ready.
+    /// Takes the means to have the device served when something has become ready.
     fn attach(&mut self, waker: Waker) {
         let _ = waker;
     }

@@ -70,13 +70,13 @@ pub struct Vsock {
 }
 
 impl Vsock {
-    /// The build's device: streams of the guest go to `sink`, nothing comes from the host.
+    /// Returns the build's device: streams of the guest go to `sink`, nothing comes from the host.
     pub fn for_build(guest_cid: u64, sink: Box<dyn StreamSink>) -> Self {
         Self::new(guest_cid, Box::new(sink::SinkHost::new(sink)))
     }
 
-    /// A live machine's device, with a thread of its own, and the handle by which this process
-    /// connects and listens.
+    /// Returns a live machine's device, with a thread of its own, and the handle by which this
+    /// process connects and listens.
     ///
     /// With a `path`, other processes can too: a client of the Unix socket `path` sends
     /// `CONNECT <port>\n`, reads `OK <n>\n`, and is connected to the guest's port; a guest that
@@ -89,8 +89,8 @@ impl Vsock {
         Ok((Self::new(guest_cid, Box::new(host)), handle))
     }
 
-    /// A live machine's device that nobody in the host listens to: every connection of the guest
-    /// is refused, and no thread is needed for that.
+    /// Returns a live machine's device that nobody in the host listens to: every connection of the
+    /// guest is refused, and no thread is needed for that.
     pub fn deaf(guest_cid: u64) -> Self {
         Self::new(
             guest_cid,
@@ -181,7 +181,7 @@ impl Vsock {
         Ok(())
     }
 
-    /// How long connections of the host must be held back at most.
+    /// Returns how long connections of the host must be held back at most.
     fn hold(&self) -> Option<Duration> {
         match self.reset {
             Reset::Told { until, .. } => Some(until.saturating_duration_since(Instant::now())),

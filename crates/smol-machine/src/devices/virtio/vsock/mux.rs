@@ -76,7 +76,7 @@ impl Mux {
         !self.replies.is_empty() || !self.queue.is_empty()
     }
 
-    /// A packet of the guest, with its data.
+    /// Handles a packet of the guest, with its data.
     pub fn receive(&mut self, header: &Header, data: &[u8]) {
         if header.src_cid != self.guest_cid {
             return; // section 5.10.6.2: a forged source
@@ -117,7 +117,7 @@ impl Mux {
         self.connections.len() + self.remainders.len() >= MAX_CONNECTIONS
     }
 
-    /// The guest asks for a connection.
+    /// Handles a request of the guest for a connection.
     fn open(&mut self, key: Key, header: &Header) {
         if self.connections.contains_key(&key) {
             return self.abort(key);
@@ -138,7 +138,7 @@ impl Mux {
         self.settle(key);
     }
 
-    /// A packet on a connection that exists. An error aborts the connection.
+    /// Handles a packet on a connection that exists. An error aborts the connection.
     fn handle(&mut self, key: Key, header: &Header, data: &[u8]) -> io::Result<()> {
         let broken = || io::Error::from(io::ErrorKind::InvalidData);
         let connection = self.connections.get_mut(&key).ok_or_else(broken)?;
@@ -240,7 +240,8 @@ impl Mux {
         self.stale |= more && connection.stream.socket().is_some();
     }
 
-    /// Returns the next packet for the guest with up to `room` data bytes, which it puts into `data`.
+    /// Returns the next packet for the guest with up to `room` data bytes, which it puts into
+    /// `data`.
     pub fn next(&mut self, room: usize, data: &mut Vec<u8>) -> Option<Header> {
         data.clear();
         if let Some(reply) = self.replies.pop_front() {
@@ -263,7 +264,7 @@ impl Mux {
         None
     }
 
-    /// The next packet of one connection that is sending.
+    /// Returns the next packet of one connection that is sending.
     fn next_of(&mut self, key: Key, room: usize, data: &mut Vec<u8>) -> Option<Header> {
         let connection = self.connections.get_mut(&key)?;
         if connection.credit() == 0 {

@@ -99,7 +99,8 @@ impl Stream for SinkStream {
         Ok(data.len())
     }
 
-    /// The sink's answers; when the guest has finished, the end, so that its socket is done too.
+    /// Returns the sink's answers; when the guest has finished, the end, so that its socket is done
+    /// too.
     fn receive(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         if !self.answer.is_empty() {
             self.answer.read(buf)

@@ -192,7 +192,7 @@ impl UnixHost {
         thread == Some(thread::current().id())
     }
 
-    /// A connection to `<path>_<port>`, made without waiting.
+    /// Returns a connection to `<path>_<port>`, made without waiting.
     fn open_path(&self, port: u32) -> Option<UnixStream> {
         use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, connect, socket};
         let mut path = self.path.clone()?.into_os_string();
@@ -466,8 +466,8 @@ impl Pump {
 }
 
 impl Client {
-    /// The port of the `CONNECT <port>` line, once it is complete. Not a byte behind its end is
-    /// read: it belongs to the guest.
+    /// Returns the port of the `CONNECT <port>` line, once it is complete. Not a byte behind its
+    /// end is read: it belongs to the guest.
     fn read_line(&mut self) -> io::Result<Option<u32>> {
         let invalid = || io::Error::from(ErrorKind::InvalidData);
         loop {

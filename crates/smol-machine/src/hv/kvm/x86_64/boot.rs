@@ -5,8 +5,8 @@ use kvm_bindings::{kvm_dtable, kvm_regs, kvm_segment, kvm_sregs};
 use crate::arch::boot::Entry;
 use crate::arch::layout;
 
-/// Control registers for the entry to a kernel: flat segments, and long mode with the identity
-/// map of [`layout::PAGE_TABLES`] for the 64-bit protocol.
+/// Sets the system registers for the entry to a kernel: flat segments, and long mode with the
+/// identity map of [`layout::PAGE_TABLES`] for the 64-bit protocol.
 pub(super) fn system_registers(s: &mut kvm_sregs, entry: &Entry) {
     const PROTECTED: u64 = 1;
     const PAGING_AND_PROTECTED: u64 = 0x8000_0011;
@@ -52,7 +52,7 @@ pub(super) fn system_registers(s: &mut kvm_sregs, entry: &Entry) {
     }
 }
 
-/// General registers for the entry to a kernel.
+/// Returns the general registers for the entry to a kernel.
 pub(super) fn registers(entry: &Entry) -> kvm_regs {
     const RESERVED_ONE: u64 = 2;
     let regs = kvm_regs {

@@ -136,7 +136,7 @@ unsafe extern "C" {
     safe static smol_probe_end: u8;
 }
 
-/// The guest's code, and the offsets of its handlers of #BP and #PF.
+/// Returns the guest's code, and the offsets of its handlers of #BP and #PF.
 fn guest_code() -> (&'static [u8], u64, u64) {
     let start = &raw const smol_probe_start;
     let offset = |label: *const u8| label as u64 - start as u64;
