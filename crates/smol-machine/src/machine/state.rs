@@ -91,3 +91,98 @@ impl MachineState {
         Ok(state)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arch::cpu::{Cpu, Features, Model};
+    use crate::arch::state::{IoapicState, IrqchipState, PicState};
+    use crate::devices::virtio::{DeviceState, TransportState};
+    use crate::paravirt::Paravirt;
+
+    fn state() -> MachineState {
+        let rng = TransportState {
+            device_id: 4,
+            status: 0,
+            features: 0,
+            device_features_sel: 0,
+            driver_features_sel: 0,
+            queue_sel: 0,
+            interrupt_status: 0,
+            config_generation: 0,
+            queues: Vec::new(),
+            device: DeviceState::Rng {},
+        };
+        MachineState {
+            version: VERSION,
+            arch: std::env::consts::ARCH.to_owned(),
+            memory: 256 << 20,
+            possible_vcpus: 2,
+            pmem: 0,
+            cpu: Cpu {
+                model: Model::SmolWithoutTsc,
+                features: Features::all(),
+            },
+            vcpus: Vec::new(),
+            irqchip: IrqchipState {
+                pics: [PicState::default(); 2],
+                ioapic: IoapicState {
+                    base_address: 0,
+                    ioregsel: 0,
+                    id: 0,
+                    irr: 0,
+                    redirection: Vec::new(),
+                },
+            },
+            timers: None,
+            paravirt: Some(Paravirt::building(7).save()),
+            devices: vec![None, None, None, Some(rng)],
+        }
+    }
+
+    #[test]
+    fn a_state_is_json_in_the_order_of_its_fields_and_comes_back_the_same() {
+        let state = state();
+        let json = String::from_utf8(state.to_json()).unwrap();
+        let begins = format!(
+            r#"{{"version":1,"arch":"{}","memory":268435456,"possible_vcpus":2,"pmem":0,"cpu":{{"model":"smol-build","features":["apic","#,
+            state.arch
+        );
+        assert!(json.starts_with(&begins), "{json}");
+        assert!(
+            json.contains(
+                r#""deadline_low":0,"epoch":7},"devices":[null,null,null,{"device_id":4,"#
+            ),
+            "{json}"
+        );
+        assert_eq!(MachineState::from_json(json.as_bytes()).unwrap(), state);
+    }
+
+    #[test]
+    fn what_another_version_or_another_processor_wrote_is_refused() {
+        let json = String::from_utf8(state().to_json()).unwrap();
+        for (from, to, why) in [
+            (
+                "\"version\":1",
+                "\"version\":2",
+                "this build reads version 1",
+            ),
+            (std::env::consts::ARCH, "vax", "it is for vax"),
+            ("\"epoch\":7", "\"epoch\":7,\"phase\":\"lunar\"", "lunar"),
+            ("\"pmem\":0", "\"pmem\":0,\"extra\":0", "extra"),
+        ] {
+            let changed = json.replacen(from, to, 1);
+            let error = MachineState::from_json(changed.as_bytes()).unwrap_err();
+            assert!(error.to_string().contains(why), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_device_is_found_by_its_slot_also_in_a_list_that_is_too_short() {
+        let mut state = state();
+        assert!(state.has_device(Slot::Rng));
+        assert!(!state.has_device(Slot::Vsock));
+        state.devices.truncate(1);
+        assert!(!state.has_device(Slot::Rng));
+    }
+}
