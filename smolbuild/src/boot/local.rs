@@ -139,7 +139,7 @@ fn freeze(
             .into_iter()
             .map(str::to_owned)
             .collect(),
-        virtual_time: state.cpu.model == smol_machine::cpu::Model::SmolBuild,
+        virtual_time: state.phase() == smol_machine::paravirt::Phase::Virtual,
         virtual_ms: machine.virtual_time().map(|ns| ns / 1_000_000),
         first_tick_ms: machine.first_tick().map(|ns| ns / 1_000_000),
         exits: machine.exits(),

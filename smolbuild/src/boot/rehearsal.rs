@@ -18,10 +18,10 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use smol_bundle::{Run, WorkingSet};
 use smol_cli::Interrupt;
-use smol_machine::demand::{Area, Contents, Demand};
 use smol_machine::devices::virtio::vsock::{StreamSink, Vsock};
 use smol_machine::machine::{Hooks, Time};
 use smol_machine::memory::PAGE;
+use smol_machine::memory::lazy::{Area, Contents, LazyMemory};
 use smol_machine::{Machine, MachineState, Stop, StopHandle};
 use smol_protocol::{Entropy, Event, MIN_ENTROPY, MachineId, RestoreParams};
 
@@ -53,7 +53,7 @@ pub(super) fn rehearse(
     limit: Duration,
     interrupt: &Interrupt,
 ) -> Result<Outcome> {
-    let demand = match Demand::new(state.memory, state.pmem) {
+    let demand = match LazyMemory::new(state.memory, state.pmem) {
         Ok(demand) => Arc::new(demand),
         Err(error) => return Ok(Outcome::Unseen(error.to_string())),
     };
@@ -85,7 +85,7 @@ struct Touch {
 
 /// Fills every page that is touched, and records it.
 fn serve(
-    demand: &Demand,
+    demand: &LazyMemory,
     contents: &Contents,
     machine: &OnceLock<StopHandle>,
 ) -> std::io::Result<Vec<Touch>> {
@@ -144,7 +144,7 @@ fn append(runs: &mut Vec<Run>, page: u32, written: bool) {
 fn run(
     job: &BootJob,
     state: &MachineState,
-    demand: &Demand,
+    demand: &LazyMemory,
     running: &OnceLock<StopHandle>,
     limit: Duration,
     interrupt: &Interrupt,
@@ -172,8 +172,7 @@ fn run(
     };
     let mut fresh = [0; 32];
     random.fill(&mut fresh);
-    let mut machine =
-        Machine::restore_on_demand(demand, state, hooks, Time::Building { seed: fresh })?;
+    let mut machine = Machine::restore_lazy(demand, state, hooks, Time::Building { seed: fresh })?;
     observer.attach(machine.stop_handle());
     let _ = running.set(machine.stop_handle());
     let limit = if bare {
@@ -332,8 +331,8 @@ mod tests {
 
     /// Pages 1 to 4 of 16 MiB, each full of its byte; `None`, with a word, where userfaultfd is not
     /// permitted.
-    fn memory(bytes: [u8; 4]) -> Option<Demand> {
-        let demand = Demand::new(16 << 20, 0);
+    fn memory(bytes: [u8; 4]) -> Option<LazyMemory> {
+        let demand = LazyMemory::new(16 << 20, 0);
         let demand = demand.map_err(smol_testing::left_out).ok()?;
         for (page, byte) in (1..).zip(bytes) {
             demand.fill(Area::Memory, page, &[byte; PAGE]).unwrap();
