@@ -1,7 +1,7 @@
 //! The invariants of ARCHITECTURE.md that can be read off the sources, and the facts that the
 //! documents repeat: a change that breaks one must change the document too.
 //!
-//! Only the standard library: these tests must build where nothing else does.
+//! They use the standard library only.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -73,6 +73,7 @@ const NETWORK_CRATES: &[&str] = &[
 const UNSAFE_ROOMS: &[&str] = &[
     "crates/smol-guest/src/init/",
     "crates/smol-guest/src/main.rs",
+    "crates/smol-host/src/child.rs",
     "crates/smol-host/src/emulated/",
     "crates/smol-machine/src/hv/",
     "crates/smol-machine/src/machine/mod.rs",
@@ -81,8 +82,6 @@ const UNSAFE_ROOMS: &[&str] = &[
     "crates/smol-machine/src/memory/prefetch.rs",
     "crates/smol-machine/src/memory/uffd.rs",
     "crates/smol-machine/src/threads.rs",
-    "smolbuild/src/input/debian/mmdebstrap.rs",
-    "smolrun/src/host/background.rs",
 ];
 
 /// The rooms that may ask for which operating system or processor they are compiled.
@@ -107,6 +106,25 @@ const KVM_ROOMS: &[&str] = &["crates/smol-machine/src/hv/kvm/"];
 /// Most lines of a source file, and of a test, which is a list.
 const MOST_LINES: usize = 700;
 const MOST_TEST_LINES: usize = 900;
+
+/// Most lines of a function outside of tests.
+const MOST_FUNCTION_LINES: usize = 60;
+/// Functions that are longer, with their lines. A function leaves the list when it has become short
+/// enough; none is added, and none may grow.
+const LONG_FUNCTIONS: &[(&str, usize)] = &[
+    ("smol-guest live", 80),
+    ("smol-machine boot", 66),
+    ("smol-machine revive", 61),
+    ("smolbuild as_text", 75),
+    ("smolbuild build_bundle", 102),
+    ("smolbuild sections", 73),
+    ("smolbuild workload", 68),
+];
+
+/// Crates that neither a guest nor a machine is linked with, nor what reads bundles and speaks to
+/// guests, at any depth.
+const CRATES_WITHOUT_NETWORK: &[&str] =
+    &["smol-bundle", "smol-guest", "smol-machine", "smol-protocol"];
 
 // ---- Dependencies --------------------------------------------------------------------------------
 
@@ -139,7 +157,7 @@ fn every_crate_of_the_workspace_is_judged_here() {
     let judged: BTreeSet<&str> = OUR_CRATES
         .iter()
         .map(|(name, _)| *name)
-        .chain(["xtask"])
+        .chain(["tests", "xtask"])
         .collect();
     assert_eq!(members, judged);
 }
@@ -175,6 +193,17 @@ fn nothing_that_speaks_a_network_protocol_is_linked() {
     assert!(lock.contains_key("clap"), "the lock file was misread");
     for foreign in NETWORK_CRATES {
         assert!(!lock.contains_key(*foreign), "{foreign} is in Cargo.lock");
+    }
+}
+
+#[test]
+fn no_network_client_is_in_what_machines_bundles_and_guests_are_made_of() {
+    for name in CRATES_WITHOUT_NETWORK {
+        let all = all_dependencies(name);
+        assert!(!all.is_empty(), "the lock file was misread");
+        for foreign in NETWORK_CRATES.iter().chain(&["smol-net", "smol-registry"]) {
+            assert!(!all.contains(*foreign), "{name} depends on {foreign}");
+        }
     }
 }
 
@@ -295,6 +324,39 @@ fn no_file_is_longer_than_a_reader_can_bear() {
     }
 }
 
+#[test]
+fn no_function_is_longer_than_a_screen_but_for_those_that_always_were() {
+    let mut excused: BTreeMap<&str, usize> = LONG_FUNCTIONS.iter().copied().collect();
+    for path in rust_files().into_iter().filter(|path| !is_test(path)) {
+        for (name, line, lines) in functions(&read(&path)) {
+            if lines <= MOST_FUNCTION_LINES {
+                continue;
+            }
+            let krate = path.trim_start_matches("crates/").split('/').next();
+            let key = format!("{} {name}", krate.expect("a path has a beginning"));
+            let most = excused.remove(key.as_str()).unwrap_or(MOST_FUNCTION_LINES);
+            assert!(
+                lines <= most,
+                "{path}:{line}: {name} has {lines} lines, the most is {most}"
+            );
+        }
+    }
+    assert!(excused.is_empty(), "no longer so long: {excused:?}");
+}
+
+#[test]
+fn functions_are_measured_from_their_name_to_their_closing_brace() {
+    let source = "fn a() {}\nimpl X {\n    pub const fn b(\n        self,\n    ) -> u8 {\n        1\n    }\n}\n\
+                  trait T {\n    fn c(&self);\n    fn d(\n        &self,\n    );\n}\n\
+                  unsafe fn e() {\n    if x {\n    }\n}\n#[cfg(test)]\nmod tests {\n    fn f() {\n    }\n}\n";
+    let found: Vec<(String, usize)> = functions(source)
+        .into_iter()
+        .map(|(name, _, lines)| (name, lines))
+        .collect();
+    let wanted = [("a", 1), ("b", 5), ("c", 1), ("d", 3), ("e", 4)];
+    assert_eq!(found, wanted.map(|(name, lines)| (name.to_owned(), lines)));
+}
+
 // ---- Documents -----------------------------------------------------------------------------------
 
 #[test]
@@ -342,6 +404,22 @@ fn every_option_is_in_the_manual() {
         seen > 20,
         "only {seen} options were found: the command lines were misread"
     );
+}
+
+#[test]
+fn every_command_is_in_the_manual() {
+    let manual = read("docs/cli.md");
+    for program in ["smolbuild", "smolrun"] {
+        let commands = commands(&read(&format!("{program}/src/cli.rs")));
+        assert!(commands.len() > 3, "{program}: {commands:?}");
+        for command in commands {
+            let line = format!("\n{program} {command}");
+            assert!(
+                manual.contains(&line) || command == "build",
+                "docs/cli.md does not tell of {program} {command}"
+            );
+        }
+    }
 }
 
 #[test]
@@ -507,6 +585,50 @@ fn code_of(line: &str) -> String {
     code
 }
 
+/// Functions of a source file as rustfmt leaves it, but for those of its tests: name, first line and
+/// number of lines.
+fn functions(source: &str) -> Vec<(String, usize, usize)> {
+    let lines: Vec<&str> = source.lines().collect();
+    let tests = lines
+        .windows(2)
+        .position(|two| two[0] == "#[cfg(test)]" && two[1].ends_with('{'));
+    let lines = &lines[..tests.unwrap_or(lines.len())];
+    let mut found = Vec::new();
+    for (at, line) in lines.iter().enumerate() {
+        let Some(name) = function_name(line) else {
+            continue;
+        };
+        let indentation = &line[..line.len() - line.trim_start().len()];
+        // The first line after its arguments with the same indentation that ends something.
+        let ends = |line: &&str| {
+            let own = line.strip_prefix(indentation).unwrap_or_default();
+            own == "}" || own.starts_with(')') && own.ends_with(';')
+        };
+        let more = match line.ends_with([';', '}']) {
+            true => 0,
+            false => {
+                1 + lines[at + 1..]
+                    .iter()
+                    .take_while(|line| !ends(line))
+                    .count()
+            }
+        };
+        found.push((name, at + 1, more + 1));
+    }
+    found
+}
+
+/// The name of the function that begins in this line.
+fn function_name(line: &str) -> Option<String> {
+    let (before, after) = line.split_once("fn ")?;
+    let known = [
+        "pub", "const", "async", "unsafe", "extern", "C", "crate", "super", "in",
+    ];
+    let name = words(after).next().filter(|name| after.starts_with(name))?;
+    let declares = !before.contains("//") && words(before).all(|word| known.contains(&word));
+    declares.then(|| name.to_owned())
+}
+
 fn words(text: &str) -> impl Iterator<Item = &str> {
     text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
         .filter(|word| !word.is_empty())
@@ -624,6 +746,28 @@ fn long_options(source: &str) -> Vec<String> {
         }
     }
     options
+}
+
+/// Names of the subcommands that are shown: variants of the enum `Command`, of one word each.
+fn commands(source: &str) -> Vec<String> {
+    let variants = source
+        .split("pub enum Command {")
+        .nth(1)
+        .and_then(|rest| rest.split("\n}").next())
+        .expect("an enum of commands");
+    let mut hidden = false;
+    let mut names = Vec::new();
+    for line in variants.lines() {
+        hidden |= line.trim_start().starts_with("#[") && line.contains("hide = true");
+        let line = line.strip_prefix("    ").unwrap_or(line);
+        if line.starts_with(|c: char| c.is_ascii_uppercase()) {
+            let name = words(line).next().expect("it begins with a letter");
+            if !std::mem::take(&mut hidden) {
+                names.push(name.to_lowercase());
+            }
+        }
+    }
+    names
 }
 
 /// Names of our environment variables in a text.

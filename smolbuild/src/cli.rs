@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand};
 use smol_cli::args::{JsonArg, ProgressArg};
+use smol_cli::manual::Shell;
 use smol_host::AccelArg;
 
 /// Turns a Smolfile into a running Linux machine, frozen at the moment it became ready, packed
@@ -48,6 +49,17 @@ pub enum Command {
     Kernel(Kernel),
     /// Tell what this host can do, and the command that mends what it cannot
     Doctor(JsonArg),
+    /// Print the script that completes this command line in a shell
+    Completions {
+        /// Shell
+        shell: Shell,
+    },
+    /// Writes the man pages into a folder; for releases.
+    #[command(name = "internal-man", hide = true)]
+    Man {
+        /// Folder that exists.
+        folder: PathBuf,
+    },
     /// Runs one boot job; what an emulated host is started with.
     #[command(name = "boot-job", hide = true)]
     BootJob {

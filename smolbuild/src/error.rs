@@ -22,7 +22,7 @@ impl LibraryError for smol_bundle::Error {
 impl LibraryError for smol_host::HostError {
     /// 5, with the command that fixes it as a hint.
     fn classified(self) -> anyhow::Error {
-        let fix = self.mend.clone();
+        let fix = self.fix.clone();
         let error = anyhow::Error::from(self).kind(ExitKind::Host);
         match fix {
             Some(command) => error.hint(command),

@@ -6,13 +6,13 @@
 //! it is never out of date; it can be deleted at any time.
 
 use std::fs::{self, File};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, anyhow};
 use smol_cli::{ErrorExt, ExitKind, Failure, Interrupt};
 use smol_host::apt;
+use smol_host::lock_dir::ScratchDir;
 
 use crate::{hash, subprocess};
 
@@ -223,10 +223,7 @@ fn download(pin: &Pin, downloads: &Path, interrupt: &Interrupt) -> Result<PathBu
 
 /// A folder among the downloads for what is not complete yet, removed on drop, and by the next one
 /// if we are killed.
-pub struct Scratch {
-    folder: tempfile::TempDir,
-    _lock: File,
-}
+pub struct Scratch(ScratchDir);
 
 impl Scratch {
     /// A fresh one in the folder `downloads`, which is made if it is missing.
@@ -236,36 +233,14 @@ impl Scratch {
     pub fn new(downloads: &Path) -> Result<Scratch> {
         let cannot = || format!("cannot write in {}", downloads.display());
         fs::create_dir_all(downloads).with_context(cannot)?;
-        sweep(downloads);
-        let folder = tempfile::Builder::new()
-            .prefix("new-")
-            // apt's own user works in it, too.
-            .permissions(PermissionsExt::from_mode(0o755))
-            .tempdir_in(downloads)
-            .with_context(cannot)?;
-        let lock = File::create(folder.path().join("lock")).with_context(cannot)?;
-        lock.try_lock().with_context(cannot)?;
-        Ok(Scratch {
-            folder,
-            _lock: lock,
-        })
+        // apt's own user works in it, too.
+        let folder = ScratchDir::create_with_mode(downloads, "new-", 0o755).with_context(cannot)?;
+        Ok(Scratch(folder))
     }
 
     /// Where it is.
     pub fn path(&self) -> &Path {
-        self.folder.path()
-    }
-}
-
-/// Removes the folders of downloads that were killed: nobody holds their locks.
-fn sweep(downloads: &Path) {
-    for entry in fs::read_dir(downloads).into_iter().flatten().flatten() {
-        let Ok(lock) = File::open(entry.path().join("lock")) else {
-            continue;
-        };
-        if lock.try_lock().is_ok() {
-            let _ = fs::remove_dir_all(entry.path());
-        }
+        self.0.path()
     }
 }
 
@@ -388,15 +363,10 @@ mod tests {
     #[test]
     fn the_folder_of_a_killed_download_goes_and_that_of_a_living_one_stays() {
         let downloads = tempfile::tempdir().unwrap();
-        let lock = |name: &str| {
-            fs::create_dir(downloads.path().join(name)).unwrap();
-            File::create(downloads.path().join(name).join("lock")).unwrap()
-        };
-        let living = lock("new-living");
-        living.try_lock().unwrap();
-        drop(lock("new-dead"));
-        sweep(downloads.path());
-        assert!(downloads.path().join("new-living").exists());
+        let living = Scratch::new(downloads.path()).unwrap();
+        fs::create_dir(downloads.path().join("new-dead")).unwrap();
+        let next = Scratch::new(downloads.path()).unwrap();
+        assert!(living.path().exists() && next.path().exists());
         assert!(!downloads.path().join("new-dead").exists());
     }
 }

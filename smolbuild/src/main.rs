@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
-use smol_cli::Interrupt;
+use clap::{CommandFactory, Parser};
+use smol_cli::{Interrupt, manual};
 use smolbuild::cli::{Cli, Command};
 use smolbuild::commands;
 
@@ -30,6 +30,11 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Reproduce(args) => commands::reproduce::run(&args, &interrupt)?,
         Command::Kernel(args) => commands::kernel::run(&args, &interrupt)?,
         Command::Doctor(args) => commands::doctor::run(&args)?,
+        Command::Completions { shell } => print!(
+            "{}",
+            manual::completions("smolbuild", &Cli::command(), shell)
+        ),
+        Command::Man { folder } => manual::man_pages(Cli::command(), &folder)?,
         Command::BootJob { file } => smolbuild::boot::emulated::inner(&file, &interrupt)?,
     }
     Ok(ExitCode::SUCCESS)

@@ -209,11 +209,11 @@ impl Build<'_> {
 
     /// Offline, an emulated host must have its kernel.
     fn require_emulated_kernel(&self, host: &Selected) -> Result<()> {
-        use smol_host::emulated::kernel::{KERNEL_ROOT_VARIABLE, Kernel};
+        use smol_host::emulated::kernel::{HostKernel, KERNEL_ROOT_VARIABLE};
         let needed = self.context.net == Net::Offline
             && matches!(host.accel, Backend::Emulated)
             && std::env::var_os(KERNEL_ROOT_VARIABLE).is_none();
-        if !needed || Kernel::cached(self.cache).is_some() {
+        if !needed || HostKernel::cached(self.cache).is_some() {
             return Ok(());
         }
         let what = "offline, and the kernel of the emulated host is not in the cache";

@@ -1,40 +1,19 @@
-//! Programs that we start and that must not outlive us, however we end.
-//!
-//! The program and its descendants form a process group. A shell leads it, and with the shell runs
-//! a watcher that reads from a pipe whose other end only this process holds: when we end, be it by
-//! SIGKILL, the kernel closes the pipe and the watcher kills the group. A parent death signal alone
-//! would reach the child only, and a `make` that dies leaves its sub-makes at work for minutes.
+//! Programs whose output is read line by line, and which end with all that they have started when
+//! this one ends, however it does ([`smol_host::child`]).
 
 use std::ffi::OsStr;
 use std::io::{self, PipeReader};
-use std::os::unix::process::CommandExt;
-use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::process::{Command, ExitStatus};
 
 use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
-use rustix::process::{Pid, Signal, kill_process_group};
 use smol_cli::Interrupt;
-
-/// Runs its arguments as a command with the watcher beside it; stdin is the pipe that we hold.
-/// Descriptor 3, because a shell gives its background commands /dev/null as stdin.
-const GUARD: &str = r#"
-exec 3<&0
-{ read -r _; kill -s KILL 0; } <&3 >/dev/null 2>&1 &
-"$@" 3<&- </dev/null
-status=$?
-kill $! && wait $! 2>/dev/null
-exit $status"#;
+use smol_host::child::{self, ProcessGroup};
 
 /// A command, for [`run`], to which arguments, environment and folder can be added.
 pub fn command(program: impl AsRef<OsStr>) -> Command {
-    let mut command = Command::new("/bin/sh");
-    command
-        .args(["-c", GUARD, "sh"])
-        .arg(program)
-        .stdin(Stdio::piped())
-        .process_group(0);
-    command
+    child::guarded(program)
 }
 
 /// Runs a [`command`] to its end, calling `line` with each line of its stdout and stderr. Nothing
@@ -51,7 +30,7 @@ pub fn run(
     command
         .stdout(writer.try_clone().context("cannot duplicate a pipe")?)
         .stderr(writer);
-    let mut group = Group::new(command.spawn().context("cannot start /bin/sh")?);
+    let mut group = ProcessGroup::spawn(&mut command).context("cannot start /bin/sh")?;
     drop(command); // it holds the writing ends, and the output would never end
     let mut rest = Vec::new();
     while read(&mut output, &mut rest, interrupt)? {
@@ -63,7 +42,7 @@ pub fn run(
     if !rest.is_empty() {
         line(&String::from_utf8_lossy(&rest));
     }
-    group.shell.wait().context("cannot wait for a program")
+    group.wait().context("cannot wait for a program")
 }
 
 /// Waits for more output; `false` at its end.
@@ -86,39 +65,11 @@ fn read(output: &mut PipeReader, bytes: &mut Vec<u8>, interrupt: &Interrupt) -> 
     Ok(read > 0)
 }
 
-/// The shell that leads the group, and our end of the pipe. It is kept apart because waiting for a
-/// [`Child`] closes its stdin, at which the watcher would kill a program that is about to end well.
-struct Group {
-    shell: Child,
-    _pipe: Option<ChildStdin>,
-}
-
-impl Group {
-    fn new(mut shell: Child) -> Group {
-        Group {
-            _pipe: shell.stdin.take(),
-            shell,
-        }
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        // The number is ours as long as the shell was not waited for.
-        if let Ok(None) = self.shell.try_wait() {
-            if let Some(group) = Pid::from_raw(self.shell.id().cast_signed()) {
-                let _ = kill_process_group(group, Signal::KILL);
-            }
-            let _ = self.shell.wait();
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::{Duration, Instant};
 
-    use rustix::process::test_kill_process;
+    use rustix::process::{Pid, test_kill_process};
 
     use super::*;
 
@@ -178,25 +129,5 @@ mod tests {
             smol_cli::ExitKind::Terminated
         );
         assert!(ends(grandchild.unwrap()));
-    }
-
-    #[test]
-    fn nothing_is_left_when_we_are_killed() {
-        // The shell stands for us: its end closes the pipe as ours would.
-        let mut us = shell("sleep 600 & echo $!; wait")
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut text = String::new();
-        io::BufRead::read_line(
-            &mut io::BufReader::new(us.stdout.take().unwrap()),
-            &mut text,
-        )
-        .unwrap();
-        let grandchild = pid(&text);
-        assert!(runs(grandchild));
-        drop(us.stdin.take());
-        assert!(ends(grandchild));
-        us.wait().unwrap();
     }
 }

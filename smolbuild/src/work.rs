@@ -3,19 +3,14 @@
 //! It goes when the build ends, in whatever way: a build that was killed leaves a folder that
 //! nobody holds the lock of, and the next build removes it.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use rustix::fs::{FlockOperation, flock};
-
-const LOCK: &str = "lock";
+use smol_host::lock_dir::ScratchDir;
 
 /// A private folder under the cache, removed on drop.
-pub struct WorkDir {
-    path: PathBuf,
-    _lock: File,
-}
+pub struct WorkDir(ScratchDir);
 
 impl WorkDir {
     /// Makes a fresh folder under `cache`, and removes those of builds that died.
@@ -26,22 +21,14 @@ impl WorkDir {
         let parent = cache.join("work");
         fs::create_dir_all(&parent)
             .with_context(|| format!("cannot create {}", parent.display()))?;
-        sweep(&parent);
-        let path = tempfile::Builder::new()
-            .prefix("build-")
-            .tempdir_in(&parent)
-            .with_context(|| format!("cannot create a folder in {}", parent.display()))?
-            .keep();
-        let lock = File::create(path.join(LOCK))
-            .with_context(|| format!("cannot write {}", path.display()))?;
-        flock(&lock, FlockOperation::NonBlockingLockExclusive)
-            .context("cannot lock the build's folder")?;
-        Ok(Self { path, _lock: lock })
+        let folder = ScratchDir::create(&parent, "build-")
+            .with_context(|| format!("cannot create a folder in {}", parent.display()))?;
+        Ok(Self(folder))
     }
 
     /// Where it is.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.0.path()
     }
 
     /// A new empty folder in it.
@@ -49,28 +36,9 @@ impl WorkDir {
     /// # Errors
     /// If it cannot be made.
     pub fn subdir(&self, name: &str) -> Result<PathBuf> {
-        let path = self.path.join(name);
+        let path = self.path().join(name);
         fs::create_dir(&path).with_context(|| format!("cannot create {}", path.display()))?;
         Ok(path)
-    }
-}
-
-impl Drop for WorkDir {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.path);
-    }
-}
-
-/// Removes folders whose builds no longer run. A folder without a lock file is one that is being
-/// made at this moment, or was left in that moment: it is empty and harmless.
-fn sweep(parent: &Path) {
-    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
-        let Ok(lock) = File::open(entry.path().join(LOCK)) else {
-            continue;
-        };
-        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() {
-            let _ = fs::remove_dir_all(entry.path());
-        }
     }
 }
 
@@ -84,7 +52,7 @@ mod tests {
         let living = WorkDir::create(cache.path()).unwrap();
         let dead = cache.path().join("work/build-dead");
         fs::create_dir(&dead).unwrap();
-        File::create(dead.join(LOCK)).unwrap();
+        fs::write(dead.join("vmlinux"), "").unwrap();
         let other = WorkDir::create(cache.path()).unwrap();
         assert!(living.path().exists() && other.path().exists());
         assert!(!dead.exists());

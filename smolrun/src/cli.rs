@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand};
 use smol_cli::args::{JsonArg, ProgressArg};
+use smol_cli::manual::Shell;
 use smol_host::AccelArg;
 
 use crate::host::instance;
@@ -124,6 +125,17 @@ pub enum Command {
     },
     /// Say what this host can do, and how to mend what it cannot.
     Doctor(JsonArg),
+    /// Print the script that completes this command line in a shell.
+    Completions {
+        /// Shell.
+        shell: Shell,
+    },
+    /// Writes the man pages into a folder; for releases.
+    #[command(hide = true, name = "internal-man")]
+    Man {
+        /// Folder that exists.
+        folder: PathBuf,
+    },
     /// Runs the machine of the spec on stdin, away from the terminal.
     #[command(hide = true, name = "internal-detached")]
     Detached,

@@ -10,13 +10,12 @@
 //!   -> run::supervisor           start, follow the guest, forward ports, end
 //! ```
 //! Modules use those below them only: commands, host, run, images. Folders that are locked by their
-//! process are in [`owned`].
+//! process are those of [`smol_host::lock_dir`].
 
 mod cli;
 mod commands;
 mod host;
 mod images;
-mod owned;
 mod run;
 #[cfg(test)]
 mod testing;
@@ -56,6 +55,8 @@ fn main() -> ExitCode {
         Some(Command::Logs { name, follow }) => commands::logs(name, *follow),
         Some(Command::Stop { name, time }) => commands::stop(name, *time),
         Some(Command::Doctor(args)) => commands::doctor(args.json),
+        Some(Command::Completions { shell }) => commands::completions(*shell),
+        Some(Command::Man { folder }) => commands::man_pages(folder),
         Some(Command::Detached) => background::main(),
         Some(Command::Inner { spec }) => emulated::inner(spec),
     };

@@ -14,7 +14,7 @@ pub fn pss_mib(child: &Child) -> f64 {
     kib.expect("Pss in KiB") / 1024.0
 }
 
-/// Prints what so many machines take, MiB, and gives the figures.
+/// Prints what so many machines take, MiB, and returns the figures.
 pub fn report(crowds: &[usize], totals: &[f64]) -> Value {
     let mut table = Vec::new();
     for (&crowd, &total) in crowds.iter().zip(totals) {

@@ -8,15 +8,15 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::Times;
-use crate::host::Host;
 use crate::sizes;
-use crate::support::{LIMIT, Running};
+use smol_tests::host::Host;
+use smol_tests::support::{LIMIT, Running};
 
 /// Measurements of each.
 const RUNS: usize = 5;
 const MACHINES: [&str; 3] = ["hello", "redis", "python"];
 
-/// Measures, prints, and gives the figures.
+/// Measures, prints, and returns the figures.
 pub fn measure(host: &Host) -> Value {
     sizes::build(host, &MACHINES);
     println!("\nmachines in emulated hosts of their own, until the service runs, median of {RUNS}");

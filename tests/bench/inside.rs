@@ -16,10 +16,10 @@ use serde_json::{Value, json};
 use smol_host::emulated::{EmulatedHost, Event, SELF};
 
 use crate::emulated::read;
-use crate::host::{Host, smolfile};
-use crate::support::{LIMIT, eventually, exchange_within, free_port, names, run};
-use crate::tools::Tools;
 use crate::{LeftOut, Times, crowd, sizes};
+use smol_tests::host::{Host, smolfile};
+use smol_tests::support::{LIMIT, eventually, exchange_within, free_port, names, run};
+use smol_tests::tools::Tools;
 
 /// Measurements of each.
 const RUNS: usize = 20;
@@ -35,7 +35,7 @@ const MACHINES: &str = "/machines";
 
 // ---- Outside -----------------------------------------------------------------------------------
 
-/// Measures, prints, and gives the figures.
+/// Measures, prints, and returns the figures.
 pub fn measure(host: &Host) -> Value {
     sizes::build(host, &["redis"]);
     let service = host.bundles.join("service.smolmachine");

@@ -1,4 +1,4 @@
-//! The figures: `cargo xtask bench`, or `cargo bench --bench figures [-- PART...] [--json FILE]`.
+//! The figures: `cargo xtask bench`, or `cargo bench -p smol-tests --bench figures [-- PART...] [--json FILE]`.
 //!
 //! | part, module | figure |
 //! |---|---|
@@ -12,25 +12,17 @@
 
 mod crowd;
 mod emulated;
-#[path = "../e2e/host.rs"]
-#[allow(dead_code)]
-mod host;
 mod inside;
 mod native;
 mod sizes;
-#[path = "../e2e/support.rs"]
-#[allow(dead_code)]
-mod support;
-#[path = "../e2e/tools.rs"]
-#[allow(dead_code)]
-mod tools;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::process::ExitCode;
 
 use serde_json::{Value, json};
 
-use crate::host::Host;
+use smol_tests::host::Host;
 
 /// A part of the figures, by name. It prints what it measures and gives it; a panic tells why it cannot.
 type Part = (&'static str, fn(&Host) -> Value);
@@ -54,7 +46,7 @@ fn main() -> ExitCode {
     let named = |name: &str| arguments.iter().any(|argument| argument == name);
     let all = !PARTS.iter().any(|(name, _)| named(name));
 
-    let host = Host::new("bench");
+    let host = Host::new(&Path::new(env!("CARGO_TARGET_TMPDIR")).join("bench"));
     host.prepare(all);
     let mut figures = json!({});
     let mut left_out = LeftOut::default();

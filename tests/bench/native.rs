@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 
 use crate::Times;
 use crate::crowd;
-use crate::host::Host;
-use crate::support::run;
+use smol_tests::host::Host;
+use smol_tests::support::run;
 
 /// Measurements of each.
 const RUNS: usize = 30;
@@ -29,7 +29,7 @@ const CROWDS: [usize; 3] = [1, 10, 50];
 /// To the first byte, and to the end of the first round.
 type Pair = [Times; 2];
 
-/// Measures, prints, and gives the figures; null where there is no KVM.
+/// Measures, prints, and returns the figures; null where there is no KVM.
 pub fn measure(host: &Host) -> Value {
     if let Err(e) = fs::File::options().read(true).write(true).open("/dev/kvm") {
         println!("\nnative guest: not measured, /dev/kvm: {e}");

@@ -8,8 +8,8 @@ use std::process::Command;
 use serde_json::{Value, json};
 use smol_bundle::{Bundle, ImageKind};
 
-use crate::host::Host;
-use crate::support::run;
+use smol_tests::host::Host;
+use smol_tests::support::run;
 
 /// All recipes.
 const MACHINES: [&str; 6] = ["hello", "redis", "python", "web", "ssh", "postgresql"];
@@ -25,7 +25,7 @@ pub fn build(host: &Host, machines: &[&str]) {
     }
 }
 
-/// Prints the table and the waterfall of redis, and gives the figures.
+/// Prints the table and the waterfall of redis, and returns the figures.
 pub fn measure(host: &Host) -> Value {
     build(host, &MACHINES);
     println!("\nbundles, MiB");

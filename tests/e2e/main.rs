@@ -1,9 +1,9 @@
 //! smol from end to end, as a user meets it: the real programs, real machines, real KVM.
 //!
 //! ```text
-//! cargo test --test e2e [-- WORDS]      only the tests whose names hold the words, or of a topic
-//!                       [-- --list]     their names
-//!                       [-- --rounds N] those of the inner half so many times, up to the first failure
+//! cargo test -p smol-tests --test e2e [-- WORDS]      only the tests whose names hold the words, or of a topic
+//!                                     [-- --list]     their names
+//!                                     [-- --rounds N] those of the inner half so many times, up to the first failure
 //!
 //! outer   on this host: builds the recipes' bundles, attacks them, interrupts builds
 //! inner   in one emulated host, which has KVM: restores the bundles, side by side; builds that fail
@@ -11,12 +11,8 @@
 //! The inner half is this program again. It has a `main` of its own (`harness = false`) because
 //! the emulated host runs the program that starts it.
 
-mod host;
 mod inner;
 mod outer;
-mod suite;
-mod support;
-mod tools;
 
 use std::process::ExitCode;
 

@@ -19,7 +19,7 @@ pub fn run(parts: &[String], json: Option<&Path>) -> Result<()> {
         "--locked",
         "--quiet",
         "--package",
-        "smolbuild",
+        "smol-tests",
         "--bench",
         "figures",
         "--",

@@ -99,7 +99,7 @@ impl Demo {
         shell::run(build.arg("--metadata-file").arg(self.path("redis.json")))
     }
 
-    /// Gives the time from the start of smolrun to redis' answer.
+    /// Returns the time from the start of smolrun to redis' answer.
     fn restore_and_ask(&self) -> Result<Duration> {
         // Of a demo that was broken off.
         let _ = self.smolrun().args(["stop", NAME, "--time", "0"]).output();
@@ -137,40 +137,8 @@ impl Demo {
                 .arg(self.path("redis.smolmachine")),
         )?;
         let inspected: Value = serde_json::from_str(&inspected).context("what inspect says")?;
-        let built = read_json(&self.path("redis.json"))?;
+        build_figures(&inspected, &read_json(&self.path("redis.json"))?)?;
         let restore = read_json(&self.path("restore.json"))?;
-        let images = inspected["images"]
-            .as_array()
-            .map(Vec::as_slice)
-            .unwrap_or_default();
-        let memory = images
-            .iter()
-            .find(|image| image["kind"] == "memory")
-            .context("the bundle has no memory")?;
-        let mib = |bytes: f64| format!("{:.1} MiB", bytes / (1024.0 * 1024.0));
-        let number = |value: &Value| value.as_f64().unwrap_or(f64::NAN);
-        let used = number(&memory["size"]) - number(&memory["zero"]) * 4096.0;
-        let stages = built["stages"]
-            .as_array()
-            .map(Vec::as_slice)
-            .unwrap_or_default();
-        let total = stages
-            .iter()
-            .map(|s| number(&s["start"]) + number(&s["duration"]))
-            .fold(0.0, f64::max);
-        println!("\nbuild          {total:.1} s");
-        println!(
-            "bundle         {}, {}",
-            mib(number(&inspected["fileSize"])),
-            inspected["digest"].as_str().unwrap_or("?")
-        );
-        println!(
-            "memory         {}, {} of it in use; stored are {}, compressed {}",
-            mib(number(&memory["size"])),
-            mib(used),
-            mib(number(&memory["rawBytes"])),
-            mib(number(&memory["compressedBytes"])),
-        );
         if let Some(ms) = restore["emulated_host_ms"].as_f64() {
             println!(
                 "emulated host  up in {:.1} s: this machine has no KVM that runs a kernel",
@@ -197,6 +165,40 @@ impl Demo {
         );
         Ok(())
     }
+}
+
+/// Prints how long the build took, and what of the machine's memory is in the bundle.
+fn build_figures(inspected: &Value, built: &Value) -> Result<()> {
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let images = list(&inspected["images"]);
+    let memory = images
+        .iter()
+        .find(|image| image["kind"] == "memory")
+        .context("the bundle has no memory")?;
+    let mib = |bytes: f64| format!("{:.1} MiB", bytes / (1024.0 * 1024.0));
+    let used = number(&memory["size"]) - number(&memory["zero"]) * 4096.0;
+    let total = list(&built["stages"])
+        .iter()
+        .map(|s| number(&s["start"]) + number(&s["duration"]))
+        .fold(0.0, f64::max);
+    println!("\nbuild          {total:.1} s");
+    println!(
+        "bundle         {}, {}",
+        mib(number(&inspected["fileSize"])),
+        inspected["digest"].as_str().unwrap_or("?")
+    );
+    println!(
+        "memory         {}, {} of it in use; stored are {}, compressed {}",
+        mib(number(&memory["size"])),
+        mib(used),
+        mib(number(&memory["rawBytes"])),
+        mib(number(&memory["compressedBytes"])),
+    );
+    Ok(())
+}
+
+fn number(value: &Value) -> f64 {
+    value.as_f64().unwrap_or(f64::NAN)
 }
 
 fn read_json(path: &Path) -> Result<Value> {

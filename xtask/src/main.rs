@@ -1,18 +1,21 @@
-//! What is done with this repository: `cargo xtask demo`, `test`, `bench`, `repeat`, `versions`.
+//! What is done with this repository: `cargo xtask demo`, `test`, `bench`, `dist`, `repeat`,
+//! `versions`.
 //!
 //! | module | purpose |
 //! |---|---|
 //! | [`packages`] | the Debian packages that are needed, installed when root |
-//! | [`shell`] | running programs, and saying so |
+//! | [`shell`] | running programs, with their command lines shown |
 //! | [`demo`] | a service built, restored and asked, from nothing |
 //! | [`test`] | everything that must pass |
-//! | [`tally`] | what tests say of themselves, counted |
+//! | [`tally`] | the outcomes of tests, counted |
 //! | [`bench`] | the figures |
+//! | [`dist`] | a release in one archive |
 //! | [`repeat`] | builds repeated, and compared byte for byte |
 //! | [`versions`] | how much two versions of a machine share |
 
 mod bench;
 mod demo;
+mod dist;
 mod packages;
 mod repeat;
 mod shell;
@@ -38,7 +41,7 @@ enum Command {
     /// Build a redis that holds a key, restore it, and read the key back
     Demo,
     /// Format, lints, unit tests, end-to-end tests; or only those of a name
-    Test(test::Options),
+    Test(test::TestOptions),
     /// Measure, and print the figures
     Bench {
         /// Only these parts of them
@@ -48,8 +51,10 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
+    /// Pack a release: both programs, man pages and completions in one archive in target/dist
+    Dist,
     /// Build recipes again and again, in emulated hosts of their own, and compare every byte
-    Repeat(repeat::Options),
+    Repeat(repeat::RepeatOptions),
     /// Build python in three versions of its application, and tell how many bytes they share
     Versions,
 }
@@ -59,6 +64,7 @@ fn main() -> ExitCode {
         Command::Demo => demo::run(),
         Command::Test(options) => test::run(&options),
         Command::Bench { parts, json } => bench::run(&parts, json.as_deref()),
+        Command::Dist => dist::run(),
         Command::Repeat(options) => repeat::run(&options),
         Command::Versions => versions::run(),
     };

@@ -25,7 +25,7 @@ const BUSY: usize = 2;
 
 /// What is built, how often, and where.
 #[derive(Clone, Debug, Args)]
-pub struct Options {
+pub struct RepeatOptions {
     /// Folders in recipes/
     #[arg(
         long,
@@ -81,7 +81,7 @@ struct Build {
 ///
 /// # Errors
 /// If a build fails, or bundles differ.
-pub fn run(options: &Options) -> Result<()> {
+pub fn run(options: &RepeatOptions) -> Result<()> {
     packages::install(For::Build)?;
     shell::run(cargo().args(["build", "--release", "--locked", "--package", "smolbuild"]))?;
     let mut soak = Soak::begin(options)?;
@@ -94,7 +94,7 @@ pub fn run(options: &Options) -> Result<()> {
 }
 
 struct Soak<'a> {
-    options: &'a Options,
+    options: &'a RepeatOptions,
     smolbuild: PathBuf,
     folder: PathBuf,
     log: File,
@@ -102,7 +102,7 @@ struct Soak<'a> {
 }
 
 impl<'a> Soak<'a> {
-    fn begin(options: &'a Options) -> Result<Self> {
+    fn begin(options: &'a RepeatOptions) -> Result<Self> {
         ensure!(
             !options.cpu_models.is_empty() && !options.load.is_empty(),
             "at least one CPU model and one kind of load are needed"
@@ -183,7 +183,7 @@ impl<'a> Soak<'a> {
         Ok(())
     }
 
-    /// Gives the digests of Plan and bundle, and how long it took.
+    /// Returns the digests of Plan and bundle, and how long it took.
     fn smolbuild(
         &self,
         recipe: &str,

@@ -1,4 +1,4 @@
-//! Running programs, and saying so.
+//! Running programs, with their command lines shown.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 
-/// The checkout.
+/// Returns the folder of the checkout.
 pub fn workspace() -> PathBuf {
     let xtask = Path::new(env!("CARGO_MANIFEST_DIR"));
     xtask
@@ -15,7 +15,8 @@ pub fn workspace() -> PathBuf {
         .to_owned()
 }
 
-/// Where cargo builds for `profile`, told by where this program lies: `<target>/<triple>/debug`.
+/// Returns the folder where cargo builds for `profile`, derived from the path of this program,
+/// `<target>/<triple>/debug`.
 pub fn build_folder(profile: &str) -> Result<PathBuf> {
     let own = std::env::current_exe().context("cannot tell where this program lies")?;
     let triple = own
@@ -25,7 +26,7 @@ pub fn build_folder(profile: &str) -> Result<PathBuf> {
     Ok(triple.join(profile))
 }
 
-/// Cargo's folder for everything that is built.
+/// Returns cargo's target folder.
 pub fn target() -> Result<PathBuf> {
     let folder = build_folder("release")?;
     Ok(folder
@@ -35,19 +36,19 @@ pub fn target() -> Result<PathBuf> {
         .to_owned())
 }
 
-/// A program in the checkout.
+/// Returns a command in the checkout.
 pub fn command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     command.current_dir(workspace());
     command
 }
 
-/// The cargo that runs us.
+/// Returns the command of the cargo that runs this program.
 pub fn cargo() -> Command {
     command(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
 }
 
-/// Runs it, its output on ours.
+/// Runs it; its output is shown.
 ///
 /// # Errors
 /// If it does not end well.
@@ -61,7 +62,7 @@ pub fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Runs it and gives its stdout; its stderr is ours.
+/// Runs it and returns its stdout; its stderr is shown.
 ///
 /// # Errors
 /// If it does not end well.
@@ -78,7 +79,7 @@ pub fn capture(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// The command line, programs of ours and paths in the checkout by their short names.
+/// Returns the command line; paths in the checkout are shortened.
 pub fn line(command: &Command) -> String {
     let workspace = workspace();
     let words = std::iter::once(command.get_program())

@@ -1,24 +1,25 @@
-//! What tests say of themselves, line by line, counted: those of Rust's own harness and ours.
+//! The outcomes of tests, counted from the lines that they print: those of libtest and ours.
 //!
 //! ```text
 //! test NAME ... ok                        test result: ok. 3 passed; 0 failed; ...
 //! test NAME ... FAILED                    flaky (emulated host): NAME: WHAT
 //! test NAME ... ignored, WHY              test NAME ... left out: WHY
+//! test NAME ... ignored (WHY)             (libtest-mimic's, which also fills up names with spaces)
 //! ```
 
-/// What became of the tests.
+/// The outcomes of tests.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Tally {
     pub passed: usize,
     pub failed: Vec<String>,
-    /// With what their emulated hosts did.
+    /// With the faults of their emulated hosts.
     pub flaky: Vec<(String, String)>,
     /// With the reason.
     pub left_out: Vec<(String, String)>,
 }
 
 impl Tally {
-    /// Takes a line; whether somebody should see it.
+    /// Takes a line; returns whether it is to be shown.
     pub fn take(&mut self, line: &str) -> bool {
         if let Some(told) = line.strip_prefix("flaky (emulated host): ") {
             self.flaky.extend(named(told));
@@ -30,6 +31,7 @@ impl Tally {
         else {
             return !is_noise(line);
         };
+        let name = name.trim_end();
         let why = |told: &str| (name.to_owned(), told.to_owned());
         match outcome {
             // To Rust's own harness, a test that says of itself that it was left out has passed.
@@ -42,6 +44,7 @@ impl Tally {
             _ => match outcome
                 .strip_prefix("ignored, ")
                 .or(outcome.strip_prefix("left out: "))
+                .or(in_parentheses(outcome.strip_prefix("ignored ")))
             {
                 Some(told) => self.left_out.push(why(told)),
                 None => return true,
@@ -52,12 +55,16 @@ impl Tally {
     }
 }
 
+fn in_parentheses(text: Option<&str>) -> Option<&str> {
+    text?.strip_prefix('(')?.strip_suffix(')')
+}
+
 fn named(told: &str) -> Option<(String, String)> {
     let (name, what) = told.split_once(": ")?;
     Some((name.to_owned(), what.to_owned()))
 }
 
-/// What Rust's harness says where there is nothing to say.
+/// Lines of libtest that hold no outcome.
 fn is_noise(line: &str) -> bool {
     line.is_empty()
         || line.starts_with("running ")
@@ -78,6 +85,7 @@ mod tests {
             "test a::c ... FAILED",
             "test a::d ... ignored, needs a tape",
             "test child ... ignored, run by another test",
+            "test it needs something   ... ignored (needs mkfs.erofs (erofs-utils))",
             "test it has a name ... ok",
             "test it cannot ... left out: /dev/kvm: none",
             "test it cannot ... ok",
@@ -96,6 +104,7 @@ mod tests {
             flaky: vec![pair("it dies", "the emulated host hangs: its CPU 1 ...")],
             left_out: vec![
                 pair("a::d", "needs a tape"),
+                pair("it needs something", "needs mkfs.erofs (erofs-utils)"),
                 pair("it cannot", "/dev/kvm: none"),
             ],
         };
@@ -105,6 +114,7 @@ mod tests {
             [
                 "test a::c ... FAILED",
                 "test a::d ... ignored, needs a tape",
+                "test it needs something   ... ignored (needs mkfs.erofs (erofs-utils))",
                 "test it has a name ... ok",
                 "test it cannot ... left out: /dev/kvm: none",
                 "flaky (emulated host): it dies: the emulated host hangs: its CPU 1 ...",

@@ -13,10 +13,12 @@ use crate::tally::Tally;
 
 /// The test that builds and runs machines; it has a step of its own, the last.
 const END_TO_END: &str = "e2e";
+/// Its package.
+const TESTS: &str = "smol-tests";
 
 /// `cargo xtask test`.
 #[derive(Debug, Args)]
-pub struct Options {
+pub struct TestOptions {
     /// Only tests whose names hold these words, or of an end-to-end test's topic
     words: Vec<String>,
     /// The end-to-end tests in the emulated host so many times, up to the first failure
@@ -28,7 +30,7 @@ pub struct Options {
 ///
 /// # Errors
 /// That step's.
-pub fn run(options: &Options) -> Result<()> {
+pub fn run(options: &TestOptions) -> Result<()> {
     let mut steps = Steps::default();
     let outcome = steps.all(options);
     steps.report();
@@ -46,14 +48,18 @@ struct Step {
 }
 
 impl Steps {
-    fn all(&mut self, options: &Options) -> Result<()> {
+    fn all(&mut self, options: &TestOptions) -> Result<()> {
         let words: Vec<&str> = options.words.iter().map(String::as_str).collect();
         self.step("packages", |_| packages::install(For::Test))?;
         if words.is_empty() {
             self.step("format", |_| {
                 shell::run(cargo().args(["fmt", "--all", "--check"]))
             })?;
-            self.step("lints", |_| shell::run(&mut lints()))?;
+            self.step("lints", |_| {
+                shell::run(&mut clippy(&["--workspace", "--all-targets"]))?;
+                // All targets are those that run unasked.
+                shell::run(&mut clippy(&["--package", TESTS, "--test", END_TO_END]))
+            })?;
         }
         // All but the end-to-end tests, which are not among those that run unasked. libtest takes one
         // word, which is a part of a name there, where a space is an underscore.
@@ -65,7 +71,7 @@ impl Steps {
         })?;
         self.step("end-to-end tests", |tally| {
             let mut command = cargo();
-            command.args(["test", "--locked", "--package", "smolbuild", "--test"]);
+            command.args(["test", "--locked", "--package", TESTS, "--test"]);
             command.args([END_TO_END, "--"]).args(words);
             if let Some(rounds) = options.rounds {
                 command.args(["--rounds", &rounds.to_string()]);
@@ -140,10 +146,12 @@ impl Step {
     }
 }
 
-fn lints() -> Command {
+fn clippy(targets: &[&str]) -> Command {
     let mut command = cargo();
-    command.args(["clippy", "--workspace", "--all-targets", "--locked"]);
-    command.args(["--quiet", "--", "-D", "warnings"]);
+    command
+        .args(["clippy", "--locked", "--quiet"])
+        .args(targets);
+    command.args(["--", "-D", "warnings"]);
     command
 }
 

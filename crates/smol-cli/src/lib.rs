@@ -9,6 +9,7 @@
 //! | [`session`] | progress and interrupt of one run of a command, as one value |
 //! | [`args`] | command line arguments that several commands have |
 //! | [`human`] | sizes and durations for people |
+//! | [`manual`] | man pages and completions for shells, made from a command line |
 //!
 //! Results go to stdout and belong to the binaries; everything here writes to stderr only.
 //!
@@ -34,6 +35,7 @@
 pub mod args;
 pub mod error;
 pub mod human;
+pub mod manual;
 pub mod paths;
 pub mod progress;
 pub mod session;

@@ -19,8 +19,8 @@ fn main() {
         Ok(code) => std::process::exit(code),
         Err(e) => {
             eprintln!("l1: {e}");
-            if let Some(mend) = e.mend {
-                eprintln!("l1: to mend it: {mend}");
+            if let Some(fix) = e.fix {
+                eprintln!("l1: to mend it: {fix}");
             }
             std::process::exit(5);
         }

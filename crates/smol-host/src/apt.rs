@@ -15,7 +15,7 @@ fn is_executable(path: &Path) -> bool {
     rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok() && path.is_file()
 }
 
-/// The command that installs `packages` (Debian names), or, where there is no apt, what to look for.
+/// Returns the command that installs `packages` (Debian names), or, where there is no apt, what to look for.
 pub fn install_command(packages: &[&str]) -> String {
     let list = packages.join(" ");
     if find_program("apt-get").is_none() {

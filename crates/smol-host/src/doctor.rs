@@ -1,6 +1,6 @@
-//! Looks over the host: what is there, what is missing, and the exact command that mends it.
+//! Looks over the host: what is there, what is missing, and the exact command that fixes it.
 //!
-//! Each check is a function of what it found, so that the judging can be tested without the host.
+//! Each check is a function of what was found, so that it can be tested without the host.
 
 use std::path::Path;
 
@@ -8,12 +8,12 @@ use serde::Serialize;
 use smol_machine::probe::{self, ProbeError};
 
 use crate::apt;
-use crate::emulated::kernel::Kernel;
+use crate::emulated::kernel::HostKernel;
 use crate::emulated::{self, QEMU};
 use crate::error::HostError;
-use crate::select::kvm_mend;
+use crate::select::kvm_fix;
 
-/// Whose work is to be checked for.
+/// The program whose needs are checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tool {
     /// `smolbuild`: also the tools that build kernels and root file systems.
@@ -22,7 +22,7 @@ pub enum Tool {
     Run,
 }
 
-/// How a check came out.
+/// The result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
@@ -39,12 +39,13 @@ pub enum Status {
 pub struct Check {
     /// What was looked at; stable, for scripts.
     pub name: &'static str,
-    /// How it came out.
+    /// The result.
     pub status: Status,
     /// What was found, one line.
     pub detail: String,
-    /// The command (or action) that mends it, when it is not [`Status::Ok`] and one is known.
-    pub mend: Option<String>,
+    /// The command (or action) that fixes it, when it is not [`Status::Ok`] and one is known.
+    #[serde(rename = "mend")]
+    pub fix: Option<String>,
 }
 
 impl Check {
@@ -52,14 +53,14 @@ impl Check {
         name: &'static str,
         status: Status,
         detail: impl Into<String>,
-        mend: Option<String>,
+        fix: Option<String>,
     ) -> Check {
-        let mend = mend.filter(|_| status != Status::Ok);
+        let fix = fix.filter(|_| status != Status::Ok);
         Check {
             name,
             status,
             detail: detail.into(),
-            mend,
+            fix,
         }
     }
 }
@@ -90,12 +91,12 @@ pub fn checks(tool: Tool) -> Vec<Check> {
     checks
 }
 
-/// Whether the main job can be done, in whatever way: then the exit code is 0, else 5.
+/// Returns whether the main job can be done, in whatever way: the exit code is 0 then, else 5.
 pub fn able(checks: &[Check]) -> bool {
     checks.iter().all(|check| check.status != Status::Missing)
 }
 
-/// The checks for people: a line each, and below it the command that mends it.
+/// Returns the checks as text for people: a line each, and below it the command that fixes it.
 pub fn render(checks: &[Check]) -> String {
     let width = checks
         .iter()
@@ -107,7 +108,7 @@ pub fn render(checks: &[Check]) -> String {
         name,
         status,
         detail,
-        mend,
+        fix,
     } in checks
     {
         let status = match status {
@@ -119,14 +120,14 @@ pub fn render(checks: &[Check]) -> String {
             "{status:<8} {name:<width$}  {}\n",
             smol_cli::human::printable(detail)
         );
-        if let Some(mend) = mend {
-            text += &format!("{:8} {:width$}  mend it: {mend}\n", "", "");
+        if let Some(fix) = fix {
+            text += &format!("{:8} {:width$}  mend it: {fix}\n", "", "");
         }
     }
     text
 }
 
-/// The checks for scripts: `{"able": bool, "checks": [{"name", "status", "detail", "mend"}]}`.
+/// Returns the checks as JSON: `{"able": bool, "checks": [{"name", "status", "detail", "mend"}]}`.
 pub fn to_json(checks: &[Check]) -> String {
     serde_json::json!({ "able": able(checks), "checks": checks }).to_string()
 }
@@ -147,7 +148,7 @@ struct Ways {
 }
 
 impl Ways {
-    /// What one way lacks is only a warning when the other way is open.
+    /// Returns the checks of both ways; what one way lacks is only a warning when the other works.
     fn checks(self) -> Vec<Check> {
         let kvm_works = self.kvm.is_ok() && self.missing_features.is_empty();
         let emulated_works = self.qemu.is_ok() && self.kernel.is_ok();
@@ -170,7 +171,7 @@ impl Ways {
                 "kvm",
                 lacking(emulated_works),
                 format!("{e}{instead}"),
-                kvm_mend(e),
+                kvm_fix(e),
             ),
         };
         let cpu = match self.missing_features.as_slice() {
@@ -188,7 +189,7 @@ impl Ways {
                 } else {
                     e.message
                 };
-                Check::new(name, lacking(kvm_works), detail, e.mend)
+                Check::new(name, lacking(kvm_works), detail, e.fix)
             }
         };
         vec![
@@ -233,9 +234,9 @@ fn qemu_version() -> Result<String, HostError> {
 }
 
 fn emulated_kernel(cache: Option<&Path>) -> Result<String, HostError> {
-    match cache.and_then(Kernel::cached) {
+    match cache.and_then(HostKernel::cached) {
         Some(kernel) => Ok(format!("{}, cached", kernel.origin())),
-        None => Kernel::obtainable()
+        None => HostKernel::obtainable()
             .map(|origin| format!("{origin}, will be downloaded when needed (about 70 MB)")),
     }
 }
@@ -255,7 +256,7 @@ const KERNEL_PROGRAMS: &[(&str, &str)] = &[
     ("tar", "tar"),
 ];
 
-/// Whether everything is here that builds a kernel.
+/// Checks for everything that builds a kernel.
 pub fn kernel_build() -> Check {
     kernel_tools(&|program| apt::find_program(program).is_some(), &has_libelf)
 }
@@ -287,7 +288,7 @@ fn kernel_tools(has_program: &dyn Fn(&str) -> bool, has_libelf: &dyn Fn() -> boo
     )
 }
 
-/// Distributions other than Debian put it in the same place.
+/// Returns whether the header is installed; distributions other than Debian put it in the same place.
 fn has_libelf() -> bool {
     Path::new("/usr/include/libelf.h").exists()
 }
@@ -309,7 +310,7 @@ fn debian_tool(present: bool) -> Check {
 
 const MIB: u64 = 1 << 20;
 
-/// Free bytes for us on the file system of `dir`.
+/// Returns the bytes that this user may still write on the file system of `dir`.
 fn free_space(dir: &Path) -> Option<u64> {
     let stat = rustix::fs::statvfs(dir).ok()?;
     stat.f_bavail.checked_mul(stat.f_frsize)
@@ -389,8 +390,8 @@ fn runtime_dir() -> Check {
     match smol_cli::paths::runtime_dir() {
         Ok(dir) => Check::new("runtime", Status::Ok, dir.display().to_string(), None),
         Err(e) => {
-            let mend = "name a folder of your own in SMOL_RUNTIME_DIR".to_owned();
-            Check::new("runtime", Status::Missing, format!("{e:#}"), Some(mend))
+            let fix = "name a folder of your own in SMOL_RUNTIME_DIR".to_owned();
+            Check::new("runtime", Status::Missing, format!("{e:#}"), Some(fix))
         }
     }
 }
@@ -442,7 +443,7 @@ mod tests {
         let checks = ways.checks();
         assert!(!able(&checks));
         let qemu = checks.iter().find(|check| check.name == "qemu").unwrap();
-        assert!(qemu.mend.as_ref().unwrap().contains("qemu-system-x86"));
+        assert!(qemu.fix.as_ref().unwrap().contains("qemu-system-x86"));
     }
 
     #[test]
@@ -495,7 +496,7 @@ mod tests {
             "{}",
             check.detail
         );
-        assert!(check.mend.unwrap().ends_with("bc xz-utils libelf-dev"));
+        assert!(check.fix.unwrap().ends_with("bc xz-utils libelf-dev"));
         assert_eq!(kernel_tools(&|_| true, &|| true).status, Status::Ok);
     }
 

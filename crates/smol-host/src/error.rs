@@ -1,4 +1,4 @@
-//! The one error type of this crate: what is wrong with the host, and the command that mends it.
+//! The one error type of this crate: what is wrong with the host, and the command that fixes it.
 
 use std::fmt;
 
@@ -7,26 +7,26 @@ use std::fmt;
 pub struct HostError {
     /// What failed, where and why; one sentence without a final full stop.
     pub message: String,
-    /// The exact command (or action) that mends it, if there is one.
-    pub mend: Option<String>,
+    /// The exact command (or action) that fixes it, if there is one.
+    pub fix: Option<String>,
     /// Whether an emulated host died or hung by itself: a fault of the emulator or of the kernel in
     /// it, and not of what it ran. The same may go well the next time.
     pub fault: bool,
 }
 
 impl HostError {
-    /// An error nothing particular can be done about.
+    /// Creates an error without a known fix.
     pub fn new(message: impl Into<String>) -> Self {
         HostError {
             message: message.into(),
-            mend: None,
+            fix: None,
             fault: false,
         }
     }
 
-    /// Adds the command that mends it.
-    pub fn mend(mut self, command: impl Into<String>) -> Self {
-        self.mend = Some(command.into());
+    /// Adds the command that fixes it.
+    pub fn fix(mut self, command: impl Into<String>) -> Self {
+        self.fix = Some(command.into());
         self
     }
 

@@ -4,14 +4,18 @@
 //! |---|---|
 //! | [`select`](mod@select) | `--accel`: this host's KVM, or the emulated host |
 //! | [`emulated`] | a Linux with KVM in QEMU, for hosts without usable KVM; it runs this very program inside |
-//! | [`doctor`] | looks over the host and names the commands that mend it |
+//! | [`doctor`] | looks over the host and names the commands that fix it |
+//! | [`child`] | child processes that are killed when this program ends |
+//! | [`lock_dir`] | folders that one process owns, and scratch folders that the next run removes |
 //! | [`apt`] | finding programs, and the command that installs them |
-//! | [`error`] | the crate's error: what is wrong with the host, and the command that mends it |
+//! | [`error`] | the crate's error: what is wrong with the host, and the command that fixes it |
 
 pub mod apt;
+pub mod child;
 pub mod doctor;
 pub mod emulated;
 pub mod error;
+pub mod lock_dir;
 pub mod select;
 
 pub use error::HostError;

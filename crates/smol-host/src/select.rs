@@ -84,9 +84,9 @@ pub struct Selected {
 ///
 /// # Errors
 /// `Kvm`: the device cannot be opened. `Emulated`: there is no QEMU. `Auto`: neither works. Each with
-/// the command that mends it.
+/// the command that fixes it.
 pub fn select(requested: Accel) -> Result<Selected> {
-    let host = Host {
+    let host = Probes {
         inside: emulated::is_inside(),
         open: &|| probe::open(Path::new(probe::DEVICE)).map(drop),
         probe: &probe::probe,
@@ -96,21 +96,21 @@ pub fn select(requested: Accel) -> Result<Selected> {
 }
 
 /// What [`decide`] asks of the host.
-struct Host<'a> {
+struct Probes<'a> {
     inside: bool,
     open: &'a dyn Fn() -> std::result::Result<(), ProbeError>,
     probe: &'a dyn Fn() -> std::result::Result<(), ProbeError>,
     qemu: &'a dyn Fn() -> bool,
 }
 
-fn decide(requested: Accel, host: &Host) -> Result<Selected> {
+fn decide(requested: Accel, host: &Probes) -> Result<Selected> {
     let plain = |accel| Selected { accel, why: None };
     match requested {
         _ if host.inside => Ok(plain(Backend::Kvm)),
         Accel::Kvm => match (host.open)() {
             Ok(()) => Ok(plain(Backend::Kvm)),
             Err(e) => Err(HostError {
-                mend: kvm_mend(&e),
+                fix: kvm_fix(&e),
                 ..HostError::new(e.to_string())
             }),
         },
@@ -128,23 +128,23 @@ fn decide(requested: Accel, host: &Host) -> Result<Selected> {
 }
 
 fn fallback_reason(e: &ProbeError) -> String {
-    let mend = kvm_mend(e)
+    let fix = kvm_fix(e)
         .map(|command| format!(" (for KVM: {command})"))
         .unwrap_or_default();
-    format!("{e}: using the emulated host, which is slow{mend}")
+    format!("{e}: using the emulated host, which is slow{fix}")
 }
 
-/// Mending KVM is better than the emulated host, where it can be mended.
+/// Fixing KVM is better than the emulated host, where it can be fixed.
 fn nothing_works(e: &ProbeError) -> HostError {
     let emulated = emulated::qemu_missing();
     HostError {
-        mend: kvm_mend(e).or(emulated.mend),
+        fix: kvm_fix(e).or(emulated.fix),
         ..HostError::new(format!("{e}, and {}", emulated.message))
     }
 }
 
-/// The command that makes KVM usable, if one does.
-pub(crate) fn kvm_mend(error: &ProbeError) -> Option<String> {
+/// Returns the command that makes KVM usable, if one does.
+pub(crate) fn kvm_fix(error: &ProbeError) -> Option<String> {
     match error {
         ProbeError::NoDevice => {
             let flags = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
@@ -155,7 +155,7 @@ pub(crate) fn kvm_mend(error: &ProbeError) -> Option<String> {
     }
 }
 
-/// Loads the module for this CPU; none helps when the CPU has no virtualization.
+/// Returns the command that loads the module for this CPU; none helps when the CPU has no virtualization.
 fn module_command(cpuinfo: &str) -> Option<String> {
     let has = |flag| cpuinfo.split_whitespace().any(|word| word == flag);
     let module = match (has("vmx"), has("svm")) {
@@ -166,7 +166,8 @@ fn module_command(cpuinfo: &str) -> Option<String> {
     Some(format!("sudo modprobe {module}"))
 }
 
-/// Joins the group that may open the device, or, where no group may, asks for the user alone.
+/// Returns the command that adds the user to the group that may open the device, or, where no group
+/// may, that gives access to this user alone.
 fn permission_command(device: &Path) -> String {
     use std::os::unix::fs::MetadataExt;
     const GROUP_READ_WRITE: u32 = 0o060;
@@ -182,7 +183,7 @@ fn permission_command(device: &Path) -> String {
     }
 }
 
-/// A group's name by its number, from the text of /etc/group (group(5)).
+/// Returns a group's name by its number, from the text of /etc/group (group(5)).
 fn group_name(groups: &str, gid: u32) -> Option<String> {
     groups.lines().find_map(|line| {
         let mut fields = line.split(':');
@@ -209,7 +210,7 @@ mod tests {
         inside: bool,
     ) -> Result<Selected> {
         let good = || Ok(());
-        let host = Host {
+        let host = Probes {
             inside,
             open: &good,
             probe: if probe_passes { &good } else { &bad },
@@ -245,7 +246,7 @@ mod tests {
             error.message.contains("int3") && error.message.contains(QEMU),
             "{error}"
         );
-        assert!(error.mend.unwrap().contains("qemu-system-x86"));
+        assert!(error.fix.unwrap().contains("qemu-system-x86"));
     }
 
     #[test]
@@ -258,7 +259,7 @@ mod tests {
 
     #[test]
     fn forced_kvm_without_the_device_is_an_error_not_a_fallback() {
-        let host = Host {
+        let host = Probes {
             inside: false,
             open: &|| Err(ProbeError::NoDevice),
             probe: &bad,

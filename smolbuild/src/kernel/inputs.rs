@@ -79,7 +79,7 @@ pub fn require_tools() -> Result<(), Failure> {
     match check.status {
         doctor::Status::Ok => Ok(()),
         _ => Err(check
-            .mend
+            .fix
             .into_iter()
             .fold(Failure::new(ExitKind::Host, check.detail), Failure::hint)),
     }

@@ -7,7 +7,6 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
-use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, ExitCode, Stdio};
 use std::sync::Arc;
@@ -17,8 +16,9 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use rustix::process::{Pid, Signal, kill_process, setsid};
+use rustix::process::{Pid, Signal, kill_process};
 use smol_cli::{ExitKind, Failure, Interrupt};
+use smol_host::child;
 
 use crate::host::messages::{Message, MessageLines, failure};
 use crate::host::process::{self, Standard};
@@ -113,9 +113,7 @@ fn spawn() -> io::Result<Child> {
         .current_dir("/")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped());
-    // SAFETY: setsid is one system call, async-signal-safe, and touches no memory.
-    unsafe { command.pre_exec(|| Ok(setsid().map(drop)?)) };
-    command.spawn()
+    child::in_new_session(&mut command).spawn()
 }
 
 /// Runs the machine of the spec on stdin: the child.

@@ -268,7 +268,7 @@ fn inner_spec(spec: &RunSpec, ports: &[Publish]) -> RunSpec {
 /// Returns the error of a host, with the command that fixes it as a hint.
 pub fn host_failure(error: HostError) -> anyhow::Error {
     let failure = Failure::new(ExitKind::Host, error.message);
-    match error.mend {
+    match error.fix {
         Some(mend) => failure.hint(format!("to mend it: {mend}")),
         None => failure,
     }

@@ -1,7 +1,7 @@
 //! Running machines: each has a folder, which is locked by the process that runs it.
 //!
 //! ```text
-//! <runtime>/instances/<name>/   locked (see crate::owned) as long as the machine runs
+//! <runtime>/instances/<name>/   locked (see smol_host::lock_dir) as long as the machine runs
 //!   instance.json               what it is; appears whole
 //!   log                         the service's output
 //!   control.sock                takes control requests (see crate::host::control)
@@ -20,9 +20,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use smol_cli::{ErrorExt, ExitKind, Failure};
+use smol_host::lock_dir::LockDir;
 
 use crate::host::control::ControlSocket;
-use crate::owned::OwnedDir;
 use crate::run::output::Log;
 use crate::run::publish::Publish;
 
@@ -170,7 +170,7 @@ fn draw_name(
 /// A machine of this process.
 pub struct Instance {
     /// Removed on drop.
-    dir: Option<OwnedDir>,
+    dir: Option<LockDir>,
     record: Mutex<Record>,
 }
 
@@ -185,7 +185,7 @@ impl Instance {
         let mut dir = None;
         // A smolrun that checks whether the folder is abandoned locks it for a moment.
         for _ in 0..20 {
-            dir = OwnedDir::try_claim(&path).with_context(what)?;
+            dir = LockDir::try_claim(&path).with_context(what)?;
             if dir.is_some() || path.join(RECORD).exists() {
                 break;
             }
@@ -201,7 +201,7 @@ impl Instance {
         Ok(instance)
     }
 
-    fn dir(&self) -> &OwnedDir {
+    fn dir(&self) -> &LockDir {
         self.dir.as_ref().expect("it is taken by drop alone")
     }
 
@@ -270,7 +270,7 @@ fn in_use(name: &str) -> Failure {
 /// As [`Instance::claim`].
 pub fn check_free(root: &Path, name: &str) -> anyhow::Result<()> {
     let folder = root.join(name);
-    match folder.join(RECORD).exists() && OwnedDir::if_abandoned(&folder).is_none() {
+    match folder.join(RECORD).exists() && LockDir::if_abandoned(&folder).is_none() {
         true => Err(in_use(name).into()),
         false => Ok(()),
     }
@@ -280,7 +280,7 @@ pub fn check_free(root: &Path, name: &str) -> anyhow::Result<()> {
 pub fn list(root: &Path) -> Vec<Record> {
     let mut records = Vec::new();
     for entry in fs::read_dir(root).into_iter().flatten().flatten() {
-        if let Some(left) = OwnedDir::if_abandoned(&entry.path()) {
+        if let Some(left) = LockDir::if_abandoned(&entry.path()) {
             let _ = left.remove();
             continue;
         }

@@ -24,12 +24,12 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use smol_bundle::{Bundle, ImageKind};
 use smol_cli::{ErrorExt, ExitKind, Failure, Interrupt, Progress, human};
+use smol_host::lock_dir::LockDir;
 use smol_machine::machine::{Hooks, RestoreConfig};
 use smol_machine::prefetch::{Run, Runs};
 use smol_machine::{Machine, MachineState};
 
 use crate::images::bundle::Has;
-use crate::owned::OwnedDir;
 
 /// File name of the machine state.
 const STATE: &str = "state.json";
@@ -132,11 +132,11 @@ pub fn unpack(
         return Ok(done);
     }
     let temporary = done.with_extension(TEMPORARY);
-    let owned = match OwnedDir::try_claim(&temporary).with_context(|| cannot(&temporary))? {
+    let owned = match LockDir::try_claim(&temporary).with_context(|| cannot(&temporary))? {
         Some(owned) => owned,
         None => {
             progress.note("waiting for another smolrun that unpacks the same bundle");
-            OwnedDir::claim(&temporary).with_context(|| cannot(&temporary))?
+            LockDir::claim(&temporary).with_context(|| cannot(&temporary))?
         }
     };
     match unpack_into(bundle, &owned, &done, progress, interrupt) {
@@ -162,7 +162,7 @@ fn cannot(path: &Path) -> String {
 /// Unpacks into the temporary folder; false if the finished one has appeared meanwhile.
 fn unpack_into(
     bundle: &Bundle,
-    owned: &OwnedDir,
+    owned: &LockDir,
     done: &Path,
     progress: &Progress,
     interrupt: &Interrupt,
@@ -351,7 +351,7 @@ fn sweep(root: &Path) {
     for entry in fs::read_dir(root).into_iter().flatten().flatten() {
         let path = entry.path();
         if path.extension().is_some_and(|ending| ending == TEMPORARY)
-            && let Some(left) = OwnedDir::if_abandoned(&path)
+            && let Some(left) = LockDir::if_abandoned(&path)
         {
             // If that fails, the next start tries again.
             let _ = left.remove();
@@ -473,7 +473,7 @@ mod tests {
         create_private(&root).unwrap();
         fs::create_dir(root.join("dead.tmp")).unwrap();
         fs::write(root.join("dead.tmp/memory"), "half").unwrap();
-        let alive = OwnedDir::try_claim(&root.join("alive.tmp")).unwrap();
+        let alive = LockDir::try_claim(&root.join("alive.tmp")).unwrap();
         unpack_sample(&sample, cache.path()).unwrap();
         let left = names(&root);
         assert!(left.contains(&"alive.tmp".to_owned()) && !left.contains(&"dead.tmp".to_owned()));

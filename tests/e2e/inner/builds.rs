@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::inner::{Host, MACHINES};
-use crate::suite::Suite;
-use crate::support::{self, LIMIT, Outcome, names, run};
+use crate::inner::{InnerHost, MACHINES};
+use smol_tests::suite::Suite;
+use smol_tests::support::{self, LIMIT, Outcome, names, run};
 
-pub fn tests<'a>(suite: &mut Suite<'a>, host: &'a Host) {
+pub fn tests<'a>(suite: &mut Suite<'a>, host: &'a InnerHost) {
     suite.group("builds");
     suite.test(
         "a service that never gets ready fails the build, with what the probe last saw",
@@ -73,7 +73,7 @@ pub fn tests<'a>(suite: &mut Suite<'a>, host: &'a Host) {
     suite.test("fifty minutes of sleep cost a build no time", || late(host));
 }
 
-fn spinning(host: &Host) {
+fn spinning(host: &InnerHost) {
     let (bundle, outcome) = build(host, "spin", &["--watchdog", "3"]);
     contains(
         &outcome.stderr,
@@ -98,7 +98,7 @@ fn spinning(host: &Host) {
 }
 
 /// It would not end before its limit otherwise.
-fn late(host: &Host) {
+fn late(host: &InnerHost) {
     let facts = built(host, "late", &[]);
     let slept = facts["virtualMs"].as_u64().unwrap();
     assert!(slept > 3_000_000, "the guest's clock went {slept} ms");
@@ -112,7 +112,7 @@ fn late(host: &Host) {
 }
 
 /// Beside the machine whose service is asked nothing.
-fn asked(host: &Host) {
+fn asked(host: &InnerHost) {
     const TOUCHED: u64 = (16 << 20) / 4096;
     let pages = |machine| {
         let facts = built(host, machine, &[]);
@@ -126,7 +126,7 @@ fn asked(host: &Host) {
 }
 
 /// Builds a machine with these options; where its bundle goes.
-fn build(host: &Host, machine: &str, options: &[&str]) -> (PathBuf, Outcome) {
+fn build(host: &InnerHost, machine: &str, options: &[&str]) -> (PathBuf, Outcome) {
     let folder = Path::new("/tmp/out");
     std::fs::create_dir_all(folder).unwrap();
     let bundle = folder.join(machine).with_extension("smolmachine");
@@ -138,7 +138,7 @@ fn build(host: &Host, machine: &str, options: &[&str]) -> (PathBuf, Outcome) {
 
 /// What its metadata say of a machine once it is frozen.
 #[track_caller]
-fn built(host: &Host, machine: &str, options: &[&str]) -> Value {
+fn built(host: &InnerHost, machine: &str, options: &[&str]) -> Value {
     let file = "/tmp/out/metadata.json";
     let options = [options, &["--metadata-file", file]].concat();
     build(host, machine, &options).1.succeed();
@@ -157,9 +157,9 @@ fn contains(told: &str, wanted: &[&str]) {
     }
 }
 
-/// Builds the machine, which must fail; gives what was said on stderr.
+/// Builds the machine, which must fail; returns its stderr.
 #[track_caller]
-fn fail(host: &Host, machine: &str) -> String {
+fn fail(host: &InnerHost, machine: &str) -> String {
     let folder = Path::new("/tmp/out").join(machine);
     std::fs::create_dir_all(&folder).unwrap();
     let smolfile = Path::new(MACHINES).join(machine).with_extension("toml");

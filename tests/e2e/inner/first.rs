@@ -14,15 +14,15 @@ use rustix::process::Signal;
 use serde_json::Value;
 use smol_bundle::{Bundle, ImageKind};
 
-use crate::inner::Host;
-use crate::suite::Suite;
-use crate::support::{LIMIT, Running, eventually, free_port, names, run, try_exchange};
-use crate::tools::Tools;
+use crate::inner::InnerHost;
+use smol_tests::suite::Suite;
+use smol_tests::support::{LIMIT, Running, eventually, free_port, names, run, try_exchange};
+use smol_tests::tools::Tools;
 
 /// She owns nothing and is in no group.
 const USER: u32 = 1000;
 
-pub fn tests<'a>(suite: &mut Suite<'a>, host: &'a Host) {
+pub fn tests<'a>(suite: &mut Suite<'a>, host: &'a InnerHost) {
     suite.group("first");
     suite.test(
         "an ordinary user's first start does not wait until the bundle is unpacked",
@@ -48,7 +48,7 @@ struct Ordinary {
 }
 
 impl Ordinary {
-    fn new(host: &Host, name: &str) -> Self {
+    fn new(host: &InnerHost, name: &str) -> Self {
         let open = Permissions::from_mode(0o666);
         fs::set_permissions("/dev/kvm", open).expect("we are root in the emulated host");
         fs::write("/proc/sys/vm/unprivileged_userfaultfd", "0").expect("we are root");
@@ -115,7 +115,7 @@ impl Ordinary {
     }
 }
 
-fn ordinary(host: &Host) {
+fn ordinary(host: &InnerHost) {
     let redis = &b"GET greeting\r\nQUIT\r\n"[..];
     let hello = b"GET /frozen.txt HTTP/1.0\r\n\r\n";
     for (name, port, request, wanted) in [
@@ -132,13 +132,13 @@ fn ordinary(host: &Host) {
 }
 
 /// A copy of a bundle with a bit flipped in its last frame of memory, which no working set holds.
-fn damaged(host: &Host, folder: &Path) -> PathBuf {
+fn damaged(host: &InnerHost, folder: &Path) -> PathBuf {
     let good = host.service();
     let bundle = Bundle::open(&good).unwrap();
     let layout = bundle.layout().into_iter();
-    let blob = layout.filter(|blob| blob.media_type == ImageKind::Memory.media_type());
+    let mut blobs = layout.filter(|blob| blob.media_type == ImageKind::Memory.media_type());
     let frames = bundle.index().image(ImageKind::Memory).unwrap().frames();
-    let begin = blob.last().unwrap().offset + frames.last().unwrap().offset;
+    let begin = blobs.next_back().unwrap().offset + frames.last().unwrap().offset;
     let mut bytes = fs::read(&good).unwrap();
     bytes[begin as usize + 9] ^= 1;
     let path = folder.join("damaged.smolmachine");
@@ -147,7 +147,7 @@ fn damaged(host: &Host, folder: &Path) -> PathBuf {
     path
 }
 
-fn flipped(host: &Host) {
+fn flipped(host: &InnerHost) {
     let her = Ordinary::new(host, "flipped");
     let bundle = damaged(host, &her.tools.home);
     let told = run(&mut her.run(&bundle, &[])).fail(4);
@@ -160,7 +160,7 @@ fn flipped(host: &Host) {
 }
 
 /// Where KVM walks page tables itself, for all that can be known, it is unpacked before.
-fn by_software(host: &Host) {
+fn by_software(host: &InnerHost) {
     let parameters = "/sys/module/kvm_amd/parameters";
     let none = MountFlags::empty();
     mount("tmpfs", parameters, "tmpfs", none, c"").expect("we are root");
@@ -173,7 +173,7 @@ fn by_software(host: &Host) {
     assert!(!outcome.unwrap_or_else(|panic| resume_unwind(panic)));
 }
 
-fn second_cpu(host: &Host) {
+fn second_cpu(host: &InnerHost) {
     let her = Ordinary::new(host, "second");
     let request = b"read /sys/devices/system/cpu/online\n";
     assert!(her.answer(&host.service(), 7777, request, "0-1"));

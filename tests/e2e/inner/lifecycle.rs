@@ -6,11 +6,11 @@ use std::time::Instant;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::inner::Host;
-use crate::suite::Suite;
-use crate::support::{self, LIMIT, Running, ask, eventually, exchange, free_port, run};
+use crate::inner::InnerHost;
+use smol_tests::suite::Suite;
+use smol_tests::support::{self, LIMIT, Running, ask, eventually, exchange, free_port, run};
 
-pub fn tests<'a>(suite: &mut Suite<'a>, host: &'a Host) {
+pub fn tests<'a>(suite: &mut Suite<'a>, host: &'a InnerHost) {
     suite.group("lifecycle");
     suite.test(
         "a machine in the background is listed, has a log, is stopped and leaves nothing",
@@ -38,8 +38,8 @@ pub fn tests<'a>(suite: &mut Suite<'a>, host: &'a Host) {
     });
 }
 
-/// Runs a machine in the foreground until its service runs, and gives its port.
-fn foreground(host: &Host, name: &str) -> (Running, u16) {
+/// Runs a machine in the foreground until its service runs; returns its port.
+fn foreground(host: &InnerHost, name: &str) -> (Running, u16) {
     let port = free_port();
     let mut command = host.tools.run(&host.service(), name);
     let running = Running::start(command.args(["-p", &format!("{port}:7777")]));
@@ -47,7 +47,7 @@ fn foreground(host: &Host, name: &str) -> (Running, u16) {
     (running, port)
 }
 
-fn background(host: &Host) {
+fn background(host: &InnerHost) {
     let machine = host.tools.start(&host.service(), "life", &[7777]);
     let (port, record) = (machine.port(7777), machine.record());
     assert_eq!(
@@ -67,7 +67,7 @@ fn background(host: &Host) {
     assert_eq!(host.tools.instances(), Vec::<String>::new());
 }
 
-fn exit_code(host: &Host) {
+fn exit_code(host: &InnerHost) {
     let (running, port) = foreground(host, "seven");
     ask(port, "say a last word");
     ask(port, "exit 7");
@@ -77,21 +77,13 @@ fn exit_code(host: &Host) {
     assert_eq!(host.tools.instances(), Vec::<String>::new());
 }
 
-fn ctrl_c(host: &Host) {
+fn ctrl_c(host: &InnerHost) {
     let (running, port) = foreground(host, "interrupted");
     assert_eq!(ask(port, "ping"), "pong");
-    running.signal(Signal::INT);
-    let outcome = running.finish(LIMIT);
-    assert_eq!(
-        (outcome.code, outcome.stdout.as_str()),
-        (Some(0), "stopping\n"),
-        "{}",
-        outcome.stderr
-    );
-    assert_eq!(host.tools.instances(), Vec::<String>::new());
+    host.tools.ctrl_c_stops(running);
 }
 
-fn stubborn(host: &Host) {
+fn stubborn(host: &InnerHost) {
     let machine = host.tools.start(&host.service(), "stubborn", &[7777]);
     ask(machine.port(7777), "ignore-term");
     let begin = Instant::now();
@@ -101,7 +93,7 @@ fn stubborn(host: &Host) {
     assert_eq!(host.tools.ps(), Vec::<serde_json::Value>::new());
 }
 
-fn killed(host: &Host) {
+fn killed(host: &InnerHost) {
     let machine = host.tools.start(&host.service(), "victim", &[7777]);
     let (pid, port) = (machine.pid(), machine.port(7777));
     let below = support::descendants(pid);
@@ -122,7 +114,7 @@ fn killed(host: &Host) {
     assert_eq!(ask(again.port(7777), "recall"), "the past");
 }
 
-fn port_in_use(host: &Host) {
+fn port_in_use(host: &InnerHost) {
     let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let port = taken.local_addr().unwrap().port();
     for more in [&[][..], &["-d"]] {
@@ -136,7 +128,7 @@ fn port_in_use(host: &Host) {
     assert_eq!(host.tools.instances(), Vec::<String>::new());
 }
 
-fn many_bytes(host: &Host) {
+fn many_bytes(host: &InnerHost) {
     const COUNT: usize = 1 << 20;
     let machine = host.tools.start(&host.service(), "bytes", &[7777]);
     let port = machine.port(7777);

@@ -11,8 +11,8 @@ use std::process::ExitCode;
 
 use crate::Selection;
 use crate::outer;
-use crate::suite::{self, Suite};
-use crate::tools::Tools;
+use smol_tests::suite::{self, Suite};
+use smol_tests::tools::Tools;
 
 /// What makes this program the inner half.
 const ARGUMENT: &str = "inner";
@@ -24,12 +24,12 @@ pub const BUNDLES: &str = "/bundles";
 pub const MACHINES: &str = "/machines";
 
 /// The emulated host as the tests see it.
-pub struct Host {
+pub struct InnerHost {
     /// The programs.
     pub tools: Tools,
 }
 
-impl Host {
+impl InnerHost {
     /// The one that [`arguments`] tell a program to be in.
     pub fn new() -> Self {
         let tools = Tools {
@@ -57,7 +57,7 @@ impl Host {
 }
 
 /// The tests of this half that are selected, in all their rounds.
-pub fn tests<'a>(host: &'a Host, selection: &Selection) -> Suite<'a> {
+pub fn tests<'a>(host: &'a InnerHost, selection: &Selection) -> Suite<'a> {
     let mut suite = Suite::default();
     for _ in 0..selection.rounds {
         restore::tests(&mut suite, host);
@@ -90,7 +90,7 @@ pub fn main(arguments: &[String]) -> ExitCode {
         words: words.to_vec(),
         rounds: number(rounds),
     };
-    let host = Host::new();
+    let host = InnerHost::new();
     for test in tests(&host, &selection).tests().iter().skip(number(done)) {
         println!("{}", suite::line(&test.name, &test.attempt()));
     }

@@ -2,18 +2,18 @@
 
 use std::path::Path;
 
-use crate::inner::Host;
-use crate::suite::Suite;
-use crate::support::{
+use crate::inner::InnerHost;
+use smol_tests::suite::Suite;
+use smol_tests::support::{
     LIMIT, ask, eventually, exchange, http_get, names, page, postgres, redis, tls_session,
     try_exchange, unix_time, value,
 };
-use crate::tools::Machine;
+use smol_tests::tools::RunningMachine;
 
 /// How far a restored machine's clock may be from the host's, beside the time that a question takes, s.
 const DATE_ERROR: f64 = 0.5;
 
-pub fn tests<'a>(suite: &mut Suite<'a>, host: &'a Host) {
+pub fn tests<'a>(suite: &mut Suite<'a>, host: &'a InnerHost) {
     suite.group("restore");
     suite.test(
         "two restored hello machines share their past and nothing else",
@@ -74,10 +74,11 @@ pub fn tests<'a>(suite: &mut Suite<'a>, host: &'a Host) {
 
 /// Runs `check` with two machines of a bundle: the ports that lead to port `guest` of them, and when they
 /// were started.
-fn pair(host: &Host, bundle: &str, guest: u16, check: impl FnOnce([u16; 2], Start)) {
+fn pair(host: &InnerHost, bundle: &str, guest: u16, check: impl FnOnce([u16; 2], Start)) {
     let path = host.bundle(bundle);
     let start = Start::now();
-    let machines: [Machine; 2] = ["one", "two"].map(|name| host.tools.start(&path, name, &[guest]));
+    let machines: [RunningMachine; 2] =
+        ["one", "two"].map(|name| host.tools.start(&path, name, &[guest]));
     check(
         machines.each_ref().map(|machine| machine.port(guest)),
         start,
@@ -111,7 +112,7 @@ fn assert_differ(what: &str, [one, two]: [&str; 2]) {
     assert_ne!(one, two, "{what} of two restored machines");
 }
 
-fn hello(host: &Host) {
+fn hello(host: &InnerHost) {
     pair(host, "hello", 8080, |ports, start| {
         let [one, two] = ports.map(|port| page(port, "/frozen.txt"));
         assert!(one.starts_with("frozen on boot "), "{one}");
@@ -126,7 +127,7 @@ fn hello(host: &Host) {
     });
 }
 
-fn child(host: &Host) {
+fn child(host: &InnerHost) {
     let machine = host.tools.start(&host.bundle("child"), "child", &[8080]);
     let port = machine.port(8080);
     assert_eq!(page(port, "/added.txt"), "of the child\n");
@@ -136,7 +137,7 @@ fn child(host: &Host) {
 }
 
 /// Redis shows nothing of its machine's randomness and identity; the service below does.
-fn redis_pair(host: &Host) {
+fn redis_pair(host: &InnerHost) {
     pair(host, "redis", 6379, |ports, start| {
         for port in ports {
             assert_eq!(
@@ -151,7 +152,7 @@ fn redis_pair(host: &Host) {
     });
 }
 
-fn python(host: &Host) {
+fn python(host: &InnerHost) {
     pair(host, "python", 8000, |ports, start| {
         for port in ports {
             assert_eq!(page(port, "/primes"), "2262 primes\n");
@@ -167,7 +168,7 @@ fn python(host: &Host) {
 }
 
 /// Its processes were forked by one that was frozen, after the restore.
-fn postgresql(host: &Host) {
+fn postgresql(host: &InnerHost) {
     pair(host, "postgresql", 5432, |ports, start| {
         let one = |port, statement: &str| postgres(port, statement).join(" ");
         for port in ports {
@@ -187,7 +188,7 @@ fn postgresql(host: &Host) {
 }
 
 /// The workers of nginx have drawn from OpenSSL's generator before the snapshot, each from its own.
-fn web(host: &Host) {
+fn web(host: &InnerHost) {
     let bundle = host.bundle("web");
     let start = |name| host.tools.start(&bundle, name, &[8080, 8443]);
     let machines = ["one", "two"].map(start);
@@ -214,7 +215,7 @@ fn web(host: &Host) {
 }
 
 /// The server reads its new key when it runs on: it starts anew, and drops who has come meanwhile.
-fn ssh(host: &Host) {
+fn ssh(host: &InnerHost) {
     pair(host, "ssh", 22, |ports, _| {
         for port in ports {
             eventually("an SSH server", LIMIT, || {
@@ -225,7 +226,7 @@ fn ssh(host: &Host) {
     });
 }
 
-fn service(host: &Host) {
+fn service(host: &InnerHost) {
     pair(host, "service", 7777, |ports, start| {
         for port in ports {
             assert_eq!(ask(port, "recall"), "the past");
@@ -247,7 +248,7 @@ fn service(host: &Host) {
 }
 
 /// A service with two CPUs online, and the port that leads to it.
-fn start_smp<'a>(host: &'a Host, name: &str) -> (Machine<'a>, u16) {
+fn start_smp<'a>(host: &'a InnerHost, name: &str) -> (RunningMachine<'a>, u16) {
     let machine = host.tools.start(&host.service(), name, &[7777]);
     let port = machine.port(7777);
     // The service does not wait for the second one.
@@ -257,7 +258,7 @@ fn start_smp<'a>(host: &'a Host, name: &str) -> (Machine<'a>, u16) {
     (machine, port)
 }
 
-fn second_cpu(host: &Host) {
+fn second_cpu(host: &InnerHost) {
     let (_machine, port) = start_smp(host, "smp");
     // Each of two threads, on a CPU of its own, waits for the other one without letting go of its CPU,
     // again and again.
@@ -265,13 +266,13 @@ fn second_cpu(host: &Host) {
 }
 
 /// An ordinary kernel dies of that in QEMU; ours has a patch against it (0012).
-fn patched(host: &Host) {
+fn patched(host: &InnerHost) {
     let (_machine, port) = start_smp(host, "patched");
     assert_eq!(ask(port, "patch 500"), "500 1");
 }
 
 /// What guests there, QEMU damages.
-fn first_cpu(host: &Host) {
+fn first_cpu(host: &InnerHost) {
     let machine = host.tools.start(&host.service(), "cpus", &[7777]);
     assert_eq!(exchange(machine.port(7777), b"ping\n"), b"pong\n");
     let tasks = format!("/proc/{}/task", machine.pid());
@@ -299,7 +300,7 @@ fn last_machine() {
     assert_eq!(vcpus.count(), 1);
 }
 
-fn cold(host: &Host) {
+fn cold(host: &InnerHost) {
     let start = Start::now();
     let machine = host
         .tools
@@ -321,7 +322,7 @@ fn cold(host: &Host) {
 }
 
 /// Two cold boots, because two kernels out of some hundred may lie at the same place.
-fn addresses(host: &Host) {
+fn addresses(host: &InnerHost) {
     let machines = [
         ("here", &[][..]),
         ("there", &[]),

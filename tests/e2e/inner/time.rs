@@ -3,14 +3,14 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::inner::Host;
-use crate::suite::Suite;
-use crate::support::{LIMIT, ask, eventually};
+use crate::inner::InnerHost;
+use smol_tests::suite::Suite;
+use smol_tests::support::{LIMIT, ask, eventually};
 
 /// By how much a clock of an emulated host may be slower than ours, or faster.
 const RATE: f64 = 0.9;
 
-pub fn tests<'a>(suite: &mut Suite<'a>, host: &'a Host) {
+pub fn tests<'a>(suite: &mut Suite<'a>, host: &'a InnerHost) {
     suite.group("time");
     suite.test(
         "a restored machine's clock is the tsc, and programs read it without a system call",
@@ -35,7 +35,7 @@ fn numbers(text: &str) -> [f64; 2] {
 }
 
 /// The service has the kernel refuse the system call, and reads the clock all the same.
-fn vdso(host: &Host) {
+fn vdso(host: &InnerHost) {
     let machine = host.tools.start(&host.service(), "reader", &[7777]);
     let port = machine.port(7777);
     let source = "read /sys/devices/system/clocksource/clocksource0/current_clocksource";
@@ -46,7 +46,7 @@ fn vdso(host: &Host) {
 /// Naps as soon as there is somebody to ask: none too short, by our own clock neither, for the guest's
 /// could be wrong in step with its timers. A busy machine makes some of them longer, but not each of
 /// many by as much again; a timer that is too slow does.
-fn sleeps(host: &Host) {
+fn sleeps(host: &InnerHost) {
     const COUNT: usize = 20;
     const NAP: f64 = 0.25;
     let machine = host.tools.start(&host.service(), "sleeper", &[7777]);
@@ -67,7 +67,7 @@ fn sleeps(host: &Host) {
 
 /// What passed in the guest since it was told to remember, before it was frozen, passed here since
 /// the restore, but for a moment: neither back nor ahead by the machine's time in its file.
-fn uptime(host: &Host) {
+fn uptime(host: &InnerHost) {
     /// Virtual seconds between the service's word and the snapshot, at most.
     const BUILD: f64 = 10.0;
     let begin = Instant::now();
@@ -91,7 +91,7 @@ fn uptime(host: &Host) {
     );
 }
 
-fn pace(host: &Host) {
+fn pace(host: &InnerHost) {
     let machine = host.tools.start(&host.service(), "pacer", &[7777]);
     let port = machine.port(7777);
     // When it was asked, what it said, and when that was here.

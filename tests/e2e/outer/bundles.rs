@@ -7,9 +7,9 @@ use std::path::PathBuf;
 use serde_json::Value;
 use smol_bundle::{Bundle, ImageKind};
 
-use crate::host::{Host, smolfile, text};
-use crate::suite::Suite;
-use crate::support::run;
+use smol_tests::host::{Host, smolfile, text};
+use smol_tests::suite::Suite;
+use smol_tests::support::run;
 
 /// The machines whose bundles other tests stand on: all of recipes/, and our own.
 const MACHINES: [&str; 8] = [

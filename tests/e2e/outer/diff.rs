@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::host::{Host, smolfile};
-use crate::suite::Suite;
-use crate::support::run;
+use smol_tests::host::{Host, smolfile};
+use smol_tests::suite::Suite;
+use smol_tests::support::run;
 
 pub fn tests<'a>(suite: &mut Suite<'a>, host: &'a Host) {
     suite.group("diff");

@@ -4,9 +4,9 @@ use std::net::{Ipv4Addr, TcpStream};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::host::Host;
-use crate::suite::Suite;
-use crate::support::{
+use smol_tests::host::Host;
+use smol_tests::suite::Suite;
+use smol_tests::support::{
     self, LIMIT, Running, ask, await_gone, descendants, eventually, free_port, run,
 };
 
@@ -84,15 +84,7 @@ fn ctrl_c(host: &Host) {
     let mut command = host.tools.run(&host.bundle("service"), "emulated");
     let running = Running::start(command.args(["--accel", "emulated"]));
     running.await_stderr("service: restored in ");
-    running.signal(Signal::INT);
-    let outcome = running.finish(LIMIT);
-    assert_eq!(
-        (outcome.code, outcome.stdout.as_str()),
-        (Some(0), "stopping\n"),
-        "{}",
-        outcome.stderr
-    );
-    assert_eq!(host.tools.instances(), Vec::<String>::new());
+    host.tools.ctrl_c_stops(running);
 }
 
 fn early_ctrl_c(host: &Host) {

@@ -13,9 +13,9 @@ use smol_host::{Accel, Backend, HostError};
 
 use rustix::thread::{CpuSet, sched_setaffinity};
 
-use crate::host::Host;
-use crate::suite::Suite;
-use crate::support::LIMIT;
+use smol_tests::host::Host;
+use smol_tests::suite::Suite;
+use smol_tests::support::LIMIT;
 
 pub fn tests<'a>(suite: &mut Suite<'a>, host: &'a Host) {
     suite.group("emulated_host");
@@ -324,12 +324,12 @@ fn dying_kernel(host: &Host) {
             "{text}"
         );
     }
-    assert!(error.mend.unwrap().contains("run it again"));
+    assert!(error.fix.unwrap().contains("run it again"));
 }
 
 fn hanging_cpu(host: &Host) {
     let limit = Duration::from_secs(10);
-    let (error, kept) = fault(host, emulated(host, &["hog"]).silence(limit));
+    let (error, kept) = fault(host, emulated(host, &["hog"]).silence_timeout(limit));
     for text in [&error.message, &kept] {
         assert!(text.contains("the emulated host hangs: "), "{text}");
     }

@@ -10,17 +10,17 @@ use smol_host::HostError;
 use smol_host::emulated::{Controller, EmulatedHost, Event, RunningHost, SELF};
 
 use crate::Selection;
-use crate::host::Host;
 use crate::inner;
-use crate::suite::{self, Outcome, Tally, Test};
-use crate::support::free_port;
+use smol_tests::host::Host;
+use smol_tests::suite::{self, Tally, Test, TestOutcome};
+use smol_tests::support::free_port;
 
 /// Memory of the emulated host for its tmpfs and guests, MiB.
 const MEMORY: u32 = 4096;
 /// Longer than any test takes, whatever it waits for: it ends what hangs.
-const SILENCE: Duration = Duration::from_secs(30 * 60);
+const SILENCE_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 /// Why the inner half has ended early.
-enum End {
+enum BrokenOff {
     /// The emulated host died or hung by itself, or its kernel says that something is broken.
     Fault(String),
     /// Anything else.
@@ -29,7 +29,7 @@ enum End {
 
 /// Runs these tests of the inner half.
 pub fn run(tally: &mut Tally, host: &Host, tests: &[Test], selection: &Selection) {
-    let mut progress = Progress {
+    let mut progress = InnerRun {
         tally,
         tests,
         done: 0,
@@ -41,13 +41,13 @@ pub fn run(tally: &mut Tally, host: &Host, tests: &[Test], selection: &Selection
         match inner_half(&mut progress, host, selection) {
             Ok(()) if progress.next().is_none() => return,
             Ok(()) => return progress.give_up("it ended before its tests did"),
-            Err(End::Broken(why)) => return progress.give_up(&why),
-            Err(End::Fault(what)) => {
+            Err(BrokenOff::Broken(why)) => return progress.give_up(&why),
+            Err(BrokenOff::Fault(what)) => {
                 host.faults();
                 // The one that it was in, which may be another one than the first of this host.
                 let name = progress.next().map_or(name, |test| &test.name);
                 if unlucky.replace(progress.done) == Some(progress.done) {
-                    progress.ended(Outcome::Failed);
+                    progress.ended(TestOutcome::Failed);
                 } else {
                     progress.tally.flaky(name, &what);
                 }
@@ -57,7 +57,7 @@ pub fn run(tally: &mut Tally, host: &Host, tests: &[Test], selection: &Selection
 }
 
 /// How far the inner half has come.
-struct Progress<'p, 't> {
+struct InnerRun<'p, 't> {
     tally: &'p mut Tally,
     tests: &'p [Test<'t>],
     /// Tests that have ended.
@@ -66,13 +66,13 @@ struct Progress<'p, 't> {
     begin: Instant,
 }
 
-impl<'p, 't> Progress<'p, 't> {
+impl<'p, 't> InnerRun<'p, 't> {
     /// The test that runs, or is the next to run.
     fn next(&self) -> Option<&'p Test<'t>> {
         self.tests.get(self.done)
     }
 
-    fn ended(&mut self, outcome: Outcome) {
+    fn ended(&mut self, outcome: TestOutcome) {
         if let Some(test) = self.next() {
             self.tally.ended(&test.name, outcome, self.begin.elapsed());
             self.done += 1;
@@ -82,15 +82,21 @@ impl<'p, 't> Progress<'p, 't> {
 
     fn give_up(mut self, why: &str) {
         eprintln!("the inner half: {why}");
-        self.ended(Outcome::Failed);
+        self.ended(TestOutcome::Failed);
         while self.next().is_some() {
-            self.ended(Outcome::LeftOut("the inner half broke off before".into()));
+            self.ended(TestOutcome::LeftOut(
+                "the inner half broke off before".into(),
+            ));
         }
     }
 }
 
 /// Boots one emulated host and runs the tests that have not ended yet.
-fn inner_half(progress: &mut Progress, host: &Host, selection: &Selection) -> Result<(), End> {
+fn inner_half(
+    progress: &mut InnerRun,
+    host: &Host,
+    selection: &Selection,
+) -> Result<(), BrokenOff> {
     let job = inner::arguments(selection, progress.done);
     let emulated = EmulatedHost::new(host.cache())
         .memory(MEMORY)
@@ -101,33 +107,35 @@ fn inner_half(progress: &mut Progress, host: &Host, selection: &Selection) -> Re
         .forward(Ipv4Addr::LOCALHOST, free_port(), 1)
         .job([SELF.to_owned()].into_iter().chain(job));
     let mut running = emulated.spawn().map_err(|e| broken(&e))?;
-    let watch = Watch::new(running.controller());
+    let watchdog = Watchdog::new(running.controller());
     let mut lines = Vec::new();
     progress.begin = Instant::now();
     loop {
         let event = match running.next_event() {
             Ok(event) => event,
-            Err(e) => return Err(watch.explain(&e)),
+            Err(e) => return Err(watchdog.explain(&e)),
         };
         match event {
             Event::Stdout(bytes) => {
-                watch.seen();
+                watchdog.seen();
                 lines.extend(bytes);
                 take_lines(&mut lines, progress, &running)?;
             }
             Event::Stderr(bytes) => drop(std::io::stderr().write_all(&bytes)),
             Event::Started | Event::Channel(_) => {}
             Event::Exited(status) if status.code == Some(0) => return Ok(()),
-            Event::Exited(status) => return Err(End::Broken(format!("it ended with {status:?}"))),
+            Event::Exited(status) => {
+                return Err(BrokenOff::Broken(format!("it ended with {status:?}")));
+            }
         }
     }
 }
 
 fn take_lines(
     bytes: &mut Vec<u8>,
-    progress: &mut Progress,
+    progress: &mut InnerRun,
     running: &RunningHost,
-) -> Result<(), End> {
+) -> Result<(), BrokenOff> {
     while let Some(end) = bytes.iter().position(|byte| *byte == b'\n') {
         let line: Vec<u8> = bytes.drain(..=end).collect();
         let line = String::from_utf8_lossy(&line[..end]).into_owned();
@@ -136,8 +144,8 @@ fn take_lines(
             Some((name, outcome)) => {
                 let expected = progress.next().map(|test| test.name.as_str());
                 assert_eq!(expected, Some(name), "both halves have the same tests");
-                if outcome == Outcome::Failed && running.has_failed() {
-                    return Err(End::Fault(running.console()));
+                if outcome == TestOutcome::Failed && running.has_failed() {
+                    return Err(BrokenOff::Fault(running.console()));
                 }
                 progress.ended(outcome);
             }
@@ -146,27 +154,27 @@ fn take_lines(
     Ok(())
 }
 
-fn broken(error: &HostError) -> End {
+fn broken(error: &HostError) -> BrokenOff {
     match error.fault {
-        true => End::Fault(error.to_string()),
-        false => End::Broken(error.to_string()),
+        true => BrokenOff::Fault(error.to_string()),
+        false => BrokenOff::Broken(error.to_string()),
     }
 }
 
-/// Ends an emulated host of whose tests nothing is heard any more.
-struct Watch {
-    /// Dropped, it ends the watch.
+/// Kills an emulated host whose tests report nothing any more.
+struct Watchdog {
+    /// A message for each line; dropped, it ends the thread.
     heard: mpsc::Sender<()>,
-    /// Whether it had to end the host.
+    /// Returns whether it has killed the host.
     thread: JoinHandle<bool>,
 }
 
-impl Watch {
+impl Watchdog {
     fn new(control: Controller) -> Self {
         let (heard, hears) = mpsc::channel();
         let watch = move || {
             loop {
-                match hears.recv_timeout(SILENCE) {
+                match hears.recv_timeout(SILENCE_TIMEOUT) {
                     Ok(()) => {}
                     Err(RecvTimeoutError::Disconnected) => return false,
                     Err(RecvTimeoutError::Timeout) => {
@@ -186,11 +194,14 @@ impl Watch {
         let _ = self.heard.send(());
     }
 
-    /// What has ended the host.
-    fn explain(self, error: &HostError) -> End {
+    /// Returns what has ended the host.
+    fn explain(self, error: &HostError) -> BrokenOff {
         drop(self.heard);
         match self.thread.join() {
-            Ok(true) => End::Broken(format!("no test ended within {} s", SILENCE.as_secs())),
+            Ok(true) => BrokenOff::Broken(format!(
+                "no test ended within {} s",
+                SILENCE_TIMEOUT.as_secs()
+            )),
             _ => broken(error),
         }
     }

@@ -7,9 +7,9 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 use super::native::with_kvm;
-use crate::host::{Host, smolfile};
-use crate::suite::Suite;
-use crate::support::{LIMIT, Process, Running, await_gone, descendants, eventually, names};
+use smol_tests::host::{Host, smolfile};
+use smol_tests::suite::Suite;
+use smol_tests::support::{LIMIT, Process, Running, await_gone, descendants, eventually, names};
 
 pub fn tests<'a>(suite: &mut Suite<'a>, host: &'a Host) {
     suite.group("interrupts");

@@ -5,9 +5,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
-use crate::host::{Host, text};
-use crate::suite::{Suite, Verdict};
-use crate::support::{names, run};
+use smol_tests::host::{Host, text};
+use smol_tests::suite::{Suite, Verdict};
+use smol_tests::support::{names, run};
 
 pub fn tests<'a>(suite: &mut Suite<'a>, host: &'a Host) {
     suite.group("mistakes");

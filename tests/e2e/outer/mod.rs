@@ -8,23 +8,22 @@ mod inside;
 mod interrupts;
 mod mistakes;
 mod native;
-mod suite;
 mod tampering;
 mod twice;
 
 pub use emulated_host::job;
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use crate::Selection;
-use crate::host::Host;
 use crate::inner;
-use crate::suite::{Suite, Tally};
+use smol_tests::host::Host;
+use smol_tests::suite::{Suite, Tally};
 
 /// All of this half, what fails fast first.
 fn tests(host: &Host) -> Suite<'_> {
     let mut suite = Suite::default();
-    suite::tests(&mut suite);
     mistakes::tests(&mut suite, host);
     native::tests(&mut suite, host);
     emulated_host::tests(&mut suite, host);
@@ -37,11 +36,16 @@ fn tests(host: &Host) -> Suite<'_> {
     suite
 }
 
+/// This host, with a folder for the tests in cargo's.
+fn this_host() -> Host {
+    Host::new(&Path::new(env!("CARGO_TARGET_TMPDIR")).join("e2e"))
+}
+
 /// Prints the names of the tests.
 pub fn list(selection: &Selection) -> ExitCode {
-    let host = Host::new("e2e");
+    let host = this_host();
     let outer = tests(&host).filter(&selection.words);
-    let inside = inner::Host::new();
+    let inside = inner::InnerHost::new();
     let inner = inner::tests(&inside, selection);
     for test in outer.tests().iter().chain(inner.tests()) {
         println!("{}: {}", test.group, test.name);
@@ -53,9 +57,9 @@ pub fn list(selection: &Selection) -> ExitCode {
 /// last run, if nothing has changed that decides about them.
 pub fn main(selection: &Selection) -> ExitCode {
     let fresh = selection.words.is_empty();
-    let host = Host::new("e2e");
+    let host = this_host();
     let outer = tests(&host).filter(&selection.words);
-    let inside = inner::Host::new();
+    let inside = inner::InnerHost::new();
     let inner = inner::tests(&inside, selection);
     let mut tally = Tally::default();
     if !outer.tests().is_empty() || !inner.tests().is_empty() {

@@ -6,9 +6,9 @@ use std::process::Command;
 
 use rustix::process::Signal;
 
-use crate::host::Host;
-use crate::suite::{Suite, Verdict};
-use crate::support::{LIMIT, Running, eventually, names, run};
+use smol_tests::host::Host;
+use smol_tests::suite::{Suite, Verdict};
+use smol_tests::support::{LIMIT, Running, eventually, names, run};
 
 pub fn tests<'a>(suite: &mut Suite<'a>, host: &'a Host) {
     suite.group("native");

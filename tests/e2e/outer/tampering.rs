@@ -5,9 +5,9 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::host::{Host, text};
-use crate::suite::Suite;
-use crate::support::{Outcome, run};
+use smol_tests::host::{Host, text};
+use smol_tests::suite::Suite;
+use smol_tests::support::{Outcome, run};
 
 pub fn tests<'a>(suite: &mut Suite<'a>, host: &'a Host) {
     suite.group("tampering");

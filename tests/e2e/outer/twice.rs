@@ -7,9 +7,9 @@ use std::path::Path;
 use serde_json::Value;
 use smol_host::emulated::FAULTS;
 
-use crate::host::Host;
-use crate::suite::Suite;
-use crate::support::{names, run};
+use smol_tests::host::Host;
+use smol_tests::suite::Suite;
+use smol_tests::support::{names, run};
 
 /// The emulated CPU of the second builds; that of the first ones is QEMU's `max`.
 const OTHER_CPU: &str = "EPYC-Rome";

@@ -8,21 +8,13 @@ use super::host::{Guest, config, touch_and_sleep};
 pub fn ends_early() {
     let config = config("echo no luck; exit 7", &json!({"tcp": {"port": 8080}}));
     let mut guest = Guest::boot(&config, |_| {});
-    let Event::Failed {
-        stage,
-        reason,
-        probe,
-        service_status,
-        ..
-    } = guest.failure()
-    else {
-        unreachable!()
-    };
+    let failure = guest.failure();
+    let reason = &failure.reason;
     assert_eq!(
-        (stage, service_status),
+        (failure.stage, failure.service_status),
         (Stage::Ready, Some(ExitStatus::Exited(7)))
     );
-    assert_eq!(probe, Some(Probe::Tcp { port: 8080 }));
+    assert_eq!(failure.probe, Some(Probe::Tcp { port: 8080 }));
     assert!(reason.contains("exit code 7"), "{reason}");
     assert_eq!(guest.output().0, "no luck\n");
     guest.ends();
@@ -32,10 +24,9 @@ pub fn missing_program() {
     let mut config = touch_and_sleep();
     config["service"]["cmd"] = json!(["/usr/bin/redis-server"]);
     let mut guest = Guest::boot(&config, |_| {});
-    let Event::Failed { stage, reason, .. } = guest.failure() else {
-        unreachable!()
-    };
-    assert_eq!(stage, Stage::Service);
+    let failure = guest.failure();
+    let reason = &failure.reason;
+    assert_eq!(failure.stage, Stage::Service);
     assert!(
         reason.contains("cannot run /usr/bin/redis-server: No such file"),
         "{reason}"
@@ -48,21 +39,13 @@ pub fn warm_fails() {
     config["warm"] =
         json!([{"cmd": ["sh", "-c", "echo table is missing >&2; exit 5"], "timeout_ms": 600_000}]);
     let mut guest = Guest::boot(&config, |_| {});
-    let Event::Failed {
-        stage,
-        reason,
-        last_saw,
-        service_status,
-        ..
-    } = guest.failure()
-    else {
-        unreachable!()
-    };
+    let failure = guest.failure();
+    let reason = &failure.reason;
     assert_eq!(
-        (stage, service_status),
+        (failure.stage, failure.service_status),
         (Stage::Warm, Some(ExitStatus::Exited(5)))
     );
-    assert_eq!(last_saw.as_deref(), Some("table is missing"));
+    assert_eq!(failure.last_saw.as_deref(), Some("table is missing"));
     assert!(reason.starts_with("warm command 0 (sh -c "), "{reason}");
     guest.ends();
 }
@@ -77,17 +60,10 @@ pub fn restore_fails() {
     guest.expect(&Event::Snapshot);
     guest.break_stream();
     guest.give_parameters(false);
-    let Event::Failed {
-        stage,
-        reason,
-        last_saw,
-        ..
-    } = guest.failure()
-    else {
-        unreachable!()
-    };
-    assert_eq!(stage, Stage::Restore);
-    assert_eq!(last_saw.as_deref(), Some("no entropy"));
+    let failure = guest.failure();
+    let reason = &failure.reason;
+    assert_eq!(failure.stage, Stage::Restore);
+    assert_eq!(failure.last_saw.as_deref(), Some("no entropy"));
     assert!(reason.starts_with("restore command 0 (sh -c "), "{reason}");
     guest.ends();
 }
@@ -100,10 +76,9 @@ pub fn no_identity() {
     guest.break_stream();
     guest.meet_again();
     guest.send(b"{\"entropy\":\"00\"}\n");
-    let Event::Failed { stage, reason, .. } = guest.failure() else {
-        unreachable!()
-    };
-    assert_eq!(stage, Stage::Restore);
+    let failure = guest.failure();
+    let reason = &failure.reason;
+    assert_eq!(failure.stage, Stage::Restore);
     assert!(reason.starts_with("restore parameters: "), "{reason}");
     guest.ends();
 }

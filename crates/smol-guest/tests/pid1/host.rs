@@ -17,6 +17,15 @@ use smol_testing::LIMIT;
 
 use super::{ROOT, itself};
 
+/// An [`Event::Failed`].
+pub struct Failure {
+    pub stage: Stage,
+    pub reason: String,
+    pub probe: Option<Probe>,
+    pub last_saw: Option<String>,
+    pub service_status: Option<ExitStatus>,
+}
+
 /// A cgroup that a guest sees as the root, so that guests and tests do not meet.
 struct GuestCgroup(PathBuf);
 
@@ -130,11 +139,25 @@ impl Guest {
         }
     }
 
-    /// What was failing, after the events before it.
-    pub fn failure(&mut self) -> Event {
+    /// Returns the next event that is a failure.
+    pub fn failure(&mut self) -> Failure {
         loop {
             match self.next() {
-                Some(failed @ Event::Failed { .. }) => return failed,
+                Some(Event::Failed {
+                    stage,
+                    reason,
+                    probe,
+                    last_saw,
+                    service_status,
+                }) => {
+                    return Failure {
+                        stage,
+                        reason,
+                        probe,
+                        last_saw,
+                        service_status,
+                    };
+                }
                 Some(_) => {}
                 None => panic!("the stream ended without a failure: {}", self.console()),
             }

@@ -12,26 +12,40 @@ mod rehearsals;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitCode};
 
+use libtest_mimic::{Arguments, Completion, Trial};
 use smol_guest::init::platform::{HostLink, Platform};
 
 const ROLE: &str = "SMOL_TEST_ROLE";
 const ROOT: &str = "SMOL_TEST_ROOT";
 
-fn main() {
+fn main() -> ExitCode {
     match std::env::var(ROLE).as_deref() {
         Ok("pid1") => be_pid1(&PathBuf::from(std::env::var_os(ROOT).unwrap())),
-        Ok("scenarios") => scenarios(),
+        Ok("scenarios") => run_trials(),
+        // Nothing is run: no namespace is needed.
+        _ if Arguments::from_args().list || cannot_run().is_some() => run_trials(),
         _ => {
-            if let Some(why) = cannot_run() {
-                println!("test the whole init as PID 1 ... left out: {why}");
-                return;
+            let status = itself("scenarios", &["--net", "--mount"])
+                .args(std::env::args().skip(1))
+                .status()
+                .unwrap();
+            match status.success() {
+                true => ExitCode::SUCCESS,
+                false => ExitCode::FAILURE,
             }
-            let status = itself("scenarios", &["--net", "--mount"]).status().unwrap();
-            assert!(status.success(), "{status}");
         }
     }
+}
+
+/// One scenario at a time: they share the namespaces and the root's cgroups.
+fn run_trials() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads = Some(1);
+    // As in names of functions, so that one filter fits all tests.
+    arguments.filter = arguments.filter.map(|words| words.replace('_', " "));
+    libtest_mimic::run(&arguments, trials()).exit_code()
 }
 
 fn cannot_run() -> Option<&'static str> {
@@ -59,73 +73,77 @@ fn itself(role: &str, namespaces: &[&str]) -> Command {
     command
 }
 
-fn scenarios() {
-    let all: [(&str, Scenario); 12] = [
-        (
+fn trials() -> Vec<Trial> {
+    vec![
+        trial(
             "a build is frozen for its snapshot and resumes with a new identity",
-            always(life::build_and_restore),
+            life::build_and_restore,
         ),
-        (
+        trial(
             "a kernel with a snapshot device gets no open stream into the snapshot",
-            always(life::snapshot_device),
+            life::snapshot_device,
         ),
-        (
+        trial_if_possible(
             "a cold boot runs from the root file system as its user and passes the exit code on",
-            Box::new(life::cold_boot),
+            life::cold_boot,
         ),
-        (
+        trial(
             "a service that ends before it is ready fails at once with its status",
-            always(failures::ends_early),
+            failures::ends_early,
         ),
-        (
+        trial(
             "a program that is missing is named",
-            always(failures::missing_program),
+            failures::missing_program,
         ),
-        (
+        trial(
             "a warm command that fails ends the build with its output",
-            always(failures::warm_fails),
+            failures::warm_fails,
         ),
-        (
+        trial(
             "a restore command that fails ends the machine before its service runs on",
-            always(failures::restore_fails),
+            failures::restore_fails,
         ),
-        (
+        trial(
             "a rehearsal makes all requests in order, with the new identity",
-            always(rehearsals::all_are_made),
+            rehearsals::all_are_made,
         ),
-        (
+        trial(
             "a request that is not answered ends the rehearsal, with what it saw",
-            always(rehearsals::one_fails),
+            rehearsals::one_fails,
         ),
-        (
+        trial(
             "a request that ends the service is named",
-            always(rehearsals::one_ends_the_service),
+            rehearsals::one_ends_the_service,
         ),
-        (
+        trial(
             "a service that ignores SIGTERM is killed after the grace time",
-            always(life::ignores_sigterm),
+            life::ignores_sigterm,
         ),
-        (
+        trial(
             "without restore parameters the service never runs on",
-            always(failures::no_identity),
+            failures::no_identity,
         ),
-    ];
-    for (name, scenario) in all {
-        match scenario() {
-            None => println!("test {name} ... ok"),
-            Some(why) => println!("test {name} ... left out: {why}"),
-        }
-    }
+    ]
 }
 
-/// Why it cannot be tried here, if it cannot.
-type Scenario = Box<dyn Fn() -> Option<&'static str>>;
-
-/// One that can be tried wherever the others can.
-fn always(scenario: fn()) -> Scenario {
-    Box::new(move || {
+/// A scenario that can be tried wherever the others can.
+fn trial(name: &str, scenario: fn()) -> Trial {
+    trial_if_possible(name, move || {
         scenario();
         None
+    })
+}
+
+/// A scenario that returns why it cannot be tried here, if it cannot.
+fn trial_if_possible(
+    name: &str,
+    scenario: impl FnOnce() -> Option<&'static str> + Send + 'static,
+) -> Trial {
+    Trial::ignorable_test(name, move || {
+        Ok(match cannot_run().or_else(scenario) {
+            None => Completion::Completed,
+            Some(why) => Completion::ignored_with(why),
+        })
     })
 }
 

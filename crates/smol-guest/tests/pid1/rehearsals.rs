@@ -52,26 +52,18 @@ pub fn all_are_made() {
     guest.ends();
 }
 
-/// What is told of a request that fails: which, why, and what it saw.
+/// Makes these requests, one of which fails; returns the reason, what the probe saw, and how the
+/// service ended.
 fn failing(requests: &[Value]) -> (String, String, Option<ExitStatus>) {
     let mut guest = rehearse(requests);
-    let Event::Failed {
-        stage,
-        reason,
-        probe,
-        last_saw,
-        service_status,
-    } = guest.failure()
-    else {
-        unreachable!()
-    };
-    assert_eq!(stage, Stage::Rehearsal);
-    let probe = probe.expect("what was asked").to_string();
+    let failure = guest.failure();
+    assert_eq!(failure.stage, Stage::Rehearsal);
+    let probe = failure.probe.expect("what was asked").to_string();
     guest.ends();
     (
-        reason,
-        format!("{probe}: {}", last_saw.unwrap_or_default()),
-        service_status,
+        failure.reason,
+        format!("{probe}: {}", failure.last_saw.unwrap_or_default()),
+        failure.service_status,
     )
 }
 

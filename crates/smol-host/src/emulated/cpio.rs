@@ -6,15 +6,15 @@ const S_IFREG: u32 = 0o100000;
 const S_IFCHR: u32 = 0o020000;
 
 /// An archive being written into memory.
-pub struct Archive {
+pub struct CpioWriter {
     bytes: Vec<u8>,
     inode: u32,
 }
 
-impl Archive {
-    /// An empty archive.
+impl CpioWriter {
+    /// Creates an empty archive.
     pub fn new() -> Self {
-        Archive {
+        CpioWriter {
             bytes: Vec::new(),
             inode: 0,
         }
@@ -72,7 +72,7 @@ mod tests {
 
     #[test]
     fn every_header_and_every_body_starts_at_a_multiple_of_four() {
-        let mut archive = Archive::new();
+        let mut archive = CpioWriter::new();
         archive.dir("bin");
         archive.file("bin/a", 0o755, b"xyz");
         archive.char_device("console", (5, 1));
@@ -92,7 +92,7 @@ mod tests {
 
     #[test]
     fn a_file_has_its_mode_and_size_where_the_format_puts_them() {
-        let mut archive = Archive::new();
+        let mut archive = CpioWriter::new();
         archive.file("f", 0o644, b"hello");
         let bytes = archive.finish();
         let field = |n: usize| std::str::from_utf8(&bytes[6 + 8 * n..14 + 8 * n]).unwrap();

@@ -8,11 +8,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 /// Folder of the reports in the cache.
 pub const FOLDER: &str = "emulated-host-faults";
 /// Reports that are kept; of more, the oldest go.
-const MOST_REPORTS: usize = 8;
+const MAX_REPORTS: usize = 8;
 /// Bytes of a log's end that are kept.
-const MOST_BYTES: usize = 1 << 20;
+const MAX_LOG_BYTES: usize = 1 << 20;
 
-/// Writes a report into the cache, and tells where it is: what was seen, QEMU's words, and the console
+/// Writes a report into the cache, and returns where it is: what was seen, QEMU's output, and the console
 /// of the emulated host.
 ///
 /// # Errors
@@ -30,21 +30,21 @@ pub(super) fn keep(cache: &Path, what: &str, qemu: &str, console: &str) -> io::R
     write!(file, "{what}\n\n== QEMU ==\n{}", end(qemu))?;
     write!(file, "\n\n== console ==\n{}\n", end(console))?;
     // Another program may be at the same.
-    let _ = forget_oldest(&folder);
+    let _ = remove_oldest(&folder);
     Ok(path)
 }
 
-fn forget_oldest(folder: &Path) -> io::Result<()> {
+fn remove_oldest(folder: &Path) -> io::Result<()> {
     let mut reports: Vec<_> = fs::read_dir(folder)?
         .map(|entry| Ok(entry?.path()))
         .collect::<io::Result<_>>()?;
     reports.sort();
-    let many = reports.len().saturating_sub(MOST_REPORTS);
+    let many = reports.len().saturating_sub(MAX_REPORTS);
     reports.iter().take(many).try_for_each(fs::remove_file)
 }
 
 fn end(text: &str) -> &str {
-    let from = text.len().saturating_sub(MOST_BYTES);
+    let from = text.len().saturating_sub(MAX_LOG_BYTES);
     &text[text.ceil_char_boundary(from)..]
 }
 
@@ -56,7 +56,7 @@ mod tests {
     fn the_last_reports_are_kept_with_all_that_was_said() {
         let cache = tempfile::tempdir().unwrap();
         let said = |n| keep(cache.path(), &format!("fault {n}"), "qemu's", "console's").unwrap();
-        let paths: Vec<PathBuf> = (0..MOST_REPORTS + 2).map(said).collect();
+        let paths: Vec<PathBuf> = (0..MAX_REPORTS + 2).map(said).collect();
         assert!(!paths[0].exists() && !paths[1].exists());
         assert!(paths[2..].iter().all(|path| path.exists()));
         let text = fs::read_to_string(&paths[9]).unwrap();
@@ -66,8 +66,8 @@ mod tests {
 
     #[test]
     fn of_a_long_log_the_end_is_kept() {
-        let log = format!("{}the end", "ß".repeat(MOST_BYTES));
-        assert!(end(&log).len() <= MOST_BYTES && end(&log).ends_with("the end"));
+        let log = format!("{}the end", "ß".repeat(MAX_LOG_BYTES));
+        assert!(end(&log).len() <= MAX_LOG_BYTES && end(&log).ends_with("the end"));
         assert_eq!(end("short"), "short");
     }
 }

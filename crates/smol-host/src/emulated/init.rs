@@ -24,17 +24,18 @@ use smol_machine::cpu::{Cpu, Model};
 use smol_machine::hv::{self, HostVcpu, HostVm, Vm};
 
 use super::qemu::PORT_NAME;
-use super::wire::{self, Job, JobStatus, Kind, Mount};
+use super::wire::{self, FrameKind, HostJob, JobStatus, Mount};
 use super::{CHANNEL_VARIABLE, INIT_ARGUMENT, MARKER_VARIABLE, network, pulse};
+use crate::child;
 
 /// How long a device may take to appear after its module was loaded.
-const DEVICE_LIMIT: Duration = Duration::from_secs(20);
+const DEVICE_TIMEOUT: Duration = Duration::from_secs(20);
 
 type Result<T> = std::result::Result<T, String>;
 type Port = Arc<Mutex<File>>;
 
-/// If this process is the init of an emulated host, does that and never returns; else returns at
-/// once. To be called before anything else in `main`.
+/// Runs the init of an emulated host, and never returns, if this process is one; else returns at
+/// once. Call it before anything else in `main`.
 pub fn main_if_requested() {
     let requested = std::env::args_os()
         .nth(1)
@@ -43,7 +44,7 @@ pub fn main_if_requested() {
         return;
     }
     let Err(why) = run();
-    // Without a port, the console is where this can be said; the host shows its last lines.
+    // Without a port there is the console, whose last lines the host shows.
     eprintln!("smol: {why}");
     power_off();
 }
@@ -51,7 +52,7 @@ pub fn main_if_requested() {
 fn run() -> Result<Infallible> {
     mount_system()?;
     let text = fs::read("/job.json").map_err(context("cannot read /job.json"))?;
-    let job: Job = serde_json::from_slice(&text).map_err(|e| format!("/job.json: {e}"))?;
+    let job: HostJob = serde_json::from_slice(&text).map_err(|e| format!("/job.json: {e}"))?;
     for module in &job.modules {
         load_module(module)?;
     }
@@ -65,10 +66,10 @@ fn run() -> Result<Infallible> {
     let _last = last_machine().ok();
     let (kind, payload) = match ready.and_then(|()| serve(&job, port, &writer)) {
         Ok(status) => (
-            Kind::Exited,
+            FrameKind::Exited,
             serde_json::to_vec(&status).unwrap_or_default(),
         ),
-        Err(why) => (Kind::Failed, why.into_bytes()),
+        Err(why) => (FrameKind::Failed, why.into_bytes()),
     };
     unmount(&job.shares);
     send(&writer, kind, &payload).map_err(context("cannot report the end"))?;
@@ -79,8 +80,8 @@ fn run() -> Result<Infallible> {
     }
 }
 
-/// A machine that never runs and stays to the end, so that KVM rewrites none of its own code while
-/// others come and go.
+/// Creates a machine that never runs and exists to the end, so that KVM rewrites none of its own code
+/// while others are created and dropped.
 ///
 /// Branches in KVM that depend on whether there is any vCPU of some kind are patched when the first
 /// one comes and when the last one is gone: whether a local APIC is switched off by software, as that
@@ -128,7 +129,7 @@ fn load_module(path: &str) -> Result<()> {
 
 /// Finds our virtio-serial port by its name; it appears a moment after its driver.
 fn open_port() -> Result<File> {
-    let limit = Instant::now() + DEVICE_LIMIT;
+    let limit = Instant::now() + DEVICE_TIMEOUT;
     loop {
         for entry in fs::read_dir("/sys/class/virtio-ports")
             .into_iter()
@@ -150,7 +151,7 @@ fn open_port() -> Result<File> {
     }
 }
 
-fn set_up(job: &Job) -> Result<()> {
+fn set_up(job: &HostJob) -> Result<()> {
     // While it boots, each line that it prints takes time. From here on it is silent, or says what one
     // must know.
     let _ = fs::write("/proc/sys/kernel/printk", "7");
@@ -164,7 +165,7 @@ fn set_up(job: &Job) -> Result<()> {
     Ok(())
 }
 
-/// Linux has booted on the first CPU alone.
+/// Starts the other CPUs: Linux has booted on the first one alone.
 fn start_cpus() -> Result<()> {
     for entry in fs::read_dir("/sys/devices/system/cpu").map_err(context("cannot see the CPUs"))? {
         let online = entry
@@ -180,7 +181,7 @@ fn start_cpus() -> Result<()> {
     Ok(())
 }
 
-/// `msize` and `cache` as measured; see the table in [`super`].
+/// Mounts a share. `msize` and `cache` are the fastest ones; see the table in [`super`].
 fn mount_share(share: &Mount) -> Result<()> {
     let (flags, cache) = if share.read_only {
         (MountFlags::RDONLY, "loose")
@@ -199,8 +200,8 @@ fn unmount(shares: &[Mount]) {
 }
 
 /// Runs the job to its end; when it returns, all that the job wrote has been sent.
-fn serve(job: &Job, mut port: File, writer: &Port) -> Result<JobStatus> {
-    send(writer, Kind::Started, &[]).map_err(context("cannot speak to the host"))?;
+fn serve(job: &HostJob, mut port: File, writer: &Port) -> Result<JobStatus> {
+    send(writer, FrameKind::Started, &[]).map_err(context("cannot speak to the host"))?;
     set_clock(&mut port)?;
     let beats = writer.clone();
     pulse::begin(job.silence, move |kind, payload| {
@@ -213,14 +214,14 @@ fn serve(job: &Job, mut port: File, writer: &Port) -> Result<JobStatus> {
         UnixStream::pair().map_err(context("cannot create the job's channel"))?;
     let mut child = start_job(job, inner.into())?;
     let relays = [
-        relay(child.stdout.take(), Kind::Stdout, writer),
-        relay(child.stderr.take(), Kind::Stderr, writer),
-        relay(channel.try_clone().ok(), Kind::Channel, writer),
+        relay(child.stdout.take(), FrameKind::Stdout, writer),
+        relay(child.stderr.take(), FrameKind::Stderr, writer),
+        relay(channel.try_clone().ok(), FrameKind::Channel, writer),
     ];
     follow_host(port, channel, &child);
     let status = child.wait().map_err(context("cannot wait for the job"))?;
     // What the job left behind would keep the pipes open, and the shares busy.
-    kill_everything();
+    kill_all_others();
     for relay in relays.into_iter().flatten() {
         let _ = relay.join();
     }
@@ -230,16 +231,16 @@ fn serve(job: &Job, mut port: File, writer: &Port) -> Result<JobStatus> {
     })
 }
 
-/// Ends every process but ourselves.
-fn kill_everything() {
+/// Kills every process but this one.
+fn kill_all_others() {
     // SAFETY: kill touches no memory; -1 means everyone but PID 1 and the caller, which are the same.
     unsafe { libc::kill(-1, libc::SIGKILL) };
 }
 
-/// The host answers [`Kind::Started`] with the time of day.
+/// Sets the clock to the time of day, with which the host answers [`FrameKind::Started`].
 fn set_clock(port: &mut File) -> Result<()> {
     let frame = wire::read_frame(port).map_err(context("cannot hear the host"))?;
-    let Some((Kind::Clock, payload)) = frame else {
+    let Some((FrameKind::Clock, payload)) = frame else {
         return Err("the host did not tell the time".into());
     };
     let nanoseconds =
@@ -252,7 +253,7 @@ fn set_clock(port: &mut File) -> Result<()> {
         .map_err(|e| format!("cannot set the clock: {e}"))
 }
 
-fn start_job(job: &Job, channel: OwnedFd) -> Result<Child> {
+fn start_job(job: &HostJob, channel: OwnedFd) -> Result<Child> {
     let (program, arguments) = job.argv.split_first().ok_or("there is no job to run")?;
     let mut command = Command::new(program);
     command
@@ -276,22 +277,15 @@ fn start_job(job: &Job, channel: OwnedFd) -> Result<Child> {
         .env(MARKER_VARIABLE, "1")
         .env(CHANNEL_VARIABLE, fd.to_string());
     let cpus = cpus_for_guests().map_err(context("cannot choose CPUs for the job"))?;
-    // SAFETY: both are system calls and async-signal-safe; the first lets the child, and no other,
-    // keep its channel over exec.
-    unsafe {
-        command.pre_exec(move || {
-            if libc::fcntl(fd, libc::F_SETFD, 0) == -1 {
-                return Err(io::Error::last_os_error());
-            }
-            Ok(sched_setaffinity(None, &cpus)?)
-        })
-    };
+    child::inherit(&mut command, &[fd]);
+    // SAFETY: between fork and exec only sched_setaffinity(2) is called, which is async-signal-safe.
+    unsafe { command.pre_exec(move || Ok(sched_setaffinity(None, &cpus)?)) };
     command
         .spawn()
         .map_err(context(format!("cannot run {program}")))
 }
 
-/// All CPUs but the first, on which no guest may run (see `CPUS` of the command line).
+/// Returns all CPUs but the first, on which no guest may run (see `CPUS` of the command line).
 fn cpus_for_guests() -> io::Result<CpuSet> {
     let mut cpus = sched_getaffinity(None)?;
     cpus.unset(0);
@@ -304,7 +298,7 @@ fn cpus_for_guests() -> io::Result<CpuSet> {
 /// Sends everything readable from `from` as frames of `kind`, on a thread of its own.
 fn relay(
     from: Option<impl Read + Send + 'static>,
-    kind: Kind,
+    kind: FrameKind,
     to: &Port,
 ) -> Option<thread::JoinHandle<()>> {
     let (mut from, to) = (from?, to.clone());
@@ -318,16 +312,16 @@ fn relay(
     }))
 }
 
-/// Obeys the host, on a thread of its own. If the host is gone there is nobody left to work for.
+/// Follows the host's requests, on a thread of its own. Switches off if the host is gone.
 fn follow_host(mut port: File, mut channel: UnixStream, child: &Child) {
     let group = Pid::from_raw(child.id() as i32);
     thread::spawn(move || {
         while let Ok(Some((kind, payload))) = wire::read_frame(&mut port) {
             match kind {
-                Kind::Stop => drop(
+                FrameKind::Stop => drop(
                     group.map(|group| rustix::process::kill_process_group(group, Signal::TERM)),
                 ),
-                Kind::Channel => drop(io::Write::write_all(&mut channel, &payload)),
+                FrameKind::Channel => drop(io::Write::write_all(&mut channel, &payload)),
                 _ => {}
             }
         }
@@ -335,7 +329,7 @@ fn follow_host(mut port: File, mut channel: UnixStream, child: &Child) {
     });
 }
 
-fn send(port: &Port, kind: Kind, payload: &[u8]) -> io::Result<()> {
+fn send(port: &Port, kind: FrameKind, payload: &[u8]) -> io::Result<()> {
     let mut port = port.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     wire::write_frame(&mut *port, kind, payload)
 }

@@ -14,7 +14,9 @@ use serde::{Deserialize, Serialize};
 
 use super::modules;
 use crate::apt;
+use crate::child;
 use crate::error::{HostError, Result};
+use crate::lock_dir::ScratchDir;
 
 /// Part of the cache folder's name; raised when what we keep in it changes.
 const REVISION: u32 = 2;
@@ -27,25 +29,25 @@ pub const KERNEL_ROOT_VARIABLE: &str = "SMOL_EMULATED_KERNEL_ROOT";
 
 /// A kernel that is ready to be booted.
 #[derive(Debug)]
-pub struct Kernel {
+pub struct HostKernel {
     dir: PathBuf,
-    index: Index,
+    index: KernelIndex,
 }
 
 /// `index.json` of a cached kernel.
 #[derive(Debug, Serialize, Deserialize)]
-struct Index {
+struct KernelIndex {
     /// What the kernel is: package and version.
     origin: String,
     /// Every kept module with what it depends on, dependencies first.
     modules: Vec<(String, Vec<String>)>,
 }
 
-impl Kernel {
-    /// The newest cached kernel, without asking the network or apt.
-    pub fn cached(cache: &Path) -> Option<Kernel> {
+impl HostKernel {
+    /// Returns the newest cached kernel, without asking the network or apt.
+    pub fn cached(cache: &Path) -> Option<HostKernel> {
         let suffix = format!("-r{REVISION}");
-        let mut dirs: Vec<PathBuf> = fs::read_dir(shelf(cache))
+        let mut dirs: Vec<PathBuf> = fs::read_dir(kernels(cache))
             .ok()?
             .filter_map(|entry| entry.ok().map(|entry| entry.path()))
             .filter(|path| {
@@ -56,23 +58,23 @@ impl Kernel {
         dirs.sort_by_key(|dir| fs::metadata(dir).and_then(|meta| meta.modified()).ok());
         dirs.into_iter()
             .rev()
-            .find_map(|dir| Kernel::open(&dir).ok())
+            .find_map(|dir| HostKernel::open(&dir).ok())
     }
 
-    /// The cached kernel, or a freshly fetched one.
+    /// Returns the cached kernel, or downloads one.
     ///
     /// # Errors
     /// apt is absent, does not know or cannot download the package; a tool is missing; the disk is full.
-    pub fn obtain(cache: &Path) -> Result<Kernel> {
+    pub fn obtain(cache: &Path) -> Result<HostKernel> {
         if let Some(root) = std::env::var_os(KERNEL_ROOT_VARIABLE) {
-            return Kernel::own(cache, Path::new(&root));
+            return HostKernel::from_folder(cache, Path::new(&root));
         }
-        if let Some(kernel) = Kernel::cached(cache) {
+        if let Some(kernel) = HostKernel::cached(cache) {
             return Ok(kernel);
         }
-        let scratch = Scratch::new(cache)?;
+        let scratch = KernelScratch::new(cache)?;
         // Another process may have fetched it while we waited for the lock.
-        if let Some(kernel) = Kernel::cached(cache) {
+        if let Some(kernel) = HostKernel::cached(cache) {
             return Ok(kernel);
         }
         let (root, version) = download(scratch.path())?;
@@ -84,7 +86,7 @@ impl Kernel {
         )
     }
 
-    /// Whether [`Kernel::obtain`] has good prospects: what it would fetch, without fetching it.
+    /// Returns what [`HostKernel::obtain`] would download, without downloading it; an error, if it could not.
     pub(crate) fn obtainable() -> Result<String> {
         if let Some(root) = std::env::var_os(KERNEL_ROOT_VARIABLE) {
             return find_image(Path::new(&root)).map(|image| image.display().to_string());
@@ -93,42 +95,42 @@ impl Kernel {
         Ok(format!("{META_PACKAGE} {}", resolve()?[0].version))
     }
 
-    /// The kernel in a folder of the user's, cached by the name of its image.
-    fn own(cache: &Path, root: &Path) -> Result<Kernel> {
-        let scratch = Scratch::new(cache)?;
+    /// Returns the kernel in a folder of the user's, cached by the name of its image.
+    fn from_folder(cache: &Path, root: &Path) -> Result<HostKernel> {
+        let scratch = KernelScratch::new(cache)?;
         let image = find_image(root)?;
         let name = format!(
             "own-{}",
             image.file_name().unwrap_or_default().to_string_lossy()
         );
-        Kernel::open(&scratch.shelf.join(&name))
+        HostKernel::open(&scratch.kernels.join(&name))
             .or_else(|_| install(root, &scratch, &root.display().to_string(), &name))
     }
 
-    fn open(dir: &Path) -> Result<Kernel> {
+    fn open(dir: &Path) -> Result<HostKernel> {
         let path = dir.join("index.json");
         let text =
             fs::read(&path).map_err(HostError::io(format!("cannot read {}", path.display())))?;
         let index = serde_json::from_slice(&text).map_err(|e| {
-            HostError::new(format!("{} is damaged: {e}", path.display())).mend(remove_command(dir))
+            HostError::new(format!("{} is damaged: {e}", path.display())).fix(remove_command(dir))
         })?;
-        Ok(Kernel {
+        Ok(HostKernel {
             dir: dir.to_owned(),
             index,
         })
     }
 
-    /// What it is, for people: package and version.
+    /// Returns what it is, for people: package and version.
     pub fn origin(&self) -> &str {
         &self.index.origin
     }
 
-    /// Path of the ELF kernel, for `-kernel` (it has a PVH entry).
+    /// Returns the path of the ELF kernel, for `-kernel` (it has a PVH entry).
     pub fn vmlinux(&self) -> PathBuf {
         self.dir.join("vmlinux")
     }
 
-    /// The bytes of the modules that loading `wanted` needs, dependencies first.
+    /// Returns the bytes of the modules that loading `wanted` needs, dependencies first.
     pub fn modules(&self, wanted: &[&str]) -> Result<Vec<(String, Vec<u8>)>> {
         modules::subset(&self.index.modules, wanted)
             .into_iter()
@@ -136,7 +138,7 @@ impl Kernel {
                 let path = self.dir.join("modules").join(format!("{name}.ko"));
                 let bytes = fs::read(&path).map_err(|e| {
                     HostError::new(format!("cannot read {}: {e}", path.display()))
-                        .mend(remove_command(&self.dir))
+                        .fix(remove_command(&self.dir))
                 })?;
                 Ok((name, bytes))
             })
@@ -144,7 +146,7 @@ impl Kernel {
     }
 }
 
-fn shelf(cache: &Path) -> PathBuf {
+fn kernels(cache: &Path) -> PathBuf {
     cache.join("emulated-host")
 }
 
@@ -152,33 +154,32 @@ fn remove_command(dir: &Path) -> String {
     format!("rm -r {}", dir.display())
 }
 
-/// A scratch folder beside the final one, held together with the lock of the shelf.
-struct Scratch {
-    dir: tempfile::TempDir,
-    shelf: PathBuf,
+/// A scratch folder beside the cached kernels, with the lock of their folder.
+struct KernelScratch {
+    dir: ScratchDir,
+    kernels: PathBuf,
     _lock: File,
 }
 
-impl Scratch {
-    fn new(cache: &Path) -> Result<Scratch> {
-        let shelf = shelf(cache);
-        fs::create_dir_all(&shelf)
-            .map_err(HostError::io(format!("cannot create {}", shelf.display())))?;
-        let path = shelf.join("lock");
+impl KernelScratch {
+    fn new(cache: &Path) -> Result<KernelScratch> {
+        let kernels = kernels(cache);
+        fs::create_dir_all(&kernels).map_err(HostError::io(format!(
+            "cannot create {}",
+            kernels.display()
+        )))?;
+        let path = kernels.join("lock");
         let lock = File::create(&path)
             .map_err(HostError::io(format!("cannot create {}", path.display())))?;
         lock.lock()
             .map_err(HostError::io(format!("cannot lock {}", path.display())))?;
-        let dir = tempfile::Builder::new()
-            .prefix("new-")
-            .tempdir_in(&shelf)
-            .map_err(HostError::io(format!(
-                "cannot create a folder in {}",
-                shelf.display()
-            )))?;
-        Ok(Scratch {
+        let dir = ScratchDir::create(&kernels, "new-").map_err(HostError::io(format!(
+            "cannot create a folder in {}",
+            kernels.display()
+        )))?;
+        Ok(KernelScratch {
             dir,
-            shelf,
+            kernels,
             _lock: lock,
         })
     }
@@ -188,7 +189,7 @@ impl Scratch {
     }
 }
 
-/// Downloads the kernel's packages and unpacks them; gives the root folder and the version.
+/// Downloads the kernel's packages and unpacks them; returns the root folder and the version.
 fn download(scratch: &Path) -> Result<(PathBuf, String)> {
     require_tools()?;
     let packages = resolve()?;
@@ -202,7 +203,7 @@ fn download(scratch: &Path) -> Result<(PathBuf, String)> {
     apt_get
         .args(["-qq", "-o", "APT::Sandbox::User=root", "download"])
         .args(packages.iter().map(Package::pin));
-    run(apt_get.current_dir(&debs)).map_err(|e| e.mend(apt_update()))?;
+    run(apt_get.current_dir(&debs)).map_err(|e| e.fix(apt_update()))?;
     for entry in
         fs::read_dir(&debs).map_err(HostError::io("cannot list the downloaded packages"))?
     {
@@ -224,7 +225,7 @@ fn require_tools() -> Result<()> {
             let message = format!(
                 "the emulated host's kernel comes from Debian's package {META_PACKAGE}, and {tool} is not here"
             );
-            return Err(HostError::new(message).mend(format!(
+            return Err(HostError::new(message).fix(format!(
                 "unpack a kernel package with KVM, 9p and virtio modules into a folder and set {KERNEL_ROOT_VARIABLE}=<folder>"
             )));
         }
@@ -264,7 +265,7 @@ fn resolve() -> Result<Vec<Package>> {
                     "apt does not know the package {name}: {}",
                     e.message
                 ))
-                .mend(apt_update())
+                .fix(apt_update())
             })?;
         for package in kernel_dependencies(&record) {
             if !found.iter().any(|known| known.name == package.name) {
@@ -277,12 +278,12 @@ fn resolve() -> Result<Vec<Package>> {
         return Err(HostError::new(format!(
             "the package {META_PACKAGE} depends on no kernel package"
         ))
-        .mend(apt_update()));
+        .fix(apt_update()));
     }
     Ok(found)
 }
 
-/// The versioned kernel packages in a package record's `Depends:` field.
+/// Returns the versioned kernel packages in a package record's `Depends:` field.
 fn kernel_dependencies(record: &str) -> Vec<Package> {
     let depends = record
         .lines()
@@ -303,8 +304,8 @@ fn kernel_dependencies(record: &str) -> Vec<Package> {
         .collect()
 }
 
-/// Takes the kernel and the modules out of an unpacked `root` into the shelf, as `name`.
-fn install(root: &Path, scratch: &Scratch, origin: &str, name: &str) -> Result<Kernel> {
+/// Takes the kernel and the modules out of an unpacked `root` into the cache, as `name`.
+fn install(root: &Path, scratch: &KernelScratch, origin: &str, name: &str) -> Result<HostKernel> {
     let new = scratch.path().join("kernel");
     let modules_dir = new.join("modules");
     fs::create_dir_all(&modules_dir).map_err(HostError::io(format!(
@@ -342,7 +343,7 @@ fn install(root: &Path, scratch: &Scratch, origin: &str, name: &str) -> Result<K
     if let Some(e) = failure {
         return Err(e);
     }
-    let mut index = Index {
+    let mut index = KernelIndex {
         origin: origin.to_owned(),
         modules: Vec::new(),
     };
@@ -356,11 +357,11 @@ fn install(root: &Path, scratch: &Scratch, origin: &str, name: &str) -> Result<K
         .map_err(|e| HostError::new(format!("cannot write index.json: {e}")))?;
     write(&new.join("index.json"), &json)?;
 
-    let place = scratch.shelf.join(name);
+    let place = scratch.kernels.join(name);
     let _ = fs::remove_dir_all(&place); // a damaged one
     fs::rename(&new, &place)
         .map_err(HostError::io(format!("cannot create {}", place.display())))?;
-    Kernel::open(&place)
+    HostKernel::open(&place)
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {
@@ -387,7 +388,7 @@ fn find_image(root: &Path) -> Result<PathBuf> {
         .ok_or_else(|| HostError::new(format!("no vmlinuz in {}", boot.display())))
 }
 
-/// Every module file under `root`, by module name.
+/// Returns every module file under `root`, by module name.
 fn find_modules(root: &Path) -> BTreeMap<String, PathBuf> {
     let mut found = BTreeMap::new();
     let mut todo = vec![root.join("lib/modules"), root.join("usr/lib/modules")];
@@ -404,7 +405,7 @@ fn find_modules(root: &Path) -> BTreeMap<String, PathBuf> {
     found
 }
 
-/// A module's bytes, uncompressed (newer kernel packages hold .ko.xz).
+/// Returns a module's bytes, uncompressed (newer kernel packages hold .ko.xz).
 fn read_module(path: &Path) -> Result<Vec<u8>> {
     let tool = match path.extension().and_then(|extension| extension.to_str()) {
         Some("xz") => "xz",
@@ -418,7 +419,7 @@ fn read_module(path: &Path) -> Result<Vec<u8>> {
     capture(Command::new(tool).arg("-dc").arg(path))
 }
 
-/// The ELF kernel inside a bzImage (boot protocol 2.08 or later: payload_offset, payload_length;
+/// Returns the ELF kernel inside a bzImage (boot protocol 2.08 or later: payload_offset, payload_length;
 /// Documentation/arch/x86/boot.rst). An ELF file is returned as it is.
 fn uncompress_kernel(image: &[u8], scratch: &Path) -> Result<Vec<u8>> {
     if image.starts_with(b"\x7fELF") {
@@ -476,14 +477,16 @@ fn capture(command: &mut Command) -> Result<Vec<u8>> {
 
 fn command_output(command: &mut Command) -> Result<std::process::Output> {
     let name = command.get_program().to_string_lossy().into_owned();
-    command.env("LC_ALL", "C").output().map_err(|e| {
-        let error = HostError::new(format!("cannot run {name}: {e}"));
-        let package = match name.as_str() {
-            "xz" => "xz-utils",
-            other => other,
-        };
-        error.mend(apt::install_command(&[package]))
-    })
+    child::kill_with_parent(command.env("LC_ALL", "C"))
+        .output()
+        .map_err(|e| {
+            let error = HostError::new(format!("cannot run {name}: {e}"));
+            let package = match name.as_str() {
+                "xz" => "xz-utils",
+                other => other,
+            };
+            error.fix(apt::install_command(&[package]))
+        })
 }
 
 fn failed(name: &str, output: &std::process::Output) -> HostError {
@@ -544,8 +547,8 @@ mod tests {
     #[test]
     fn a_cache_without_a_complete_kernel_has_none() {
         let cache = tempfile::tempdir().unwrap();
-        assert!(Kernel::cached(cache.path()).is_none());
-        fs::create_dir_all(shelf(cache.path()).join(format!("6.1-r{REVISION}"))).unwrap();
-        assert!(Kernel::cached(cache.path()).is_none());
+        assert!(HostKernel::cached(cache.path()).is_none());
+        fs::create_dir_all(kernels(cache.path()).join(format!("6.1-r{REVISION}"))).unwrap();
+        assert!(HostKernel::cached(cache.path()).is_none());
     }
 }

@@ -83,12 +83,12 @@ pub const MARKER_VARIABLE: &str = "SMOL_EMULATED_HOST";
 /// Holds the number of the file descriptor of the job's channel; see [`job_channel`].
 pub const CHANNEL_VARIABLE: &str = "SMOL_EMULATED_CHANNEL";
 
-/// Whether this process runs inside an emulated host.
+/// Returns whether this process runs inside an emulated host.
 pub fn is_inside() -> bool {
     std::env::var_os(MARKER_VARIABLE).is_some_and(|value| value == "1")
 }
 
-/// The channel to the program that started this emulated host, for the job that runs in it:
+/// Returns the channel to the program that started this emulated host, for the job that runs in it:
 /// what it sends arrives there as [`Event::Channel`], and [`Controller::send`] answers.
 /// Take it once; a second call gives a second handle to the same stream.
 pub fn job_channel() -> Option<std::io::Result<UnixStream>> {

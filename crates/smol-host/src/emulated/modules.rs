@@ -15,13 +15,13 @@ pub const WANTED: &[&str] = &[
     "kvm_amd",
 ];
 
-/// A module's name from its file name: `kvm-amd.ko.xz` -> `kvm_amd` (the kernel treats - and _ alike).
+/// Returns a module's name from its file name: `kvm-amd.ko.xz` -> `kvm_amd` (the kernel treats - and _ alike).
 pub fn module_name(file_name: &str) -> Option<String> {
     let (stem, rest) = file_name.split_once(".ko")?;
     matches!(rest, "" | ".xz" | ".zst" | ".gz").then(|| stem.replace('-', "_"))
 }
 
-/// The modules that the module in `elf` (the bytes of an uncompressed .ko) depends on.
+/// Returns the modules that the module in `elf` (the bytes of an uncompressed .ko) depends on.
 ///
 /// `.modinfo` is a sequence of NUL-terminated `key=value` strings; the key `depends` stands in
 /// every module, so looking for it in the whole file spares us an ELF parser.
@@ -40,7 +40,7 @@ pub fn dependencies(elf: &[u8]) -> Vec<String> {
         .collect()
 }
 
-/// Takes off the signature that the kernel package's builder appended: the emulated CPU needs as
+/// Removes the signature that the kernel package's builder appended: the emulated CPU needs as
 /// long to check it as for all else in loading the module, and apt has checked the whole package.
 ///
 /// Layout (kernel/module_signature.c): ... signature, `struct module_signature` (12 bytes, the last
@@ -95,7 +95,7 @@ pub fn load_order(
     order
 }
 
-/// The part of `order` (a [`load_order`] of everything) that loading `wanted` needs.
+/// Returns the part of `order` (a [`load_order`] of everything) that loading `wanted` needs.
 pub fn subset(order: &[(String, Vec<String>)], wanted: &[&str]) -> Vec<String> {
     let graph: BTreeMap<&str, &Vec<String>> = order
         .iter()

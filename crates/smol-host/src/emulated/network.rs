@@ -8,12 +8,12 @@ use super::qemu::{GATEWAY, GUEST_ADDRESS};
 
 const NETMASK: Ipv4Addr = Ipv4Addr::new(255, 255, 255, 0);
 
-/// Loopback up: a job may be its own client.
+/// Brings up the loopback: a job may be its own client.
 pub(super) fn bring_up_loopback() -> io::Result<()> {
     set_flags_up(socket()?.as_raw_fd(), b"lo")
 }
 
-/// eth0 up with its static address and a default route.
+/// Brings up eth0 with its static address and a default route.
 pub(super) fn bring_up_eth0() -> io::Result<()> {
     let socket = socket()?;
     let fd = socket.as_raw_fd();
@@ -23,7 +23,7 @@ pub(super) fn bring_up_eth0() -> io::Result<()> {
     add_default_route(fd)
 }
 
-/// Any IPv4 socket serves for these ioctls (netdevice(7)).
+/// Opens a socket: any IPv4 one serves for these ioctls (netdevice(7)).
 fn socket() -> io::Result<UdpSocket> {
     UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))
 }

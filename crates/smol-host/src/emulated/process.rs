@@ -1,25 +1,24 @@
-//! QEMU's process: how it is started, and what it leaves behind.
+//! QEMU's process: how it is started, and its logs.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::mpsc;
-use std::thread;
 use std::time::Duration;
 
 use rustix::fs::MemfdFlags;
-use rustix::process::{Pid, PidfdFlags, Signal};
 
 use super::qemu::Fds;
+use crate::child::{self, Kept};
 use crate::error::{HostError, Result};
 
 /// How many lines of a log an error shows.
 pub(super) const SHOWN_LINES: usize = 20;
-/// What a kernel says first when it, or its processor, has failed.
+/// Messages of a kernel that has failed, or whose processor has.
 const FAILURES: [&str; 7] = [
     "Kernel panic",
     "Oops: ",
@@ -34,7 +33,7 @@ const FAILURES: [&str; 7] = [
 pub(super) struct Logs {
     /// The serial console of the emulated host.
     pub console: File,
-    /// QEMU's own stdout and stderr.
+    /// QEMU's stdout and stderr.
     pub qemu: File,
 }
 
@@ -47,9 +46,9 @@ pub(super) struct Launch {
     pub initramfs: File,
     pub arguments: Arguments,
     /// How long the first boot may take, and the second.
-    pub limits: [Duration; 2],
-    /// How long it may be silent once it is up.
-    pub silence: Duration,
+    pub boot_timeouts: [Duration; 2],
+    /// How long nothing may be received from it once it is up.
+    pub silence_timeout: Duration,
     /// Where reports of faults are kept.
     pub cache: PathBuf,
 }
@@ -60,13 +59,13 @@ pub(super) struct Booting {
     pub port: UnixStream,
     /// Its pidfd.
     pub process: OwnedFd,
-    /// How it ended, once it has.
+    /// Receives how it ended.
     pub ended: mpsc::Receiver<ExitStatus>,
     pub logs: Logs,
 }
 
-/// Starts QEMU; its init is to speak within `limit`.
-pub(super) fn boot(launch: &Launch, limit: Duration) -> Result<Booting> {
+/// Starts QEMU; the init in it must send its first frame within `timeout`.
+pub(super) fn boot(launch: &Launch, timeout: Duration) -> Result<Booting> {
     let logs = Logs {
         console: memory_file("console", &[])?,
         qemu: memory_file("qemu", &[])?,
@@ -91,13 +90,15 @@ pub(super) fn boot(launch: &Launch, limit: Duration) -> Result<Booting> {
         .stdout(clone(&logs.qemu)?)
         .stderr(clone(&logs.qemu)?);
     let inherited = [fds.initramfs.as_raw_fd(), fds.console.as_raw_fd(), fds.port];
-    // SAFETY: prepare_child makes only system calls and touches no memory of the parent's threads.
-    unsafe { command.pre_exec(move || prepare_child(&inherited)) };
+    child::inherit(&mut command, &inherited);
 
-    let (process, ended) = spawn_on_keeper(command, (fds, inner)).map_err(HostError::io(
-        format!("cannot start {}", launch.qemu.display()),
-    ))?;
-    port.set_read_timeout(Some(limit))
+    // On a thread of its own: the one that starts it may end before the machine does. QEMU's end of
+    // the socket must be the only one, so that its end is seen.
+    let Kept { process, ended } =
+        child::spawn_on_keeper("qemu-keeper", command, (fds, inner)).map_err(HostError::io(
+            format!("cannot start {}", launch.qemu.display()),
+        ))?;
+    port.set_read_timeout(Some(timeout))
         .map_err(HostError::io("cannot set a time limit"))?;
     Ok(Booting {
         port,
@@ -107,57 +108,7 @@ pub(super) fn boot(launch: &Launch, limit: Duration) -> Result<Booting> {
     })
 }
 
-/// Runs in the child between fork and exec: it dies with its parent and keeps `inherited` open.
-fn prepare_child(inherited: &[RawFd]) -> std::io::Result<()> {
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-    for &fd in inherited {
-        // SAFETY: F_SETFD on an open descriptor number changes this process's table and no memory.
-        if unsafe { libc::fcntl(fd, libc::F_SETFD, 0) } < 0 {
-            return Err(std::io::Error::last_os_error());
-        }
-    }
-    Ok(())
-}
-
-/// Spawns `command` on a thread that lives as long as the child and reaps it: the parent death
-/// signal goes by the parent *thread*, and the caller's may end before the machine does.
-/// `keep` stays open until the child has its own copies. Returns the child's pidfd, and where its
-/// end is told.
-fn spawn_on_keeper(
-    mut command: Command,
-    keep: impl Send + 'static,
-) -> std::io::Result<(OwnedFd, mpsc::Receiver<ExitStatus>)> {
-    let (sender, receiver) = mpsc::channel();
-    let (teller, ended) = mpsc::channel();
-    thread::Builder::new()
-        .name("qemu-keeper".into())
-        .spawn(move || {
-            let spawned = command.spawn().and_then(|child| {
-                let pid = Pid::from_raw(child.id() as i32).ok_or(std::io::ErrorKind::NotFound)?;
-                let process = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
-                Ok((child, process))
-            });
-            // The command holds its own copies of our log files; QEMU's end must be the last of the socket.
-            drop((command, keep));
-            match spawned {
-                Ok((mut child, process)) => {
-                    let _ = sender.send(Ok(process));
-                    if let Ok(status) = child.wait() {
-                        let _ = teller.send(status);
-                    }
-                }
-                Err(e) => {
-                    let _ = sender.send(Err(e));
-                }
-            }
-        })?;
-    let process = receiver
-        .recv()
-        .unwrap_or_else(|_| Err(std::io::ErrorKind::BrokenPipe.into()))?;
-    Ok((process, ended))
-}
-
-/// A file in memory with these contents: nothing to remove, whatever becomes of us.
+/// Creates a file in memory with these contents: it needs no removal, however this process ends.
 pub(super) fn memory_file(name: &str, contents: &[u8]) -> Result<File> {
     let fd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC);
     let file = fd.map_err(std::io::Error::from).and_then(|fd| {
@@ -171,7 +122,7 @@ pub(super) fn memory_file(name: &str, contents: &[u8]) -> Result<File> {
     )))
 }
 
-/// What is in a log, without what a terminal would not show.
+/// Returns the text of a log without control characters.
 pub(super) fn text(log: &File) -> String {
     let mut bytes = Vec::new();
     // Our own offset: QEMU writes through a description of its own or appends to the shared one.
@@ -187,12 +138,12 @@ pub(super) fn text(log: &File) -> String {
         .collect()
 }
 
-/// Whether a kernel says on its console that something is broken.
+/// Returns whether a kernel reports a failure on its console.
 pub(super) fn has_failed(console: &str) -> bool {
     FAILURES.iter().any(|words| console.contains(words))
 }
 
-/// The lines that tell most: those from the kernel's first complaint on, else the last ones.
+/// Returns the most useful lines: those from the kernel's first failure on, else the last ones.
 pub(super) fn excerpt(log: &str) -> String {
     let lines: Vec<&str> = log.lines().filter(|line| !line.trim().is_empty()).collect();
     let from = lines

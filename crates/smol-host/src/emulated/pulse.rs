@@ -1,12 +1,12 @@
-//! Whether an emulated host is alive: its init shows the host, again and again, that each of its
-//! CPUs still runs what is put on it.
+//! Heartbeats of an emulated host: its init reports each second that it is alive, and that each of
+//! its CPUs still runs the threads that are put on it.
 //!
 //! ```text
 //! a thread on each CPU  ── counts ──> beat ── Alive, each second ──> host: silence means that it hangs
 //!                                       └──── Failed: which CPU has not counted for a long time
 //! ```
-//! What hangs as a whole is silent. What hangs in part, one CPU in an endless loop of its kernel
-//! while the others go on, says so itself.
+//! A host that hangs as a whole is silent. One that hangs in part, with one CPU in an endless loop of
+//! its kernel, reports that itself.
 
 use std::io;
 use std::sync::Arc;
@@ -16,12 +16,12 @@ use std::time::Duration;
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
-use super::wire::Kind;
+use super::wire::FrameKind;
 
-/// Time between two beats.
-const PERIOD: Duration = Duration::from_secs(1);
+/// Time between two heartbeats.
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Begins to beat, on threads of its own. `send` tells the host, and is an error when it is gone. A CPU
+/// Starts the heartbeats, on threads of their own. `send` returns an error when the host is gone. A CPU
 /// that has not counted for `missed` beats hangs: beats and not seconds, because the clock of an emulated
 /// host has been seen to jump.
 ///
@@ -29,7 +29,7 @@ const PERIOD: Duration = Duration::from_secs(1);
 /// If a thread cannot be started.
 pub(super) fn begin(
     missed: u64,
-    mut send: impl FnMut(Kind, &[u8]) -> io::Result<()> + Send + 'static,
+    mut send: impl FnMut(FrameKind, &[u8]) -> io::Result<()> + Send + 'static,
 ) -> io::Result<()> {
     let mut counters = Vec::new();
     for cpu in cpus()? {
@@ -37,26 +37,26 @@ pub(super) fn begin(
         counters.push((cpu, counter.clone()));
         thread::Builder::new().spawn(move || count(cpu, &counter))?;
     }
-    let mut watch = Watch::new(missed, counters.iter().map(|(cpu, _)| *cpu));
+    let mut seen = Counters::new(missed, counters.iter().map(|(cpu, _)| *cpu));
     thread::Builder::new().spawn(move || {
         loop {
             let counts = counters
                 .iter()
                 .map(|(_, count)| count.load(Ordering::Relaxed));
-            let told = match watch.beat(counts) {
-                None => send(Kind::Alive, &[]),
-                Some(cpu) => send(Kind::Failed, hangs(cpu, missed).as_bytes()),
+            let told = match seen.beat(counts) {
+                None => send(FrameKind::Alive, &[]),
+                Some(cpu) => send(FrameKind::Failed, hangs(cpu, missed).as_bytes()),
             };
             if told.is_err() {
                 return;
             }
-            thread::sleep(PERIOD);
+            thread::sleep(HEARTBEAT_INTERVAL);
         }
     })?;
     Ok(())
 }
 
-/// The CPUs that this process may run on.
+/// Returns the CPUs that this process may run on.
 fn cpus() -> io::Result<Vec<usize>> {
     let set = sched_getaffinity(None)?;
     Ok((0..CpuSet::MAX_CPU)
@@ -65,41 +65,41 @@ fn cpus() -> io::Result<Vec<usize>> {
 }
 
 fn hangs(cpu: usize, missed: u64) -> String {
-    let seconds = PERIOD.as_secs() * missed;
+    let seconds = HEARTBEAT_INTERVAL.as_secs() * missed;
     format!("its CPU {cpu} hangs: it has run nothing for {seconds} s")
 }
 
-/// Counts, on this CPU and no other.
+/// Counts seconds, on this CPU only.
 fn count(cpu: usize, counter: &AtomicU64) {
     let mut only = CpuSet::new();
     only.set(cpu);
-    // It was there a moment ago. A thread that cannot go there never counts, which is told.
+    // A thread that cannot be moved there never counts, which is reported as a CPU that hangs.
     if sched_setaffinity(None, &only).is_err() {
         return;
     }
     loop {
         counter.fetch_add(1, Ordering::Relaxed);
-        thread::sleep(PERIOD);
+        thread::sleep(HEARTBEAT_INTERVAL);
     }
 }
 
-/// What was counted until the last beat.
-struct Watch {
-    /// So many beats without a count are too many.
+/// The counters of all CPUs at the last heartbeat.
+struct Counters {
+    /// A CPU that has not counted for so many heartbeats hangs.
     limit: u64,
-    cpus: Vec<Count>,
+    cpus: Vec<CpuCounter>,
 }
 
-struct Count {
+struct CpuCounter {
     cpu: usize,
     last: u64,
-    /// Beats since it was another one.
+    /// Heartbeats since it has changed.
     missed: u64,
 }
 
-impl Watch {
+impl Counters {
     fn new(limit: u64, cpus: impl Iterator<Item = usize>) -> Self {
-        let count = |cpu| Count {
+        let count = |cpu| CpuCounter {
             cpu,
             last: 0,
             missed: 0,
@@ -110,7 +110,7 @@ impl Watch {
         }
     }
 
-    /// The CPU that hangs, if one does.
+    /// Takes the counters of now; returns the CPU that hangs, if one does.
     fn beat(&mut self, counts: impl Iterator<Item = u64>) -> Option<usize> {
         for (count, now) in self.cpus.iter_mut().zip(counts) {
             count.missed = if now == count.last {
@@ -133,19 +133,19 @@ mod tests {
 
     #[test]
     fn a_cpu_that_counts_no_more_is_named_after_many_beats() {
-        let mut watch = Watch::new(120, [0, 4].into_iter());
+        let mut seen = Counters::new(120, [0, 4].into_iter());
         for beat in 1..=999 {
-            assert_eq!(watch.beat([beat, beat].into_iter()), None);
+            assert_eq!(seen.beat([beat, beat].into_iter()), None);
         }
         for beat in 1..120 {
-            assert_eq!(watch.beat([1000 + beat, 999].into_iter()), None);
+            assert_eq!(seen.beat([1000 + beat, 999].into_iter()), None);
         }
         // It was only slow.
-        assert_eq!(watch.beat([2000, 1000].into_iter()), None);
+        assert_eq!(seen.beat([2000, 1000].into_iter()), None);
         for beat in 1..120 {
-            assert_eq!(watch.beat([2000 + beat, 1000].into_iter()), None);
+            assert_eq!(seen.beat([2000 + beat, 1000].into_iter()), None);
         }
-        assert_eq!(watch.beat([3000, 1000].into_iter()), Some(4));
+        assert_eq!(seen.beat([3000, 1000].into_iter()), Some(4));
     }
 
     #[test]
@@ -157,7 +157,7 @@ mod tests {
         };
         begin(120, send).unwrap();
         for _ in 0..2 {
-            assert_eq!(beats.recv(), Ok(Kind::Alive));
+            assert_eq!(beats.recv(), Ok(FrameKind::Alive));
         }
     }
 }

@@ -7,10 +7,10 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::kernel::Kernel;
+use super::kernel::HostKernel;
 use super::process::{Launch, memory_file};
 use super::running::{self, RunningHost};
-use super::wire::{Job, Mount};
+use super::wire::{HostJob, Mount};
 use super::{INIT_ARGUMENT, SELF, cpio};
 use crate::apt;
 use crate::error::{HostError, Result};
@@ -63,7 +63,7 @@ pub struct EmulatedHost {
     argv: Vec<String>,
     env: Vec<(String, String)>,
     cwd: String,
-    silence: Duration,
+    silence_timeout: Duration,
 }
 
 #[derive(Clone, Debug)]
@@ -81,7 +81,7 @@ struct Forward {
 }
 
 impl EmulatedHost {
-    /// An emulated host whose kernel is kept under `cache` (`emulated-host/` in it).
+    /// Describes an emulated host whose kernel is kept under `cache` (`emulated-host/` in it).
     pub fn new(cache: impl Into<PathBuf>) -> Self {
         EmulatedHost {
             cache: cache.into(),
@@ -91,11 +91,11 @@ impl EmulatedHost {
             argv: Vec::new(),
             env: Vec::new(),
             cwd: "/".into(),
-            silence: running::SILENCE,
+            silence_timeout: running::SILENCE_TIMEOUT,
         }
     }
 
-    /// Shows the host's folder `dir` as `target` (an absolute path) inside.
+    /// Shares the host's folder `dir` as `target` (an absolute path) inside.
     pub fn share(
         mut self,
         dir: impl Into<PathBuf>,
@@ -110,7 +110,7 @@ impl EmulatedHost {
         self
     }
 
-    /// Memory for the job's own use and its guests, MiB; about 1 GiB for the emulated host comes on top.
+    /// Sets the memory for the job and its guests, MiB; about 1 GiB for the emulated host is added.
     pub fn memory(mut self, mib: u32) -> Self {
         self.memory_mib = mib;
         self
@@ -127,7 +127,7 @@ impl EmulatedHost {
         self
     }
 
-    /// The program (absolute path inside; [`SELF`] for the running program) and its arguments.
+    /// Sets the program (absolute path inside; [`SELF`] for the running program) and its arguments.
     pub fn job<S: Into<String>>(mut self, argv: impl IntoIterator<Item = S>) -> Self {
         self.argv = argv.into_iter().map(Into::into).collect();
         self
@@ -140,16 +140,16 @@ impl EmulatedHost {
         self
     }
 
-    /// The job's working folder; `/` unless told otherwise.
+    /// Sets the job's working folder; `/` by default.
     pub fn cwd(mut self, dir: impl Into<String>) -> Self {
         self.cwd = dir.into();
         self
     }
 
-    /// How long nothing may be heard of it, or one of its CPUs run nothing, until it counts as hanging;
-    /// two minutes unless told otherwise, for this host may be busy.
-    pub fn silence(mut self, limit: Duration) -> Self {
-        self.silence = limit;
+    /// Sets how long nothing may be received from it, or one of its CPUs run nothing, until it counts as
+    /// hanging; two minutes by default, because this host may be busy.
+    pub fn silence_timeout(mut self, timeout: Duration) -> Self {
+        self.silence_timeout = timeout;
         self
     }
 
@@ -170,30 +170,30 @@ impl EmulatedHost {
             }
         }
         let cpu = cpu(std::env::var_os(CPU_VARIABLE))?;
-        let kernel = Kernel::obtain(&self.cache)?;
+        let kernel = HostKernel::obtain(&self.cache)?;
         let initramfs = memory_file("initramfs", &self.initramfs(&kernel)?)?;
         let (host, vmlinux) = (self.clone(), kernel.vmlinux());
         running::start(Launch {
             qemu,
             initramfs,
             arguments: Box::new(move |fds| host.command_line(&cpu, &vmlinux, fds)),
-            limits: running::BOOT_LIMITS,
-            silence: self.silence,
+            boot_timeouts: running::BOOT_TIMEOUTS,
+            silence_timeout: self.silence_timeout,
             cache: self.cache.clone(),
         })
     }
 
-    /// The initramfs: ourselves as `/smol`, the modules, and the job.
-    fn initramfs(&self, kernel: &Kernel) -> Result<Vec<u8>> {
+    /// Returns the initramfs: this program as `/smol`, the modules, and the job.
+    fn initramfs(&self, kernel: &HostKernel) -> Result<Vec<u8>> {
         let program = std::fs::read("/proc/self/exe")
             .map_err(HostError::io("cannot read the running program"))?;
         if is_dynamic(&program) {
             let message = "the emulated host runs this very program, which must be linked statically, and it is not";
-            return Err(HostError::new(message).mend(
+            return Err(HostError::new(message).fix(
                 "build it with RUSTFLAGS=-Ctarget-feature=+crt-static and an explicit --target",
             ));
         }
-        let mut archive = cpio::Archive::new();
+        let mut archive = cpio::CpioWriter::new();
         for dir in ["dev", "proc", "sys", "tmp", "run", "root", "modules"] {
             archive.dir(dir);
         }
@@ -212,24 +212,24 @@ impl EmulatedHost {
         Ok(archive.finish())
     }
 
-    fn description(&self) -> Job {
+    fn description(&self) -> HostJob {
         let mount = |(n, share): (usize, &Share)| Mount {
             tag: format!("share{n}"),
             target: share.target.clone(),
             read_only: share.read_only,
         };
-        Job {
+        HostJob {
             argv: self.argv.clone(),
             env: self.env.clone(),
             cwd: self.cwd.clone(),
             modules: Vec::new(),
             shares: self.shares.iter().enumerate().map(mount).collect(),
             network: !self.forwards.is_empty(),
-            silence: self.silence.as_secs(),
+            silence: self.silence_timeout.as_secs(),
         }
     }
 
-    /// The modules this job needs (loading one costs tens of milliseconds).
+    /// Returns the modules this job needs (loading one costs tens of milliseconds).
     fn modules(&self) -> Vec<&'static str> {
         let mut wanted = vec!["virtio_pci", "virtio_console", "kvm_amd"];
         if !self.shares.is_empty() {
@@ -290,7 +290,7 @@ impl EmulatedHost {
         line
     }
 
-    /// `restrict=on` keeps everything but the forwards from the network.
+    /// Returns the option of the user network. `restrict=on` allows nothing but the forwards.
     fn netdev(&self) -> String {
         let mut netdev = String::from("user,id=net,restrict=on,ipv6=off");
         for Forward {
@@ -318,7 +318,7 @@ impl Fds {
     }
 }
 
-/// The emulated CPU by the value of [`CPU_VARIABLE`]. It is a bare name: QEMU's options for single
+/// Returns the emulated CPU by the value of [`CPU_VARIABLE`]. It is a bare name: QEMU's options for single
 /// features, behind a comma, would be another CPU than its name says.
 fn cpu(wanted: Option<OsString>) -> Result<String> {
     let Some(name) = wanted else {
@@ -330,15 +330,15 @@ fn cpu(wanted: Option<OsString>) -> Result<String> {
         return Err(HostError::new(format!(
             "{CPU_VARIABLE} is {name:?}, which is no name of a CPU model"
         ))
-        .mend(format!("{QEMU} -accel tcg -cpu help")));
+        .fix(format!("{QEMU} -accel tcg -cpu help")));
     }
     Ok(name.into())
 }
 
-/// What to say when there is no QEMU.
+/// Returns the error for a host without QEMU.
 pub(crate) fn qemu_missing() -> HostError {
     HostError::new(format!("the emulated host needs {QEMU}, which is not here"))
-        .mend(apt::install_command(&[QEMU_PACKAGE]))
+        .fix(apt::install_command(&[QEMU_PACKAGE]))
 }
 
 /// - `panic=-1 oops=panic`: a kernel that is dead, or damaged, ends QEMU (with -no-reboot) and does not
@@ -359,12 +359,12 @@ fn kernel_command_line() -> String {
     )
 }
 
-/// QEMU's options are separated by commas; a comma in a value is doubled.
+/// Doubles the commas of a value: QEMU's options are separated by commas.
 fn quote(value: &str) -> String {
     value.replace(',', ",,")
 }
 
-/// Whether an ELF64 file asks for a dynamic loader (has a PT_INTERP program header).
+/// Returns whether an ELF64 file asks for a dynamic loader (has a PT_INTERP program header).
 fn is_dynamic(elf: &[u8]) -> bool {
     const PT_INTERP: u32 = 3;
     let half = |at: usize| {

@@ -15,20 +15,20 @@ use smol_cli::Interrupt;
 
 use super::fault;
 use super::process::{self, Launch, Logs, boot, excerpt, text};
-use super::wire::{self, JobStatus, Kind};
+use super::wire::{self, FrameKind, JobStatus};
 use crate::error::{HostError, Result};
 
 /// How long the emulated host may take until its init speaks, at its first boot and at its second;
 /// about 3 s on an idle machine. About one boot in 200 was seen to hang on a busy one, in the emulator
 /// and before any job: such a boot is done again, once.
-pub(super) const BOOT_LIMITS: [Duration; 2] = [Duration::from_secs(90), Duration::from_secs(180)];
-/// An emulated host of which nothing is heard for so long hangs: its init speaks each second
+pub(super) const BOOT_TIMEOUTS: [Duration; 2] = [Duration::from_secs(90), Duration::from_secs(180)];
+/// An emulated host from which nothing is received for so long hangs: its init sends a frame each second
 /// ([`super::pulse`]), and the host that runs it may be busy.
-pub(super) const SILENCE: Duration = Duration::from_secs(120);
+pub(super) const SILENCE_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long QEMU may take to be gone when its end of the port is, or when it was killed.
-const END: Duration = Duration::from_secs(10);
+const EXIT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Something that happened in the emulated host.
+/// An event of an emulated host.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Event {
     /// The emulated host is up, the job starts.
@@ -48,35 +48,35 @@ pub struct RunningHost {
     launch: Launch,
     /// Boots that were begun.
     boots: usize,
-    /// Its init has spoken.
+    /// Its init has sent a frame.
     up: bool,
     port: UnixStream,
     control: Controller,
-    /// How QEMU ended, once it has, is told here.
+    /// Receives how QEMU ended.
     ended: mpsc::Receiver<ExitStatus>,
-    /// What was told.
+    /// How it ended, once that was received.
     status: Option<ExitStatus>,
     logs: Logs,
 }
 
-/// Steers a running emulated host from any thread.
+/// Controls a running emulated host from any thread.
 #[derive(Clone)]
 pub struct Controller {
     port: Arc<Mutex<UnixStream>>,
-    /// Not behind the port's lock: who writes may have to be ended.
-    process: Arc<Mutex<Process>>,
+    /// Not under the port's lock: a thread that is blocked while it writes holds that one.
+    process: Arc<Mutex<QemuProcess>>,
 }
 
-struct Process {
+struct QemuProcess {
     pidfd: OwnedFd,
-    /// Somebody wants an end: nothing is begun again.
+    /// It is being stopped: QEMU is not started again.
     stopping: bool,
 }
 
 /// Starts the emulated host.
 pub(super) fn start(launch: Launch) -> Result<RunningHost> {
-    let booting = boot(&launch, launch.limits[0])?;
-    let process = Process {
+    let booting = boot(&launch, launch.boot_timeouts[0])?;
+    let process = QemuProcess {
         pidfd: booting.process,
         stopping: false,
     };
@@ -102,7 +102,7 @@ fn duplicate(port: &UnixStream) -> Result<UnixStream> {
 }
 
 impl RunningHost {
-    /// A handle to steer it from another thread (a signal handler's, say).
+    /// Returns a handle to control it from another thread (a signal handler's, say).
     pub fn controller(&self) -> Controller {
         self.control.clone()
     }
@@ -133,43 +133,43 @@ impl RunningHost {
                 Err(e) => return Err(self.broken(&format!("broke off: {e}"), true)),
             };
             match kind {
-                Kind::Started => {
+                FrameKind::Started => {
                     self.begin()?;
                     return Ok(Event::Started);
                 }
-                Kind::Alive => {}
-                Kind::Stdout => return Ok(Event::Stdout(payload)),
-                Kind::Stderr => return Ok(Event::Stderr(payload)),
-                Kind::Channel => return Ok(Event::Channel(payload)),
-                Kind::Exited => {
+                FrameKind::Alive => {}
+                FrameKind::Stdout => return Ok(Event::Stdout(payload)),
+                FrameKind::Stderr => return Ok(Event::Stderr(payload)),
+                FrameKind::Channel => return Ok(Event::Channel(payload)),
+                FrameKind::Exited => {
                     let status = serde_json::from_slice(&payload).map_err(|e| {
                         HostError::new(format!("the emulated host sent a bad exit status: {e}"))
                     })?;
                     self.control.kill(); // all is written and the shares are unmounted: init waits for this
                     return Ok(Event::Exited(status));
                 }
-                Kind::Failed => {
+                FrameKind::Failed => {
                     let why = String::from_utf8_lossy(&payload).into_owned();
                     return Err(match self.up {
                         true => self.broken(&format!("hangs: {why}"), true),
                         false => self.broken(&format!("could not be set up: {why}"), false),
                     });
                 }
-                Kind::Stop | Kind::Clock => {
+                FrameKind::Stop | FrameKind::Clock => {
                     return Err(self.broken("sent what only the host sends", true));
                 }
             }
         }
     }
 
-    /// Nothing was heard of it for as long as it may be silent.
+    /// Handles a timeout: nothing was received for too long.
     fn silent(&mut self) -> Result<()> {
         if self.up {
-            let limit = self.launch.silence.as_secs();
+            let limit = self.launch.silence_timeout.as_secs();
             let what = format!("hangs: it has not been heard of for {limit} s");
             return Err(self.broken(&what, true));
         }
-        let limit = self.launch.limits[self.boots - 1].as_secs();
+        let limit = self.launch.boot_timeouts[self.boots - 1].as_secs();
         match self.boot_again()? {
             true => Ok(()),
             false => Err(self.broken(&format!("did not come up within {limit} s"), true)),
@@ -202,24 +202,24 @@ impl RunningHost {
         }
     }
 
-    /// The emulated host's console: warnings and errors of its kernel while it booted, and all that it
-    /// has said since.
+    /// Returns the emulated host's console: warnings and errors of its kernel while it booted, and all
+    /// messages since.
     pub fn console(&self) -> String {
         text(&self.logs.console)
     }
 
-    /// Whether its kernel says on the console that something is broken, which then is the emulator's doing
-    /// rather than a job's.
+    /// Returns whether its kernel reports a failure on the console, which is the emulator's fault rather
+    /// than a job's.
     pub fn has_failed(&self) -> bool {
         process::has_failed(&self.console())
     }
 
-    /// Ends a QEMU that hangs or has died, and starts another; false if that was done before, or an end
-    /// is wanted.
+    /// Kills a QEMU that hangs or has ended, and starts another; returns false if that was done before,
+    /// or it is being stopped.
     fn boot_again(&mut self) -> Result<bool> {
         let control = self.control.clone();
         let mut process = lock(&control.process);
-        let Some(&limit) = self.launch.limits.get(self.boots) else {
+        let Some(&limit) = self.launch.boot_timeouts.get(self.boots) else {
             return Ok(false);
         };
         if process.stopping {
@@ -247,23 +247,23 @@ impl RunningHost {
         Ok(true)
     }
 
-    /// Init is up: set its clock, which makes it start the job.
+    /// Sends init, which is up, the time of day, at which it starts the job.
     fn begin(&mut self) -> Result<()> {
         self.up = true;
         self.port
-            .set_read_timeout(Some(self.launch.silence))
+            .set_read_timeout(Some(self.launch.silence_timeout))
             .map_err(HostError::io("cannot set a time limit"))?;
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default()
             .as_nanos() as u64;
         // If it has ended by now, the next frame is not there, which tells more.
-        let _ = self.control.write(Kind::Clock, &now.to_le_bytes());
+        let _ = self.control.write(FrameKind::Clock, &now.to_le_bytes());
         Ok(())
     }
 
-    /// QEMU has ended. Before the emulated host is up, it may have been asked for what it cannot do; a
-    /// signal or a panic is none of that.
+    /// Handles the end of QEMU. Before the emulated host is up, that may be because of its arguments; a
+    /// signal or a panic is a fault of the emulator, and the boot is done again.
     fn ended_early(&mut self) -> Result<()> {
         let killed = self.end_of_qemu().is_some_and(|s| s.signal().is_some());
         let crashed = killed || self.has_failed();
@@ -273,14 +273,16 @@ impl RunningHost {
         Err(self.broken("ended before its job did", self.up || crashed))
     }
 
-    /// How QEMU ended, which it has or is about to; `None` if it does not.
+    /// Waits for QEMU's end and returns its status; `None` if it does not end.
     fn end_of_qemu(&mut self) -> Option<ExitStatus> {
-        self.status = self.status.or_else(|| self.ended.recv_timeout(END).ok());
+        self.status = self
+            .status
+            .or_else(|| self.ended.recv_timeout(EXIT_TIMEOUT).ok());
         self.status
     }
 
-    /// The error for an end before the job's: with what QEMU said and the end of the console. It is a
-    /// `fault` of the emulated host's, unless somebody wanted an end.
+    /// Returns the error for an end before the job's, with QEMU's output and the end of the console. It is
+    /// a `fault` of the emulated host's, unless it is being stopped.
     fn broken(&mut self, what: &str, fault: bool) -> HostError {
         let fault = fault && !lock(&self.control.process).stopping;
         self.control.kill();
@@ -299,7 +301,7 @@ impl RunningHost {
         let mut error = HostError::new(message);
         error.fault = fault;
         match kept {
-            Some(Ok(path)) => error.mend(format!(
+            Some(Ok(path)) => error.fix(format!(
                 "run it again: the emulator has failed, not the machine (all that is known of it: {})",
                 path.display()
             )),
@@ -318,10 +320,10 @@ impl Controller {
     /// Asks the job to end (SIGTERM to its process group inside).
     pub fn stop(&self) {
         lock(&self.process).stopping = true;
-        let _ = self.write(Kind::Stop, &[]);
+        let _ = self.write(FrameKind::Stop, &[]);
     }
 
-    /// Ends the whole emulated host at once.
+    /// Kills the whole emulated host at once.
     pub fn kill(&self) {
         let mut process = lock(&self.process);
         process.stopping = true;
@@ -332,11 +334,11 @@ impl Controller {
     pub fn send(&self, bytes: &[u8]) -> std::io::Result<()> {
         bytes
             .chunks(wire::MAX_PAYLOAD)
-            .try_for_each(|chunk| self.write(Kind::Channel, chunk))
+            .try_for_each(|chunk| self.write(FrameKind::Channel, chunk))
     }
 
-    /// From now on passes the user's wish to stop on: asks the job to end, and ends the whole
-    /// emulated host if that takes longer than `grace`. Runs on a thread that ends with the host.
+    /// Stops the job when `interrupt` is set, and kills the whole emulated host if that takes longer than
+    /// `grace`. Runs on a thread that ends with the host.
     pub fn stop_on(&self, interrupt: Interrupt, grace: Duration) {
         let control = self.clone();
         thread::spawn(move || {
@@ -362,12 +364,12 @@ impl Controller {
         matches!(poll(&mut ended, limit.as_ref()), Ok(1..))
     }
 
-    fn write(&self, kind: Kind, payload: &[u8]) -> std::io::Result<()> {
+    fn write(&self, kind: FrameKind, payload: &[u8]) -> std::io::Result<()> {
         wire::write_frame(&mut *lock(&self.port), kind, payload)
     }
 }
 
-impl Process {
+impl QemuProcess {
     fn kill(&self) {
         let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
     }
@@ -396,14 +398,14 @@ mod tests {
                 let variables = format!("PORT={}; CONSOLE={console}", fds.port);
                 vec!["-c".into(), format!("{variables}; {script}")]
             }),
-            limits: [Duration::from_millis(500), Duration::from_secs(600)],
-            silence: Duration::from_secs(600),
+            boot_timeouts: [Duration::from_millis(500), Duration::from_secs(600)],
+            silence_timeout: Duration::from_secs(600),
             cache: std::env::temp_dir(),
         }
     }
 
     /// The script's words for a frame of init's.
-    fn speak(kind: Kind, payload: &[u8]) -> String {
+    fn speak(kind: FrameKind, payload: &[u8]) -> String {
         let mut frame = Vec::new();
         wire::write_frame(&mut frame, kind, payload).unwrap();
         let octal: String = frame.iter().map(|byte| format!("\\{byte:03o}")).collect();
@@ -415,10 +417,10 @@ mod tests {
         let script = format!(
             "if mkdir {}/flag 2>/dev/null; then {what}; fi; {} exec sleep 600",
             folder.display(),
-            speak(Kind::Started, &[])
+            speak(FrameKind::Started, &[])
         );
         Launch {
-            limits: [Duration::from_secs(600); 2],
+            boot_timeouts: [Duration::from_secs(600); 2],
             cache: folder.into(),
             ..shell(&script)
         }
@@ -428,8 +430,8 @@ mod tests {
     fn failure(script: &str, silence: Duration) -> (HostError, bool) {
         let cache = tempfile::tempdir().unwrap();
         let launch = Launch {
-            limits: [Duration::from_secs(600); 2],
-            silence,
+            boot_timeouts: [Duration::from_secs(600); 2],
+            silence_timeout: silence,
             cache: cache.path().into(),
             ..shell(script)
         };
@@ -446,9 +448,9 @@ mod tests {
     #[test]
     fn a_host_that_dies_or_hangs_by_itself_is_told_from_one_that_cannot_do_its_job() {
         let long = Duration::from_secs(600);
-        let up = speak(Kind::Started, &[]);
-        let stuck = speak(Kind::Failed, b"its CPU 1 hangs");
-        let alive = speak(Kind::Alive, &[]);
+        let up = speak(FrameKind::Started, &[]);
+        let stuck = speak(FrameKind::Failed, b"its CPU 1 hangs");
+        let alive = speak(FrameKind::Alive, &[]);
         let panic = "echo 'Kernel panic - not syncing' >/proc/self/fd/$CONSOLE";
         let signal = "kill -ABRT $$";
         for (script, silence, words, fault) in [
@@ -496,7 +498,7 @@ mod tests {
                 "{words:?} is not in: {error}"
             );
             assert_eq!((error.fault, kept), (fault, fault), "{script}: {error}");
-            assert_eq!(error.mend.is_some(), fault);
+            assert_eq!(error.fix.is_some(), fault);
         }
     }
 
@@ -505,7 +507,10 @@ mod tests {
         let cache = tempfile::tempdir().unwrap();
         let launch = Launch {
             cache: cache.path().into(),
-            ..shell(&format!("{} exec sleep 600", speak(Kind::Started, &[])))
+            ..shell(&format!(
+                "{} exec sleep 600",
+                speak(FrameKind::Started, &[])
+            ))
         };
         let mut host = start(launch).unwrap();
         assert_eq!(host.next_event().unwrap(), Event::Started);
@@ -528,7 +533,7 @@ mod tests {
     fn a_boot_that_hangs_is_done_again_once() {
         let folder = tempfile::tempdir().unwrap();
         let mut hangs = first(folder.path(), "exec sleep 600");
-        hangs.limits[0] = Duration::from_millis(500);
+        hangs.boot_timeouts[0] = Duration::from_millis(500);
         let mut host = start(hangs).unwrap();
         let early = host.controller();
         assert_eq!(host.next_event().unwrap(), Event::Started);
@@ -538,7 +543,7 @@ mod tests {
         assert!(early.ended_within(Duration::from_secs(600)));
 
         let mut hangs = shell("exec sleep 600");
-        hangs.limits[1] = hangs.limits[0];
+        hangs.boot_timeouts[1] = hangs.boot_timeouts[0];
         hangs.cache = folder.path().into();
         let mut host = start(hangs).unwrap();
         let error = host.next_event().unwrap_err();

@@ -1,7 +1,7 @@
-//! What the host and the emulated host's init say to each other: one ordered byte stream (a
+//! The protocol between the host and the emulated host's init: one ordered byte stream (a
 //! virtio-serial port) of frames `kind: u8, length: u32 little-endian, payload`.
 //!
-//! One stream, not one a purpose: so the exit status can never overtake the job's last output.
+//! All goes through one stream, so that the exit status cannot overtake the job's last output.
 
 use std::io::{self, Read, Write};
 
@@ -13,7 +13,7 @@ pub const MAX_PAYLOAD: usize = 1 << 20;
 /// The kinds of frames. The first group goes to the host, the second to the emulated host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Kind {
+pub enum FrameKind {
     /// The job is running; no payload.
     Started = 1,
     /// Bytes of the job's stdout.
@@ -26,7 +26,7 @@ pub enum Kind {
     Exited = 5,
     /// The emulated host could not be set up, or one of its CPUs hangs; payload: a sentence.
     Failed = 6,
-    /// The emulated host is alive (see [`super::pulse`]); no payload.
+    /// The emulated host is alive (see the module `pulse`); no payload.
     Alive = 7,
 
     /// Ask the job to end (SIGTERM); no payload.
@@ -35,9 +35,9 @@ pub enum Kind {
     Clock = 17,
 }
 
-impl Kind {
-    fn from_byte(byte: u8) -> Option<Kind> {
-        use Kind::*;
+impl FrameKind {
+    fn from_byte(byte: u8) -> Option<FrameKind> {
+        use FrameKind::*;
         [
             Started, Stdout, Stderr, Channel, Exited, Failed, Alive, Stop, Clock,
         ]
@@ -56,15 +56,15 @@ pub struct JobStatus {
 }
 
 impl JobStatus {
-    /// The code a shell would report: the exit code, or 128 + signal.
+    /// Returns the code a shell would report: the exit code, or 128 + signal.
     pub fn shell_code(self) -> i32 {
         self.code.unwrap_or_else(|| 128 + self.signal.unwrap_or(0))
     }
 }
 
-/// What init is to do: the file `/job.json` in the initramfs.
+/// The job description for init: the file `/job.json` in the initramfs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Job {
+pub struct HostJob {
     /// Program (absolute path inside) and its arguments.
     pub argv: Vec<String>,
     /// Environment variables beside the few that init sets.
@@ -93,7 +93,7 @@ pub struct Mount {
 }
 
 /// Writes one frame with a single `write_all`, so that two writers under one lock never mix.
-pub fn write_frame(to: &mut impl Write, kind: Kind, payload: &[u8]) -> io::Result<()> {
+pub fn write_frame(to: &mut impl Write, kind: FrameKind, payload: &[u8]) -> io::Result<()> {
     debug_assert!(payload.len() <= MAX_PAYLOAD);
     let mut frame = Vec::with_capacity(payload.len() + 5);
     frame.push(kind as u8);
@@ -103,7 +103,7 @@ pub fn write_frame(to: &mut impl Write, kind: Kind, payload: &[u8]) -> io::Resul
 }
 
 /// Reads one frame; `None` at a clean end of the stream.
-pub fn read_frame(from: &mut impl Read) -> io::Result<Option<(Kind, Vec<u8>)>> {
+pub fn read_frame(from: &mut impl Read) -> io::Result<Option<(FrameKind, Vec<u8>)>> {
     let mut header = [0; 5];
     let got = loop {
         match from.read(&mut header[..1]) {
@@ -116,7 +116,7 @@ pub fn read_frame(from: &mut impl Read) -> io::Result<Option<(Kind, Vec<u8>)>> {
         return Ok(None);
     }
     from.read_exact(&mut header[1..])?;
-    let kind = Kind::from_byte(header[0]).ok_or_else(|| {
+    let kind = FrameKind::from_byte(header[0]).ok_or_else(|| {
         io::Error::new(
             io::ErrorKind::InvalidData,
             format!("unknown frame kind {}", header[0]),
@@ -139,16 +139,16 @@ mod tests {
     #[test]
     fn frames_come_back_as_they_were_written() {
         let mut bytes = Vec::new();
-        write_frame(&mut bytes, Kind::Stdout, b"hello").unwrap();
-        write_frame(&mut bytes, Kind::Stop, b"").unwrap();
+        write_frame(&mut bytes, FrameKind::Stdout, b"hello").unwrap();
+        write_frame(&mut bytes, FrameKind::Stop, b"").unwrap();
         let mut from = bytes.as_slice();
         assert_eq!(
             read_frame(&mut from).unwrap(),
-            Some((Kind::Stdout, b"hello".to_vec()))
+            Some((FrameKind::Stdout, b"hello".to_vec()))
         );
         assert_eq!(
             read_frame(&mut from).unwrap(),
-            Some((Kind::Stop, Vec::new()))
+            Some((FrameKind::Stop, Vec::new()))
         );
         assert_eq!(read_frame(&mut from).unwrap(), None);
     }

@@ -3,15 +3,15 @@
 use std::collections::VecDeque;
 use std::env;
 use std::ffi::OsStr;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStderr, Command, Stdio};
+use std::process::{ChildStderr, Command, Stdio};
 
 use anyhow::{Context, Result, anyhow};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
-use rustix::process::{Pid, Signal, geteuid, kill_process_group, set_parent_process_death_signal};
+use rustix::process::geteuid;
 use smol_cli::{ErrorExt, ExitKind, Failure, Interrupt};
+use smol_host::child::{self, ProcessGroup};
 
 /// Time given to files that have none of their own. Any value that never changes will do; the image
 /// clamps times itself.
@@ -86,13 +86,8 @@ fn confined(program: &OsStr) -> Command {
     command
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .process_group(0);
-    // SAFETY: between fork and exec only prctl(2) is called, which is async-signal-safe and
-    // allocates nothing.
-    unsafe {
-        command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::KILL))?));
-    }
+        .stderr(Stdio::piped());
+    child::kill_with_parent(&mut command);
     command
 }
 
@@ -101,13 +96,13 @@ fn watch(
     progress: &mut dyn FnMut(&str),
     interrupt: &Interrupt,
 ) -> Result<()> {
-    let mut group = Group(command.spawn().context("cannot start mmdebstrap")?);
-    let mut stderr = group.0.stderr.take().context("mmdebstrap has no output")?;
+    let mut group = ProcessGroup::spawn(&mut command).context("cannot start mmdebstrap")?;
+    let mut stderr = group.take_stderr().context("mmdebstrap has no output")?;
     let mut said = Said::default();
     while said.read(&mut stderr, interrupt)? {
         said.lines(progress);
     }
-    let status = group.0.wait().context("cannot wait for mmdebstrap")?;
+    let status = group.wait().context("cannot wait for mmdebstrap")?;
     if status.success() {
         return Ok(());
     }
@@ -172,20 +167,6 @@ impl Said {
                 self.last.pop_front();
             }
             self.last.push_back(line.to_owned());
-        }
-    }
-}
-
-/// A child that leads a process group, none of which outlives this process.
-struct Group(Child);
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        if let Ok(None) = self.0.try_wait() {
-            if let Some(group) = Pid::from_raw(self.0.id() as i32) {
-                let _ = kill_process_group(group, Signal::KILL);
-            }
-            let _ = self.0.wait();
         }
     }
 }

@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::support::{self, Outcome};
+use crate::support::{self, LIMIT, Outcome, Running};
 
 /// The programs under test, with folders of their own.
 pub struct Tools {
@@ -55,7 +56,7 @@ impl Tools {
 
     /// Starts a machine in the background, with these ports of the guest forwarded.
     #[track_caller]
-    pub fn start(&self, bundle: &Path, name: &str, ports: &[u16]) -> Machine<'_> {
+    pub fn start(&self, bundle: &Path, name: &str, ports: &[u16]) -> RunningMachine<'_> {
         self.start_with(bundle, name, ports, &[])
     }
 
@@ -67,41 +68,56 @@ impl Tools {
         name: &str,
         ports: &[u16],
         options: &[&str],
-    ) -> Machine<'_> {
+    ) -> RunningMachine<'_> {
         let mut command = self.run(bundle, name);
         command.arg("-d").args(options);
         for port in ports {
             command.args(["-p", &format!("0:{port}")]);
         }
         assert_eq!(support::run(&mut command).succeed().trim(), name);
-        Machine {
+        RunningMachine {
             tools: self,
             name: name.to_owned(),
         }
     }
 
-    /// What `smolrun ps --json` lists.
+    /// Presses Ctrl-C at a smolrun in the foreground, the only machine: its service is to say that it
+    /// stops, and nothing is left.
+    #[track_caller]
+    pub fn ctrl_c_stops(&self, running: Running) {
+        running.signal(Signal::INT);
+        let outcome = running.finish(LIMIT);
+        assert_eq!(
+            (outcome.code, outcome.stdout.as_str()),
+            (Some(0), "stopping\n"),
+            "{}",
+            outcome.stderr
+        );
+        assert_eq!(self.instances(), Vec::<String>::new());
+    }
+
+    /// Returns what `smolrun ps --json` lists.
     #[track_caller]
     pub fn ps(&self) -> Vec<Value> {
         let text = support::run(self.smolrun().args(["ps", "--json"])).succeed();
         serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"))
     }
 
-    /// Names of what is left in the runtime folder of instances.
+    /// Returns the names in the runtime folder of instances.
     pub fn instances(&self) -> Vec<String> {
         support::names(&self.home.join("run/instances"))
     }
 }
 
 /// A machine in the background; ended on drop.
-pub struct Machine<'a> {
+pub struct RunningMachine<'a> {
     tools: &'a Tools,
     /// Its name.
     pub name: String,
 }
 
-impl Machine<'_> {
-    /// What `ps` says of it.
+impl RunningMachine<'_> {
+    /// Returns its record in `ps`.
     #[track_caller]
     pub fn record(&self) -> Value {
         let records = self.tools.ps();
@@ -112,13 +128,13 @@ impl Machine<'_> {
             .clone()
     }
 
-    /// The process that runs it.
+    /// Returns the number of the process that runs it.
     #[track_caller]
     pub fn pid(&self) -> u32 {
         self.record()["pid"].as_u64().expect("a number") as u32
     }
 
-    /// The port of this host that leads to this one of the guest.
+    /// Returns the port of this host that is forwarded to this one of the guest.
     #[track_caller]
     pub fn port(&self, guest: u16) -> u16 {
         let record = self.record();
@@ -134,7 +150,7 @@ impl Machine<'_> {
             .unwrap_or_else(|| panic!("{host}"))
     }
 
-    /// What its service has written.
+    /// Returns what its service has written.
     #[track_caller]
     pub fn log(&self) -> String {
         support::run(self.tools.smolrun().args(["logs", &self.name])).succeed()
@@ -151,7 +167,7 @@ impl Machine<'_> {
     }
 }
 
-impl Drop for Machine<'_> {
+impl Drop for RunningMachine<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let log = self.tools.smolrun().args(["logs", &self.name]).output();

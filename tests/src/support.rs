@@ -13,18 +13,18 @@ use rustix::process::{Pid, Signal, kill_process};
 use smol_host::emulated;
 pub use smol_testing::LIMIT;
 
-/// How often something that is awaited is looked at.
+/// How often [`eventually`] tries.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Longer than any program takes: outside, a kernel is built in it.
-fn long() -> Duration {
+/// Returns a time that is longer than any program takes: outside, a kernel is built in it.
+fn program_timeout() -> Duration {
     match emulated::is_inside() {
         true => LIMIT,
         false => 6 * LIMIT,
     }
 }
 
-/// Waits until `ready` gives something; panics with `what` when it takes longer than `limit`.
+/// Waits until `ready` returns something; panics with `what` when it takes longer than `limit`.
 pub fn eventually<T>(what: &str, limit: Duration, mut ready: impl FnMut() -> Option<T>) -> T {
     let until = Instant::now() + limit;
     loop {
@@ -49,12 +49,12 @@ pub struct Outcome {
     pub code: Option<i32>,
     /// What it printed.
     pub stdout: String,
-    /// What it complained of.
+    /// What it wrote to stderr.
     pub stderr: String,
 }
 
 impl Outcome {
-    /// Its stdout, if it ended well.
+    /// Returns its stdout; panics unless it succeeded.
     #[track_caller]
     pub fn succeed(self) -> String {
         assert_eq!(
@@ -67,7 +67,7 @@ impl Outcome {
         self.stdout
     }
 
-    /// Its stderr, if it ended with this code, printed nothing, and panicked nowhere.
+    /// Returns its stderr; panics unless it ended with this code, printed nothing and did not panic.
     #[track_caller]
     pub fn fail(self, code: i32) -> String {
         assert_eq!(
@@ -90,22 +90,22 @@ impl Outcome {
 /// Runs a program to its end.
 #[track_caller]
 pub fn run(command: &mut Command) -> Outcome {
-    Running::start(command).finish(long())
+    Running::start(command).finish(program_timeout())
 }
 
 /// A program that runs; killed on drop.
 pub struct Running {
     child: Child,
-    stdout: Stream,
-    stderr: Stream,
+    stdout: CapturedStream,
+    stderr: CapturedStream,
 }
 
-struct Stream {
+struct CapturedStream {
     text: Arc<Mutex<String>>,
     reader: JoinHandle<()>,
 }
 
-impl Stream {
+impl CapturedStream {
     fn new(from: impl Read + Send + 'static) -> Self {
         let text = Arc::new(Mutex::new(String::new()));
         let to = text.clone();
@@ -124,12 +124,12 @@ impl Stream {
         self.text.lock().unwrap().clone()
     }
 
-    /// Whether there comes no more.
+    /// Returns whether the stream has ended.
     fn is_finished(&self) -> bool {
         self.reader.is_finished()
     }
 
-    /// All of it. A descendant that still holds the pipe is not waited for without end.
+    /// Waits for its end, but not without limit: a descendant may hold the pipe. Returns all of it.
     fn end(&self) -> String {
         let until = Instant::now() + Duration::from_secs(60);
         while !self.is_finished() && Instant::now() < until {
@@ -150,8 +150,8 @@ impl Running {
         let mut child = command
             .spawn()
             .unwrap_or_else(|e| panic!("cannot start {command:?}: {e}"));
-        let stdout = Stream::new(child.stdout.take().expect("piped"));
-        let stderr = Stream::new(child.stderr.take().expect("piped"));
+        let stdout = CapturedStream::new(child.stdout.take().expect("piped"));
+        let stderr = CapturedStream::new(child.stderr.take().expect("piped"));
         Self {
             child,
             stdout,
@@ -164,7 +164,7 @@ impl Running {
         self.child.id()
     }
 
-    /// Waits until its stderr holds this text; gives what there is by then.
+    /// Waits until its stderr contains this text; returns all of it so far.
     #[track_caller]
     pub fn await_stderr(&self, wanted: &str) -> String {
         let what = format!("{wanted:?} on stderr");
@@ -232,7 +232,7 @@ impl Drop for Running {
 
 // ---- Processes ---------------------------------------------------------------------------------
 
-/// A process, told from a later one with the same number by its start.
+/// A process. Its start time distinguishes it from a later one with the same number.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Process {
     pid: u32,
@@ -258,25 +258,25 @@ impl Process {
         Some((process, fields.get(1)?.parse().ok()?))
     }
 
-    /// Its command line, each argument with a NUL behind it; empty when it is gone.
+    /// Returns its command line, each argument with a NUL behind it; empty when it has ended.
     pub fn arguments(&self) -> String {
         fs::read_to_string(format!("/proc/{}/cmdline", self.pid)).unwrap_or_default()
     }
 
-    /// Whether it still runs.
+    /// Returns whether it still runs.
     pub fn lives(&self) -> bool {
         Self::read(self.pid).is_some_and(|(process, _)| process.started == self.started)
     }
 }
 
-/// Every process, with the number of its parent.
+/// Returns every process, with the number of its parent.
 pub fn processes() -> Vec<(Process, u32)> {
     let entries = fs::read_dir("/proc").expect("there is /proc").flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     pids.filter_map(Process::read).collect()
 }
 
-/// The processes below `root`, at any depth.
+/// Returns the descendants of `root`.
 pub fn descendants(root: u32) -> Vec<Process> {
     let all = processes();
     let mut parents = vec![root];
@@ -300,7 +300,7 @@ pub fn await_gone(these: &[Process], limit: Duration) {
 
 // ---- Network -----------------------------------------------------------------------------------
 
-/// A TCP port that nobody has.
+/// Returns a TCP port that is not in use.
 pub fn free_port() -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port can be had");
     listener.local_addr().expect("it is bound").port()
@@ -323,14 +323,14 @@ pub fn exchange_within(port: u16, request: &[u8], limit: Duration) -> std::io::R
     Ok(answer)
 }
 
-/// As [`try_exchange`], of which nothing may fail.
+/// As [`try_exchange`], but panics on an error.
 #[track_caller]
 pub fn exchange(port: u16, request: &[u8]) -> Vec<u8> {
     let answer = try_exchange(port, request);
     answer.unwrap_or_else(|e| panic!("port {port}, {:?}: {e}", String::from_utf8_lossy(request)))
 }
 
-/// Status and body of a GET request.
+/// Makes a GET request; returns status and body.
 #[track_caller]
 pub fn http_get(port: u16, path: &str) -> (u16, String) {
     let answer = exchange(
@@ -348,7 +348,7 @@ pub fn http_get(port: u16, path: &str) -> (u16, String) {
     )
 }
 
-/// The body of a page that is there.
+/// Returns the body of a page, whose status must be 200.
 #[track_caller]
 pub fn page(port: u16, path: &str) -> String {
     let (status, body) = http_get(port, path);
@@ -356,7 +356,7 @@ pub fn page(port: u16, path: &str) -> String {
     body
 }
 
-/// One command to redis; its answer as the protocol has it (RESP), then the connection is closed.
+/// Sends one command to redis; returns its answer in the encoding of the protocol (RESP).
 #[track_caller]
 pub fn redis(port: u16, command: &str) -> String {
     let answer = exchange(port, format!("{command}\r\nQUIT\r\n").as_bytes());
@@ -367,7 +367,7 @@ pub fn redis(port: u16, command: &str) -> String {
         .to_owned()
 }
 
-/// One statement to PostgreSQL; the values of its rows, as text.
+/// Sends one statement to PostgreSQL; returns the values of its rows, as text.
 #[track_caller]
 pub fn postgres(port: u16, statement: &str) -> Vec<String> {
     let framed = |text: &[u8]| [&(text.len() as u32 + 4).to_be_bytes(), text].concat();
@@ -391,7 +391,7 @@ pub fn postgres(port: u16, statement: &str) -> Vec<String> {
     values
 }
 
-/// The values in a DataRow, none of which is null.
+/// Returns the values in a DataRow, none of which is null.
 fn row(message: &[u8]) -> Vec<String> {
     let mut rest = &message[2..];
     let mut values = Vec::new();
@@ -403,7 +403,7 @@ fn row(message: &[u8]) -> Vec<String> {
     values
 }
 
-/// What a server draws for a new TLS 1.2 session: 32 bytes, and the session's id.
+/// Begins a TLS 1.2 session; returns the server's random, 32 bytes, and the session's id.
 #[track_caller]
 pub fn tls_session(port: u16) -> (Vec<u8>, Vec<u8>) {
     let with_length = |bytes: &[u8]| [&(bytes.len() as u16).to_be_bytes(), bytes].concat();
@@ -438,7 +438,7 @@ pub fn tls_session(port: u16) -> (Vec<u8>, Vec<u8>) {
     (answer[11..43].to_vec(), id)
 }
 
-/// One line to our own test service, and its answer.
+/// Sends one line to our own test service; returns its answer.
 #[track_caller]
 pub fn ask(port: u16, line: &str) -> String {
     let answer = exchange(port, format!("{line}\n").as_bytes());
@@ -452,7 +452,7 @@ pub fn ask(port: u16, line: &str) -> String {
 
 // ---- Small things ------------------------------------------------------------------------------
 
-/// Seconds since the Unix epoch.
+/// Returns the seconds since the Unix epoch.
 pub fn unix_time() -> f64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -460,7 +460,7 @@ pub fn unix_time() -> f64 {
         .as_secs_f64()
 }
 
-/// The value behind `key` in lines of "key value".
+/// Returns the value behind `key` in lines of "key value".
 #[track_caller]
 pub fn value<'a>(text: &'a str, key: &str) -> &'a str {
     let mut lines = text.lines().filter_map(|line| line.split_once(' '));
@@ -471,7 +471,7 @@ pub fn value<'a>(text: &'a str, key: &str) -> &'a str {
         .trim()
 }
 
-/// Names in a folder; none if it is not there.
+/// Returns the names in a folder; none if it does not exist.
 pub fn names(dir: &Path) -> Vec<String> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     let mut names: Vec<_> = entries

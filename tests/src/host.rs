@@ -25,13 +25,13 @@ pub struct Host {
     pub native: PathBuf,
     /// For each test's own files.
     pub scratch: PathBuf,
-    /// What emulated hosts have left that died or hung by themselves.
+    /// Reports of emulated hosts that died or hung by themselves.
     faults: PathBuf,
     root: PathBuf,
 }
 
 impl Host {
-    /// A new empty folder for a test's own files.
+    /// Creates a new empty folder for a test's own files.
     pub fn folder(&self, name: &str) -> PathBuf {
         let folder = self.scratch.join(name);
         let _ = std::fs::remove_dir_all(&folder);
@@ -39,7 +39,7 @@ impl Host {
         folder
     }
 
-    /// A bundle that a test before has built.
+    /// Returns the path of a bundle that an earlier test has built.
     #[track_caller]
     pub fn bundle(&self, name: &str) -> PathBuf {
         let path = self.bundles.join(name).with_extension("smolmachine");
@@ -58,7 +58,7 @@ impl Host {
         command
     }
 
-    /// What `smolbuild inspect --json` says.
+    /// Returns what `smolbuild inspect --json` prints.
     #[track_caller]
     pub fn inspect(&self, bundle: &Path) -> Value {
         let said = run(self
@@ -70,18 +70,17 @@ impl Host {
         serde_json::from_str(&said).unwrap_or_else(|e| panic!("{e}: {said}"))
     }
 
-    /// The cache that the programs use.
+    /// Returns the cache that the programs use.
     pub fn cache(&self) -> PathBuf {
         self.tools.home.join("cache")
     }
 
-    /// Paths below a folder of this name; what is in them, [`Host::prepare`] puts there.
-    pub fn new(name: &str) -> Self {
+    /// Paths below `root`; [`Host::prepare`] fills them.
+    pub fn new(root: &Path) -> Self {
         let workspace = Path::new(env!("CARGO_MANIFEST_DIR"))
             .parent()
             .expect("a member of the workspace")
             .to_owned();
-        let root = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
         Self {
             tools: Tools {
                 programs: root.join("programs"),
@@ -95,12 +94,12 @@ impl Host {
             scratch: root.join("scratch"),
             faults: root.join("faults"),
             workspace,
-            root,
+            root: root.to_owned(),
         }
     }
 
-    /// Everything that the tests stand on. What the last run has left is removed, or, if it need not be
-    /// `fresh`, used again.
+    /// Prepares everything that the tests need. What the last run has left is removed if it is to be
+    /// `fresh`, else used again.
     pub fn prepare(&self, fresh: bool) {
         if fresh {
             let _ = fs::remove_dir_all(&self.root);
@@ -124,7 +123,7 @@ impl Host {
         self.faults();
     }
 
-    /// What emulated hosts have done by themselves since this was last asked. The reports are kept.
+    /// Returns the faults of emulated hosts since the last call. The reports are kept.
     pub fn faults(&self) -> Vec<String> {
         let reports = self.cache().join(emulated::FAULTS);
         let mut told = Vec::new();
@@ -137,19 +136,25 @@ impl Host {
     }
 }
 
-/// Copies of the programs, so that no build exchanges them while they run.
+/// The programs under test, each in a package of its name.
+const PROGRAMS: [&str; 2] = ["smolbuild", "smolrun"];
+
+/// Builds the programs, in the profile that this program was built in, and copies them, so that no
+/// later build replaces them while they run.
 fn programs(host: &Host) {
-    let smolbuild = Path::new(env!("CARGO_BIN_EXE_smolbuild"));
-    let folder = smolbuild.parent().expect("a file in a folder");
+    // <target>/<triple>/<profile>/deps/<this program>
+    let own = std::env::current_exe().expect("it was started from a file");
+    let folder = own.ancestors().nth(2).expect("cargo has built it");
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo
         .current_dir(&host.workspace)
-        .args(["build", "--quiet", "--package", "smolrun"]);
+        .args(["build", "--quiet"]);
+    cargo.args(PROGRAMS.map(|name| format!("--package={name}")));
     if folder.ends_with("release") {
         cargo.arg("--release");
     }
     run(&mut cargo).succeed();
-    for name in ["smolbuild", "smolrun"] {
+    for name in PROGRAMS {
         let to = host.tools.programs.join(name);
         let _ = fs::remove_file(&to);
         fs::copy(folder.join(name), to)
@@ -157,7 +162,7 @@ fn programs(host: &Host) {
     }
 }
 
-/// Kernels and packages come from the user's own cache: they are large, and keyed by what decides
+/// Links kernels and packages from the user's own cache: they are large, and keyed by what decides
 /// their bytes. All else of the cache is the tests' own.
 fn caches(host: &Host) {
     let users = smol_cli::paths::cache_dir().expect("there is a cache folder");
@@ -170,7 +175,7 @@ fn caches(host: &Host) {
     }
 }
 
-/// The kernel that our own Smolfiles name by path. The first time, it is compiled.
+/// Puts the kernel in its place that our own Smolfiles name by path. The first time, it is compiled.
 fn kernel(host: &Host) {
     let vmlinux = host.machines.join("vmlinux");
     let mut smolbuild = host.tools.smolbuild();
@@ -193,101 +198,121 @@ fn keys(host: &Host) {
     }
 }
 
-/// A name, and what the Smolfile holds beyond the first lines.
-const MACHINES: &[(&str, &str)] = &[
-    (
+/// A machine of our own, whose service listens on port 7777.
+struct TestMachine {
+    name: &'static str,
+    /// Keys of the whole machine.
+    head: &'static str,
+    /// The service's command line.
+    cmd: &'static [&'static str],
+    /// What follows the port in the table `[ready]`.
+    rest: &'static str,
+}
+
+const fn machine(
+    name: &'static str,
+    head: &'static str,
+    cmd: &'static [&'static str],
+    rest: &'static str,
+) -> TestMachine {
+    TestMachine {
+        name,
+        head,
+        cmd,
+        rest,
+    }
+}
+
+const MACHINES: &[TestMachine] = &[
+    machine(
         "service",
+        "cpus = 2\nports = [7777]\n",
+        &["/service"],
         r#"
-            cpus = 2
-            ports = [7777]
-            [service]
-            cmd = ["/service"]
-            [ready]
-            tcp = 7777
-            [[warm]]
-            cmd = ["/service", "ask", "remember the past"]
-            [[restore]]
-            cmd = ["/service", "--draw", "/run/own"]
-        "#,
+[[warm]]
+cmd = ["/service", "ask", "remember the past"]
+[[restore]]
+cmd = ["/service", "--draw", "/run/own"]
+"#,
     ),
-    (
-        "never",
-        "[service]\ncmd = [\"/service\", \"--never\"]\n[ready]\ntcp = 7777\ntimeout = \"3s\"\n",
-    ),
-    (
-        "crash",
-        "[service]\ncmd = [\"/service\", \"--exit\", \"3\"]\n[ready]\ntcp = 7777\n",
-    ),
-    (
+    machine("never", "", &["/service", "--never"], "timeout = \"3s\"\n"),
+    machine("crash", "", &["/service", "--exit", "3"], ""),
+    machine(
         "warm",
-        "[service]\ncmd = [\"/service\"]\n[ready]\ntcp = 7777\n[[warm]]\ncmd = [\"/service\", \"--exit\", \"9\"]\n",
+        "",
+        &["/service"],
+        "[[warm]]\ncmd = [\"/service\", \"--exit\", \"9\"]\n",
     ),
-    (
+    machine(
         "asked",
-        r#"
-            [service]
-            cmd = ["/service"]
-            [ready]
-            tcp = 7777
-            [[warm_restore]]
-            exec = ["/service", "ask", "touch 16"]
-        "#,
+        "",
+        &["/service"],
+        "[[warm_restore]]\nexec = [\"/service\", \"ask\", \"touch 16\"]\n",
     ),
-    (
+    machine(
         "unanswered",
+        "",
+        &["/service"],
         r#"
-            [service]
-            cmd = ["/service"]
-            [ready]
-            tcp = 7777
-            [[warm_restore]]
-            exec = ["/service", "ask", "ping"]
-            [[warm_restore]]
-            exec = ["/service", "--exit", "9"]
-        "#,
+[[warm_restore]]
+exec = ["/service", "ask", "ping"]
+[[warm_restore]]
+exec = ["/service", "--exit", "9"]
+"#,
     ),
-    (
+    machine(
         "late",
-        "[service]\ncmd = [\"/service\", \"--late\", \"3000\"]\n[ready]\ntcp = 7777\ntimeout = \"1h\"\ninterval = \"1min\"\n",
+        "",
+        &["/service", "--late", "3000"],
+        "timeout = \"1h\"\ninterval = \"1min\"\n",
     ),
-    (
-        "spin",
-        "[service]\ncmd = [\"/service\", \"--spin\"]\n[ready]\ntcp = 7777\n",
-    ),
-    (
-        "absent",
-        "[service]\ncmd = [\"/no/such/program\"]\n[ready]\ntcp = 7777\n",
-    ),
+    machine("spin", "", &["/service", "--spin"], ""),
+    machine("absent", "", &["/no/such/program"], ""),
 ];
+
+impl TestMachine {
+    /// Returns the Smolfile. The kernel and the root file system next to it are shared by all.
+    fn smolfile(&self) -> String {
+        let Self {
+            name,
+            head,
+            cmd,
+            rest,
+        } = self;
+        format!(
+            r#"name = "{name}"
+memory = "128MiB"
+{head}
+[kernel]
+path = "vmlinux"
+[rootfs]
+dir = "root"
+[service]
+cmd = {cmd:?}
+[ready]
+tcp = 7777
+{rest}"#
+        )
+    }
+}
 
 /// Smolfiles side by side in one folder, with the root file system that they share: one program.
 fn machines(host: &Host, service: &Path) {
     let root = host.machines.join("root");
     fs::create_dir_all(&root).expect("the build folder can be written");
     fs::copy(service, root.join("service")).expect("make has built it");
-    for (name, rest) in MACHINES {
-        let lines: Vec<&str> = rest.lines().map(str::trim).collect();
-        let (top, tables) = lines.split_at(
-            lines
-                .iter()
-                .position(|line| line.starts_with('['))
-                .expect("a table"),
-        );
-        let text = format!(
-            "name = \"{name}\"\nmemory = \"128MiB\"\n{}\n[kernel]\npath = \"vmlinux\"\n[rootfs]\ndir = \"root\"\n{}\n",
-            top.join("\n"),
-            tables.join("\n"),
-        );
-        fs::write(smolfile(host, name), text).expect("the build folder can be written");
+    for machine in MACHINES {
+        fs::write(smolfile(host, machine.name), machine.smolfile())
+            .expect("the build folder can be written");
     }
 }
 
-/// Path of one of our own Smolfiles.
+/// Returns the path of one of our own Smolfiles.
 pub fn smolfile(host: &Host, name: &str) -> PathBuf {
     host.machines.join(name).with_extension("toml")
 }
 
-/// The path as an argument.
+/// Returns the path as an argument.
 pub fn text(path: &Path) -> &str {
     path.to_str().expect("the tests' own paths are UTF-8")
 }
