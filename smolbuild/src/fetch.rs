@@ -1,22 +1,20 @@
 //! Getting source packages from the distribution, and the folder of downloads. (The packages of root
-//! file systems come through mmdebstrap: `assemble/rootfs/debian/archive.rs`.)
+//! file systems come through mmdebstrap: `input/debian/archive.rs`.)
 //!
 //! A package is pinned by version and digest. It is kept under its digest, by a rename once that was
 //! checked. What is in the folder of downloads is pinned, so
 //! it is never out of date; it can be deleted at any time.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, anyhow};
-use sha2::{Digest, Sha256};
 use smol_cli::{ErrorExt, ExitKind, Failure, Interrupt};
 use smol_host::apt;
 use smol_host::lock_dir::ScratchDir;
 
-use crate::subprocess;
+use crate::{hash, subprocess};
 
 /// Lines of a failing program that an error shows.
 const LAST_LINES: usize = 10;
@@ -32,6 +30,16 @@ pub enum Net {
     Open,
 }
 
+impl Net {
+    /// What may be downloaded before it is known what the lock allows.
+    pub fn allowed(offline: bool) -> Net {
+        match offline {
+            true => Net::Offline,
+            false => Net::Open,
+        }
+    }
+}
+
 /// A package, exactly.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pin {
@@ -45,7 +53,7 @@ pub struct Pin {
 
 /// The package file of `pin` in the folder `downloads`, fetched by apt if it is not there yet and
 /// `net` allows it; or, when the archive no longer offers that version, the one it offers instead.
-/// What it is, is the second result; `say` is told when something is downloaded.
+/// The second result says which one it is; `say` is called when something is downloaded.
 ///
 /// # Errors
 /// It is not there, and may not be fetched; no apt here, or a package that it does not know (exit
@@ -58,7 +66,7 @@ pub fn package(
     say: &mut dyn FnMut(&str),
     interrupt: &Interrupt,
 ) -> Result<(PathBuf, Pin)> {
-    if let Some(file) = present(pin, downloads)? {
+    if let Some(file) = downloaded(pin, downloads)? {
         return Ok((file, pin.clone()));
     }
     let Pin {
@@ -80,7 +88,7 @@ pub fn package(
             .hint("`smolbuild lock` takes what the archive offers now")
             .into());
     }
-    if let Some(file) = present(&chosen, downloads)? {
+    if let Some(file) = downloaded(&chosen, downloads)? {
         return Ok((file, chosen));
     }
     say(&format!("fetching {} {}", chosen.package, chosen.version));
@@ -97,53 +105,15 @@ pub fn unpack(deb: &Path, into: &Path, interrupt: &Interrupt) -> Result<()> {
     finish(command, interrupt).with_context(|| format!("cannot unpack {}", deb.display()))
 }
 
-/// SHA-256 of a file, in hexadecimal.
-///
-/// # Errors
-/// If it cannot be read.
-pub fn sha256(path: &Path) -> Result<String> {
-    File::open(path)
-        .and_then(|mut file| sha256_of(|hasher| io::copy(&mut file, hasher).map(drop)))
-        .with_context(|| format!("cannot read {}", path.display()))
-}
-
-/// SHA-256 of what `write` writes, in hexadecimal.
-///
-/// # Errors
-/// Those of `write`.
-pub fn sha256_of(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<String> {
-    struct Hasher(Sha256);
-    impl Write for Hasher {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.update(bytes);
-            Ok(bytes.len())
-        }
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-    let mut hasher = io::BufWriter::with_capacity(1 << 20, Hasher(Sha256::new()));
-    write(&mut hasher)?;
-    let Hasher(hasher) = hasher
-        .into_inner()
-        .map_err(io::IntoInnerError::into_error)?;
-    Ok(hex(&hasher.finalize()))
-}
-
-/// Bytes in hexadecimal.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 /// Where in the folder `downloads` a package with this SHA-256 is, or goes.
 pub fn place(downloads: &Path, sha256: &str) -> PathBuf {
     downloads.join(format!("{sha256}.deb"))
 }
 
 /// The file of an earlier download, if it is still what it was.
-fn present(pin: &Pin, downloads: &Path) -> Result<Option<PathBuf>> {
+fn downloaded(pin: &Pin, downloads: &Path) -> Result<Option<PathBuf>> {
     let file = place(downloads, &pin.sha256);
-    Ok((file.exists() && sha256(&file)? == pin.sha256).then_some(file))
+    Ok((file.exists() && hash::sha256(&file)? == pin.sha256).then_some(file))
 }
 
 /// The versions of a package that apt's lists offer, its candidate first.
@@ -210,7 +180,7 @@ fn download(pin: &Pin, downloads: &Path, interrupt: &Interrupt) -> Result<PathBu
     let cannot = || format!("cannot write in {}", downloads.display());
     let folder = Scratch::new(downloads)?;
     let mut command = subprocess::command("apt-get");
-    // apt drops to its own user when run by root, who may not enter our folder; we only download.
+    // apt drops to its own user when run by root, who may not enter the folder; nothing is installed.
     command.args(["-qq", "-o", "APT::Sandbox::User=root", "download"]);
     command
         .arg(format!("{}={}", pin.package, pin.version))
@@ -235,7 +205,7 @@ fn download(pin: &Pin, downloads: &Path, interrupt: &Interrupt) -> Result<PathBu
             pin.package, pin.version
         )
     })?;
-    let found = sha256(&deb)?;
+    let found = hash::sha256(&deb)?;
     if found != pin.sha256 {
         let what = format!(
             "{} {} came with the SHA-256 {found} instead of {}",

@@ -2,35 +2,49 @@
 //!
 //! The pipeline, in its order:
 //!
-//! | stage | room | from | to |
+//! | stage | module | from | to |
 //! |---|---|---|---|
 //! | read | [`smolfile`] | text | spanned, typed values, or all mistakes at once |
-//! | lock | [`lock`] | Smolfile and lock file | every input, by version and digest |
+//! | resolve | [`resolve`], [`lock`] | Smolfile and lock file | every input, by version and digest |
 //! | plan | [`plan`] | Smolfile and lock | everything that can change a byte, in one value |
-//! | fetch | [`fetch`] | pinned packages | package files |
-//! | assemble | [`assemble`] | the Plan | kernel, initramfs, rootfs |
-//! | prepare | [`prepare`] | images | frames that are compressed already; beside the boot |
+//! | assemble | [`assemble`] | the Plan | the sealed Plan, and the three images |
+//! | … kernel | [`kernel`] | a recipe | the kernel |
+//! | … root file system | [`rootfs`], [`input`] | an input and the `[[copy]]`s | an EROFS image |
+//! | … initramfs | [`initramfs`] | smol-guest and its configuration | a cpio archive |
+//! | prepare | [`prepare`] | images | compressed frames, made while the machine boots |
 //! | boot | [`boot`] | images | a machine that is ready, frozen: state and RAM |
 //! | pack | [`pack`] | images, state and RAM, frames | a bundle |
 //!
-//! [`pipeline`] walks through them from top to bottom, unless [`built`] has the bundle already. [`commands`] holds the subcommands.
-//! [`diff`] says what differs between two bundles; [`sources`] takes copied files back out of one, so
-//! that it can be built again. [`hash`] takes digests of large files.
+//! [`pipeline`] calls them from top to bottom, unless [`bundle_cache`] has the bundle already. [`commands`]
+//! holds the subcommands, [`context`] what the stages share, [`environment`] what the environment adds
+//! to a Smolfile. [`fetch`] downloads source packages.
+//! [`diff`] says what differs between two bundles; [`extract`] takes copied files back out of one, so
+//! that it can be built again. [`hash`] takes digests of files,
+//! [`folder`] their folders.
 
 pub mod assemble;
 pub mod boot;
-pub mod built;
+pub mod bundle_cache;
 pub mod cli;
 pub mod commands;
+pub mod context;
 pub mod diff;
+pub mod environment;
+pub mod error;
+pub mod extract;
 pub mod fetch;
+pub mod folder;
 pub mod hash;
+pub mod initramfs;
+pub mod input;
+pub mod kernel;
 pub mod lock;
 pub mod pack;
 pub mod pipeline;
 pub mod plan;
 pub mod prepare;
+pub mod resolve;
+pub mod rootfs;
 pub mod smolfile;
-pub mod sources;
 pub mod subprocess;
 pub mod work;

@@ -5,15 +5,27 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use smol_bundle::{
-    BundleSpec, ClockMode, Config, CpuContract, Prepared, Reproducible, SnapshotSpec, Tsc,
-    TscNeeds, WorkingSet, Written,
+    BundleSpec, ClockMode, Config, CpuContract, Prepared, PrivateKey, Reproducible, SnapshotSpec,
+    Tsc, TscNeeds, WorkingSet, Written,
 };
-use smol_cli::Interrupt;
+use smol_cli::human;
 use smol_machine::cpu;
 
 use crate::assemble::Images;
 use crate::boot::{Frozen, MEMORY_FILE, STATE_FILE, WORKING_SET_FILE};
-use crate::plan::Plan;
+use crate::context::BuildContext;
+use crate::error::{LibraryError, ResultExt};
+use crate::plan::{Plan, Sealed};
+
+/// A bundle that was written.
+pub struct Built {
+    /// What it was built from, and the digests of its images.
+    pub sealed: Sealed,
+    /// The machine as it was frozen.
+    pub frozen: Frozen,
+    /// The file.
+    pub written: Written,
+}
 
 /// Describes the bundle of a machine that was frozen into the folder `frozen_in`.
 ///
@@ -54,24 +66,45 @@ fn working_set(frozen: &Frozen, frozen_in: &Path) -> Result<WorkingSet> {
     serde_json::from_slice(&text).with_context(|| format!("{}", path.display()))
 }
 
-/// Writes the bundle, unless the user wants us to stop.
+/// Writes the unsigned bundle, which appears whole or not at all.
 ///
 /// # Errors
-/// As [`smol_bundle::write_while`].
+/// As [`smol_bundle::write_while`]; the interrupt.
 pub fn write(
     spec: &BundleSpec,
     prepared: &Prepared,
     out: &Path,
-    progress: &mut dyn FnMut(u64, u64),
-    interrupt: &Interrupt,
-) -> smol_bundle::Result<Written> {
-    smol_bundle::write_while(spec, prepared, out, &mut |done, total| {
-        progress(done, total);
+    context: BuildContext,
+) -> Result<Written> {
+    let interrupt = context.interrupt;
+    let stage = context
+        .progress
+        .stage("pack", "dropping equal pages, compressing");
+    let written = smol_bundle::write_while(spec, prepared, out, &mut |done, total| {
+        stage.set(done, total);
         match interrupt.is_set() {
             true => ControlFlow::Break(()),
             false => ControlFlow::Continue(()),
         }
-    })
+    });
+    let written = written.map_err(|error| {
+        let stopped = interrupt.check().err().map(anyhow::Error::from);
+        stopped.unwrap_or_else(|| error.classified())
+    })?;
+    stage.finish(&human::bytes(written.file_size));
+    Ok(written)
+}
+
+/// Writes a signed copy of the bundle `unsigned` to `out`, whole or not at all.
+///
+/// # Errors
+/// `out` cannot be written; the interrupt.
+pub fn sign(unsigned: &Path, key: &PrivateKey, out: &Path, context: BuildContext) -> Result<()> {
+    context.interrupt.check()?;
+    let stage = context.progress.stage("sign", "signing");
+    smol_bundle::sign(unsigned, key, out).classify()?;
+    stage.finish(&format!("by {}", key.public().id()));
+    Ok(())
 }
 
 pub(crate) fn config(plan: &Plan, frozen: &Frozen) -> Config {
@@ -95,30 +128,11 @@ pub(crate) fn config(plan: &Plan, frozen: &Frozen) -> Config {
 
 /// What the bundle says of itself: `smolbuild reproduce` puts it to the test.
 fn claim(frozen: &Frozen) -> Reproducible {
-    let reason = unreproducible(frozen);
+    let reason = frozen.unreproducible();
     Reproducible {
         claimed: reason.is_none(),
         reason,
     }
-}
-
-/// Why no second build can be expected to give the same bits; `None` if it can.
-pub fn unreproducible(frozen: &Frozen) -> Option<String> {
-    if !frozen.virtual_time {
-        return Some("the kernel runs on the host's clock".to_owned());
-    }
-    if let Some(why) = &frozen.no_working_set {
-        return Some(format!(
-            "what a restored machine touches first was not found out: {why}"
-        ));
-    }
-    let at = frozen.first_tick_ms?;
-    Some(format!(
-        "watchdog tick at {}.{:03} s of guest time: the guest computed without pause, and from \
-         then on its time was the host's",
-        at / 1000,
-        at % 1000
-    ))
 }
 
 fn contract(frozen: &Frozen) -> CpuContract {

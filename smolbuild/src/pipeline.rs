@@ -1,34 +1,30 @@
 //! The pipeline, top to bottom: from a Smolfile and its lock to a bundle.
 
-use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
 use smol_bundle::{Bundle, Prepared, PrivateKey, Written};
-use smol_cli::progress::Stage;
-use smol_cli::{ExitKind, Failure, Interrupt, Progress, human, paths};
-use smol_host::{Accel, Selected};
-use smol_protocol::Event;
+use smol_cli::{ExitKind, Failure, Interrupt, Progress, paths};
+use smol_host::{Accel, Backend, Selected};
 
-use crate::assemble::{self, Images, Site};
-use crate::boot::{self, Failed, Frozen, Job, Message};
-use crate::built::Shelf;
-use crate::commands::{bundle_error, host_error};
+use crate::assemble::{self, BuildDirs, Images};
+use crate::boot::{self, BootJob, Frozen};
+use crate::bundle_cache::BundleCache;
+use crate::context::BuildContext;
+use crate::environment::EnvironmentInputs;
+use crate::error::ResultExt;
 use crate::fetch::Net;
-use crate::lock::{self, Policy, Surroundings, World};
-use crate::pack;
-use crate::plan::Plan;
+use crate::lock::Lock;
+use crate::pack::{self, Built};
+use crate::plan::{Plan, Sealed};
 use crate::prepare::Preparing;
+use crate::resolve::{self, Kept, Policy};
 use crate::smolfile::Loaded;
 use crate::work::WorkDir;
 
-/// Wall-clock limit of a boot, seconds. Waiting costs no time on virtual time, so only a guest
-/// that works all the while comes near it.
-const BOOT_LIMIT: u64 = 20 * 60;
-
 /// What is to be built, and how.
-pub struct Request<'a> {
+pub struct BuildRequest<'a> {
     /// The Smolfile, and the folder with the files that it names.
     pub smolfile: &'a Loaded,
     /// Where its lock comes from.
@@ -36,7 +32,7 @@ pub struct Request<'a> {
     /// Whether nothing may be downloaded.
     pub offline: bool,
     /// What the environment adds.
-    pub surroundings: Surroundings,
+    pub environment: EnvironmentInputs,
     /// What may be taken from the cache.
     pub reuse: Reuse,
     /// Where the machine boots.
@@ -54,7 +50,7 @@ pub struct Request<'a> {
 /// What a build may take from the cache. Downloads it takes in any case: they are pinned by digest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reuse {
-    /// Kernels, installed systems, and whole bundles ([`crate::built`]).
+    /// Kernels, installed systems, and whole bundles ([`crate::bundle_cache`]).
     All,
     /// Kernels and installed systems: the machine boots.
     Parts,
@@ -63,7 +59,7 @@ pub enum Reuse {
 }
 
 impl Reuse {
-    /// As the command line has it.
+    /// Returns what the options of the command line allow.
     pub fn of(rebuild: bool, no_cache: bool) -> Self {
         match (rebuild, no_cache) {
             (_, true) => Self::Nothing,
@@ -73,162 +69,202 @@ impl Reuse {
     }
 }
 
-/// A bundle that was written.
-pub struct Built {
-    /// What it was built from, with what its digests turned out to be.
-    pub plan: Plan,
-    /// The machine as it was frozen.
-    pub frozen: Frozen,
-    /// The file.
-    pub written: Written,
-}
-
 /// Builds a machine and writes its bundle, which appears whole or not at all.
 ///
 /// # Errors
 /// Whatever keeps a stage from being done.
 pub fn build_bundle(
-    request: &Request,
+    request: &BuildRequest,
     progress: &Progress,
     interrupt: &Interrupt,
 ) -> Result<Built> {
-    let loaded = request.smolfile;
-    let shared_cache = paths::cache_dir()?;
-    let downloads = shared_cache.join("downloads");
-    let world = World {
-        downloads: &downloads,
-        offline: request.offline,
-        surroundings: &request.surroundings,
+    let (loaded, cache) = (request.smolfile, paths::cache_dir()?);
+    let context = BuildContext {
+        downloads: &cache.join("downloads"),
+        net: Net::allowed(request.offline),
+        environment: &request.environment,
         progress,
         interrupt,
     };
-    let settled = lock::settle(loaded, &request.lock, world)?;
-    if let Some(warning) = recent_epoch(settled.lock.builder.epoch.into(), SystemTime::now()) {
+    let resolved = resolve::resolve(loaded, &request.lock, context)?;
+    if let Some(warning) = recent_epoch(resolved.lock.builder.epoch.into(), SystemTime::now()) {
         progress.note(&warning);
     }
-    let mut plan = Plan::resolve(&loaded.smolfile, &loaded.base_dir, settled.lock)?;
-    let work = WorkDir::create(&shared_cache)?;
-    let shelf = match request.reuse {
-        Reuse::All | Reuse::Parts => Some(Shelf::open(&shared_cache)?),
-        Reuse::Nothing => None,
+    let plan = Plan::resolve(&loaded.smolfile, &loaded.base_dir, resolved.lock)?;
+    let build = Build {
+        request,
+        cache: &cache,
+        work: WorkDir::create(&cache)?,
+        context: BuildContext {
+            net: resolved.net,
+            ..context
+        },
     };
-    if let Some(shelf) = &shelf
-        && request.reuse == Reuse::All
-        && let Some(built) = take(shelf, &mut plan, request, &work, progress, interrupt)?
-    {
+    let bundles = build.bundle_cache()?;
+    if let Some(built) = build.cached(bundles.as_ref(), &plan)? {
         return Ok(built);
     }
-    let selected = smol_host::select(request.accel).map_err(host_error)?;
-    if let Some(why) = &selected.why {
-        progress.note(why);
+    let host = build.host()?;
+    let (sealed, images) = build.assemble(&plan)?;
+    if let Some(file) = &resolved.file {
+        resolve::keep(file, &sealed.plan.lock, progress)?;
     }
-    let site = Site {
-        cache: &match request.reuse {
-            Reuse::Nothing => work.subdir("cache")?,
-            Reuse::All | Reuse::Parts => shared_cache.clone(),
-        },
-        downloads: &downloads,
-        work: work.path(),
-        net: settled.net,
-        surroundings: &request.surroundings,
-    };
-    let images = assemble::assemble(&mut plan, site, progress, interrupt)?;
-    if let Some(file) = &settled.file {
-        lock::keep(file, &plan.lock, progress)?;
-    }
-    if settled.net == Net::Offline {
-        require_emulated_kernel(&selected, &shared_cache)?;
-    }
-    // A file that was changed after its digest was taken is in the images, but not in the key.
-    let unchanged = {
-        let kept = Some(&plan.lock);
-        lock::present(loaded, kept, &request.surroundings, interrupt)?.0 == plan.lock
-    };
-    let frozen_in = work.subdir("frozen")?;
-    let job = job(&plan, &images, request.watchdog, &frozen_in);
-    let preparing = Preparing::begin(&images, interrupt);
-    let frozen = boot(
-        &job,
-        &selected,
-        &shared_cache,
-        progress,
-        request.verbose,
-        interrupt,
-    )?;
-    let prepared = preparing.end();
-    let spec = pack::spec(&plan, &images, &frozen, &frozen_in, &loaded.source)?;
+    build.require_emulated_kernel(&host)?;
+    let cacheable = build.is_current(&sealed.plan.lock)?;
+    let frozen_in = build.work.subdir("frozen")?;
+    let (frozen, prepared) = build.freeze(&sealed, &images, &host, &frozen_in)?;
+    let spec = pack::spec(&sealed.plan, &images, &frozen, &frozen_in, &loaded.source)?;
     interrupt.check()?;
-    let unsigned = match request.key {
-        Some(_) => work.path().join("unsigned"),
-        None => request.out.to_owned(),
-    };
-    let written = pack(&spec, &prepared, &unsigned, progress, interrupt)?;
-    if let Some(shelf) = shelf
-        && unchanged
-        && pack::unreproducible(&frozen).is_none()
-    {
-        let key = shelf.key(&plan, &loaded.source);
-        let kept = shelf.keep(
-            &key,
-            &unsigned,
-            &written.digest,
-            &plan,
-            &frozen,
-            work.path(),
-        );
-        if let Err(error) = kept {
-            progress.note(&format!("the bundle is not kept in the cache: {error:#}"));
-        }
-    }
-    if let Some(key) = request.key {
-        sign(&unsigned, key, request.out, progress, interrupt)?;
-    }
-    Ok(Built {
-        plan,
+    let unsigned = build.unsigned();
+    let written = pack::write(&spec, &prepared, &unsigned, build.context)?;
+    let built = Built {
+        sealed,
         frozen,
         written,
-    })
+    };
+    if cacheable && let Some(bundles) = &bundles {
+        build.keep(bundles, &unsigned, &built);
+    }
+    if let Some(key) = request.key {
+        pack::sign(&unsigned, key, request.out, build.context)?;
+    }
+    Ok(built)
 }
 
-/// The bundle of an earlier build of the same, signed as is asked for now.
-fn take(
-    shelf: &Shelf,
-    plan: &mut Plan,
-    request: &Request,
-    work: &WorkDir,
-    progress: &Progress,
-    interrupt: &Interrupt,
-) -> Result<Option<Built>> {
-    let key = shelf.key(plan, &request.smolfile.source);
-    let (unsigned, facts) = match shelf.take(&key, work.path()) {
-        Ok(Some(found)) => found,
-        Ok(None) => return Ok(None),
-        Err(error) => {
-            progress.note(&format!(
-                "building anew, for the cache is damaged: {error:#}"
-            ));
-            return Ok(None);
+/// A build under way.
+struct Build<'a> {
+    request: &'a BuildRequest<'a>,
+    /// The cache that all builds share.
+    cache: &'a Path,
+    work: WorkDir,
+    context: BuildContext<'a>,
+}
+
+impl Build<'_> {
+    /// The bundles of earlier builds, unless nothing of them is to be used or left.
+    fn bundle_cache(&self) -> Result<Option<BundleCache>> {
+        match self.request.reuse {
+            Reuse::All | Reuse::Parts => BundleCache::open(self.cache).map(Some),
+            Reuse::Nothing => Ok(None),
         }
-    };
-    let stage = progress.stage("build", "there is a bundle of the same in the cache");
-    let bundle = Bundle::open(&unsigned).map_err(bundle_error)?;
-    if request.key.is_none() {
-        smol_bundle::copy(&unsigned, request.out).map_err(bundle_error)?;
     }
-    stage.finish("cached");
-    if let Some(key) = request.key {
-        sign(&unsigned, key, request.out, progress, interrupt)?;
+
+    /// The bundle of an earlier build of the same, signed as is asked for now.
+    fn cached(&self, bundles: Option<&BundleCache>, plan: &Plan) -> Result<Option<Built>> {
+        let progress = self.context.progress;
+        let Some(bundles) = bundles.filter(|_| self.request.reuse == Reuse::All) else {
+            return Ok(None);
+        };
+        let key = bundles.key(plan, &self.request.smolfile.source);
+        let (unsigned, facts) = match bundles.lookup(&key, self.work.path()) {
+            Ok(Some(found)) => found,
+            Ok(None) => return Ok(None),
+            Err(error) => {
+                progress.note(&format!(
+                    "building anew, for the cache is damaged: {error:#}"
+                ));
+                return Ok(None);
+            }
+        };
+        let stage = progress.stage("build", "there is a bundle of the same in the cache");
+        let bundle = Bundle::open(&unsigned).classify()?;
+        if self.request.key.is_none() {
+            smol_bundle::copy(&unsigned, self.request.out).classify()?;
+        }
+        stage.finish("cached");
+        if let Some(key) = self.request.key {
+            pack::sign(&unsigned, key, self.request.out, self.context)?;
+        }
+        Ok(Some(Built {
+            sealed: Sealed::new(plan, plan.lock.clone(), facts.inputs),
+            frozen: facts.frozen,
+            written: Written {
+                digest: bundle.digest(),
+                file_size: bundle.file_size(),
+                stats: bundle.stats(),
+            },
+        }))
     }
-    plan.inputs = facts.inputs;
-    Ok(Some(Built {
-        plan: plan.clone(),
-        frozen: facts.frozen,
-        written: Written {
-            digest: bundle.digest(),
-            file_size: bundle.file_size(),
-            stats: bundle.stats(),
-        },
-    }))
+
+    /// Decides where the machine boots.
+    fn host(&self) -> Result<Selected> {
+        let selected = smol_host::select(self.request.accel).classify()?;
+        if let Some(why) = &selected.why {
+            self.context.progress.note(why);
+        }
+        Ok(selected)
+    }
+
+    fn assemble(&self, plan: &Plan) -> Result<(Sealed, Images)> {
+        let cache = match self.request.reuse {
+            Reuse::Nothing => self.work.subdir("cache")?,
+            Reuse::All | Reuse::Parts => self.cache.to_owned(),
+        };
+        let dirs = BuildDirs {
+            cache: &cache,
+            work: self.work.path(),
+        };
+        assemble::assemble(plan, dirs, self.context)
+    }
+
+    /// Offline, an emulated host must have its kernel.
+    fn require_emulated_kernel(&self, host: &Selected) -> Result<()> {
+        use smol_host::emulated::kernel::{HostKernel, KERNEL_ROOT_VARIABLE};
+        let needed = self.context.net == Net::Offline
+            && matches!(host.accel, Backend::Emulated)
+            && std::env::var_os(KERNEL_ROOT_VARIABLE).is_none();
+        if !needed || HostKernel::cached(self.cache).is_some() {
+            return Ok(());
+        }
+        let what = "offline, and the kernel of the emulated host is not in the cache";
+        Err(Failure::new(ExitKind::Failed, what)
+            .hint("build once without --offline")
+            .into())
+    }
+
+    /// Whether the inputs are what `lock` says. A file that was changed after its digest was taken
+    /// is in the images, but not in the key of the bundle cache.
+    fn is_current(&self, lock: &Lock) -> Result<bool> {
+        let (loaded, context) = (self.request.smolfile, self.context);
+        let kept = Kept::all(Some(lock));
+        let (current, _) = resolve::current(loaded, kept, context.environment, context.interrupt)?;
+        Ok(current == *lock)
+    }
+
+    /// Boots the machine and freezes it into the folder `out`, while its images are compressed.
+    fn freeze(
+        &self,
+        sealed: &Sealed,
+        images: &Images,
+        host: &Selected,
+        out: &Path,
+    ) -> Result<(Frozen, Prepared)> {
+        let (request, context) = (self.request, self.context);
+        let job = BootJob::new(sealed, images, request.watchdog, out);
+        let preparing = Preparing::begin(images, context.interrupt);
+        let frozen = boot::freeze(&job, host.accel, self.cache, request.verbose, context)?;
+        Ok((frozen, preparing.end()))
+    }
+
+    /// Where the unsigned bundle goes.
+    fn unsigned(&self) -> PathBuf {
+        match self.request.key {
+            Some(_) => self.work.path().join("unsigned"),
+            None => self.request.out.to_owned(),
+        }
+    }
+
+    /// Keeps the bundle for later builds of the same, if another boot would give the same bytes.
+    fn keep(&self, bundles: &BundleCache, unsigned: &Path, built: &Built) {
+        if built.frozen.unreproducible().is_some() {
+            return;
+        }
+        let key = bundles.key(&built.sealed.plan, &self.request.smolfile.source);
+        if let Err(error) = bundles.store(&key, unsigned, built, self.work.path()) {
+            let note = format!("the bundle is not kept in the cache: {error:#}");
+            self.context.progress.note(&note);
+        }
+    }
 }
 
 /// Programs that draw from a generator of their own reseed it by the clock (OpenSSL's does so after an
@@ -242,207 +278,6 @@ fn recent_epoch(epoch: u64, now: SystemTime) -> Option<String> {
          restored soon may draw alike, for their clocks tell them no reason to reseed"
             .to_owned()
     })
-}
-
-/// Offline, an emulated host must have its kernel.
-fn require_emulated_kernel(selected: &Selected, cache: &Path) -> Result<()> {
-    use smol_host::emulated::kernel::{HostKernel, KERNEL_ROOT_VARIABLE};
-    let needed = matches!(selected.accel, smol_host::Backend::Emulated)
-        && std::env::var_os(KERNEL_ROOT_VARIABLE).is_none();
-    if !needed || HostKernel::cached(cache).is_some() {
-        return Ok(());
-    }
-    let what = "offline, and the kernel of the emulated host is not in the cache";
-    Err(Failure::new(ExitKind::Failed, what)
-        .hint("build once without --offline")
-        .into())
-}
-
-fn job(plan: &Plan, images: &Images, watchdog: u64, out: &Path) -> Job {
-    let ready_line = plan.console_ready.as_ref().map(|r| match &r.probe {
-        smol_protocol::Probe::Log { pattern } => pattern.clone(),
-        other => unreachable!(
-            "the parser gives a machine without a service nothing but a log probe, not {other}"
-        ),
-    });
-    let hex = |seed| blake3::Hash::from_bytes(seed).to_hex().to_string();
-    Job {
-        kernel: images.kernel.clone(),
-        initramfs: images.initramfs.clone(),
-        rootfs: images.rootfs.clone(),
-        cmdline: plan.kernel.build_cmdline.clone(),
-        memory: plan.memory,
-        vcpus: u8::try_from(plan.cpus).expect("the parser allows few"),
-        epoch: plan.epoch(),
-        seed: hex(plan.seed()),
-        kernel_seed: hex(plan.kernel_seed()),
-        requests: plan
-            .guest
-            .as_ref()
-            .is_some_and(|guest| !guest.warm_restore.is_empty()),
-        watchdog,
-        limit: plan
-            .console_ready
-            .as_ref()
-            .map_or(BOOT_LIMIT, |r| r.timeout_ms.div_ceil(1000)),
-        ready_line,
-        out: out.to_owned(),
-    }
-}
-
-/// Boots the machine until it is frozen, wherever it can run.
-fn boot(
-    job: &Job,
-    selected: &Selected,
-    cache: &Path,
-    progress: &Progress,
-    verbose: bool,
-    interrupt: &Interrupt,
-) -> Result<Frozen> {
-    let stages = Arc::new(Mutex::new(BootStages::new(progress, verbose)));
-    let report = {
-        let stages = stages.clone();
-        move |message| stages.lock().expect("no stage panics").message(message)
-    };
-    match selected.accel {
-        smol_host::Backend::Kvm => boot::local::run(job, interrupt, report)?,
-        smol_host::Backend::Emulated => boot::emulated::run(job, cache, interrupt, report)?,
-    }
-    let outcome = stages.lock().expect("no stage panics").outcome.take();
-    match outcome {
-        Some(Ok(frozen)) => Ok(frozen),
-        Some(Err(failed)) => Err(boot_error(&failed, interrupt)),
-        None => Err(Failure::new(ExitKind::Failed, "the machine ended without a word").into()),
-    }
-}
-
-/// Turns the machine's messages into progress: boot, service, warm, snapshot.
-struct BootStages {
-    progress: Progress,
-    current: Option<Stage>,
-    outcome: Option<Result<Frozen, Failed>>,
-    verbose: bool,
-}
-
-impl BootStages {
-    fn new(progress: &Progress, verbose: bool) -> Self {
-        let current = Some(progress.stage("boot", "booting the machine"));
-        Self {
-            progress: progress.clone(),
-            current,
-            outcome: None,
-            verbose,
-        }
-    }
-
-    fn start(&mut self, name: &str, message: &str) {
-        self.current = Some(self.progress.stage(name, message));
-    }
-
-    fn finish(&mut self, result: &str) {
-        if let Some(stage) = self.current.take() {
-            stage.finish(result);
-        }
-    }
-
-    fn message(&mut self, message: Message) {
-        match message {
-            Message::Guest(event) => self.event(&event),
-            Message::Log(line) if self.verbose => self.progress.note(&format!("service | {line}")),
-            Message::Console(line) if self.verbose => {
-                self.progress.note(&format!("console | {line}"))
-            }
-            Message::Log(_) | Message::Console(_) => {}
-            Message::Captured { nonzero_pages } => {
-                self.finish(&format!(
-                    "{} of memory in use",
-                    human::bytes(nonzero_pages * 4096)
-                ));
-                self.start("rehearsal", "looking what a restored machine touches first");
-            }
-            Message::Frozen(frozen) => {
-                self.finish(&match &frozen.working_set {
-                    Some(set) => format!(
-                        "{} of memory, {} of the root file system",
-                        human::bytes(set.memory_pages * 4096),
-                        human::bytes(set.rootfs_pages * 4096)
-                    ),
-                    None => "not found out".to_owned(),
-                });
-                if let Some(why) = pack::unreproducible(&frozen) {
-                    self.progress
-                        .note(&format!("warning: not reproducible: {why}"));
-                }
-                self.outcome = Some(Ok(frozen));
-            }
-            Message::Failed(failed) => self.outcome = Some(Err(failed)),
-        }
-    }
-
-    fn event(&mut self, event: &Event) {
-        match event {
-            Event::Booted => {
-                self.finish("up");
-                self.start("service", "starting the service");
-            }
-            Event::Ready { attempts } => self.finish(&format!("ready at attempt {attempts}")),
-            Event::WarmStarted { index } => {
-                self.start("warm", &format!("running warm command {}", index + 1))
-            }
-            Event::WarmFinished { status, .. } => self.finish(&status.to_string()),
-            Event::Quiesced => self.start("snapshot", "capturing the machine"),
-            Event::Warning { reason, .. } => self.progress.note(&format!("warning: {reason}")),
-            _ => {}
-        }
-    }
-}
-
-fn boot_error(failed: &Failed, interrupt: &Interrupt) -> anyhow::Error {
-    if failed.interrupted
-        && let Err(stopped) = interrupt.check()
-    {
-        return stopped.into();
-    }
-    let explanation = failed.explanation();
-    let error = anyhow::Error::from(Failure::new(ExitKind::Failed, failed.reason.clone()));
-    if explanation.is_empty() {
-        error
-    } else {
-        anyhow::Error::msg(explanation).context(error)
-    }
-}
-
-/// Writes the unsigned bundle, which appears whole or not at all.
-fn pack(
-    spec: &smol_bundle::BundleSpec,
-    prepared: &Prepared,
-    out: &Path,
-    progress: &Progress,
-    interrupt: &Interrupt,
-) -> Result<Written> {
-    let stage = progress.stage("pack", "dropping equal pages, compressing");
-    let mut advance = |done, total| stage.set(done, total);
-    let written = pack::write(spec, prepared, out, &mut advance, interrupt).map_err(|error| {
-        let stopped = interrupt.check().err().map(anyhow::Error::from);
-        stopped.unwrap_or_else(|| bundle_error(error))
-    })?;
-    stage.finish(&human::bytes(written.file_size));
-    Ok(written)
-}
-
-/// Writes a signed copy, likewise.
-fn sign(
-    unsigned: &Path,
-    key: &PrivateKey,
-    out: &Path,
-    progress: &Progress,
-    interrupt: &Interrupt,
-) -> Result<()> {
-    interrupt.check()?;
-    let stage = progress.stage("sign", "signing");
-    smol_bundle::sign(unsigned, key, out).map_err(bundle_error)?;
-    stage.finish(&format!("by {}", key.public().id()));
-    Ok(())
 }
 
 #[cfg(test)]

@@ -1,8 +1,9 @@
 //! What can be packed before the machine is frozen: the images that it boots from.
 //!
-//! The boot has one vCPU and waits a good deal. Beside it the images are compressed by threads of the
-//! lowest priority, which take what the boot leaves. On two cores, with the machine in an emulated
-//! host, most frames are ready when it is frozen, and packing takes some half of the time.
+//! The boot has one vCPU and waits a good deal. Meanwhile the images are compressed by background
+//! threads of the lowest priority, which take the processor time that the boot leaves. On two cores,
+//! with the machine in an emulated host, most frames are ready when it is frozen, and packing takes
+//! some half of the time.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,8 +18,8 @@ use crate::assemble::Images;
 /// Lowest priority of a thread: nice(2).
 const LOWEST: i32 = 19;
 
-/// The preparation of a bundle, while it goes on; it ends when this is dropped. Nothing that goes wrong
-/// in it is an error: the packer finds the same and says so.
+/// The preparation of a bundle, while it goes on; it ends when this is dropped. No failure
+/// of it is an error: the packer meets the same one and reports it.
 pub struct Preparing {
     ended: Arc<AtomicBool>,
     thread: Option<JoinHandle<Prepared>>,
@@ -49,7 +50,7 @@ impl Preparing {
         }
     }
 
-    /// Ends it, within the time that a frame takes, and gives what is ready.
+    /// Ends it, within the time that a frame takes, and returns what is ready.
     pub fn end(mut self) -> Prepared {
         self.finish()
     }

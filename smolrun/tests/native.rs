@@ -14,8 +14,8 @@ use smol_bundle::{
     TscNeeds, WorkingSet,
 };
 use smol_machine::config::{Clock, MachineConfig};
-use smol_machine::demand::Demand;
 use smol_machine::machine::{Hooks, Machine, Time};
+use smol_machine::memory::lazy::LazyMemory;
 use smol_machine::{MachineState, Stop, StopHandle};
 use smol_testing::{LIMIT, left_out};
 use tempfile::TempDir;
@@ -401,7 +401,7 @@ fn a_flipped_bit_in_a_late_frame_stops_the_machine_when_the_frame_is_needed() {
     };
     flip(&scene, |frames| frames - 1);
     // Where pages come on demand, the machine ran until it needed that one.
-    let on_demand = Demand::new(16 << 20, 0).is_ok();
+    let on_demand = LazyMemory::new(16 << 20, 0).is_ok();
     assert_eq!(run_damaged(&scene), if on_demand { "far: " } else { "" });
 }
 
@@ -452,7 +452,7 @@ fn a_machine_that_is_stopped_while_it_waits_for_a_page_does_not_run_on_with_zero
     let Some(scene) = Scene::new(&kernel, false, |_| {}) else {
         return;
     };
-    let demand = match Demand::new(MEMORY, 0) {
+    let demand = match LazyMemory::new(MEMORY, 0) {
         Ok(demand) => demand,
         Err(error) => return left_out(error),
     };
@@ -481,7 +481,7 @@ fn a_machine_that_is_stopped_while_it_waits_for_a_page_does_not_run_on_with_zero
     };
     std::thread::scope(|scope| {
         scope.spawn(serve);
-        let machine = Machine::restore_on_demand(&demand, &state, hooks, Time::Live);
+        let machine = Machine::restore_lazy(&demand, &state, hooks, Time::Live);
         let mut machine = machine.unwrap();
         handle.set(machine.stop_handle()).ok().unwrap();
         assert_eq!(machine.run().unwrap(), Stop::Requested);
@@ -498,7 +498,7 @@ fn the_first_start_in_the_background_runs_out_of_the_bundle_and_leaves_it_unpack
     let here = scene.dir.path().to_owned();
     let bundle = scene.bundle.file_name().unwrap().to_owned();
     scene.bundle = bundle.into();
-    let on_demand = Demand::new(16 << 20, 0).is_ok();
+    let on_demand = LazyMemory::new(16 << 20, 0).is_ok();
     for (start, name) in ["first", "second"].into_iter().enumerate() {
         let metrics = here.join(name);
         let mut run = scene.run();

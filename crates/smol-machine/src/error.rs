@@ -38,7 +38,7 @@ pub enum Error {
     /// The machine is described wrongly.
     #[error("{0}")]
     Config(String),
-    /// A snapshot's state is not one that this version can bring back.
+    /// A snapshot's state is not one that this version can restore.
     #[error("the snapshot's machine state is unusable: {0}")]
     State(String),
     /// Guest memory could not be made or accessed.
@@ -53,11 +53,8 @@ pub enum Error {
 }
 
 impl Error {
-    /// Wraps the failure of hypervisor call `call`.
-    pub(crate) fn hv(call: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Error {
-        move |e| Error::Hypervisor {
-            call,
-            source: io::Error::from_raw_os_error(e.errno()),
-        }
+    /// Returns the error for a state that asks for something that no machine of ours can have.
+    pub(crate) fn bad_state(what: impl Into<String>) -> Error {
+        Error::State(what.into())
     }
 }

@@ -1,4 +1,4 @@
-//! Runs a [`Job`] inside an emulated host: the same program, with the job's files shared.
+//! Runs a [`BootJob`] inside an emulated host: the same program, with the job's files shared.
 //!
 //! The inner program prints its messages as JSON lines on stdout and leaves the results in the
 //! job's folder, which both sides see under the same name.
@@ -10,11 +10,12 @@ use anyhow::{Context, Result, bail};
 use smol_cli::Interrupt;
 use smol_host::emulated::{EmulatedHost, Event, SELF};
 
-use super::{Job, Message, local};
+use super::{BootJob, Message, local};
+use crate::error::{LibraryError, ResultExt};
 
 /// Name of the hidden command that the inner program is started with.
 pub const INNER_COMMAND: &str = "boot-job";
-/// Job description in the job's folder.
+/// BootJob description in the job's folder.
 const JOB_FILE: &str = "job.json";
 /// Where the inner program sees the results folder and the images.
 const OUT: &str = "/job/out";
@@ -26,7 +27,7 @@ const GRACE: Duration = Duration::from_secs(3);
 /// # Errors
 /// When there is no emulated host to be had, with the command that mends it.
 pub fn run(
-    job: &Job,
+    job: &BootJob,
     cache: &Path,
     interrupt: &Interrupt,
     mut report: impl FnMut(Message),
@@ -40,16 +41,16 @@ pub fn run(
         INNER_COMMAND,
         "/job/out/job.json",
     ]);
-    let mut running = host.spawn().map_err(crate::commands::host_error)?;
+    let mut running = host.spawn().classify()?;
     running.controller().stop_on(interrupt.clone(), GRACE);
 
     let mut stdout = Vec::new();
     let mut stderr = Vec::new();
     let status = loop {
         let event = running.next_event().map_err(|error| {
-            // An emulated host that was stopped on the user's wish ends in an error, too.
+            // An emulated host that was stopped by the user ends in an error, too.
             let stopped = interrupt.check().err().map(anyhow::Error::from);
-            stopped.unwrap_or_else(|| crate::commands::host_error(error))
+            stopped.unwrap_or_else(|| error.classified())
         })?;
         match event {
             Event::Stdout(bytes) => {
@@ -82,7 +83,7 @@ pub fn run(
 /// As [`local::run`].
 pub fn inner(file: &Path, interrupt: &Interrupt) -> Result<()> {
     let text = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
-    let job: Job = serde_json::from_slice(&text).context("the job description")?;
+    let job: BootJob = serde_json::from_slice(&text).context("the job description")?;
     local::run(&job, interrupt, |message| {
         let line = serde_json::to_string(&message).expect("messages serialise");
         println!("{line}");
@@ -90,7 +91,7 @@ pub fn inner(file: &Path, interrupt: &Interrupt) -> Result<()> {
 }
 
 /// The job as the inner program sees it. Every image gets its folder shared read-only.
-fn translate(job: &Job, mut host: EmulatedHost) -> Result<(Job, EmulatedHost)> {
+fn translate(job: &BootJob, mut host: EmulatedHost) -> Result<(BootJob, EmulatedHost)> {
     let mut count = 0;
     let mut share = |path: &PathBuf| -> Result<PathBuf> {
         let path = path
@@ -104,7 +105,7 @@ fn translate(job: &Job, mut host: EmulatedHost) -> Result<(Job, EmulatedHost)> {
         host = host.clone().share(folder, target.clone(), true);
         Ok(Path::new(&target).join(name))
     };
-    let inner = Job {
+    let inner = BootJob {
         kernel: share(&job.kernel)?,
         initramfs: job.initramfs.as_ref().map(&mut share).transpose()?,
         rootfs: job.rootfs.as_ref().map(&mut share).transpose()?,

@@ -1,4 +1,4 @@
-//! Runs a [`Job`] on this host's KVM, in this process.
+//! Runs a [`BootJob`] on this host's KVM, in this process.
 
 use std::fs::File;
 use std::sync::mpsc;
@@ -14,18 +14,18 @@ use smol_machine::{Machine, Stop, memory};
 use super::guard;
 use super::rehearsal::{self, Outcome};
 use super::streams::{Console, GuestStreams, Observer};
-use super::{Failed, Frozen, Job, MEMORY_FILE, Message, STATE_FILE, Touched, WORKING_SET_FILE};
+use super::{BootJob, Failed, Frozen, MEMORY_FILE, Message, STATE_FILE, Touched, WORKING_SET_FILE};
 
 /// Wall-clock limit of the rehearsal: the service is up already.
 const REHEARSAL_LIMIT: Duration = Duration::from_secs(5 * 60);
 
-/// Boots the job's machine and freezes it. What happens is told through `report`, ending with
+/// Boots the job's machine and freezes it. Its messages go to `report`, the last of which is
 /// [`Message::Frozen`] or [`Message::Failed`].
 ///
 /// # Errors
 /// For a machine that cannot be started at all: unreadable images, a host that refuses.
 pub fn run(
-    job: &Job,
+    job: &BootJob,
     interrupt: &Interrupt,
     report: impl FnMut(Message) + Send + 'static,
 ) -> Result<()> {
@@ -72,7 +72,7 @@ pub fn run(
     Ok(())
 }
 
-fn config(job: &Job) -> Result<MachineConfig> {
+fn config(job: &BootJob) -> Result<MachineConfig> {
     Ok(MachineConfig {
         vcpus: job.vcpus,
         memory: job.memory,
@@ -96,7 +96,7 @@ fn seed(hex: &str) -> Result<[u8; 32]> {
 
 /// Writes the machine down and rehearses its restore. The inner error is a rehearsal that failed.
 fn freeze(
-    job: &Job,
+    job: &BootJob,
     machine: &mut Machine,
     boot_ms: u64,
     observer: &Observer,
@@ -114,7 +114,7 @@ fn freeze(
         nonzero_pages: stats.nonzero,
     });
     let limit = Duration::from_secs(job.limit).min(REHEARSAL_LIMIT);
-    let outcome = rehearsal::watch(job, &state, machine.contents(), limit, interrupt)
+    let outcome = rehearsal::rehearse(job, &state, machine.contents(), limit, interrupt)
         .context("cannot bring the frozen machine back")?;
     let set = match outcome {
         Outcome::Seen(set) => Ok(set),
@@ -139,7 +139,7 @@ fn freeze(
             .into_iter()
             .map(str::to_owned)
             .collect(),
-        virtual_time: state.cpu.model == smol_machine::cpu::Model::SmolBuild,
+        virtual_time: state.phase() == smol_machine::paravirt::Phase::Virtual,
         virtual_ms: machine.virtual_time().map(|ns| ns / 1_000_000),
         first_tick_ms: machine.first_tick().map(|ns| ns / 1_000_000),
         exits: machine.exits(),

@@ -1,6 +1,6 @@
 //! Boots the machine headless, waits until it is ready and freezes it.
 //!
-//! One [`Job`] describes it; it is run by [`local`] in this process, or, where this host has no
+//! One [`BootJob`] describes it; it is run by [`local`] in this process, or, where this host has no
 //! usable KVM, by the same program inside an emulated host ([`emulated`]). Either way the caller
 //! sees the same [`Message`]s, and finds the frozen machine in the job's folder.
 
@@ -8,20 +8,30 @@ pub mod emulated;
 mod guard;
 pub mod local;
 mod rehearsal;
+mod stages;
 mod streams;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use smol_protocol::Event;
+use smol_protocol::{Event, Probe};
 
-/// File with the captured machine state, in [`Job::out`].
+use crate::assemble::Images;
+use crate::plan::Sealed;
+
+pub use self::stages::freeze;
+
+/// File with the captured machine state, in [`BootJob::out`].
 pub const STATE_FILE: &str = "state.json";
-/// File with the RAM image, in [`Job::out`].
+/// File with the RAM image, in [`BootJob::out`].
 pub const MEMORY_FILE: &str = "memory";
 
-/// File with the [`smol_bundle::WorkingSet`], in [`Job::out`], if there is one.
+/// File with the [`smol_bundle::WorkingSet`], in [`BootJob::out`], if there is one.
 pub const WORKING_SET_FILE: &str = "working-set.json";
+
+/// Wall-clock limit of a boot, seconds. Waiting costs no time on virtual time, so only a guest
+/// that works all the while comes near it.
+const BOOT_LIMIT: u64 = 20 * 60;
 
 /// Lines of console and service output that an error shows.
 const TAIL_LINES: usize = 25;
@@ -29,7 +39,7 @@ const TAIL_LINES: usize = 25;
 /// A machine to boot and freeze.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Job {
+pub struct BootJob {
     /// Kernel image.
     pub kernel: PathBuf,
     /// Initramfs; absent for a machine that is just a kernel.
@@ -60,7 +70,38 @@ pub struct Job {
     pub out: PathBuf,
 }
 
-/// Something that happened in the machine.
+impl BootJob {
+    /// The boot of the sealed Plan's machine from its images, which is frozen into the folder `out`.
+    /// After `watchdog` seconds a guest that never pauses gets a tick.
+    pub fn new(sealed: &Sealed, images: &Images, watchdog: u64, out: &Path) -> Self {
+        let plan = &sealed.plan;
+        let ready = plan.console_ready.as_ref();
+        let warm_restore = plan.guest.as_ref().map(|guest| &guest.warm_restore);
+        Self {
+            kernel: images.kernel.clone(),
+            initramfs: images.initramfs.clone(),
+            rootfs: images.rootfs.clone(),
+            cmdline: plan.kernel.build_cmdline.clone(),
+            memory: plan.memory,
+            vcpus: u8::try_from(plan.cpus).expect("the parser allows few"),
+            epoch: plan.epoch(),
+            seed: hex::encode(sealed.seed()),
+            kernel_seed: hex::encode(sealed.kernel_seed()),
+            requests: warm_restore.is_some_and(|requests| !requests.is_empty()),
+            watchdog,
+            limit: ready.map_or(BOOT_LIMIT, |ready| ready.timeout_ms.div_ceil(1000)),
+            ready_line: ready.map(|ready| match &ready.probe {
+                Probe::Log { pattern } => pattern.clone(),
+                other => unreachable!(
+                    "the parser gives a machine without a service nothing but a log probe, not {other}"
+                ),
+            }),
+            out: out.to_owned(),
+        }
+    }
+}
+
+/// Something that the machine reports.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Message {
@@ -108,6 +149,27 @@ pub struct Frozen {
     pub working_set: Option<Touched>,
     /// Why not.
     pub no_working_set: Option<String>,
+}
+
+impl Frozen {
+    /// Why no second build can be expected to give the same bits; `None` if it can.
+    pub fn unreproducible(&self) -> Option<String> {
+        if !self.virtual_time {
+            return Some("the kernel runs on the host's clock".to_owned());
+        }
+        if let Some(why) = &self.no_working_set {
+            return Some(format!(
+                "what a restored machine touches first was not found out: {why}"
+            ));
+        }
+        let at = self.first_tick_ms?;
+        Some(format!(
+            "watchdog tick at {}.{:03} s of guest time: the guest computed without pause, and from \
+             then on its time was the host's",
+            at / 1000,
+            at % 1000
+        ))
+    }
 }
 
 /// How much a restored machine touches until it has proved ready and answered the requests.

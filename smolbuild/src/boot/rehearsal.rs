@@ -1,11 +1,11 @@
-//! What a restored machine touches first. The frozen machine is brought back once more, goes on
-//! being built, and does what a restored one does first; its memory comes page by page as it is
-//! touched, and which ones is written down.
+//! What a restored machine touches first. The frozen machine is restored once more, still on virtual
+//! time, and does what a restored one does first. Its memory is loaded page by page as it is touched,
+//! and the pages are recorded.
 //!
-//! | machine | is watched until |
+//! | machine | runs until |
 //! |---|---|
 //! | with smol-guest | it has its identity, the service runs on, has proved ready once more, and has answered the requests that the Smolfile names (`[[warm_restore]]`) |
-//! | just a kernel | it has printed a line, at most [`PATIENCE`] |
+//! | just a kernel | it has printed a line, at most [`QUIET_TIMEOUT`] |
 //!
 //! With a smol kernel time stays virtual and every answer is fixed, so two builds see the same.
 
@@ -18,18 +18,18 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use smol_bundle::{Run, WorkingSet};
 use smol_cli::Interrupt;
-use smol_machine::demand::{Area, Contents, Demand};
 use smol_machine::devices::virtio::vsock::{StreamSink, Vsock};
 use smol_machine::machine::{Hooks, Time};
 use smol_machine::memory::PAGE;
+use smol_machine::memory::lazy::{Area, Contents, LazyMemory};
 use smol_machine::{Machine, MachineState, Stop, StopHandle};
 use smol_protocol::{Entropy, Event, MIN_ENTROPY, MachineId, RestoreParams};
 
 use super::streams::{Console, GuestStreams, Observer};
-use super::{Failed, Job, Message, guard};
+use super::{BootJob, Failed, Message, guard};
 
-/// How long a machine that is just a kernel is watched if it prints nothing.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a machine that is just a kernel runs if it prints nothing.
+const QUIET_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How a rehearsal came out.
 pub(super) enum Outcome {
@@ -42,18 +42,18 @@ pub(super) enum Outcome {
     Failed(Failed),
 }
 
-/// Watches the machine whose state and contents were captured.
+/// Restores the machine whose state and contents were captured, and records what it touches.
 ///
 /// # Errors
-/// If the machine cannot be brought back at all.
-pub(super) fn watch(
-    job: &Job,
+/// If the machine cannot be restored at all.
+pub(super) fn rehearse(
+    job: &BootJob,
     state: &MachineState,
     contents: Contents,
     limit: Duration,
     interrupt: &Interrupt,
 ) -> Result<Outcome> {
-    let demand = match Demand::new(state.memory, state.pmem) {
+    let demand = match LazyMemory::new(state.memory, state.pmem) {
         Ok(demand) => Arc::new(demand),
         Err(error) => return Ok(Outcome::Unseen(error.to_string())),
     };
@@ -83,9 +83,9 @@ struct Touch {
     page: u32,
 }
 
-/// Gives every page that is touched its bytes, and notes it.
+/// Fills every page that is touched, and records it.
 fn serve(
-    demand: &Demand,
+    demand: &LazyMemory,
     contents: &Contents,
     machine: &OnceLock<StopHandle>,
 ) -> std::io::Result<Vec<Touch>> {
@@ -93,7 +93,7 @@ fn serve(
     let mut bytes = [0; PAGE];
     while let Some((area, page)) = demand.next()? {
         touches.push(Touch {
-            // Who touches it waits, so nothing can be counted meanwhile.
+            // The vCPU waits for the page, so the count stands still.
             step: machine.get().map_or(0, StopHandle::exits),
             rootfs: area == Area::Rootfs,
             page,
@@ -106,7 +106,7 @@ fn serve(
 
 /// What was touched, step by step, in each step by the numbers of the pages: which pages these are
 /// is the same in every build, but of two touches that lie close together the hypervisor has been
-/// seen to bring either first.
+/// seen to report either first.
 fn working_set(
     touches: &[Touch],
     before: &Contents,
@@ -123,7 +123,7 @@ fn working_set(
         }
         before.read(Area::Memory, page, &mut old)?;
         after.read(Area::Memory, page, &mut new)?;
-        // Of a free page, which is zero, nobody wants to know what is in it.
+        // What is written to a free page, which is zero, does not matter.
         append(&mut set.memory, page, old == [0; PAGE] || old != new);
     }
     Ok(set)
@@ -142,9 +142,9 @@ fn append(runs: &mut Vec<Run>, page: u32, written: bool) {
 
 /// Runs the machine until it has shown what it does first; what came of it if it has not.
 fn run(
-    job: &Job,
+    job: &BootJob,
     state: &MachineState,
-    demand: &Demand,
+    demand: &LazyMemory,
     running: &OnceLock<StopHandle>,
     limit: Duration,
     interrupt: &Interrupt,
@@ -154,8 +154,8 @@ fn run(
         .update(b"rehearsal")
         .finalize_xof();
     let bare = job.ready_line.is_some();
-    let (observer, partner) = Partner::new(params(job, state, &mut random));
-    let rehearsed = partner.rehearsed.clone();
+    let (observer, host) = FakeHost::new(params(job, state, &mut random));
+    let rehearsed = host.rehearsed.clone();
     let console = || -> Box<dyn Write + Send> {
         match bare {
             true => Box::new(Line::new(&observer)),
@@ -167,16 +167,19 @@ fn run(
         serial: console(),
         vsock: Some(Vsock::for_build(
             smol_protocol::GUEST_CID.into(),
-            Box::new(partner),
+            Box::new(host),
         )),
     };
     let mut fresh = [0; 32];
     random.fill(&mut fresh);
-    let mut machine =
-        Machine::restore_on_demand(demand, state, hooks, Time::Building { seed: fresh })?;
+    let mut machine = Machine::restore_lazy(demand, state, hooks, Time::Building { seed: fresh })?;
     observer.attach(machine.stop_handle());
     let _ = running.set(machine.stop_handle());
-    let limit = if bare { limit.min(PATIENCE) } else { limit };
+    let limit = if bare {
+        limit.min(QUIET_TIMEOUT)
+    } else {
+        limit
+    };
     let (done, finished) = mpsc::channel();
     let guard = guard::spawn(machine.stop_handle(), interrupt.clone(), limit, finished);
     let stop = machine.run();
@@ -211,7 +214,7 @@ fn why(stop: &Stop, late: bool, limit: Duration) -> String {
 }
 
 /// The same in every build: nothing that is drawn from it goes into the bundle.
-fn params(job: &Job, state: &MachineState, random: &mut blake3::OutputReader) -> RestoreParams {
+fn params(job: &BootJob, state: &MachineState, random: &mut blake3::OutputReader) -> RestoreParams {
     let mut entropy = vec![0; MIN_ENTROPY];
     let mut id = [0; 16];
     random.fill(&mut entropy);
@@ -261,18 +264,19 @@ impl Write for Line {
     }
 }
 
-/// Tells smol-guest who it is, and ends the machine when the rehearsal is over, well or not.
-struct Partner {
+/// Stands in for smolrun: tells smol-guest who it is, and ends the machine when the rehearsal is
+/// over, successful or not.
+struct FakeHost {
     params: RestoreParams,
     observer: Observer,
     streams: Box<GuestStreams>,
-    /// What the streams bring.
+    /// The events of the streams.
     events: mpsc::Receiver<Event>,
     /// Whether the guest has shown everything.
     rehearsed: Arc<AtomicBool>,
 }
 
-impl Partner {
+impl FakeHost {
     /// One with these parameters, and the observer that sees what it sees.
     fn new(params: RestoreParams) -> (Observer, Self) {
         let (sender, events) = mpsc::channel();
@@ -283,18 +287,18 @@ impl Partner {
             }
         };
         let observer = Observer::new(Box::new(report), None);
-        let partner = Self {
+        let host = Self {
             params,
             observer: observer.clone(),
             streams: GuestStreams::new(&observer),
             events,
             rehearsed: Arc::default(),
         };
-        (observer, partner)
+        (observer, host)
     }
 }
 
-impl StreamSink for Partner {
+impl StreamSink for FakeHost {
     fn open(&mut self, port: u32, stream: u64) -> bool {
         self.streams.open(port, stream)
     }
@@ -327,8 +331,8 @@ mod tests {
 
     /// Pages 1 to 4 of 16 MiB, each full of its byte; `None`, with a word, where userfaultfd is not
     /// permitted.
-    fn memory(bytes: [u8; 4]) -> Option<Demand> {
-        let demand = Demand::new(16 << 20, 0);
+    fn memory(bytes: [u8; 4]) -> Option<LazyMemory> {
+        let demand = LazyMemory::new(16 << 20, 0);
         let demand = demand.map_err(smol_testing::left_out).ok()?;
         for (page, byte) in (1..).zip(bytes) {
             demand.fill(Area::Memory, page, &[byte; PAGE]).unwrap();
@@ -372,8 +376,8 @@ mod tests {
         }
     }
 
-    fn partner() -> (Observer, Partner) {
-        Partner::new(RestoreParams {
+    fn fake_host() -> (Observer, FakeHost) {
+        FakeHost::new(RestoreParams {
             entropy: Entropy::new(vec![7; MIN_ENTROPY]).unwrap(),
             wall_clock_ns: 1,
             machine_id: MachineId::from_random([9; 16]),
@@ -383,33 +387,33 @@ mod tests {
         })
     }
 
-    fn say(partner: &mut Partner, event: &Event) -> Vec<u8> {
-        partner.data(CONTROL_PORT, 0, &smol_protocol::encode_line(event).unwrap())
+    fn say(host: &mut FakeHost, event: &Event) -> Vec<u8> {
+        host.data(CONTROL_PORT, 0, &smol_protocol::encode_line(event).unwrap())
     }
 
     #[test]
     fn a_guest_is_told_who_it_is_and_nothing_else() {
-        let (observer, mut partner) = partner();
-        let told = say(&mut partner, &Event::Restored);
+        let (observer, mut host) = fake_host();
+        let told = say(&mut host, &Event::Restored);
         let params: RestoreParams = smol_protocol::decode_line(&told).unwrap();
-        assert_eq!(params, partner.params);
+        assert_eq!(params, host.params);
         for event in [
             Event::Resumed {
                 sample: "00".into(),
             },
             Event::Ready { attempts: 1 },
         ] {
-            assert!(say(&mut partner, &event).is_empty());
+            assert!(say(&mut host, &event).is_empty());
         }
-        assert!(!partner.rehearsed.load(Ordering::Relaxed));
-        assert!(say(&mut partner, &Event::Rehearsed).is_empty());
-        assert!(partner.rehearsed.load(Ordering::Relaxed));
+        assert!(!host.rehearsed.load(Ordering::Relaxed));
+        assert!(say(&mut host, &Event::Rehearsed).is_empty());
+        assert!(host.rehearsed.load(Ordering::Relaxed));
         assert!(!observer.guest_failed());
     }
 
     #[test]
     fn a_request_that_is_not_answered_is_told_with_what_came_instead() {
-        let (observer, mut partner) = partner();
+        let (observer, mut host) = fake_host();
         let failed = Event::Failed {
             stage: Stage::Rehearsal,
             reason: "request 2 of [[warm_restore]] was not answered as it must be".into(),
@@ -417,8 +421,8 @@ mod tests {
             last_saw: Some("connection refused".into()),
             service_status: None,
         };
-        say(&mut partner, &failed);
-        assert!(!partner.rehearsed.load(Ordering::Relaxed));
+        say(&mut host, &failed);
+        assert!(!host.rehearsed.load(Ordering::Relaxed));
         let failed = observer.failure("unused");
         assert!(failed.reason.starts_with("request 2 of "), "{failed:?}");
         assert_eq!(
@@ -433,9 +437,9 @@ mod tests {
 
     #[test]
     fn rubbish_is_no_answer() {
-        let (observer, mut partner) = partner();
-        partner.data(CONTROL_PORT, 0, b"{}\n");
-        assert!(!partner.rehearsed.load(Ordering::Relaxed) && observer.guest_failed());
+        let (observer, mut host) = fake_host();
+        host.data(CONTROL_PORT, 0, b"{}\n");
+        assert!(!host.rehearsed.load(Ordering::Relaxed) && observer.guest_failed());
     }
 
     #[test]

@@ -144,9 +144,9 @@ impl Seen {
 
 /// Cuts bytes into lines of bounded length.
 #[derive(Default)]
-struct Lines(Vec<u8>);
+struct LineSplitter(Vec<u8>);
 
-impl Lines {
+impl LineSplitter {
     fn push(&mut self, bytes: &[u8], mut line: impl FnMut(&[u8])) {
         for byte in bytes {
             if *byte != b'\n' {
@@ -163,14 +163,14 @@ impl Lines {
 /// A console of the machine as something to write to.
 pub(super) struct Console {
     observer: Observer,
-    lines: Lines,
+    lines: LineSplitter,
 }
 
 impl Console {
     pub(super) fn new(observer: &Observer) -> Box<Self> {
         Box::new(Self {
             observer: observer.clone(),
-            lines: Lines::default(),
+            lines: LineSplitter::default(),
         })
     }
 }
@@ -202,7 +202,7 @@ pub(super) struct GuestStreams {
     observer: Observer,
     events: LineBuffer,
     frames: Decoder,
-    log_lines: Lines,
+    log_lines: LineSplitter,
 }
 
 impl GuestStreams {
@@ -211,7 +211,7 @@ impl GuestStreams {
             observer: observer.clone(),
             events: LineBuffer::default(),
             frames: Decoder::default(),
-            log_lines: Lines::default(),
+            log_lines: LineSplitter::default(),
         })
     }
 

@@ -1,4 +1,4 @@
-//! `smolbuild [SMOLFILE|DIR]`: what the command line asks of the pipeline, and what it is told.
+//! `smolbuild [SMOLFILE|DIR]`: from the command line to the pipeline, and the report of what was built.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -10,8 +10,11 @@ use smol_cli::{ExitKind, Failure, Interrupt, Progress, human};
 
 use super::keys;
 use crate::cli::Build;
-use crate::lock::{Policy, Surroundings};
-use crate::pipeline::{self, Built, Request, Reuse};
+use crate::environment::EnvironmentInputs;
+use crate::folder;
+use crate::pack::Built;
+use crate::pipeline::{self, BuildRequest, Reuse};
+use crate::resolve::Policy;
 use crate::smolfile;
 
 /// Builds the machine and writes its bundle.
@@ -19,7 +22,7 @@ pub fn run(args: &Build, interrupt: &Interrupt) -> Result<()> {
     let progress = Progress::new(args.conditions.shown.progress);
     let loaded = smolfile::load(&args.smolfile.path)?;
     let key = args.sign.as_deref().map(keys::load_private).transpose()?;
-    let surroundings = Surroundings::of_environment()?;
+    let environment = EnvironmentInputs::of_process()?;
     let out: PathBuf = args
         .output
         .clone()
@@ -30,13 +33,13 @@ pub fn run(args: &Build, interrupt: &Interrupt) -> Result<()> {
     {
         check_writable(file)?;
     }
-    let request = Request {
+    let request = BuildRequest {
         smolfile: &loaded,
         lock: Policy::File {
             locked: args.locked,
         },
         offline: args.conditions.downloads.offline,
-        surroundings,
+        environment,
         reuse: Reuse::of(args.rebuild, args.no_cache),
         accel: args.conditions.host.accel,
         watchdog: args.conditions.watchdog,
@@ -58,15 +61,9 @@ fn check_writable(file: &Path) -> Result<()> {
                 .into(),
         );
     }
-    tempfile::tempfile_in(folder_of(file))
+    tempfile::tempfile_in(folder::of(file))
         .with_context(what)
         .map(drop)
-}
-
-fn folder_of(file: &Path) -> &Path {
-    file.parent()
-        .filter(|folder| !folder.as_os_str().is_empty())
-        .unwrap_or(Path::new("."))
 }
 
 /// Waterfall, metadata and the one line that says what there is now.
@@ -79,10 +76,11 @@ fn report(
 ) -> Result<()> {
     const WIDTH: usize = 40;
     let Built {
-        plan,
+        sealed,
         frozen,
         written,
     } = built;
+    let plan = &sealed.plan;
     let laps = progress.waterfall();
     if args.conditions.shown.progress != smol_cli::progress::Mode::Json {
         eprint!("{}", render_waterfall(&laps, WIDTH));
@@ -90,10 +88,10 @@ fn report(
     if let Some(path) = &args.metadata_file {
         let facts = json!({
             "name": plan.name, "digest": written.digest.to_string(), "fileSize": written.file_size,
-            "signed": signed, "plan": blake3::Hash::from_bytes(plan.digest()).to_hex().to_string(),
+            "signed": signed, "plan": blake3::Hash::from_bytes(sealed.digest()).to_hex().to_string(),
             "frozen": frozen, "stages": laps,
         });
-        let mut file = tempfile::NamedTempFile::new_in(folder_of(path))?;
+        let mut file = tempfile::NamedTempFile::new_in(folder::of(path))?;
         file.write_all(&serde_json::to_vec_pretty(&facts)?)?;
         file.persist(path)
             .with_context(|| format!("cannot write {}", path.display()))?;

@@ -5,9 +5,10 @@ use std::process::ExitCode;
 use anyhow::Result;
 use smol_cli::Interrupt;
 
-use super::{bundle_error, open_bundle};
+use super::open_bundle;
 use crate::cli::Diff;
 use crate::diff;
+use crate::error::ResultExt;
 
 /// Items that are shown of each section unless all are asked for.
 const SHOWN: usize = 20;
@@ -17,10 +18,10 @@ const SHOWN: usize = 20;
 pub fn run(args: &Diff, interrupt: &Interrupt) -> Result<ExitCode> {
     let (a, b) = (open_bundle(&args.a)?, open_bundle(&args.b)?);
     for bundle in [&a, &b] {
-        bundle.verify_all(&mut |_, _| {}).map_err(bundle_error)?;
+        bundle.verify_all(&mut |_, _| {}).classify()?;
         interrupt.check()?;
     }
-    let report = diff::compare(&a, &b, Some(interrupt))?;
+    let report = diff::compare(&a, &b, interrupt)?;
     if args.format.json {
         let mut json = serde_json::to_value(&report)?;
         json["same"] = report.is_same().into();

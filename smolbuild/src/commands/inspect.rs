@@ -5,8 +5,9 @@ use serde_json::{Value, json};
 use smol_bundle::{Bundle, Config, ImageStats};
 use smol_cli::human;
 
-use super::{bundle_error, open_bundle};
+use super::open_bundle;
 use crate::cli::Inspect;
+use crate::error::ResultExt;
 
 /// Prints facts about a bundle. Its structure is checked on the way, its signature is not.
 pub fn run(args: &Inspect) -> Result<()> {
@@ -32,8 +33,8 @@ fn as_json(bundle: &Bundle) -> Result<Value> {
             "mediaType": b.media_type, "digest": b.digest.to_string(), "offset": b.offset, "size": b.size,
         })).collect::<Vec<_>>(),
         "images": bundle.stats().images.iter().map(image_json).collect::<Vec<_>>(),
-        "smolfile": text(bundle.smolfile().map_err(bundle_error)?),
-        "lock": text(bundle.lock().map_err(bundle_error)?),
+        "smolfile": text(bundle.smolfile().classify()?),
+        "lock": text(bundle.lock().classify()?),
     }))
 }
 
@@ -94,6 +95,13 @@ fn as_text(bundle: &Bundle) -> String {
     );
     line("reproducible", reproducible(config));
     line("cpu needs", config.cpu.features.join(" "));
+    text + &images_as_text(bundle)
+}
+
+/// A table of the images.
+fn images_as_text(bundle: &Bundle) -> String {
+    use std::fmt::Write as _;
+    let mut text = String::new();
     let _ = writeln!(
         text,
         "\n{:<10} {:>10} {:>9} {:>9} {:>9} {:>9} {:>9} {:>10} {:>10}",

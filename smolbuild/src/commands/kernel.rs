@@ -8,15 +8,16 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use smol_cli::{Interrupt, Progress, paths};
 
-use crate::assemble::kernel::{self, Request};
 use crate::cli::Kernel;
 use crate::fetch::Net;
+use crate::folder;
+use crate::kernel::{self, KernelRequest};
 
 /// Builds the kernel, or finds it in the cache, and prints the path of its vmlinux.
 pub fn run(args: &Kernel, interrupt: &Interrupt) -> Result<()> {
     let progress = Progress::new(args.shown.progress);
     let cache = paths::cache_dir()?;
-    let request = Request {
+    let request = KernelRequest {
         recipe: &args.recipe,
         source: args.source.as_deref(),
         pinned: None,
@@ -31,25 +32,18 @@ pub fn run(args: &Kernel, interrupt: &Interrupt) -> Result<()> {
     };
     let cannot = || format!("cannot write {}", output.display());
     // Before the minutes that a build takes; a build that is killed leaves no name behind.
-    tempfile::tempfile_in(folder(output)).with_context(cannot)?;
+    tempfile::tempfile_in(folder::of(output)).with_context(cannot)?;
     let (vmlinux, _) = kernel::obtain(&request, &cache, &progress, interrupt)?;
     copy(&vmlinux, output).with_context(cannot)?;
     println!("{}", output.display());
     Ok(())
 }
 
-fn folder(output: &Path) -> &Path {
-    let parent = output.parent();
-    parent
-        .filter(|folder| !folder.as_os_str().is_empty())
-        .unwrap_or(Path::new("."))
-}
-
 /// Copies a file such that the copy appears whole or not at all.
 fn copy(from: &Path, to: &Path) -> io::Result<()> {
     let mut new = tempfile::Builder::new()
         .permissions(Permissions::from_mode(0o755))
-        .tempfile_in(folder(to))?;
+        .tempfile_in(folder::of(to))?;
     io::copy(&mut File::open(from)?, &mut new)?;
     new.as_file().sync_all()?;
     new.persist(to).map(drop).map_err(|error| error.error)

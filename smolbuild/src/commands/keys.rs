@@ -6,10 +6,11 @@ use anyhow::Result;
 use smol_bundle::{PrivateKey, PublicKey};
 use smol_cli::{ErrorExt, ExitKind, Failure};
 
-use super::bundle_error;
 use crate::cli::{Keygen, Sign};
+use crate::error::ResultExt;
 
-/// Writes a fresh key pair. Keys are never overwritten: whoever loses one loses its trust.
+/// Writes a fresh key pair. Keys are never overwritten: what was signed with a lost key could not be
+/// signed with it again.
 pub fn keygen(args: &Keygen) -> Result<()> {
     let public_path = public_path(&args.output);
     if public_path == args.output {
@@ -29,9 +30,9 @@ pub fn keygen(args: &Keygen) -> Result<()> {
                 .into());
         }
     }
-    let key = PrivateKey::generate().map_err(bundle_error)?;
-    key.save(&args.output).map_err(bundle_error)?;
-    key.public().save(&public_path).map_err(bundle_error)?;
+    let key = PrivateKey::generate().classify()?;
+    key.save(&args.output).classify()?;
+    key.public().save(&public_path).classify()?;
     println!("private key  {}   keep it secret", args.output.display());
     println!(
         "public key   {}   give it to those who run your bundles",
@@ -50,7 +51,7 @@ fn public_path(private: &Path) -> PathBuf {
 pub fn sign(args: &Sign) -> Result<()> {
     let key = load_private(&args.key)?;
     let out = args.output.as_deref().unwrap_or(&args.bundle);
-    let digest = smol_bundle::sign(&args.bundle, &key, out).map_err(bundle_error)?;
+    let digest = smol_bundle::sign(&args.bundle, &key, out).classify()?;
     println!("{digest} signed by {}", key.public().id());
     Ok(())
 }

@@ -4,20 +4,23 @@ use anyhow::Result;
 use smol_cli::{Interrupt, Progress, paths};
 
 use crate::cli::Lock;
-use crate::lock::{self, Surroundings, World};
+use crate::context::BuildContext;
+use crate::environment::EnvironmentInputs;
+use crate::fetch::Net;
+use crate::resolve;
 use crate::smolfile;
 
 /// Renews the lock file and prints what changed, one line an input.
 pub fn run(args: &Lock, interrupt: &Interrupt) -> Result<()> {
     let loaded = smolfile::load(&args.smolfile.path)?;
-    let world = World {
+    let context = BuildContext {
         downloads: &paths::cache_dir()?.join("downloads"),
-        offline: args.downloads.offline,
-        surroundings: &Surroundings::of_environment()?,
+        net: Net::allowed(args.downloads.offline),
+        environment: &EnvironmentInputs::of_process()?,
         progress: &Progress::new(args.shown.progress),
         interrupt,
     };
-    let changes = lock::refresh(&loaded, world)?;
+    let changes = resolve::refresh(&loaded, context)?;
     if changes.is_empty() {
         println!("{} is up to date", loaded.lock_path().display());
     }

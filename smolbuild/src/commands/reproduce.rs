@@ -7,17 +7,20 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use smol_bundle::{Bundle, ImageKind};
 use smol_cli::{ErrorExt, ExitKind, Failure, Interrupt, Progress, human};
+use smol_rootfs::erofs;
 use tempfile::TempDir;
 
-use super::{bundle_error, open_bundle};
-use crate::assemble::rootfs::erofs;
+use super::open_bundle;
 use crate::cli::Reproduce;
 use crate::diff;
-use crate::fetch;
-use crate::lock::{self, Lock, Policy, Role, Surroundings};
-use crate::pipeline::{self, Request, Reuse};
-use crate::smolfile::{self, KernelSource, Loaded, Rootfs, Smolfile, Workload};
-use crate::sources;
+use crate::environment::EnvironmentInputs;
+use crate::error::ResultExt;
+use crate::extract;
+use crate::hash;
+use crate::lock::{self, Lock, Role};
+use crate::pipeline::{self, BuildRequest, Reuse};
+use crate::resolve::{self, Kept, Policy};
+use crate::smolfile::{self, KernelSource, Loaded, Smolfile, Workload};
 
 /// So many differences of each kind are shown; `smolbuild diff --all` shows the others.
 const SHOWN: usize = 20;
@@ -31,27 +34,32 @@ const THREADS: usize = 2;
 /// what differs on stdout); this smolbuild or its host have other inputs than the lock (LockStale);
 /// files that are neither in the bundle nor in the folder that was given (Usage).
 pub fn run(args: &Reproduce, interrupt: &Interrupt) -> Result<()> {
-    let progress = Progress::new(args.conditions.shown.progress);
     let bundle = open_bundle(&args.bundle)?;
     require_claim(&bundle)?;
     let (source, lock) = inputs(&bundle)?;
-    let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
-    let loaded = load(source, &lock, &bundle, args, &folder, &progress, interrupt)?;
-    let surroundings = Surroundings {
+    let reproduction = Reproduction {
+        args,
+        bundle,
+        folder: tempfile::tempdir().context("cannot make a temporary folder")?,
+        progress: Progress::new(args.conditions.shown.progress),
+        interrupt,
+    };
+    let loaded = reproduction.load(source, &lock)?;
+    let environment = EnvironmentInputs {
         // The lock's.
         epoch: None,
-        ..Surroundings::of_environment()?
+        ..EnvironmentInputs::of_process()?
     };
-    require_inputs(&loaded, &lock, &surroundings, interrupt)?;
+    reproduction.require_inputs(&loaded, &lock, &environment)?;
     let out = match &args.output {
         Some(file) => file.clone(),
-        None => folder.path().join("again.smolmachine"),
+        None => reproduction.folder.path().join("again.smolmachine"),
     };
-    let request = Request {
+    let request = BuildRequest {
         smolfile: &loaded,
         lock: Policy::Given(Box::new(lock)),
         offline: args.conditions.downloads.offline,
-        surroundings,
+        environment,
         // A bundle out of the cache would be compared with itself.
         reuse: Reuse::of(true, args.no_cache),
         accel: args.conditions.host.accel,
@@ -60,41 +68,137 @@ pub fn run(args: &Reproduce, interrupt: &Interrupt) -> Result<()> {
         out: &out,
         key: None,
     };
-    pipeline::build_bundle(&request, &progress, interrupt)?;
-    compare(&bundle, &out, args, &progress, interrupt)
+    pipeline::build_bundle(&request, &reproduction.progress, interrupt)?;
+    reproduction.compare(&out)
 }
 
-/// Says the verdict, and what differs.
-fn compare(
-    bundle: &Bundle,
-    out: &Path,
-    args: &Reproduce,
-    progress: &Progress,
-    interrupt: &Interrupt,
-) -> Result<()> {
-    let again = open_bundle(out)?;
-    let name = &bundle.config().name;
-    if again.digest() == bundle.digest() {
-        println!("{name}  reproduced  {}", bundle.digest());
-        return Ok(());
+/// A bundle that is being built again.
+struct Reproduction<'a> {
+    args: &'a Reproduce,
+    bundle: Bundle,
+    /// A temporary folder.
+    folder: TempDir,
+    progress: Progress,
+    interrupt: &'a Interrupt,
+}
+
+impl Reproduction<'_> {
+    /// The Smolfile with the files that it names: those of the folder that was given, or else what can
+    /// be taken out of the bundle.
+    fn load(&self, source: String, lock: &Lock) -> Result<Loaded> {
+        let base = match &self.args.context {
+            Some(context) => context.clone(),
+            None => {
+                let parsed = smolfile::parse(&source)
+                    .map_err(|_| anyhow::anyhow!("the Smolfile in the bundle is none"))
+                    .kind(ExitKind::Verification)?;
+                let base = self.folder.path().join("context");
+                fs::create_dir(&base)
+                    .with_context(|| format!("cannot create {}", base.display()))?;
+                let missing = self.extract_sources(&parsed, lock, &base)?;
+                if !missing.is_empty() {
+                    return Err(not_in_bundle(&missing).into());
+                }
+                base
+            }
+        };
+        smolfile::check_text(source, &base.join("Smolfile"), base)
     }
-    let stage = progress.stage("diff", "comparing");
-    let report = diff::compare(bundle, &again, Some(interrupt))?;
-    stage.finish("different");
-    print!("{}", report.text(Some(SHOWN)));
-    let failure = Failure::new(
-        ExitKind::Failed,
-        format!("{name} is not reproduced: what was built here (B) differs from the bundle (A)"),
-    );
-    Err(match &args.output {
-        Some(file) => failure.hint(format!(
-            "all differences: smolbuild diff --all {} {}",
-            args.bundle.display(),
-            file.display()
-        )),
-        None => failure.hint("-o FILE keeps what is built, for `smolbuild diff --all`"),
+
+    /// Puts the files that the Smolfile names into `base`, and returns the names of those that the bundle
+    /// does not have in their first shape.
+    fn extract_sources(
+        &self,
+        smolfile: &Smolfile,
+        lock: &Lock,
+        base: &Path,
+    ) -> Result<Vec<String>> {
+        let mut missing = Vec::new();
+        if let KernelSource::Path(path) = &smolfile.kernel.source {
+            let place = extract::inside(base, path.get_ref())?;
+            extract_image(&self.bundle, ImageKind::Kernel, &place)?;
+            // A smol kernel is in the bundle as it was moved to its place, not as it was named.
+            let sha256 = hash::sha256(&place)?;
+            let locked = lock.files.iter().find(|file| file.role == Role::Kernel);
+            if locked.is_none_or(|file| file.sha256 != sha256) {
+                missing.push(path.get_ref().clone());
+            }
+        }
+        let Workload::Service { rootfs, copies, .. } = &smolfile.workload else {
+            return Ok(missing);
+        };
+        let named = rootfs.input().host_path();
+        missing.extend(named.map(|host| host.path.get_ref().clone()));
+        if !copies.is_empty() {
+            let stage = self
+                .progress
+                .stage("sources", "taking the copied files out of the bundle");
+            let image = self.folder.path().join("rootfs");
+            extract_image(&self.bundle, ImageKind::Rootfs, &image)?;
+            let tree = erofs::read(&image)?;
+            missing.extend(extract::restore(
+                copies,
+                &lock.copies,
+                &tree,
+                base,
+                self.interrupt,
+            )?);
+            stage.finish("");
+        }
+        Ok(missing)
     }
-    .into())
+
+    /// Refuses to build from other inputs than those of the lock: the result would tell nothing.
+    fn require_inputs(
+        &self,
+        loaded: &Loaded,
+        lock: &Lock,
+        environment: &EnvironmentInputs,
+    ) -> Result<()> {
+        let (here, _) =
+            resolve::current(loaded, Kept::all(Some(lock)), environment, self.interrupt)?;
+        let differences = lock::differences(lock, &here);
+        if differences.is_empty() {
+            return Ok(());
+        }
+        let what = format!(
+            "this is not what the bundle was built from (the bundle's -> here): {}",
+            human::printable(&differences.join("; "))
+        );
+        Err(Failure::new(ExitKind::LockStale, what)
+            .hint("use the smolbuild, the compiler and the files that it was built with")
+            .into())
+    }
+
+    /// Compares the bundle with what was built; prints the verdict, and what differs.
+    fn compare(&self, out: &Path) -> Result<()> {
+        let (bundle, args) = (&self.bundle, self.args);
+        let again = open_bundle(out)?;
+        let name = &bundle.config().name;
+        if again.digest() == bundle.digest() {
+            println!("{name}  reproduced  {}", bundle.digest());
+            return Ok(());
+        }
+        let stage = self.progress.stage("diff", "comparing");
+        let report = diff::compare(bundle, &again, self.interrupt)?;
+        stage.finish("different");
+        print!("{}", report.text(Some(SHOWN)));
+        let failure = Failure::new(
+            ExitKind::Failed,
+            format!(
+                "{name} is not reproduced: what was built here (B) differs from the bundle (A)"
+            ),
+        );
+        Err(match &args.output {
+            Some(file) => failure.hint(format!(
+                "all differences: smolbuild diff --all {} {}",
+                args.bundle.display(),
+                file.display()
+            )),
+            None => failure.hint("-o FILE keeps what is built, for `smolbuild diff --all`"),
+        }
+        .into())
+    }
 }
 
 /// Refuses a bundle that does not say of itself that it can be built again: its reason tells more
@@ -120,8 +224,8 @@ fn inputs(bundle: &Bundle) -> Result<(String, Lock)> {
         let message = format!("the bundle holds no {what}: it cannot be built again from itself");
         Failure::new(ExitKind::Failed, message)
     };
-    let smolfile = bundle.smolfile().map_err(bundle_error)?;
-    let lock = bundle.lock().map_err(bundle_error)?;
+    let smolfile = bundle.smolfile().classify()?;
+    let lock = bundle.lock().classify()?;
     let smolfile = smolfile.ok_or_else(|| absent("Smolfile"))?;
     let lock = lock.ok_or_else(|| absent("lock"))?;
     let smolfile = String::from_utf8(smolfile)
@@ -129,56 +233,6 @@ fn inputs(bundle: &Bundle) -> Result<(String, Lock)> {
         .kind(ExitKind::Verification)?;
     let lock = Lock::parse(&lock, "the lock in the bundle").kind(ExitKind::Verification)?;
     Ok((smolfile, lock))
-}
-
-/// Refuses to build from other inputs than those of the lock: the result would tell nothing.
-fn require_inputs(
-    loaded: &Loaded,
-    lock: &Lock,
-    surroundings: &Surroundings,
-    interrupt: &Interrupt,
-) -> Result<()> {
-    let (here, _) = lock::present(loaded, Some(lock), surroundings, interrupt)?;
-    let differences = lock::differences(lock, &here);
-    if differences.is_empty() {
-        return Ok(());
-    }
-    let what = format!(
-        "this is not what the bundle was built from (the bundle's -> here): {}",
-        human::printable(&differences.join("; "))
-    );
-    Err(Failure::new(ExitKind::LockStale, what)
-        .hint("use the smolbuild, the compiler and the files that it was built with")
-        .into())
-}
-
-/// The Smolfile with the files that it names: those of the folder that was given, or else what can
-/// be taken out of the bundle.
-fn load(
-    source: String,
-    lock: &Lock,
-    bundle: &Bundle,
-    args: &Reproduce,
-    folder: &TempDir,
-    progress: &Progress,
-    interrupt: &Interrupt,
-) -> Result<Loaded> {
-    let base = match &args.context {
-        Some(context) => context.clone(),
-        None => {
-            let parsed = smolfile::parse(&source)
-                .map_err(|_| anyhow::anyhow!("the Smolfile in the bundle is none"))
-                .kind(ExitKind::Verification)?;
-            let base = folder.path().join("context");
-            fs::create_dir(&base).with_context(|| format!("cannot create {}", base.display()))?;
-            let missing = take_out(&parsed, lock, bundle, folder, &base, progress, interrupt)?;
-            if !missing.is_empty() {
-                return Err(not_in_bundle(&missing).into());
-            }
-            base
-        }
-    };
-    smolfile::check_text(source, &base.join("Smolfile"), base)
 }
 
 fn not_in_bundle(missing: &[String]) -> Failure {
@@ -190,55 +244,10 @@ fn not_in_bundle(missing: &[String]) -> Failure {
         .hint("give the folder of its Smolfile, with the files as they were: --context DIR")
 }
 
-/// Puts the files that the Smolfile names into `base`, and gives the names of those that the bundle
-/// does not have in their first shape.
-fn take_out(
-    smolfile: &Smolfile,
-    lock: &Lock,
-    bundle: &Bundle,
-    folder: &TempDir,
-    base: &Path,
-    progress: &Progress,
-    interrupt: &Interrupt,
-) -> Result<Vec<String>> {
-    let mut missing = Vec::new();
-    if let KernelSource::Path(path) = &smolfile.kernel.source {
-        let place = sources::inside(base, path.get_ref())?;
-        extract(bundle, ImageKind::Kernel, &place)?;
-        // A smol kernel is in the bundle as it was moved to its place, not as it was named.
-        let sha256 = fetch::sha256(&place)?;
-        let locked = lock.files.iter().find(|file| file.role == Role::Kernel);
-        if locked.is_none_or(|file| file.sha256 != sha256) {
-            missing.push(path.get_ref().clone());
-        }
-    }
-    let Workload::Service { rootfs, copies, .. } = &smolfile.workload else {
-        return Ok(missing);
-    };
-    if let Rootfs::Tar(path) | Rootfs::Dir(path) | Rootfs::Bundle(path) = rootfs {
-        missing.push(path.get_ref().clone());
-    }
-    if !copies.is_empty() {
-        let stage = progress.stage("sources", "taking the copied files out of the bundle");
-        let image = folder.path().join("rootfs");
-        extract(bundle, ImageKind::Rootfs, &image)?;
-        let tree = erofs::read(&image)?;
-        missing.extend(sources::restore(
-            copies,
-            &lock.copies,
-            &tree,
-            base,
-            interrupt,
-        )?);
-        stage.finish("");
-    }
-    Ok(missing)
-}
-
-fn extract(bundle: &Bundle, kind: ImageKind, place: &PathBuf) -> Result<()> {
+fn extract_image(bundle: &Bundle, kind: ImageKind, place: &PathBuf) -> Result<()> {
     let file =
         File::create_new(place).with_context(|| format!("cannot create {}", place.display()))?;
     bundle
         .extract(kind, &file, THREADS, &mut |_, _| {})
-        .map_err(bundle_error)
+        .classify()
 }

@@ -3,8 +3,9 @@
 use anyhow::{Context, Result};
 use smol_cli::{ErrorExt, ExitKind};
 
-use super::{bundle_error, keys, open_bundle};
+use super::{keys, open_bundle};
 use crate::cli::Verify;
+use crate::error::ResultExt;
 
 /// Exits with 4, and why, for any changed bit and for a signature that is missing or wrong.
 pub fn run(args: &Verify) -> Result<()> {
@@ -14,7 +15,7 @@ pub fn run(args: &Verify) -> Result<()> {
         .map(|p| keys::load_public(p))
         .collect::<Result<Vec<_>>>()?;
     let bundle = open_bundle(&args.bundle)?;
-    bundle.verify_all(&mut |_, _| {}).map_err(bundle_error)?;
+    bundle.verify_all(&mut |_, _| {}).classify()?;
     if args.insecure_unsigned {
         println!(
             "{} is intact; its signature was not checked",

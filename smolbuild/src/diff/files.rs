@@ -6,7 +6,7 @@ use std::io::Read;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use crate::assemble::rootfs::tree::{Device, Inode, InodeId, Node, Source, Tree};
+use smol_rootfs::{Device, FileData, Inode, InodeId, Node, Tree};
 
 /// A file that is not the same in both trees.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -68,7 +68,7 @@ pub fn compare(a: &Tree, b: &Tree) -> Result<Vec<FileChange>> {
 struct Names<'t> {
     tree: &'t Tree,
     paths: BTreeMap<Vec<u8>, InodeId>,
-    /// The first name of each inode, by which hard links are told.
+    /// The first name of each inode, by which hard links are recognised.
     first: BTreeMap<InodeId, Vec<u8>>,
 }
 
@@ -154,7 +154,7 @@ fn type_name(node: &Node) -> &'static str {
 }
 
 /// Says where two contents begin to differ, and their sizes if these do.
-fn contents(a: &Source, b: &Source) -> Result<Option<String>> {
+fn contents(a: &FileData, b: &FileData) -> Result<Option<String>> {
     let first = first_difference(a, b)?;
     let (x, y) = (a.len(), b.len());
     Ok(match first {
@@ -164,7 +164,7 @@ fn contents(a: &Source, b: &Source) -> Result<Option<String>> {
     })
 }
 
-fn first_difference(a: &Source, b: &Source) -> Result<Option<u64>> {
+fn first_difference(a: &FileData, b: &FileData) -> Result<Option<u64>> {
     const PIECE: u64 = 1 << 16;
     let (mut x, mut y) = (a.open()?, b.open()?);
     let (mut left, mut right) = (Vec::new(), Vec::new());

@@ -7,12 +7,10 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 use smol_bundle::ImageKind;
 use smol_cli::Interrupt;
+use smol_rootfs::{Tree, cpio, erofs};
 
 use super::files::{self, FileChange};
 use super::pages::{self, PAGE, Side};
-use crate::assemble::initramfs;
-use crate::assemble::rootfs::erofs;
-use crate::assemble::rootfs::tree::Tree;
 
 /// The largest kernel or initramfs that is looked into.
 const MAX_BOOT_IMAGE: u64 = 1 << 30;
@@ -33,7 +31,7 @@ pub struct ImageChange {
     pub versions: Option<[Option<String>; 2]>,
     /// What differs by file, in images that hold files.
     pub files: Vec<FileChange>,
-    /// Why files could not be told.
+    /// Why files could not be listed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub opaque: Option<String>,
 }
@@ -43,7 +41,7 @@ pub fn compare(
     a: &Side<'_>,
     b: &Side<'_>,
     kind: ImageKind,
-    interrupt: Option<&Interrupt>,
+    interrupt: &Interrupt,
 ) -> Result<Option<ImageChange>> {
     if pages::provably_same(a.bundle, b.bundle, kind) {
         return Ok(None);
@@ -92,7 +90,7 @@ fn first_byte(x: &File, y: &File, page: u32) -> Result<u64> {
 fn tree(kind: ImageKind, path: &Path) -> Result<Tree> {
     match kind {
         ImageKind::Rootfs => erofs::read(path),
-        _ => initramfs::read::tree_of(&small(path)?, path),
+        _ => cpio::read(&small(path)?, path),
     }
 }
 

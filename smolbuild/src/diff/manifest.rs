@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use smol_bundle::Bundle;
 
 use super::values::{self, Change, Numbers};
-use crate::commands::bundle_error;
+use crate::error::ResultExt;
 
 /// Compares configurations field by field, the kernel command line word by word, the bundles that
 /// these were built on, and the texts line by line.
@@ -33,10 +33,7 @@ fn text(
     b: &Bundle,
     read: impl Fn(&Bundle) -> smol_bundle::Result<Option<Vec<u8>>>,
 ) -> Result<Vec<Change>> {
-    let (a, b) = (
-        read(a).map_err(bundle_error)?,
-        read(b).map_err(bundle_error)?,
-    );
+    let (a, b) = (read(a).classify()?, read(b).classify()?);
     let size = |text: &Vec<u8>| format!("{} bytes", text.len());
     Ok(match (&a, &b) {
         (Some(a), Some(b)) => values::lines(name, a, b),

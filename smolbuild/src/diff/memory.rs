@@ -12,7 +12,7 @@ use smol_machine::state::MachineState;
 use super::guest::owner::{Owner, Owners};
 use super::guest::ram::Ram;
 use super::pages::{self, PAGE, Side};
-use crate::commands::bundle_error;
+use crate::error::ResultExt;
 
 /// What differs in memory.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -24,7 +24,7 @@ pub struct Memory {
     pub bytes: u64,
     /// By owner, the one with the most pages first.
     pub owners: Vec<Group>,
-    /// What was not to be found, and so limits what owners could be told.
+    /// What was not found, and so limits which owners could be named.
     pub notes: Vec<String>,
 }
 
@@ -63,7 +63,7 @@ struct Page {
 }
 
 /// Compares the memory of two snapshots.
-pub fn compare(a: &Side<'_>, b: &Side<'_>, interrupt: Option<&Interrupt>) -> Result<Memory> {
+pub fn compare(a: &Side<'_>, b: &Side<'_>, interrupt: &Interrupt) -> Result<Memory> {
     let sizes = [a, b].map(|side| side.bundle.image_size(ImageKind::Memory));
     let [Some(size), Some(size_b)] = sizes else {
         return Ok(Memory::default());
@@ -76,7 +76,7 @@ pub fn compare(a: &Side<'_>, b: &Side<'_>, interrupt: Option<&Interrupt>) -> Res
     let (ram_a, ram_b) = (Ram::new(&x, size), Ram::new(&y, size_b));
     let mut differing = Vec::new();
     for number in found.pages {
-        interrupt.map_or(Ok(()), Interrupt::check)?;
+        interrupt.check()?;
         // Memory beyond the end of either side has no address there.
         let gpa = ram_a.gpa(number).or(ram_b.gpa(number));
         let gpa = gpa.context("a page beyond the end of memory")?;
@@ -94,7 +94,7 @@ pub fn compare(a: &Side<'_>, b: &Side<'_>, interrupt: Option<&Interrupt>) -> Res
 }
 
 fn state(side: &Side<'_>) -> Result<Option<MachineState>> {
-    let bytes = side.bundle.state().map_err(bundle_error)?;
+    let bytes = side.bundle.state().classify()?;
     Ok(bytes.and_then(|bytes| MachineState::from_json(&bytes).ok()))
 }
 

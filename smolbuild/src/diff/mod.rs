@@ -1,6 +1,6 @@
 //! What differs between two bundles.
 //!
-//! | room | section |
+//! | module | section |
 //! |---|---|
 //! | [`manifest`] | configuration, parent, Smolfile, lock |
 //! | [`images`], [`files`] | kernel, initramfs and root file system, by file |
@@ -12,7 +12,7 @@
 //! Nothing is read that has not been verified: images are unpacked by the bundle's own reader,
 //! frame by frame, into a temporary folder, and what the page indexes prove to be equal is left out.
 //! What is inside of images is hostile all the same, see [`guest::ram`] and
-//! [`erofs::read`](crate::assemble::rootfs::erofs::read).
+//! [`smol_rootfs::erofs::read`].
 
 pub mod files;
 pub mod guest;
@@ -72,11 +72,11 @@ impl Report {
     }
 }
 
-/// Compares two bundles. Images that may differ are unpacked into the temporary folder meanwhile.
+/// Compares two bundles. Images that may differ are unpacked into a temporary folder.
 ///
 /// # Errors
 /// Frames and blobs that do not verify (exit code 4), a full disk, an interrupt.
-pub fn compare(a: &Bundle, b: &Bundle, interrupt: Option<&Interrupt>) -> Result<Report> {
+pub fn compare(a: &Bundle, b: &Bundle, interrupt: &Interrupt) -> Result<Report> {
     let mut report = Report::of_digests(a, b);
     if report.is_same() {
         return Ok(report);
@@ -84,18 +84,17 @@ pub fn compare(a: &Bundle, b: &Bundle, interrupt: Option<&Interrupt>) -> Result<
     let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
     let a = Side::new(a, &folder.path().join("a"))?;
     let b = Side::new(b, &folder.path().join("b"))?;
-    let check = || interrupt.map_or(Ok(()), Interrupt::check);
     report.manifest = manifest::compare(a.bundle, b.bundle)?;
     for (kind, change) in [
         (ImageKind::Kernel, &mut report.kernel),
         (ImageKind::Initramfs, &mut report.initramfs),
         (ImageKind::Rootfs, &mut report.rootfs),
     ] {
-        check()?;
+        interrupt.check()?;
         *change = images::compare(&a, &b, kind, interrupt)?;
     }
     report.state = state::compare(a.bundle, b.bundle)?;
-    check()?;
+    interrupt.check()?;
     report.memory = memory::compare(&a, &b, interrupt)?;
     Ok(report)
 }

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use smol_bundle::{Bundle, Content, Extent, ImageKind};
 use smol_cli::Interrupt;
 
-use crate::commands::bundle_error;
+use crate::error::ResultExt;
 
 /// Bytes in a page.
 pub const PAGE: usize = smol_bundle::limits::PAGE_SIZE;
@@ -39,7 +39,7 @@ impl<'b> Side<'b> {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         self.bundle
             .extract(kind, &file, threads, &mut |_, _| {})
-            .map_err(bundle_error)?;
+            .classify()?;
         Ok((path, file))
     }
 
@@ -78,7 +78,7 @@ pub fn differing(
     (a, x): (&Side<'_>, &File),
     (b, y): (&Side<'_>, &File),
     kind: ImageKind,
-    interrupt: Option<&Interrupt>,
+    interrupt: &Interrupt,
 ) -> Result<Differing> {
     let rootfs = provably_same(a.bundle, b.bundle, ImageKind::Rootfs);
     let equal = |x: Content, y: Content| match (x, y) {
@@ -102,7 +102,7 @@ pub fn differing(
             continue;
         }
         for first in (run.first..run.first + run.pages).step_by(PIECE as usize) {
-            interrupt.map_or(Ok(()), Interrupt::check)?;
+            interrupt.check()?;
             let count = PIECE.min(run.first + run.pages - first) as usize;
             read(x, first, &mut left[..count * PAGE])?;
             read(y, first, &mut right[..count * PAGE])?;

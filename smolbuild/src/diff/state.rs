@@ -5,17 +5,14 @@ use serde_json::Value;
 use smol_bundle::Bundle;
 
 use super::values::{self, Change, Numbers};
-use crate::commands::bundle_error;
+use crate::error::ResultExt;
 
 /// The parts whose numbers are registers.
 const REGISTERS: &[&str] = &["cpu.", "vcpus[", "irqchip."];
 
 /// Compares the states by path. A state that is not JSON is compared as bytes.
 pub fn compare(a: &Bundle, b: &Bundle) -> Result<Vec<Change>> {
-    let (a, b) = (
-        a.state().map_err(bundle_error)?,
-        b.state().map_err(bundle_error)?,
-    );
+    let (a, b) = (a.state().classify()?, b.state().classify()?);
     let (Some(a), Some(b)) = (&a, &b) else {
         let side = |state: &Option<Vec<u8>>| state.as_ref().map(|s| format!("{} bytes", s.len()));
         let change = Change {

@@ -8,16 +8,12 @@
 //! |---|---|
 //! | `text.rs` | from a lock to its text and back, strictly |
 //! | `rules.rs` | what a value in it may look like |
-//! | `files.rs` | digests of the files that a Smolfile names |
-//! | `present.rs` | what is here now: this program, the kernel's inputs, the files |
 //! | `compare.rs` | in what two locks differ, for people |
-//! | `settle.rs` | the lock that a build goes by, and the file that it is in |
+//!
+//! Which lock a build uses is decided in `resolve/`.
 
 mod compare;
-mod files;
-mod present;
 pub(crate) mod rules;
-mod settle;
 #[cfg(test)]
 mod tests;
 mod text;
@@ -25,9 +21,6 @@ mod text;
 use serde::{Deserialize, Serialize};
 
 pub use self::compare::differences;
-pub use self::present::{GUEST_BINARY, Surroundings, present};
-pub use self::settle::{Policy, Settled, World, choose, keep, refresh, settle};
-pub use crate::assemble::rootfs::PackagePin;
 
 /// Version of the lock's format.
 pub const VERSION: u32 = 1;
@@ -56,7 +49,7 @@ pub struct Lock {
     pub copies: Vec<CopySource>,
 }
 
-/// This program, and what it was told besides the Smolfile.
+/// This program, and its settings besides the Smolfile.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Builder {
@@ -114,6 +107,24 @@ pub struct Debian {
     pub requested: Vec<String>,
     /// All that is installed, sorted.
     pub packages: Vec<PackagePin>,
+}
+
+/// A package, exactly.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PackagePin {
+    /// `redis-server`
+    #[serde(deserialize_with = "rules::word")]
+    pub name: String,
+    /// `5:7.0.15-1~deb12u4`
+    #[serde(deserialize_with = "rules::version")]
+    pub version: String,
+    /// `amd64`, or `all`.
+    #[serde(deserialize_with = "rules::word")]
+    pub arch: String,
+    /// SHA-256 of the package file in hexadecimal.
+    #[serde(deserialize_with = "rules::sha256")]
+    pub sha256: String,
 }
 
 /// A file or folder that the Smolfile names, other than to copy it.
@@ -175,22 +186,22 @@ pub struct CopySource {
     pub src: String,
     /// A file: itself, with the path `.`. A folder: all below it, sorted by path, folders before
     /// what is in them.
-    pub contents: Vec<Entry>,
+    pub contents: Vec<CopiedEntry>,
 }
 
 /// A name in a [`CopySource`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "text::RawEntry", into = "text::RawEntry")]
-pub struct Entry {
+pub struct CopiedEntry {
     /// Relative to the source: names separated by `/`.
     pub path: String,
     /// What has this name.
-    pub node: EntryNode,
+    pub node: CopiedNode,
 }
 
 /// What a name in a [`CopySource`] stands for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum EntryNode {
+pub enum CopiedNode {
     /// A file.
     File {
         /// 0755 or 0644; always 0644 when the Smolfile gives the mode.

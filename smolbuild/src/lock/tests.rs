@@ -18,15 +18,15 @@ fn pin(name: &str, version: &str) -> PackagePin {
     }
 }
 
-fn entry(path: &str, node: EntryNode) -> Entry {
-    Entry {
+fn entry(path: &str, node: CopiedNode) -> CopiedEntry {
+    CopiedEntry {
         path: path.into(),
         node,
     }
 }
 
-fn file(n: u8) -> EntryNode {
-    EntryNode::File {
+fn file(n: u8) -> CopiedNode {
+    CopiedNode::File {
         mode: 0o644,
         sha256: digest(n),
     }
@@ -70,11 +70,11 @@ fn full() -> Lock {
             CopySource {
                 src: "app".into(),
                 contents: vec![
-                    entry("lib", EntryNode::Directory),
+                    entry("lib", CopiedNode::Directory),
                     entry("lib/a\u{fc}\n", file(6)),
-                    entry("lib/same", EntryNode::HardLink("lib/a\u{fc}\n".into())),
-                    entry("link", EntryNode::Symlink("/etc/\\x".into())),
-                    entry("pipe", EntryNode::Special("pipe".into())),
+                    entry("lib/same", CopiedNode::HardLink("lib/a\u{fc}\n".into())),
+                    entry("link", CopiedNode::Symlink("/etc/\\x".into())),
+                    entry("pipe", CopiedNode::Special("pipe".into())),
                 ],
             },
         ],
@@ -344,7 +344,7 @@ fn every_input_that_differs_is_told_by_its_name() {
             l.copies[1].contents.pop();
             l.copies[1]
                 .contents
-                .push(entry("zoo", EntryNode::Directory));
+                .push(entry("zoo", CopiedNode::Directory));
         }),
         [
             "[[copy]] \"app/pipe\" is gone",

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use serde::{Deserialize, Serialize};
 use smol_cli::{ExitKind, Failure};
 
-use super::{Entry, EntryNode, Lock, MAX_SIZE, VERSION, rules};
+use super::{CopiedEntry, CopiedNode, Lock, MAX_SIZE, VERSION, rules};
 
 const HEAD: &str =
     "# Every input of the machine, by digest. Written by smolbuild; `smolbuild lock` renews it.\n";
@@ -113,20 +113,20 @@ impl Lock {
     }
 }
 
-/// Names are sorted and unique, and each stands in a folder of the list: whoever makes these files
-/// in an empty folder stays in it.
-fn check_contents(contents: &[Entry]) -> Result<(), String> {
-    if let [Entry { path, node }] = contents
+/// Names are sorted and unique, and the folder of each is in the list too: making these files in
+/// an empty folder makes none outside of it.
+fn check_contents(contents: &[CopiedEntry]) -> Result<(), String> {
+    if let [CopiedEntry { path, node }] = contents
         && path == "."
     {
         return match node {
-            EntryNode::File { .. } => Ok(()),
+            CopiedNode::File { .. } => Ok(()),
             _ => Err("`.` is not a file".into()),
         };
     }
-    let mut nodes: HashMap<&str, &EntryNode> = HashMap::new();
+    let mut nodes: HashMap<&str, &CopiedNode> = HashMap::new();
     let mut last: Option<&str> = None;
-    for Entry { path, node } in contents {
+    for CopiedEntry { path, node } in contents {
         let shown = format!("{path:?}");
         if !rules::is_inner_path(path) {
             return Err(format!("{shown} leads elsewhere"));
@@ -136,14 +136,14 @@ fn check_contents(contents: &[Entry]) -> Result<(), String> {
             return Err(format!("{shown} is not in its place, or there twice"));
         }
         if let Some((folder, _)) = path.rsplit_once('/')
-            && nodes.get(folder) != Some(&&EntryNode::Directory)
+            && nodes.get(folder) != Some(&&CopiedNode::Directory)
         {
             return Err(format!("{shown} is in no folder of the list"));
         }
-        if let EntryNode::HardLink(first) = node
+        if let CopiedNode::HardLink(first) = node
             && matches!(
                 nodes.get(first.as_str()),
-                None | Some(EntryNode::Directory | EntryNode::HardLink(_))
+                None | Some(CopiedNode::Directory | CopiedNode::HardLink(_))
             )
         {
             return Err(format!(
@@ -161,7 +161,7 @@ struct Head {
     version: i64,
 }
 
-/// An [`Entry`] as it is written.
+/// An [`CopiedEntry`] as it is written.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawEntry {
@@ -176,8 +176,8 @@ pub struct RawEntry {
     target: Option<String>,
 }
 
-impl From<Entry> for RawEntry {
-    fn from(entry: Entry) -> RawEntry {
+impl From<CopiedEntry> for RawEntry {
+    fn from(entry: CopiedEntry) -> RawEntry {
         let path = entry.path;
         let of_kind = |kind: &str, target| RawEntry {
             kind: Some(kind.to_owned()),
@@ -185,24 +185,24 @@ impl From<Entry> for RawEntry {
             ..RawEntry::default()
         };
         let raw = match entry.node {
-            EntryNode::File { mode, sha256 } => RawEntry {
+            CopiedNode::File { mode, sha256 } => RawEntry {
                 mode: Some(format!("{mode:04o}")),
                 sha256: Some(sha256),
                 ..RawEntry::default()
             },
-            EntryNode::Directory => of_kind("folder", None),
-            EntryNode::Symlink(target) => of_kind("symlink", Some(target)),
-            EntryNode::HardLink(target) => of_kind("hardlink", Some(target)),
-            EntryNode::Special(what) => of_kind("special", Some(what)),
+            CopiedNode::Directory => of_kind("folder", None),
+            CopiedNode::Symlink(target) => of_kind("symlink", Some(target)),
+            CopiedNode::HardLink(target) => of_kind("hardlink", Some(target)),
+            CopiedNode::Special(what) => of_kind("special", Some(what)),
         };
         RawEntry { path, ..raw }
     }
 }
 
-impl TryFrom<RawEntry> for Entry {
+impl TryFrom<RawEntry> for CopiedEntry {
     type Error = String;
 
-    fn try_from(raw: RawEntry) -> Result<Entry, String> {
+    fn try_from(raw: RawEntry) -> Result<CopiedEntry, String> {
         let parts = (
             raw.kind.as_deref(),
             raw.mode.as_deref(),
@@ -213,15 +213,15 @@ impl TryFrom<RawEntry> for Entry {
             (None, Some(mode @ ("0644" | "0755")), Some(sha256), None)
                 if rules::is_sha256(&sha256) =>
             {
-                EntryNode::File {
+                CopiedNode::File {
                     mode: if mode == "0755" { 0o755 } else { 0o644 },
                     sha256,
                 }
             }
-            (Some("folder"), None, None, None) => EntryNode::Directory,
-            (Some("symlink"), None, None, Some(target)) => EntryNode::Symlink(target),
-            (Some("hardlink"), None, None, Some(target)) => EntryNode::HardLink(target),
-            (Some("special"), None, None, Some(what)) => EntryNode::Special(what),
+            (Some("folder"), None, None, None) => CopiedNode::Directory,
+            (Some("symlink"), None, None, Some(target)) => CopiedNode::Symlink(target),
+            (Some("hardlink"), None, None, Some(target)) => CopiedNode::HardLink(target),
+            (Some("special"), None, None, Some(what)) => CopiedNode::Special(what),
             _ => {
                 return Err(format!(
                     "{:?} is neither a file (mode 0644 or 0755, sha256) nor a folder, symlink, hardlink or special (kind, target)",
@@ -229,14 +229,14 @@ impl TryFrom<RawEntry> for Entry {
                 ));
             }
         };
-        Ok(Entry {
+        Ok(CopiedEntry {
             path: raw.path,
             node,
         })
     }
 }
 
-fn entry_fields(entry: &Entry) -> Vec<(&'static str, String)> {
+fn entry_fields(entry: &CopiedEntry) -> Vec<(&'static str, String)> {
     let raw = RawEntry::from(entry.clone());
     let fields = [
         ("path", Some(raw.path)),

@@ -32,55 +32,11 @@ fn one_source(top: &Table<'_>, errors: &mut Errors) {
 /// guest needs them.
 pub(super) fn workload(top: &Table<'_>, errors: &mut Errors) {
     one_source(top, errors);
-    let (files, service) = (files(top), top.key_span("service"));
-    match (&files, &service) {
-        (Some((name, span)), None) => errors.push(
-            Diagnostic::new(
-                span.clone(),
-                format!("[{name}] without a [service]: nothing would run"),
-            )
-            .help("add [service] with the `cmd` to run"),
-        ),
-        (None, Some(service)) => errors.push(
-            Diagnostic::new(
-                service.clone(),
-                "[service] without a [rootfs]: there are no files to run it from",
-            )
-            .help("add [rootfs] with `debian`, `tar` or `dir`, or [base] with `bundle`"),
-        ),
-        _ => {}
+    files_and_service(top, errors);
+    if !top.has("service") {
+        without_service(top, errors);
     }
-    if service.is_none() {
-        let without = [
-            (
-                "warm",
-                "[[warm]] without a [service]: there is nothing to warm up",
-            ),
-            (
-                "restore",
-                "[[restore]] without a [service]: there is nothing to renew",
-            ),
-            (
-                "warm_restore",
-                "[[warm_restore]] without a [service]: there is nobody to ask",
-            ),
-            ("ports", "`ports` without a [service]: nothing would answer"),
-        ];
-        for (key, title) in without {
-            if let Some(span) = top.key_span(key) {
-                errors.push(Diagnostic::new(span, title));
-            }
-        }
-        if files.is_some()
-            && let Some(ready) = top.key_span("ready")
-        {
-            errors.push(Diagnostic::new(
-                ready,
-                "[ready] without a [service]: nothing would get ready",
-            ));
-        }
-    }
-    if files.is_none()
+    if files(top).is_none()
         && let Some(copy) = top.key_span("copy")
     {
         errors.push(Diagnostic::new(
@@ -89,13 +45,66 @@ pub(super) fn workload(top: &Table<'_>, errors: &mut Errors) {
         ));
     }
     if !top.has("ready") {
-        let just_a_kernel = top.has("kernel") && files.is_none() && service.is_none();
+        let just_a_kernel = top.has("kernel") && files(top).is_none() && !top.has("service");
         let help = match just_a_kernel {
             true => "add [ready] with `log`, a pattern for a line on the console",
             false => "add [ready], for example with `tcp = 8080`",
         };
         let title = "[ready] is missing: it decides when the snapshot is taken";
         errors.push(Diagnostic::new(top.span.clone(), title).help(help));
+    }
+}
+
+/// A root file system needs a service, and a service a root file system.
+fn files_and_service(top: &Table<'_>, errors: &mut Errors) {
+    match (files(top), top.key_span("service")) {
+        (Some((name, span)), None) => errors.push(
+            Diagnostic::new(
+                span,
+                format!("[{name}] without a [service]: nothing would run"),
+            )
+            .help("add [service] with the `cmd` to run"),
+        ),
+        (None, Some(service)) => errors.push(
+            Diagnostic::new(
+                service,
+                "[service] without a [rootfs]: there are no files to run it from",
+            )
+            .help("add [rootfs] with `debian`, `tar` or `dir`, or [base] with `bundle`"),
+        ),
+        _ => {}
+    }
+}
+
+/// What needs a service.
+fn without_service(top: &Table<'_>, errors: &mut Errors) {
+    let without = [
+        (
+            "warm",
+            "[[warm]] without a [service]: there is nothing to warm up",
+        ),
+        (
+            "restore",
+            "[[restore]] without a [service]: there is nothing to renew",
+        ),
+        (
+            "warm_restore",
+            "[[warm_restore]] without a [service]: there is nobody to ask",
+        ),
+        ("ports", "`ports` without a [service]: nothing would answer"),
+    ];
+    for (key, title) in without {
+        if let Some(span) = top.key_span(key) {
+            errors.push(Diagnostic::new(span, title));
+        }
+    }
+    if files(top).is_some()
+        && let Some(ready) = top.key_span("ready")
+    {
+        errors.push(Diagnostic::new(
+            ready,
+            "[ready] without a [service]: nothing would get ready",
+        ));
     }
 }
 
@@ -111,7 +120,7 @@ pub(super) fn kernel(kernel: Option<&Table<'_>>, top: &Table<'_>, errors: &mut E
     errors.push(Diagnostic::new(span, title).help(help));
 }
 
-/// Just a kernel has nobody inside to ask: only its console can be watched.
+/// A machine that is just a kernel can be probed by its console alone.
 pub(super) fn console_only(ready: &Table<'_>, errors: &mut Errors) {
     for probe in PROBES.into_iter().filter(|probe| *probe != "log") {
         if let Some(span) = ready.key_span(probe) {

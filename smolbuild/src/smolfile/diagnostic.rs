@@ -14,7 +14,7 @@ pub struct Diagnostic {
     pub span: Span,
     /// What is wrong, in one line.
     pub title: String,
-    /// A few words beside the caret; may be empty.
+    /// A few words after the caret; may be empty.
     pub label: String,
     /// Another place that explains this one; boxed, for it is rare and errors should be small.
     pub context: Option<Box<(Span, String)>>,
@@ -34,7 +34,7 @@ impl Diagnostic {
         }
     }
 
-    /// Adds words beside the caret.
+    /// Adds words after the caret.
     pub fn label(mut self, label: impl Into<String>) -> Self {
         self.label = label.into();
         self

@@ -7,7 +7,9 @@ use anyhow::Context as _;
 use smol_cli::{ErrorExt, ExitKind, Failure};
 use toml::Spanned;
 
-use super::{Diagnostic, KernelSource, MAX_SIZE, Rootfs, Smolfile, Workload, parse, render};
+use crate::folder;
+
+use super::{Diagnostic, KernelSource, MAX_SIZE, Smolfile, Workload, parse, render};
 
 /// A Smolfile with the place it came from.
 #[derive(Debug)]
@@ -44,12 +46,7 @@ pub fn load(path: &Path) -> anyhow::Result<Loaded> {
         .with_context(|| format!("cannot read {shown}"))
         .kind(ExitKind::Usage)
         .hint("name a Smolfile, or a folder that holds one")?;
-    // A bare file name has the empty path as its parent.
-    let base_dir = path
-        .parent()
-        .filter(|dir| !dir.as_os_str().is_empty())
-        .unwrap_or(Path::new("."))
-        .to_owned();
+    let base_dir = folder::of(&path).to_owned();
     check(source, &path, base_dir)
 }
 
@@ -114,12 +111,10 @@ fn missing_files(smolfile: &Smolfile, base_dir: &Path) -> Vec<Diagnostic> {
         look(path, "a file", |meta| meta.is_file());
     }
     if let Workload::Service { rootfs, copies, .. } = &smolfile.workload {
-        match rootfs {
-            Rootfs::Debian { .. } => {}
-            Rootfs::Tar(path) | Rootfs::Bundle(path) => {
-                look(path, "a file", |meta| meta.is_file());
-            }
-            Rootfs::Dir(path) => look(path, "a folder", |meta| meta.is_dir()),
+        match rootfs.input().host_path() {
+            Some(host) if host.is_folder => look(host.path, "a folder", |meta| meta.is_dir()),
+            Some(host) => look(host.path, "a file", |meta| meta.is_file()),
+            None => {}
         }
         for copy in copies {
             look(&copy.src, "a file or folder", |meta| {

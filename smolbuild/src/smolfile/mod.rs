@@ -16,6 +16,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use serde::Serialize;
 use toml::Spanned;
 use toml::de::DeTable;
 
@@ -33,6 +34,7 @@ pub use diagnostic::{Diagnostic, Span, render};
 pub use load::{Loaded, check as check_text, load};
 pub use parse::{MAX_CPUS, MEMORY};
 
+use crate::input::Rootfs;
 use table::{Errors, Table};
 
 /// Largest Smolfile, in bytes.
@@ -53,7 +55,7 @@ pub struct Smolfile {
     /// TCP ports of the service, without duplicates, in the order written.
     pub ports: Vec<u16>,
     /// The kernel.
-    pub kernel: Kernel,
+    pub kernel: KernelSection,
     /// What runs on it.
     pub workload: Workload,
     /// When the machine is ready. With [`Workload::Kernel`] always a [`Probe::Log`], which is
@@ -61,6 +63,16 @@ pub struct Smolfile {
     pub ready: Ready,
     /// Whether the page cache is dropped before the snapshot.
     pub drop_caches: bool,
+}
+
+impl Smolfile {
+    /// The input of the root file system, if there is one.
+    pub fn rootfs(&self) -> Option<&Rootfs> {
+        match &self.workload {
+            Workload::Kernel => None,
+            Workload::Service { rootfs, .. } => Some(rootfs),
+        }
+    }
 }
 
 /// What a machine runs.
@@ -74,7 +86,7 @@ pub enum Workload {
         /// Where the files come from.
         rootfs: Rootfs,
         /// Files put over it, in order.
-        copies: Vec<Copy>,
+        copies: Vec<CopyStep>,
         /// The program.
         service: Service,
         /// Commands between ready and the snapshot, in order.
@@ -88,7 +100,7 @@ pub enum Workload {
 
 /// `[kernel]`.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Kernel {
+pub struct KernelSection {
     /// Where it comes from.
     pub source: KernelSource,
     /// Additions to the command line.
@@ -98,7 +110,8 @@ pub struct Kernel {
 }
 
 /// Where a kernel comes from.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum KernelSource {
     /// One of our own, by name.
     Recipe(String),
@@ -106,27 +119,9 @@ pub enum KernelSource {
     Path(Spanned<String>),
 }
 
-/// `[rootfs]`, or `[base]` in its place.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Rootfs {
-    /// A Debian system.
-    Debian {
-        /// Release, such as `bookworm`.
-        suite: String,
-        /// Packages in the order written, without duplicates.
-        packages: Vec<String>,
-    },
-    /// A tar archive, by path on the host.
-    Tar(Spanned<String>),
-    /// A folder, by path on the host.
-    Dir(Spanned<String>),
-    /// `[base]`: that of another bundle, by path on the host.
-    Bundle(Spanned<String>),
-}
-
 /// `[[copy]]`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Copy {
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct CopyStep {
     /// File, or folder whose content is meant, on the host.
     pub src: Spanned<String>,
     /// Where it goes in the guest; a slash at the end says that this is a folder.
@@ -275,13 +270,41 @@ fn sections(mut top: Table<'_>, errors: &mut Errors) -> Option<Smolfile> {
         check::kernel(kernel.as_ref(), &top, errors);
     }
     let kernel = parse::kernel(kernel, kernel_only, errors);
+    // Read in any case: their mistakes are reported also where they do not belong.
+    let service = service_workload(&mut top, errors);
+    let workload = match kernel_only {
+        true => Some(Workload::Kernel),
+        false => service,
+    };
+    let ready = top.table("ready", "ready", errors);
+    if let Some(ready) = ready.as_ref().filter(|_| kernel_only) {
+        check::console_only(ready, errors);
+    }
+    let ready = ready.map(|table| parse::ready(table, errors));
+    let drop_caches = parse::drop_caches(top.table("snapshot", "snapshot", errors), errors);
+    top.finish(errors);
+    Some(Smolfile {
+        name: name?,
+        version,
+        cpus,
+        memory,
+        ports,
+        kernel,
+        workload: workload?,
+        ready: ready?,
+        drop_caches,
+    })
+}
+
+/// The sections of a machine with a service. `None` only after an error was reported.
+fn service_workload(top: &mut Table<'_>, errors: &mut Errors) -> Option<Workload> {
     let rootfs = top
         .table("rootfs", "rootfs", errors)
         .and_then(|table| parse::rootfs(table, errors));
     let base = top
         .table("base", "base", errors)
         .and_then(|table| parse::base(table, errors));
-    let copies: Vec<Option<Copy>> = top
+    let copies: Vec<Option<CopyStep>> = top
         .tables("copy", errors)
         .into_iter()
         .map(|table| parse::copy(table, errors))
@@ -298,33 +321,12 @@ fn sections(mut top: Table<'_>, errors: &mut Errors) -> Option<Smolfile> {
         .into_iter()
         .map(|table| parse::warm_restore(table, errors))
         .collect();
-    let ready = top.table("ready", "ready", errors);
-    if let Some(ready) = ready.as_ref().filter(|_| kernel_only) {
-        check::console_only(ready, errors);
-    }
-    let ready = ready.map(|table| parse::ready(table, errors));
-    let drop_caches = parse::drop_caches(top.table("snapshot", "snapshot", errors), errors);
-    top.finish(errors);
-    let workload = match kernel_only {
-        true => Workload::Kernel,
-        false => Workload::Service {
-            rootfs: rootfs.or(base)?,
-            copies: copies.into_iter().collect::<Option<_>>()?,
-            service: service?,
-            warm,
-            restore,
-            warm_restore: warm_restore.into_iter().collect::<Option<_>>()?,
-        },
-    };
-    Some(Smolfile {
-        name: name?,
-        version,
-        cpus,
-        memory,
-        ports,
-        kernel,
-        workload,
-        ready: ready?,
-        drop_caches,
+    Some(Workload::Service {
+        rootfs: rootfs.or(base)?,
+        copies: copies.into_iter().collect::<Option<_>>()?,
+        service: service?,
+        warm,
+        restore,
+        warm_restore: warm_restore.into_iter().collect::<Option<_>>()?,
     })
 }

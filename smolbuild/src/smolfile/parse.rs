@@ -10,7 +10,10 @@ use super::diagnostic::Diagnostic;
 use super::keys;
 use super::table::{Entry, Errors, Table, as_integer, as_string, mismatch, parsed, to_u64};
 use super::values::{self, MIB};
-use super::{Copy, Http, Kernel, KernelSource, Probe, Ready, Rootfs, Service, Warm, WarmRestore};
+use super::{
+    CopyStep, Http, KernelSection, KernelSource, Probe, Ready, Service, Warm, WarmRestore,
+};
+use crate::input::{BundleInput, DebianInput, DirInput, Rootfs, TarInput};
 
 /// Smallest and largest guest memory, in bytes.
 pub const MEMORY: std::ops::RangeInclusive<u64> = 64 * MIB..=64 << 30;
@@ -83,8 +86,12 @@ fn port(value: Spanned<DeValue<'_>>, errors: &mut Errors) -> Option<u16> {
     u16::try_from(port.into_inner()).ok()
 }
 
-pub(super) fn kernel(table: Option<Table<'_>>, kernel_only: bool, errors: &mut Errors) -> Kernel {
-    let mut kernel = Kernel {
+pub(super) fn kernel(
+    table: Option<Table<'_>>,
+    kernel_only: bool,
+    errors: &mut Errors,
+) -> KernelSection {
+    let mut kernel = KernelSection {
         source: KernelSource::Recipe("smol-6.1".to_owned()),
         cmdline: String::new(),
         given: None,
@@ -160,10 +167,10 @@ pub(super) fn rootfs(mut table: Table<'_>, errors: &mut Errors) -> Option<Rootfs
     );
     let tar = table
         .parsed("tar", errors, values::host_path)
-        .map(Rootfs::Tar);
+        .map(|path| Rootfs::Tar(TarInput(path)));
     let dir = table
         .parsed("dir", errors, values::host_path)
-        .map(Rootfs::Dir);
+        .map(|path| Rootfs::Dir(DirInput(path)));
     let debian = table
         .table("debian", "rootfs.debian", errors)
         .map(|debian| debian_rootfs(debian, errors));
@@ -175,7 +182,7 @@ pub(super) fn base(mut table: Table<'_>, errors: &mut Errors) -> Option<Rootfs> 
     table.require("bundle", "bundle = \"base.smolmachine\"", errors);
     let bundle = table.parsed("bundle", errors, values::host_path);
     table.finish(errors);
-    bundle.map(Rootfs::Bundle)
+    bundle.map(|path| Rootfs::Bundle(BundleInput(path)))
 }
 
 fn debian_rootfs(mut table: Table<'_>, errors: &mut Errors) -> Rootfs {
@@ -210,13 +217,11 @@ fn debian_rootfs(mut table: Table<'_>, errors: &mut Errors) -> Rootfs {
         }
     }
     table.finish(errors);
-    Rootfs::Debian {
-        suite,
-        packages: packages.into_iter().map(Spanned::into_inner).collect(),
-    }
+    let packages = packages.into_iter().map(Spanned::into_inner).collect();
+    Rootfs::Debian(DebianInput::new(suite, packages))
 }
 
-pub(super) fn copy(mut table: Table<'_>, errors: &mut Errors) -> Option<Copy> {
+pub(super) fn copy(mut table: Table<'_>, errors: &mut Errors) -> Option<CopyStep> {
     table.require("src", "src = \"app.conf\"", errors);
     table.require("dest", "dest = \"/etc/app.conf\"", errors);
     let src = table.parsed("src", errors, values::host_path);
@@ -228,7 +233,7 @@ pub(super) fn copy(mut table: Table<'_>, errors: &mut Errors) -> Option<Copy> {
         .take("mode")
         .and_then(|entry| file_mode(entry, errors));
     table.finish(errors);
-    Some(Copy {
+    Some(CopyStep {
         src: src?,
         dest: dest?.into_inner(),
         mode,

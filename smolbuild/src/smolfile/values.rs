@@ -1,6 +1,6 @@
 //! Values that are written as strings: sizes, durations, paths, users, patterns.
 //!
-//! Each function takes the text and gives the value, or a diagnostic whose span the caller sets.
+//! Each function takes the text and returns the value, or a diagnostic whose span the caller sets.
 
 use std::time::Duration;
 
@@ -100,7 +100,7 @@ pub(super) fn version(text: &str) -> Result<String, Diagnostic> {
     Ok(text.to_owned())
 }
 
-/// A path beside the Smolfile, in its shortest form: relative, and not out of its folder.
+/// A path next to the Smolfile, in its shortest form: relative, and not out of its folder.
 ///
 /// The Plan's digest holds it as written, so it must mean the same wherever the folder lies.
 pub(super) fn host_path(text: &str) -> Result<String, Diagnostic> {

@@ -3,14 +3,18 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use smol_bundle::{Bundle, BundleSpec, ImageKind};
-use smol_cli::ExitKind;
-use smolbuild::assemble::rootfs::erofs::{self, Mtimes, Options};
-use smolbuild::assemble::rootfs::tree::{Device, Node, Tree};
-use smolbuild::assemble::rootfs::{BaseSpec, CopySpec, RootfsSource, RootfsSpec, build};
+use smol_bundle::{Bundle, BundleSpec, Digest, ImageKind};
+use smol_cli::{ExitKind, Interrupt};
+use smol_rootfs::erofs::{self, Mtimes, Options};
+use smol_rootfs::{CopySpec, Device, Node, Tree};
+use smolbuild::input::{BundleInput, InputDirs};
+use smolbuild::lock::{InputFile, Role};
+use smolbuild::rootfs::{RootfsSpec, build};
+use toml::Spanned;
 
 use crate::bundles::{bundle_spec, write_bundle};
 use crate::common::*;
+use crate::lock;
 
 const EPOCH: u64 = 1_700_000_000;
 
@@ -49,34 +53,47 @@ impl Scene {
         write_bundle(&spec, &self.path(name));
     }
 
-    fn base(&self) -> BaseSpec {
-        let path = self.path("base");
-        let digest = Bundle::open(&path).unwrap().digest();
-        BaseSpec { path, digest }
+    /// The digest of the bundle `base`.
+    fn base(&self) -> Digest {
+        Bundle::open(&self.path("base")).unwrap().digest()
     }
 
-    /// Builds the image `child` on a base, with these files of the folder copied over it.
-    fn build(&self, base: BaseSpec, copies: &[(&str, &str)]) -> anyhow::Result<()> {
+    /// Builds the image `child` on the bundle `base`, of which the lock has the digest `locked`,
+    /// with these files of the folder copied over it.
+    fn build(&self, locked: Digest, copies: &[(&str, &str)]) -> anyhow::Result<()> {
         let copies = copies.iter().map(|(src, dest)| CopySpec {
             src: self.path(src),
             dest: dest.to_string(),
             mode: None,
             owner: None,
         });
+        let lock = lock(vec![InputFile {
+            role: Role::Base,
+            path: "base".into(),
+            sha256: locked.hex(),
+        }]);
         let spec = RootfsSpec {
-            source: RootfsSource::Bundle(base),
-            copies: copies.collect(),
+            input: &BundleInput(Spanned::new(0..0, "base".into())),
+            lock: &lock,
+            copies: &copies.collect::<Vec<_>>(),
             epoch: EPOCH,
         };
-        build(&spec, &self.path("cache"), &self.path("child"), &mut |_| {})?;
+        let dirs = InputDirs {
+            base_dir: self.scratch.path(),
+            downloads: &self.path("downloads"),
+            cache: &self.path("cache"),
+            scratch: self.scratch.path(),
+        };
+        let interrupt = Interrupt::detached().unwrap();
+        build(&spec, &dirs, &self.path("child"), &mut |_| {}, &interrupt)?;
         Ok(())
     }
 
     /// The message of a build that fails, and leaves no file behind.
     #[track_caller]
-    fn refused(&self, base: BaseSpec) -> (ExitKind, String) {
+    fn refused(&self, locked: Digest) -> (ExitKind, String) {
         let before = names(self.scratch.path());
-        let error = self.build(base, &[]).expect_err("it was built");
+        let error = self.build(locked, &[]).expect_err("it was built");
         assert_eq!(names(self.scratch.path()), before);
         let kind = smol_cli::exit_kind(&error);
         (kind, smol_cli::error::render(&error, false))
@@ -177,8 +194,7 @@ fn a_bundle_without_a_root_file_system_is_no_base() {
     let scene = Scene::new(&Tree::new());
     let spec = bundle_spec("just-a-kernel", scene.path("kernel"));
     let digest = write_bundle(&spec, &scene.path("base"));
-    let path = scene.path("base");
-    let (kind, told) = scene.refused(BaseSpec { path, digest });
+    let (kind, told) = scene.refused(digest);
     assert_eq!(kind, ExitKind::Usage);
     assert!(
         told.contains("just-a-kernel has no root file system") && told.contains("hint: "),
@@ -189,9 +205,7 @@ fn a_bundle_without_a_root_file_system_is_no_base() {
 #[test]
 fn another_bundle_than_was_locked_is_not_built_on() {
     let scene = Scene::new(&Tree::new());
-    let base = scene.base();
-    let digest = smol_bundle::Digest::of(b"another");
-    let (_, told) = scene.refused(BaseSpec { digest, ..base });
+    let (_, told) = scene.refused(Digest::of(b"another"));
     assert!(told.contains("is not the bundle of the lock"), "{told}");
 }
 
@@ -201,7 +215,7 @@ fn a_base_that_is_cut_or_damaged_is_refused_wherever_it_is() {
     let (base, good) = (scene.base(), fs::read(scene.path("base")).unwrap());
     let damaged = |bytes: &[u8]| {
         fs::write(scene.path("base"), bytes).unwrap();
-        let (kind, told) = scene.refused(base.clone());
+        let (kind, told) = scene.refused(base);
         assert_eq!(kind, ExitKind::Verification, "{told}");
         assert!(told.starts_with("error: cannot build on "), "{told}");
     };

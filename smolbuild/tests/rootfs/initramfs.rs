@@ -1,42 +1,12 @@
 //! The initramfs, read by cpio.
 
-use std::fs::{self, File};
-use std::path::Path;
+use std::fs::File;
 use std::process::Command;
 
-use smolbuild::assemble::initramfs::{smol_initramfs, write};
-use smolbuild::assemble::rootfs::tree::Tree;
+use smol_rootfs::cpio::write;
+use smolbuild::initramfs::smol_initramfs;
 
 use crate::common::*;
-
-fn write_to(tree: &Tree, path: &Path) -> u64 {
-    write(tree, &mut File::create(path).unwrap()).unwrap()
-}
-
-#[test]
-fn cpio_unpacks_the_tree_the_initramfs_was_made_of() {
-    if !(have("cpio") && am_root()) {
-        return;
-    }
-    let scratch = tempfile::tempdir().unwrap();
-    let (archive, to) = (scratch.path().join("initramfs"), scratch.path().join("to"));
-    let mut tree = awkward_tree();
-    tree.hard_link("tmp/third", "sizes/one").unwrap();
-    // GNU cpio makes two symbolic links of one with two names.
-    tree.remove("another").unwrap();
-    let length = write_to(&tree, &archive);
-    assert_eq!(fs::metadata(&archive).unwrap().len(), length);
-    assert_eq!(length % 4, 0);
-    fs::create_dir(&to).unwrap();
-    run(Command::new("cpio")
-        .args(["-id", "--quiet", "-F"])
-        .arg(&archive)
-        .current_dir(&to));
-    tree.remove("dev/socket").unwrap();
-    fs::remove_file(to.join("dev/socket")).ok();
-    // cpio makes the root directory's mode that of the archive, the test's directory has the same.
-    assert_same(&listing(&host_tree(&to)), &listing(&tree));
-}
 
 #[test]
 fn a_smol_initramfs_lists_what_the_kernel_and_init_need() {
@@ -45,12 +15,8 @@ fn a_smol_initramfs_lists_what_the_kernel_and_init_need() {
     }
     let scratch = tempfile::tempdir().unwrap();
     let archive = scratch.path().join("initramfs");
-    let mut extra = Tree::new();
-    extra.file("smol/extra", 0o600, b"more".to_vec()).unwrap();
-    write_to(
-        &smol_initramfs(b"\x7fELF", b"{}", Some(&extra)).unwrap(),
-        &archive,
-    );
+    let tree = smol_initramfs(b"\x7fELF", b"{}").unwrap();
+    write(&tree, &mut File::create(&archive).unwrap()).unwrap();
     let listed = run(Command::new("cpio")
         .args(["-t", "--quiet", "-F"])
         .arg(&archive));
@@ -66,7 +32,6 @@ fn a_smol_initramfs_lists_what_the_kernel_and_init_need() {
         "run",
         "smol",
         "smol/config.json",
-        "smol/extra",
         "sys",
     ];
     assert_eq!(listed.lines().collect::<Vec<_>>(), expected);
@@ -95,7 +60,7 @@ fn the_same_initramfs_has_the_same_bytes() {
     let make = || {
         let mut bytes = Vec::new();
         write(
-            &smol_initramfs(&noise(1, 5001), b"{\"x\":1}", None).unwrap(),
+            &smol_initramfs(&noise(1, 5001), b"{\"x\":1}").unwrap(),
             &mut bytes,
         )
         .unwrap();

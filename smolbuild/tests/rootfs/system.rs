@@ -3,30 +3,40 @@
 use std::fs;
 use std::path::Path;
 
+use anyhow::Result;
 use smol_cli::Interrupt;
-use smolbuild::assemble::rootfs::{
-    CopySpec, DebianSpec, PackagePin, RootfsImage, RootfsSource, RootfsSpec, build, debian,
-};
+use smol_rootfs::CopySpec;
 use smolbuild::fetch::Net;
+use smolbuild::input::{DebianInput, DirInput, Input, InputDirs, TarInput, debian};
+use smolbuild::lock::{Debian, Lock, PackagePin};
+use smolbuild::rootfs::{RootfsImage, RootfsSpec, build};
+use toml::Spanned;
 
 use crate::common::*;
+use crate::lock;
 
-fn spec(source: RootfsSource) -> RootfsSpec {
-    RootfsSpec {
-        source,
-        copies: vec![],
+/// Builds the image `out` of the folder `scratch`, in which the input's path is looked up.
+fn build_in(
+    scratch: &Path,
+    input: &dyn Input,
+    lock: &Lock,
+    copies: &[CopySpec],
+    out: &str,
+) -> Result<RootfsImage> {
+    let spec = RootfsSpec {
+        input,
+        lock,
+        copies,
         epoch: 1_700_000_000,
-    }
-}
-
-fn build_quietly(spec: &RootfsSpec, scratch: &Path, name: &str) -> RootfsImage {
-    build(
-        spec,
-        &scratch.join("cache"),
-        &scratch.join(name),
-        &mut |_| {},
-    )
-    .unwrap()
+    };
+    let dirs = InputDirs {
+        base_dir: scratch,
+        downloads: &scratch.join("downloads"),
+        cache: &scratch.join(format!("cache-{out}")),
+        scratch,
+    };
+    let interrupt = Interrupt::detached()?;
+    build(&spec, &dirs, &scratch.join(out), &mut |_| {}, &interrupt)
 }
 
 #[test]
@@ -42,14 +52,9 @@ fn an_image_has_mount_points_and_a_name_for_localhost() {
         mode: None,
         owner: None,
     }];
-    let image = build_quietly(
-        &RootfsSpec {
-            copies,
-            ..spec(RootfsSource::None)
-        },
-        scratch.path(),
-        "image",
-    );
+    fs::create_dir(scratch.path().join("empty")).unwrap();
+    let empty = DirInput(Spanned::new(0..0, "empty".into()));
+    let image = build_in(scratch.path(), &empty, &lock(vec![]), &copies, "image").unwrap();
     assert_eq!(image.size, 2 << 20);
     assert_eq!(fs::metadata(&image.path).unwrap().len(), image.size);
     let tree = extract(&image.path, &scratch.path().join("out"));
@@ -82,14 +87,9 @@ fn a_failed_build_leaves_the_old_image_and_no_other_file() {
     let scratch = tempfile::tempdir().unwrap();
     fs::write(scratch.path().join("image"), "old").unwrap();
     fs::write(scratch.path().join("bad.tar"), "bad").unwrap();
-    let bad = spec(RootfsSource::Tar(scratch.path().join("bad.tar")));
-    build(
-        &bad,
-        &scratch.path().join("cache"),
-        &scratch.path().join("image"),
-        &mut |_| {},
-    )
-    .unwrap_err();
+    let bad = TarInput(Spanned::new(0..0, "bad.tar".into()));
+    let built = build_in(scratch.path(), &bad, &lock(vec![]), &[], "image");
+    built.unwrap_err();
     assert_eq!(
         fs::read_to_string(scratch.path().join("image")).unwrap(),
         "old"
@@ -134,15 +134,18 @@ fn a_debian_system_is_a_function_of_its_packages_alone() {
     assert_eq!(missing, [gone, other]);
     assert_eq!(fetch(&packages, Net::Offline).unwrap(), []);
 
+    let system = Lock {
+        debian: Some(Debian {
+            suite: "bookworm".into(),
+            requested: requested.to_vec(),
+            packages,
+        }),
+        ..lock(vec![])
+    };
+    let input = DebianInput::new("bookworm".into(), requested.to_vec());
     let images = ["1", "2"].map(|name| {
-        let spec = spec(RootfsSource::Debian(DebianSpec {
-            packages: packages.clone(),
-            downloads: downloads.clone(),
-        }));
-        let cache = scratch.path().join(format!("cache-{name}"));
-        let image = scratch.path().join(name);
-        build(&spec, &cache, &image, &mut |_| {}).unwrap();
-        image
+        let image = build_in(scratch.path(), &input, &system, &[], name).unwrap();
+        image.path
     });
     assert!(
         fs::read(&images[0]).unwrap() == fs::read(&images[1]).unwrap(),

@@ -9,7 +9,7 @@
 //! page waits until it is loaded.
 //!
 //! Without privileges only devices can be made to wait; a vCPU fails, and tries again when more
-//! has been loaded ([`smol_machine::demand`]). The machine then begins to run when the working set
+//! has been loaded ([`smol_machine::memory::lazy`]). The machine then begins to run when the working set
 //! is loaded, and the `unpack` thread loads all other frames as well, before it unpacks.
 //!
 //! **Failure.** If a frame is not what the page index says, or cannot be read, the machine is
@@ -34,9 +34,9 @@ use std::time::Duration;
 use anyhow::Context as _;
 use smol_bundle::{Bundle, FrameMap, FrameReader, ImageKind, Piece};
 use smol_cli::{ErrorExt, ExitKind, Interrupt, Progress};
-use smol_machine::beside;
-use smol_machine::demand::{Area, Demand};
 use smol_machine::machine::{Hooks, Time};
+use smol_machine::memory::lazy::{Area, LazyMemory};
+use smol_machine::threads;
 use smol_machine::{Machine, MachineState, hv};
 
 use crate::images::bundle::{Has, absolute};
@@ -63,7 +63,7 @@ pub struct LazyImages {
 /// Loads pages; shared by its threads.
 struct Loader {
     bundle: Bundle,
-    demand: Demand,
+    demand: LazyMemory,
     memory: Image,
     rootfs: Image,
     /// Number of frames that are not loaded yet.
@@ -104,21 +104,21 @@ impl Image {
 
 /// Makes the memory for the machine of this bundle, to be filled on demand; `None` where that is
 /// not possible.
-pub fn memory_for(bundle: &Bundle) -> Option<Demand> {
+pub fn memory_for(bundle: &Bundle) -> Option<LazyMemory> {
     let size = |kind| bundle.image_size(kind).unwrap_or(0);
     let (memory, rootfs) = (size(ImageKind::Memory), size(ImageKind::Rootfs));
-    if let Ok(demand) = Demand::new(memory, rootfs) {
+    if let Ok(demand) = LazyMemory::new(memory, rootfs) {
         return Some(demand);
     }
     // A state that is damaged or unknown is reported where it is needed.
     let state = || MachineState::from_json(&bundle.state().ok()??).ok();
-    let bears = hv::repeats_failed_touches() && state()?.bears_failed_touches();
-    bears.then(|| Demand::in_user_mode(memory, rootfs).ok())?
+    let bears = hv::retries_failed_accesses() && state()?.tolerates_failed_accesses();
+    bears.then(|| LazyMemory::in_user_mode(memory, rootfs).ok())?
 }
 
 impl LazyImages {
     /// Makes the images of a bundle, to be loaded into `memory` and unpacked into the cache.
-    pub fn new(bundle: Bundle, memory: Demand, cache: &Path, interrupt: &Interrupt) -> Self {
+    pub fn new(bundle: Bundle, memory: LazyMemory, cache: &Path, interrupt: &Interrupt) -> Self {
         Self {
             loader: Arc::new(Loader::new(bundle, memory)),
             unpacking: Mutex::default(),
@@ -147,7 +147,7 @@ impl LazyImages {
         hooks: Hooks,
     ) -> anyhow::Result<smol_machine::Result<Machine>> {
         self.start_threads()?;
-        let machine = Machine::restore_on_demand(&self.loader.demand, state, hooks, Time::Live);
+        let machine = Machine::restore_lazy(&self.loader.demand, state, hooks, Time::Live);
         // If it was aborted, what the hypervisor was given may have been zeros.
         match self.loader.take_error() {
             Some(error) => Err(error),
@@ -167,8 +167,8 @@ impl LazyImages {
             }
             cache::unpack(&loader.bundle, &cache, &Progress::silent(), &interrupt).map(drop)
         };
-        beside::spawn("pager", serve).context(THREADS)?;
-        let unpacking = beside::spawn("unpack", unpack).context(THREADS)?;
+        threads::spawn("pager", serve).context(THREADS)?;
+        let unpacking = threads::spawn("unpack", unpack).context(THREADS)?;
         *self.unpacking() = Some(unpacking);
         Ok(())
     }
@@ -232,7 +232,7 @@ impl LazyImages {
 }
 
 impl Loader {
-    fn new(bundle: Bundle, demand: Demand) -> Self {
+    fn new(bundle: Bundle, demand: LazyMemory) -> Self {
         let memory = Image::new(&bundle, ImageKind::Memory, Area::Memory);
         let rootfs = Image::new(&bundle, ImageKind::Rootfs, Area::Rootfs);
         Self {
@@ -311,7 +311,7 @@ impl Loader {
         }
         // The vCPUs wait for the working set, so there are CPUs for both images.
         let loader = self.clone();
-        let rootfs = beside::spawn("rootfs", move || {
+        let rootfs = threads::spawn("rootfs", move || {
             let mut reader = FrameReader::new(&loader.bundle)?;
             loader.load_working_set(&loader.rootfs, &mut reader)
         });
@@ -418,9 +418,9 @@ mod tests {
     /// The page of the sample's memory whose frame is damaged.
     const PAGE: u32 = 1;
 
-    type MakeMemory = fn(u64, u64) -> smol_machine::Result<Demand>;
+    type MakeMemory = fn(u64, u64) -> smol_machine::Result<LazyMemory>;
     /// With touches of the kernel, and without.
-    const MODES: [MakeMemory; 2] = [Demand::new, Demand::in_user_mode];
+    const MODES: [MakeMemory; 2] = [LazyMemory::new, LazyMemory::in_user_mode];
 
     /// Images of a bundle that was damaged after it was opened; `None`, with a word, where
     /// userfaultfd is not permitted.

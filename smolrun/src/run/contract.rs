@@ -18,7 +18,7 @@ pub fn check(contract: &CpuContract) -> Result<Result<(), String>, Error> {
             std::env::consts::ARCH
         )));
     }
-    let supports = hv::supported_cpuid()?;
+    let supports = hv::host_cpu()?;
     Ok(compare(contract, &supports, clocksources().as_deref()))
 }
 

@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use smol_bundle::ImageKind;
 use smol_cli::{ErrorExt, ExitKind};
 use smol_machine::config::{Clock, MachineConfig};
+use smol_machine::devices::Slot;
 use smol_machine::devices::virtio::vsock::{Vsock, VsockHandle};
 use smol_machine::machine::Hooks;
 use smol_machine::{Error, Machine, MachineState};
@@ -22,9 +23,6 @@ use crate::run::metrics::Moment;
 use crate::run::output::{Console, Output, Tail};
 use crate::run::report::Report;
 use crate::run::spec::RunSpec;
-
-/// Window of the vsock device on the board (see [`smol_machine::devices::DeviceSet`]).
-const VSOCK_WINDOW: usize = 2;
 
 /// Where the machine's output goes, in as many attempts as it takes to start it.
 pub struct Outputs {
@@ -82,7 +80,7 @@ fn restore(
         Ok(state) => state,
         Err(error) => return Ok(Err(error.to_string())),
     };
-    let wants_vsock = state.devices.get(VSOCK_WINDOW).is_some_and(Option::is_some);
+    let wants_vsock = state.has_device(Slot::Vsock);
     let (hooks, vsock) = outputs.hooks(spec, wants_vsock)?;
     match images.restore(&state, hooks)? {
         Ok(machine) => Ok(Ok(Ready {

@@ -93,7 +93,7 @@ fn run() -> Result<Infallible> {
 /// With the last machine KVM also leaves the processors' virtualization mode, by interrupts between
 /// them, in which emulated ones have been seen to hang.
 fn last_machine() -> smol_machine::Result<(HostVm, HostVcpu)> {
-    let cpu = Cpu::for_boot(Model::Generic, &hv::supported_cpuid()?)?;
+    let cpu = Cpu::for_boot(Model::Generic, &hv::host_cpu()?)?;
     let vm = HostVm::new()?;
     vm.create_irqchip(false)?;
     let vcpu = vm.create_vcpu(0, &cpu)?;

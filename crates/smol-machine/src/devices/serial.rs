@@ -1,12 +1,7 @@
-//! The early console: as much of a 16550 at 0x3f8 as a kernel needs to print before its drivers
+//! The early console: as much of a 16550 as a kernel needs to print before its drivers
 //! are up, and as bare guests use. Output only, no interrupt.
 
 use std::io::Write;
-
-/// First port of COM1.
-pub const PORT_BASE: u16 = 0x3f8;
-/// Ports of a 16550.
-pub const PORTS: u16 = 8;
 
 const DATA: u16 = 0;
 const IIR: u16 = 2;
@@ -30,7 +25,7 @@ pub struct Serial {
 }
 
 impl Serial {
-    /// A port that prints to `out`.
+    /// Returns a port that prints to `out`.
     pub fn new(out: Box<dyn Write + Send>) -> Self {
         Self {
             out,
@@ -40,7 +35,7 @@ impl Serial {
         }
     }
 
-    /// Register read.
+    /// Reads a register.
     pub fn read(&self, register: u16) -> u8 {
         match register {
             IIR => NO_INTERRUPT,
@@ -58,7 +53,7 @@ impl Serial {
         }
     }
 
-    /// Register write. A full or closed console does not stop the guest: the byte is lost.
+    /// Writes a register. A full or closed console does not stop the guest: the byte is lost.
     pub fn write(&mut self, register: u16, value: u8) {
         match register {
             DATA if (self.line_control & DLAB) | (self.modem_control & LOOPBACK) == 0 => {

@@ -1,47 +1,44 @@
-//! Hypervisor back ends behind two traits. The only place, with the boot code, that knows the
-//! operating system or the processor it was compiled for.
+//! Hypervisor back ends behind two traits, [`Vm`] and [`Vcpu`]. What is in them depends on the
+//! processor only by the types of [`crate::arch`].
 
-use crate::boot::Entry;
-use crate::cpu::{Cpu, CpuidEntry, Model};
-use crate::state::x86_64::{IrqchipState, TimerState, VcpuState};
-use crate::{Error, Result};
+use crate::Result;
+use crate::arch::boot::Entry;
+use crate::arch::cpu::Cpu;
+use crate::arch::state::{IrqchipState, TimerState, VcpuState};
+use crate::paravirt::Phase;
 
 #[cfg(target_os = "linux")]
 pub mod kvm;
 #[cfg(target_os = "linux")]
 pub use kvm::{
-    KvmVcpu as HostVcpu, KvmVm as HostVm, prepare, repeats_failed_touches, supported_cpuid,
+    KvmKicker as HostKicker, KvmVcpu as HostVcpu, KvmVm as HostVm, host_cpu, prepare, probe,
+    retries_failed_accesses,
 };
+
+/// An address that the guest accesses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// An I/O port, on processors that have them.
+    Port(u16),
+    /// A GPA.
+    Memory(u64),
+}
 
 /// Why a vCPU came out of the guest.
 #[derive(Debug)]
 pub enum Exit<'a> {
-    /// Port read; the handler fills `data`.
-    IoIn {
-        /// Port number.
-        port: u16,
-        /// Where the value goes, little endian.
-        data: &'a mut [u8],
-    },
-    /// Port write.
-    IoOut {
-        /// Port number.
-        port: u16,
-        /// The value, little endian.
-        data: &'a [u8],
-    },
-    /// Read of a guest-physical address that is not RAM, or that the hypervisor cannot read by
+    /// Read of an I/O port or of a GPA that is not RAM, or that the hypervisor cannot read by
     /// itself; the handler fills `data`.
-    MmioRead {
-        /// GPA.
-        address: u64,
+    Read {
+        /// Where from.
+        at: Address,
         /// Where the value goes, little endian.
         data: &'a mut [u8],
     },
-    /// Write to a guest-physical address that is not RAM, or that the hypervisor cannot write.
-    MmioWrite {
-        /// GPA.
-        address: u64,
+    /// Write to an I/O port or to a GPA that is not RAM, or that the hypervisor cannot write.
+    Write {
+        /// Where to.
+        at: Address,
         /// The value, little endian.
         data: &'a [u8],
     },
@@ -53,7 +50,7 @@ pub enum Exit<'a> {
     },
     /// Triple fault or reset.
     Shutdown,
-    /// A signal; nothing happened in the guest.
+    /// A kick; nothing happened in the guest.
     Interrupted,
     /// The hypervisor cannot go on; in words.
     Broken(String),
@@ -64,11 +61,8 @@ pub trait Vm: Sized + Send + Sync + 'static {
     /// Its vCPU.
     type Vcpu: Vcpu;
 
-    /// A machine without memory, controllers or vCPUs.
+    /// Creates a machine without memory, controllers or vCPUs.
     fn new() -> Result<Self>;
-
-    /// CPUID leaves that guests can be given here.
-    fn supported_cpuid(&self) -> Result<Vec<CpuidEntry>>;
 
     /// Puts host memory into the guest-physical address space.
     ///
@@ -83,53 +77,63 @@ pub trait Vm: Sized + Send + Sync + 'static {
         readonly: bool,
     ) -> Result<()>;
 
-    /// Interrupt controllers; with `pit` also the legacy timer. After all [`Vm::map`] calls:
-    /// a memslot costs milliseconds once the controllers stand.
-    fn create_irqchip(&self, pit: bool) -> Result<()>;
+    /// Creates the interrupt controllers, and with `legacy_timers` the timers of a board whose
+    /// guest has no paravirtual clock. After all [`Vm::map`] calls: a memslot costs milliseconds
+    /// once the controllers exist.
+    fn create_irqchip(&self, legacy_timers: bool) -> Result<()>;
 
-    /// Lets the guest have the MSRs of the pinned CPU and no others, which raise #GP. What the
-    /// hypervisor would make of them is up to the host: its processor, its settings.
-    fn pin_msrs(&self) -> Result<()>;
+    /// Lets the guest have the system registers of the pinned CPU and no others. What the
+    /// hypervisor would make of the others is up to the host: its processor, its settings.
+    fn pin_system_registers(&self) -> Result<()>;
 
-    /// vCPU with this APIC id, showing this CPU.
+    /// Creates the vCPU with this number, which shows this CPU.
     fn create_vcpu(&self, id: u8, cpu: &Cpu) -> Result<Self::Vcpu>;
 
     /// Drives an interrupt line of the board.
-    fn set_irq_line(&self, gsi: u32, asserted: bool) -> Result<()>;
+    fn set_irq_line(&self, irq: u32, asserted: bool) -> Result<()>;
 
     /// Captures the interrupt controllers.
     fn save_irqchip(&self) -> Result<IrqchipState>;
-    /// Brings them back.
+    /// Restores them.
     fn restore_irqchip(&self, state: &IrqchipState) -> Result<()>;
-    /// Captures the timers of a machine on the host's clock.
+    /// Captures the legacy timers.
     fn save_timers(&self) -> Result<TimerState>;
-    /// Brings them back.
+    /// Restores them.
     fn restore_timers(&self, state: &TimerState) -> Result<()>;
 }
 
 /// A vCPU. It is run by one thread at a time.
 pub trait Vcpu: Send {
+    /// What interrupts it.
+    type Kicker: Kicker;
+
+    /// Returns its kicker. To be called on the thread that runs it, before it is run.
+    fn kicker(&self) -> Result<Self::Kicker>;
     /// Runs the guest until it needs the VMM.
     fn run(&mut self) -> Result<Exit<'_>>;
-    /// GPA of the instruction that the guest is at, unless its page tables do not say.
+    /// Returns the GPA of the instruction that the guest is at, unless its page tables do not say.
     fn instruction(&self) -> Option<u64>;
     /// Completes the instruction that caused the last exit, without running another.
     fn finish_exit(&mut self) -> Result<()>;
-    /// Registers for the first instruction of a kernel.
+    /// Sets the registers for the first instruction of a kernel.
     fn enter(&self, entry: &Entry) -> Result<()>;
     /// Makes this vCPU known to the interrupt controllers before it is started by another.
     fn await_startup(&self) -> Result<()>;
-    /// Frequency of the time-stamp counter, kHz; 0 if unknown.
-    fn tsc_khz(&self) -> u32;
-    /// Captures the vCPU.
-    fn save(&self, model: Model) -> Result<VcpuState>;
-    /// Brings it back.
+    /// Returns the frequency of the processor's counter, kHz; 0 if unknown.
+    fn counter_khz(&self) -> u32;
+    /// Captures the vCPU; on the host's clock with its counter and timers.
+    fn save(&self, phase: Phase) -> Result<VcpuState>;
+    /// Restores it.
     fn restore(&self, state: &VcpuState) -> Result<()>;
+    /// Sets the counter of a vCPU that is not online to that of one that was captured, so that
+    /// all agree. A state without a counter changes nothing.
+    fn follow_counter(&self, of: &VcpuState) -> Result<()>;
 }
 
-impl Error {
-    /// The state asks for something that no machine of ours can have.
-    pub(crate) fn bad_state(what: impl Into<String>) -> Error {
-        Error::State(what.into())
-    }
+/// Brings a vCPU out of the guest, from any thread.
+pub trait Kicker: Send {
+    /// Interrupts the vCPU if it is in the guest. A kick just before it enters the guest may be
+    /// lost, so kicks are repeated until the vCPU is seen to be out. After the end of the thread
+    /// that ran the vCPU, it does nothing.
+    fn kick(&self);
 }

@@ -44,7 +44,7 @@ const MAX_TOKEN: usize = 512;
 const MAX_NAMES: usize = 16 << 20;
 /// Places that look like markers and are tried.
 const MAX_CANDIDATES: usize = 64;
-/// Longest distance from a symbol to an address that is told by it.
+/// Longest distance from a symbol to an address that is named after it.
 const MAX_DISTANCE: u64 = 1 << 24;
 
 impl Kallsyms {

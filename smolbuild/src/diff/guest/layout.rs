@@ -1,4 +1,4 @@
-//! The layout table: where things are in our kernels, as kernel patch 0011 tells it and
+//! The layout table: where things are in our kernels, as kernel patch 0011 writes it and
 //! docs/paravirt.md describes it.
 //!
 //! The table is part of a guest's memory, so its numbers may be anything. They are only ever added

@@ -1,6 +1,6 @@
 //! Looking into the memory of a machine that stands still: whose is this page?
 //!
-//! | room | |
+//! | module | |
 //! |---|---|
 //! | [`ram`] | memory by physical and by virtual address |
 //! | [`kallsyms`] | the kernel's symbols |

@@ -5,19 +5,19 @@ use super::ram::Space;
 
 /// Longest name of a file, a cache, a file system.
 const MAX_NAME: usize = 256;
-/// Deepest path that is told in full.
+/// Deepest path that is shown in full.
 const MAX_DEPTH: usize = 64;
 
 /// The kernel's memory with its layout.
 #[derive(Clone, Copy)]
-pub struct Kernel<'r> {
+pub struct KernelView<'r> {
     /// The kernel's address space.
     pub space: Space<'r>,
     /// Where things are.
     pub layout: &'r Layout,
 }
 
-impl Kernel<'_> {
+impl KernelView<'_> {
     /// The `struct page` of the page at `gpa`.
     pub fn page_at(&self, gpa: u64) -> Option<u64> {
         let number = (gpa / super::ram::PAGE).checked_mul(self.layout.page.size)?;

@@ -11,7 +11,7 @@ use smol_machine::state::MachineState;
 
 use super::kallsyms::Kallsyms;
 use super::layout::Layout;
-use super::names::Kernel;
+use super::names::KernelView;
 use super::ram::{KERNEL_HALF, Met, PAGE, Ram, Space};
 use super::tasks::{self, Process, Task};
 
@@ -115,7 +115,7 @@ impl<'r> Owners<'r> {
         Some(owners)
     }
 
-    /// Whether the kernel told where things are.
+    /// Whether the kernel has a layout table.
     pub fn knows_layout(&self) -> bool {
         self.layout.is_some()
     }
@@ -125,9 +125,9 @@ impl<'r> Owners<'r> {
         !self.symbols.is_empty()
     }
 
-    fn kernel(&self) -> Option<Kernel<'_>> {
+    fn kernel(&self) -> Option<KernelView<'_>> {
         let (space, layout) = (self.space, self.layout.as_ref()?);
-        Some(Kernel { space, layout })
+        Some(KernelView { space, layout })
     }
 
     fn find_processes(&mut self) {
@@ -342,7 +342,7 @@ fn names<'s>(
 }
 
 /// The file of a page of the page cache.
-fn page_file(kernel: Kernel<'_>, gpa: u64) -> Option<Owner> {
+fn page_file(kernel: KernelView<'_>, gpa: u64) -> Option<Owner> {
     let at = &kernel.layout.page;
     let page = kernel.page_at(gpa)?;
     let mapping = kernel.u64(page, at.mapping)?;
@@ -353,7 +353,7 @@ fn page_file(kernel: Kernel<'_>, gpa: u64) -> Option<Owner> {
     Some(Owner::at(format!("file {file}"), place))
 }
 
-fn slab(kernel: Kernel<'_>, head: u64, gpa: u64, first: u64) -> Option<Owner> {
+fn slab(kernel: KernelView<'_>, head: u64, gpa: u64, first: u64) -> Option<Owner> {
     let (at, layout) = (&kernel.layout.page, kernel.layout);
     let cache = kernel.follow(head, at.slab_cache)?;
     let (name, size) = kernel.cache(cache)?;

@@ -6,7 +6,7 @@
 use std::cell::Cell;
 use std::ops::ControlFlow;
 
-use crate::assemble::rootfs::erofs::read::ReadAt;
+use smol_rootfs::erofs::ReadAt;
 
 /// Bytes in a page.
 pub const PAGE: u64 = 4096;

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 
-use super::names::Kernel;
+use super::names::KernelView;
 use super::ram::{KERNEL_HALF, Met, PAGE, Ram, Space};
 
 /// Most tasks that are believed, and most mappings of a process.
@@ -61,7 +61,7 @@ fn guess(va: u64) -> &'static str {
 }
 
 /// All tasks and all address spaces, by the kernel's own lists.
-pub fn listed(kernel: Kernel<'_>) -> (Vec<Task>, Vec<Process>) {
+pub fn listed(kernel: KernelView<'_>) -> (Vec<Task>, Vec<Process>) {
     let (mut tasks, mut processes) = (Vec::new(), Vec::new());
     let mut seen = BTreeSet::new();
     let at = &kernel.layout.task;
@@ -92,7 +92,7 @@ pub fn listed(kernel: Kernel<'_>) -> (Vec<Task>, Vec<Process>) {
 
 /// The members of a ring of `struct list_head`: `first` whose link is at `head`, then those whose
 /// link is at `link`.
-fn list(kernel: Kernel<'_>, first: u64, head: u64, link: u64) -> Vec<u64> {
+fn list(kernel: KernelView<'_>, first: u64, head: u64, link: u64) -> Vec<u64> {
     let mut out = vec![first];
     let begin = first.checked_add(head);
     let mut next = begin.and_then(|begin| kernel.space.pointer(begin));
@@ -103,7 +103,7 @@ fn list(kernel: Kernel<'_>, first: u64, head: u64, link: u64) -> Vec<u64> {
     out
 }
 
-fn task(kernel: Kernel<'_>, task: u64) -> Option<Task> {
+fn task(kernel: KernelView<'_>, task: u64) -> Option<Task> {
     let (at, values) = (&kernel.layout.task, &kernel.layout.values);
     let stack = kernel.follow(task, at.stack)?;
     Some(Task {
@@ -115,7 +115,7 @@ fn task(kernel: Kernel<'_>, task: u64) -> Option<Task> {
     })
 }
 
-fn process(kernel: Kernel<'_>, mm: u64, leader: &Task) -> Option<Process> {
+fn process(kernel: KernelView<'_>, mm: u64, leader: &Task) -> Option<Process> {
     let top = kernel.follow(mm, kernel.layout.mm.pgd)?;
     Some(Process {
         name: format!("{} ({})", leader.comm, leader.pid),
@@ -125,7 +125,7 @@ fn process(kernel: Kernel<'_>, mm: u64, leader: &Task) -> Option<Process> {
 }
 
 /// The mappings of a process: those of files by their path, the others by what `mm_struct` says.
-fn mappings(kernel: Kernel<'_>, mm: u64) -> Option<Vec<Mapping>> {
+fn mappings(kernel: KernelView<'_>, mm: u64) -> Option<Vec<Mapping>> {
     let at = &kernel.layout.mm;
     let root = kernel.u64(mm, at.tree_root)?;
     let number = |offset| kernel.u64(mm, offset);
@@ -156,7 +156,7 @@ fn mappings(kernel: Kernel<'_>, mm: u64) -> Option<Vec<Mapping>> {
 
 /// The entries of a maple tree (Linux, include/linux/maple_tree.h), in which a process has its
 /// `vm_area_struct`s.
-fn areas(kernel: Kernel<'_>, root: u64) -> Vec<u64> {
+fn areas(kernel: KernelView<'_>, root: u64) -> Vec<u64> {
     let mut out = Vec::new();
     // Bit 1 marks a root that is a node; a single entry is the root itself.
     match root & 3 {
@@ -168,7 +168,7 @@ fn areas(kernel: Kernel<'_>, root: u64) -> Vec<u64> {
 }
 
 /// Entries below the encoded node `entry`, whose last index is `max`.
-fn maple_node(kernel: Kernel<'_>, entry: u64, max: u64, depth: u32, out: &mut Vec<u64>) {
+fn maple_node(kernel: KernelView<'_>, entry: u64, max: u64, depth: u32, out: &mut Vec<u64>) {
     if entry < KERNEL_HALF || depth > 8 || out.len() >= MAX_MAPPINGS {
         return;
     }

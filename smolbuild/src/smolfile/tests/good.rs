@@ -1,6 +1,7 @@
 //! What is right, and all that may be left out.
 
 use super::*;
+use crate::input::{BundleInput, DebianInput, Rootfs};
 
 fn good(source: &str) -> Smolfile {
     match parse(source) {
@@ -136,13 +137,13 @@ fn every_key_is_taken_over() {
     else {
         panic!("a service")
     };
-    let packages = vec!["libstdc++6".to_owned(), "git".to_owned()];
+    let packages = vec!["git".to_owned(), "libstdc++6".to_owned()];
     assert_eq!(
         rootfs,
-        Rootfs::Debian {
+        Rootfs::Debian(DebianInput {
             suite: "trixie".into(),
             packages
-        }
+        })
     );
     let copies: Vec<_> = copies
         .iter()
@@ -330,7 +331,7 @@ fn a_base_stands_in_place_of_a_root_file_system() {
     let Workload::Service { rootfs, .. } = smolfile.workload else {
         panic!("a service")
     };
-    let Rootfs::Bundle(path) = rootfs else {
+    let Rootfs::Bundle(BundleInput(path)) = rootfs else {
         panic!("a bundle")
     };
     assert_eq!(path.get_ref(), "redis.smolmachine");

@@ -59,7 +59,7 @@ impl ConsoleInput {
 }
 
 impl Console {
-    /// A console that writes what the guest prints to `output`, unbuffered and as it comes.
+    /// Returns a console that writes what the guest prints to `output`, unbuffered and as it comes.
     pub fn new(output: Box<dyn Write + Send>) -> Self {
         Self {
             output: Some(output),
@@ -67,7 +67,7 @@ impl Console {
         }
     }
 
-    /// A handle for input.
+    /// Returns a handle for input.
     pub fn input(&self) -> ConsoleInput {
         ConsoleInput(self.input.clone())
     }

@@ -19,9 +19,6 @@ use virtio_queue::QueueT;
 pub use super::state::TransportState;
 use super::{Fault, Mem, StateError, VirtQueue, VirtioDevice};
 
-/// Size of a transport's window in guest-physical memory.
-pub const WINDOW: u64 = 0x1000;
-
 /// Feature bits of the transport and the rings, offered with every device.
 const TRANSPORT_FEATURES: u64 = VERSION_1 | EVENT_IDX;
 const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
@@ -124,7 +121,7 @@ struct Inner {
     interrupt_status: u32,
     config_generation: u32,
     fault: Option<Fault>,
-    /// The machine stands still: neither RAM nor the interrupt line may be touched.
+    /// The machine is stopped: neither RAM nor the interrupt line may be accessed.
     paused: bool,
 }
 
@@ -141,9 +138,8 @@ impl fmt::Debug for MmioTransport {
 
 impl MmioTransport {
     /// Puts `device` behind a transport in its reset state. `mem` is the guest's RAM.
-    pub fn new(device: impl VirtioDevice + 'static, mem: Mem, irq: Box<dyn IrqLine>) -> Arc<Self> {
+    pub fn new(mut device: Box<dyn VirtioDevice>, mem: Mem, irq: Box<dyn IrqLine>) -> Arc<Self> {
         let waker = Waker::default();
-        let mut device: Box<dyn VirtioDevice> = Box::new(device);
         device.attach(waker.clone());
         let sizes = device.queue_sizes().iter();
         let queues = sizes.map(|&size| VirtQueue::new(size)).collect();
@@ -170,7 +166,7 @@ impl MmioTransport {
         lock(&self.inner)
     }
 
-    /// The guest reads `data.len()` bytes at `offset` in the window. Registers are read with 4
+    /// Reads `data.len()` bytes for the guest at `offset` in the window. Registers are read with 4
     /// bytes, the configuration space with any; anything else reads as zeros.
     pub fn read(&self, offset: u64, data: &mut [u8]) {
         data.fill(0);
@@ -186,7 +182,7 @@ impl MmioTransport {
         }
     }
 
-    /// The guest writes `data` at `offset` in the window. A `QueueNotify` is served to the end
+    /// Writes `data` for the guest at `offset` in the window. A `QueueNotify` is served to the end
     /// before this returns.
     pub fn write(&self, offset: u64, data: &[u8]) {
         if let Ok(value) = <[u8; 4]>::try_from(data) {
@@ -201,7 +197,7 @@ impl MmioTransport {
         self.lock().paused = true;
     }
 
-    /// The state for a snapshot, taken while no vCPU runs.
+    /// Returns the state for a snapshot, taken while no vCPU runs.
     pub fn save(&self) -> TransportState {
         let inner = self.lock();
         TransportState {
@@ -219,7 +215,7 @@ impl MmioTransport {
     }
 
     /// Takes over a saved state and leaves the transport paused: neither RAM nor the interrupt
-    /// line is touched before [`MmioTransport::resume`].
+    /// line is accessed before [`MmioTransport::resume`].
     ///
     /// # Errors
     /// If the state is not one that this device can be in, with these features, queues and RAM;
@@ -231,9 +227,9 @@ impl MmioTransport {
             .map_err(|e| StateError(format!("virtio device {}: {e}", inner.device.id())))
     }
 
-    /// Goes on after [`MmioTransport::restore`] or [`MmioTransport::pause`], once RAM and the interrupt controllers are in
-    /// place and before any vCPU runs: sets the interrupt line, tells the guest what it has to
-    /// know and serves what had been left in the queues.
+    /// Goes on after [`MmioTransport::restore`] or [`MmioTransport::pause`], once RAM and the
+    /// interrupt controllers are in place and before any vCPU runs: sets the interrupt line, tells
+    /// the guest what it has to know and serves what had been left in the queues.
     pub fn resume(&self) {
         let mut inner = self.lock();
         inner.paused = false;
@@ -242,7 +238,7 @@ impl MmioTransport {
         inner.set_irq();
     }
 
-    /// Why the device stopped and wants to be reset, if it did: a fault of the driver, for
+    /// Returns why the device stopped and has to be reset, if it did: a fault of the driver, for
     /// diagnostics.
     pub fn fault(&self) -> Option<String> {
         self.lock().fault.as_ref().map(Fault::to_string)
@@ -505,7 +501,7 @@ impl Inner {
     }
 }
 
-/// The low (0) or high (1) 32 bits of a set of feature bits; there are no others.
+/// Returns the low (0) or high (1) 32 bits of a set of feature bits; there are no others.
 fn half(features: u64, select: u32) -> u32 {
     match select {
         0 => features as u32,

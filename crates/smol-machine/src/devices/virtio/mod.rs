@@ -1,6 +1,6 @@
 //! Virtio devices over the MMIO transport (virtio 1.2), as far as a smol machine needs them.
 //!
-//! | room | purpose |
+//! | module | purpose |
 //! |---|---|
 //! | [`mmio`] | the transport, version 2 (section 4.2): registers, status machine, features, interrupts |
 //! | [`queue`] | split virtqueues over memory that the guest may change at any time |
@@ -45,19 +45,19 @@ pub type Mem = vm_memory::GuestMemoryMmap<()>;
 /// All methods are called with the transport's lock held, so a device needs no lock of its own
 /// and must not call back into its transport (other than by [`Waker::wake`] from another thread).
 pub trait VirtioDevice: Send {
-    /// Virtio device id (section 5).
+    /// Returns the virtio device id (section 5).
     fn id(&self) -> u32;
 
-    /// Device-specific feature bits that are offered; the transport adds its own.
+    /// Returns the device-specific feature bits that are offered; the transport adds its own.
     fn features(&self) -> u64 {
         0
     }
 
-    /// Largest size of each virtqueue: powers of two.
+    /// Returns the largest size of each virtqueue: powers of two.
     fn queue_sizes(&self) -> &'static [u16];
 
-    /// Device configuration space, little-endian. Reads beyond it yield zeros; none of our
-    /// devices has a writable field.
+    /// Returns the device configuration space, little-endian. Reads beyond it yield zeros; none of
+    /// our devices has a writable field.
     fn config(&self) -> Vec<u8> {
         Vec::new()
     }
@@ -86,7 +86,7 @@ pub trait VirtioDevice: Send {
     /// The driver has reset the device, or the device has failed: forget all that it was told.
     fn reset(&mut self);
 
-    /// State beyond the transport's, for a snapshot.
+    /// Returns the state beyond the transport's, for a snapshot.
     fn save(&self) -> DeviceState;
 
     /// Takes over the state of a device like this one.

@@ -22,7 +22,7 @@ pub struct Pmem {
 }
 
 impl Pmem {
-    /// A device that announces `size` bytes at GPA `start`.
+    /// Returns a device that announces `size` bytes at GPA `start`.
     pub fn new(start: u64, size: u64) -> Self {
         Self { start, size }
     }

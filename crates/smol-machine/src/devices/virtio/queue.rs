@@ -51,7 +51,7 @@ pub struct VirtQueue {
 }
 
 impl VirtQueue {
-    /// An unconfigured queue that the driver may make up to `max_size` large.
+    /// Returns an unconfigured queue that the driver may make up to `max_size` large.
     ///
     /// # Panics
     /// If `max_size` is no power of two up to 32768: it is a constant of the device.
@@ -69,8 +69,8 @@ impl VirtQueue {
         self.queue.ready()
     }
 
-    /// The next available chain, or `None` if the driver has none to offer; it is then asked to
-    /// notify when it has.
+    /// Returns the next available chain, or `None` if the driver has none to offer; it is then
+    /// asked to notify when it has.
     ///
     /// # Errors
     /// If the ring or the chain breaks the protocol.
@@ -126,7 +126,7 @@ impl VirtQueue {
         Ok(())
     }
 
-    /// The driver's index into the available ring: it moves with every chain that is added.
+    /// Returns the driver's index into the available ring: it moves with every chain that is added.
     ///
     /// # Errors
     /// If the ring cannot be read.
@@ -134,7 +134,7 @@ impl VirtQueue {
         Ok(self.queue.avail_idx(mem, Ordering::Acquire)?.0)
     }
 
-    /// A notification begins: grants the queue its budget anew.
+    /// Grants the queue its budget anew, at the start of a notification.
     pub(super) fn begin(&mut self) {
         self.budget = MAX_SERVED;
     }
@@ -144,7 +144,7 @@ impl VirtQueue {
         std::mem::take(&mut self.signal)
     }
 
-    /// Back to unconfigured.
+    /// Makes the queue unconfigured again.
     pub(super) fn reset(&mut self) {
         self.queue.reset();
         self.signal = false;
@@ -161,12 +161,12 @@ impl VirtQueue {
         Ok(())
     }
 
-    /// The ring's registers, for the transport.
+    /// Returns the ring's registers, for the transport.
     pub(super) fn registers(&mut self) -> &mut Queue {
         &mut self.queue
     }
 
-    /// For a snapshot.
+    /// Returns the state for a snapshot.
     pub(super) fn save(&self) -> QueueState {
         let q = self.queue.state();
         QueueState {
@@ -181,7 +181,7 @@ impl VirtQueue {
         }
     }
 
-    /// A queue of at most `max_size` entries in the given state, all of it checked.
+    /// Returns a queue of at most `max_size` entries in the given state, all of it checked.
     pub(super) fn restore(
         max_size: u16,
         state: &QueueState,

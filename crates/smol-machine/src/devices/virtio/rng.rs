@@ -21,12 +21,13 @@ pub struct Rng {
 }
 
 impl Rng {
-    /// A device that draws from `source`.
+    /// Returns a device that draws from `source`.
     pub fn new(source: Source) -> Self {
         Self { source }
     }
 
-    /// The build's device: the blake3 stream of `seed`, public to everyone who knows the build.
+    /// Returns the build's device: the blake3 stream of `seed`, public to everyone who knows the
+    /// build.
     pub fn seeded(seed: &[u8; 32]) -> Self {
         let mut stream = blake3::Hasher::new_keyed(seed)
             .update(b"virtio-rng")
@@ -37,17 +38,10 @@ impl Rng {
         }))
     }
 
-    /// The live machine's device: getrandom(2).
+    /// Returns the live machine's device: getrandom(2).
     pub fn host() -> Self {
-        Self::new(Box::new(|mut buf| {
-            while !buf.is_empty() {
-                match rustix::rand::getrandom(&mut *buf, rustix::rand::GetRandomFlags::empty()) {
-                    Ok(n) => buf = &mut buf[n..],
-                    Err(rustix::io::Errno::INTR) => {}
-                    Err(e) => return Err(e.into()),
-                }
-            }
-            Ok(())
+        Self::new(Box::new(|buf| {
+            getrandom::fill(buf).map_err(io::Error::from)
         }))
     }
 }

@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Why a captured device cannot be brought back on this machine.
+/// Why a captured device cannot be restored on this machine.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct StateError(pub(super) String);
@@ -84,7 +84,7 @@ pub enum DeviceState {
 }
 
 impl DeviceState {
-    /// The error for a device that finds another kind of state than its own.
+    /// Returns the error for a device that finds another kind of state than its own.
     pub(super) fn mismatch(&self, wanted: &str) -> StateError {
         StateError(format!(
             "it is the state of another kind of device than virtio-{wanted}: {self:?}"

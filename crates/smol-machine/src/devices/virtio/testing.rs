@@ -57,7 +57,7 @@ pub type Board = (Arc<MmioTransport>, Arc<Line>);
 /// A device in the machine of a test.
 pub fn board(device: impl VirtioDevice + 'static, mem: &Mem) -> Board {
     let line = Arc::new(Line::default());
-    let transport = MmioTransport::new(device, mem.clone(), Box::new(Wire(line.clone())));
+    let transport = MmioTransport::new(Box::new(device), mem.clone(), Box::new(Wire(line.clone())));
     (transport, line)
 }
 

@@ -92,7 +92,7 @@ impl Connection {
         !(self.requested || self.host_done || self.guest_deaf)
     }
 
-    /// What the stream should be watched for.
+    /// Returns what the stream should be watched for.
     pub fn wants(&self) -> Ready {
         Ready {
             read: self.sending() && !self.queued && self.credit() > 0,
@@ -154,13 +154,13 @@ impl Connection {
         Ok(true)
     }
 
-    /// Whether the guest must be told of room that it does not know of, lest it wait for ever.
+    /// Whether the guest must be given credit that it does not know of, lest it wait for ever.
     /// Half the buffer at a time: often enough to keep a stream flowing.
     pub fn owes_credit(&self) -> bool {
         (self.forwarded - self.told).0 >= BUFFER / 2
     }
 
-    /// A packet of this connection to the guest; it carries our credit.
+    /// Returns a packet of this connection to the guest; it carries our credit.
     pub fn packet(&mut self, key: Key, guest_cid: u64, op: u16) -> Header {
         self.told = self.forwarded;
         Header {

@@ -1,5 +1,5 @@
-//! What the device wants of the host's side of its streams; [`super::sink`] and [`super::unix`]
-//! provide it.
+//! The interface of the host's side of the device; [`super::sink`] and [`super::unix`] implement
+//! it.
 
 use std::io;
 use std::net::Shutdown;
@@ -41,21 +41,21 @@ pub trait Stream: Send {
         false
     }
 
-    /// The socket to watch for readiness; `None` for a stream that is always ready.
+    /// Returns the socket to watch for readiness; `None` for a stream that is always ready.
     fn socket(&self) -> Option<&Arc<UnixStream>> {
         None
     }
 }
 
 /// A stream that the host wants to connect to a guest port.
-pub struct Request {
+pub struct ConnectRequest {
     /// Port in the guest.
     pub port: u32,
     /// The host's end.
     pub stream: Box<dyn Stream>,
 }
 
-/// What a watched stream belongs to.
+/// Identifies a watched stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Token {
     /// A connection.
@@ -64,7 +64,7 @@ pub enum Token {
     Remainder(u64),
 }
 
-/// Directions in which a stream is wanted to be, or is, ready.
+/// Directions in which a stream is to be, or is, ready.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ready {
     /// There are bytes (or the end) to receive.
@@ -89,24 +89,24 @@ pub trait Host: Send {
     /// The guest connects to `port` of the host; `None` refuses.
     fn open(&mut self, port: u32) -> Option<Box<dyn Stream>>;
 
-    /// How to have the device served when something has become ready.
+    /// Takes the means to have the device served when something has become ready.
     fn attach(&mut self, waker: Waker) {
         let _ = waker;
     }
 
-    /// The streams that wait for being connected to the guest, at most `limit` of them.
-    fn requests(&mut self, limit: usize) -> Vec<Request> {
+    /// Returns streams that are to be connected to the guest, at most `limit` of them.
+    fn requests(&mut self, limit: usize) -> Vec<ConnectRequest> {
         let _ = limit;
         Vec::new()
     }
 
-    /// The watched streams that have become ready since the last call.
+    /// Returns the watched streams that have become ready since the last call.
     fn events(&mut self) -> Vec<(Token, Ready)> {
         Vec::new()
     }
 
-    /// Replaces the list of watched streams, and lets go of those that are no longer in it; after `timeout` the device wants to be served even
-    /// if nothing happened.
+    /// Replaces the list of watched streams, and drops those that are no longer in it. After
+    /// `timeout` the device is to be served even if none is ready.
     fn watch(&mut self, list: Vec<Watch>, timeout: Option<Duration>) {
         let _ = (list, timeout);
     }

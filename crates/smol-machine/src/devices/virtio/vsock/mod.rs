@@ -1,12 +1,12 @@
 //! virtio-vsock (section 5.10): byte streams between ports of the guest and ports of the host.
 //!
-//! | room | purpose |
+//! | module | purpose |
 //! |---|---|
 //! | this one | the device: queues, configuration, the reset event after a restore |
 //! | [`packet`] | the packet header |
 //! | `mux` | the table of connections |
 //! | `connection` | one connection: buffering and credit |
-//! | `host` | what the device wants of the host's side |
+//! | `host` | the interface of the host's side |
 //! | [`sink`] | the host's side while building: callbacks, synchronous |
 //! | [`unix`] | the host's side of a live machine: Unix sockets and a thread |
 //!
@@ -46,9 +46,9 @@ const QUEUE_SIZES: [u16; 3] = [128, 128, 16];
 const TRANSPORT_RESET: u32 = 0;
 
 /// How long new connections wait for a guest that does not acknowledge the reset event.
-const RESET_PATIENCE: Duration = Duration::from_secs(5);
+const RESET_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Where the guest stands with the end of its old connections.
+/// Whether the guest knows that its old connections have ended.
 #[derive(Debug)]
 enum Reset {
     /// It knows, or there was none.
@@ -70,13 +70,13 @@ pub struct Vsock {
 }
 
 impl Vsock {
-    /// The build's device: streams of the guest go to `sink`, nothing comes from the host.
+    /// Returns the build's device: streams of the guest go to `sink`, nothing comes from the host.
     pub fn for_build(guest_cid: u64, sink: Box<dyn StreamSink>) -> Self {
         Self::new(guest_cid, Box::new(sink::SinkHost::new(sink)))
     }
 
-    /// A live machine's device, with a thread of its own, and the handle by which this process
-    /// connects and listens.
+    /// Returns a live machine's device, with a thread of its own, and the handle by which this
+    /// process connects and listens.
     ///
     /// With a `path`, other processes can too: a client of the Unix socket `path` sends
     /// `CONNECT <port>\n`, reads `OK <n>\n`, and is connected to the guest's port; a guest that
@@ -89,8 +89,8 @@ impl Vsock {
         Ok((Self::new(guest_cid, Box::new(host)), handle))
     }
 
-    /// A live machine's device that nobody in the host listens to: every connection of the guest
-    /// is refused, and no thread is needed for that.
+    /// Returns a live machine's device that nobody in the host listens to: every connection of the
+    /// guest is refused, and no thread is needed for that.
     pub fn deaf(guest_cid: u64) -> Self {
         Self::new(
             guest_cid,
@@ -168,7 +168,7 @@ impl Vsock {
                 queue.notify_on_next(mem)?;
                 self.reset = Reset::Told {
                     avail: queue.available(mem)?,
-                    until: Instant::now() + RESET_PATIENCE,
+                    until: Instant::now() + RESET_TIMEOUT,
                 };
             }
             Reset::Told { avail, until } => {
@@ -181,7 +181,7 @@ impl Vsock {
         Ok(())
     }
 
-    /// How long connections of the host must be held back at most.
+    /// Returns how long connections of the host must be held back at most.
     fn hold(&self) -> Option<Duration> {
         match self.reset {
             Reset::Told { until, .. } => Some(until.saturating_duration_since(Instant::now())),

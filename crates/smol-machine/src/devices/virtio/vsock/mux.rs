@@ -34,7 +34,7 @@ pub struct Mux {
     replies: VecDeque<Header>,
     /// Connections that may have data for the guest.
     queue: VecDeque<Key>,
-    /// The host watches the wrong things.
+    /// The list of watched streams is out of date.
     stale: bool,
 }
 
@@ -57,7 +57,7 @@ impl Mux {
         self.host.attach(waker);
     }
 
-    /// Drops all connections and all that waits, without a word to the guest.
+    /// Drops all connections and all that waits, without telling the guest.
     pub fn clear(&mut self) {
         self.connections.clear();
         self.remainders.clear();
@@ -76,7 +76,7 @@ impl Mux {
         !self.replies.is_empty() || !self.queue.is_empty()
     }
 
-    /// A packet of the guest, with its data.
+    /// Handles a packet of the guest, with its data.
     pub fn receive(&mut self, header: &Header, data: &[u8]) {
         if header.src_cid != self.guest_cid {
             return; // section 5.10.6.2: a forged source
@@ -117,7 +117,7 @@ impl Mux {
         self.connections.len() + self.remainders.len() >= MAX_CONNECTIONS
     }
 
-    /// The guest asks for a connection.
+    /// Handles a request of the guest for a connection.
     fn open(&mut self, key: Key, header: &Header) {
         if self.connections.contains_key(&key) {
             return self.abort(key);
@@ -138,7 +138,7 @@ impl Mux {
         self.settle(key);
     }
 
-    /// A packet on a connection that exists. An error aborts the connection.
+    /// Handles a packet on a connection that exists. An error aborts the connection.
     fn handle(&mut self, key: Key, header: &Header, data: &[u8]) -> io::Result<()> {
         let broken = || io::Error::from(io::ErrorKind::InvalidData);
         let connection = self.connections.get_mut(&key).ok_or_else(broken)?;
@@ -226,7 +226,7 @@ impl Mux {
         }
     }
 
-    /// After a change to a connection: tells the guest of room, notes what else to watch for.
+    /// After a change to a connection: gives the guest credit, notes what else to watch for.
     fn settle(&mut self, key: Key) {
         let Some(connection) = self.connections.get_mut(&key) else {
             return;
@@ -240,7 +240,8 @@ impl Mux {
         self.stale |= more && connection.stream.socket().is_some();
     }
 
-    /// The next packet for the guest with up to `room` data bytes, which it puts into `data`.
+    /// Returns the next packet for the guest with up to `room` data bytes, which it puts into
+    /// `data`.
     pub fn next(&mut self, room: usize, data: &mut Vec<u8>) -> Option<Header> {
         data.clear();
         if let Some(reply) = self.replies.pop_front() {
@@ -263,7 +264,7 @@ impl Mux {
         None
     }
 
-    /// The next packet of one connection that is sending.
+    /// Returns the next packet of one connection that is sending.
     fn next_of(&mut self, key: Key, room: usize, data: &mut Vec<u8>) -> Option<Header> {
         let connection = self.connections.get_mut(&key)?;
         if connection.credit() == 0 {
@@ -305,7 +306,7 @@ impl Mux {
         }
     }
 
-    /// Looks after what happened on the host: streams that became ready and, unless they are to
+    /// Handles what happened on the host: streams that became ready and, unless they are to
     /// be held back, streams that want a connection.
     pub fn service(&mut self, hold_requests: bool) {
         for (token, ready) in self.host.events() {

@@ -80,7 +80,7 @@ impl Header {
         }
     }
 
-    /// The little-endian wire form.
+    /// Returns the little-endian wire form.
     pub fn to_bytes(&self) -> [u8; HEADER] {
         let mut bytes = [0; HEADER];
         let mut at = 0;

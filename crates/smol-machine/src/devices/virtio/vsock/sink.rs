@@ -1,6 +1,6 @@
-//! The host's side while building: streams from the guest end in a callback, and nothing flows
-//! the other way but what that answers. All of it happens on the vCPU thread, so what the guest sees depends on
-//! nothing but what it did.
+//! The host's side while building: streams from the guest end in a callback, and only what that
+//! returns goes back. All of it happens on the vCPU thread, so what the guest sees depends only on
+//! what it did.
 
 use std::collections::VecDeque;
 use std::io::{self, Read as _};
@@ -99,7 +99,8 @@ impl Stream for SinkStream {
         Ok(data.len())
     }
 
-    /// The sink's answers; when the guest has finished, the end, so that its socket is done too.
+    /// Returns the sink's answers; when the guest has finished, the end, so that its socket is done
+    /// too.
     fn receive(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         if !self.answer.is_empty() {
             self.answer.read(buf)

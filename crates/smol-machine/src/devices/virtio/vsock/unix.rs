@@ -1,9 +1,9 @@
 //! The host's side of a live machine: Unix stream sockets, and a thread that waits for them.
 //!
-//! The thread holds no connection of its own. It polls what the device wants watched, hands over
-//! what became ready and has the device served ([`Waker`]); the device moves the bytes. Beside
-//! that it takes clients of the machine's socket up to their `CONNECT` line, and calls the
-//! listeners of this process.
+//! The thread holds no connection of its own. It polls the streams that the device has it watch,
+//! notes which are ready and has the device served ([`Waker`]); the device moves the bytes. It also
+//! reads the `CONNECT` lines of new clients of the machine's socket, and calls the listeners of this
+//! process.
 
 use std::collections::HashMap;
 use std::io::{self, ErrorKind, Read, Write};
@@ -19,10 +19,10 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::super::Waker;
-use super::host::{Host, Ready, Request, Stream, Token, Watch};
+use super::host::{ConnectRequest, Host, Ready, Stream, Token, Watch};
 
 /// Clients of the machine's socket that have yet to send their whole `CONNECT` line, and
-/// requests that have yet to reach the guest. The oldest client makes room for a new one.
+/// requests that have yet to reach the guest. A new client displaces the oldest.
 const MAX_WAITING: usize = 128;
 
 /// Longest `CONNECT` line: the word, a space, ten digits, a line end, and then some.
@@ -45,7 +45,7 @@ struct State {
     /// The machine is gone.
     closed: bool,
     waker: Option<Waker>,
-    requests: Vec<Request>,
+    requests: Vec<ConnectRequest>,
     listeners: HashMap<u32, Listener>,
     /// Connections of the guest that the listeners of their ports have yet to be given.
     accepted: Vec<(u32, UnixStream)>,
@@ -65,7 +65,7 @@ impl Shared {
     }
 
     /// Queues a connection to the guest for the device to make.
-    fn request(&self, request: Request) -> io::Result<()> {
+    fn request(&self, request: ConnectRequest) -> io::Result<()> {
         let mut state = self.lock();
         if state.closed {
             return Err(io::Error::new(
@@ -108,7 +108,7 @@ impl VsockHandle {
     pub fn connect_timeout(&self, port: u32, timeout: Duration) -> io::Result<UnixStream> {
         let (ours, theirs) = UnixStream::pair()?;
         let (accepted, answer) = sync_channel(1);
-        self.0.request(Request {
+        self.0.request(ConnectRequest {
             port,
             stream: Box::new(SocketStream::new(theirs, Some(Asker::Thread(accepted)))?),
         })?;
@@ -192,7 +192,7 @@ impl UnixHost {
         thread == Some(thread::current().id())
     }
 
-    /// A connection to `<path>_<port>`, made without waiting.
+    /// Returns a connection to `<path>_<port>`, made without waiting.
     fn open_path(&self, port: u32) -> Option<UnixStream> {
         use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, connect, socket};
         let mut path = self.path.clone()?.into_os_string();
@@ -223,7 +223,7 @@ impl Host for UnixHost {
         self.shared.lock().waker = Some(waker);
     }
 
-    fn requests(&mut self, limit: usize) -> Vec<Request> {
+    fn requests(&mut self, limit: usize) -> Vec<ConnectRequest> {
         let requests = &mut self.shared.lock().requests;
         requests.drain(..limit.min(requests.len())).collect()
     }
@@ -269,7 +269,7 @@ impl Drop for UnixHost {
     }
 }
 
-/// Who is told that the guest has accepted a connection.
+/// How to report that the guest has accepted a connection.
 enum Asker {
     /// A client of the machine's socket: by a line on it.
     Client,
@@ -452,7 +452,7 @@ impl Pump {
                 Ok(Some(port)) => {
                     if let Ok(stream) = SocketStream::new(client.stream, Some(Asker::Client)) {
                         // Dropping the stream of a request that is refused tells the client.
-                        let _ = self.shared.request(Request {
+                        let _ = self.shared.request(ConnectRequest {
                             port,
                             stream: Box::new(stream),
                         });
@@ -466,8 +466,8 @@ impl Pump {
 }
 
 impl Client {
-    /// The port of the `CONNECT <port>` line, once it is complete. Not a byte behind its end is
-    /// read: it belongs to the guest.
+    /// Returns the port of the `CONNECT <port>` line, once it is complete. Not a byte behind its
+    /// end is read: it belongs to the guest.
     fn read_line(&mut self) -> io::Result<Option<u32>> {
         let invalid = || io::Error::from(ErrorKind::InvalidData);
         loop {

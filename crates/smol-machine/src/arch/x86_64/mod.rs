@@ -1,0 +1,8 @@
+//! x86-64.
+
+pub mod boot;
+pub mod contract;
+pub mod cpu;
+pub mod layout;
+pub mod ports;
+pub mod state;

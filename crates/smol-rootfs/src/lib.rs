@@ -1,0 +1,34 @@
+//! A file tree in memory, and the formats that it is read from and written as.
+//!
+//! ```text
+//! dir  (a folder of the host) ──┐
+//! tar, layer (an OCI layer) ────┼─> tree ──> erofs (root file system image)
+//! copy (one file or folder) ────┤      └───> cpio  (initramfs)
+//! erofs, cpio (images) ─────────┘
+//! ```
+//!
+//! | module | purpose |
+//! |---|---|
+//! | [`tree`], `inode`, `path` | the tree, what is in it, how paths are resolved inside it |
+//! | `dir`, `copy` | files of the host into a tree |
+//! | `tar`, `layer` | tar archives and OCI layers into a tree |
+//! | [`erofs`], [`cpio`] | images from a tree, and a tree from an image |
+//!
+//! Archives and images are hostile input: every length and offset is checked, and the tree limits
+//! names, depth and number. No path of an archive is ever looked up on the host. Output depends on
+//! the tree alone: the same tree gives the same bytes.
+
+mod copy;
+pub mod cpio;
+mod dir;
+pub mod erofs;
+mod inode;
+mod layer;
+mod path;
+mod tar;
+pub mod tree;
+
+pub use self::copy::CopySpec;
+pub use self::dir::{DirOptions, Modes, Owner};
+pub use self::inode::{Device, FileData, Inode, Meta, Node, Xattrs};
+pub use self::tree::{InodeId, Tree};

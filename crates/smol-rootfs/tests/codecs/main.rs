@@ -1,0 +1,8 @@
+//! The codecs against the tools that know their formats, hostile archives, reproducibility.
+
+mod archive;
+mod common;
+mod cpio;
+mod host;
+mod image;
+mod readback;

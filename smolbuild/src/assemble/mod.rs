@@ -1,8 +1,0 @@
-//! Assembling what a machine boots from: images on disk.
-
-mod images;
-pub mod initramfs;
-pub mod kernel;
-pub mod rootfs;
-
-pub use images::{Images, Site, assemble};

@@ -1,0 +1,139 @@
+//! Boots a machine wherever it can run, and shows its way to the snapshot as stages.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use anyhow::Result;
+use smol_cli::progress::Stage;
+use smol_cli::{ExitKind, Failure, Interrupt, Progress, human};
+use smol_host::Backend;
+use smol_protocol::Event;
+
+use super::{BootJob, Failed, Frozen, Message, emulated, local};
+use crate::context::BuildContext;
+
+/// Boots the machine on `backend` until it is frozen. `cache` is the folder of the emulated host's
+/// kernel; console and service are shown if `verbose`.
+///
+/// # Errors
+/// The machine cannot be started, or does not become ready; the interrupt.
+pub fn freeze(
+    job: &BootJob,
+    backend: Backend,
+    cache: &Path,
+    verbose: bool,
+    context: BuildContext,
+) -> Result<Frozen> {
+    let interrupt = context.interrupt;
+    let stages = Arc::new(Mutex::new(BootStages::new(context.progress, verbose)));
+    let report = {
+        let stages = stages.clone();
+        move |message| stages.lock().expect("no stage panics").message(message)
+    };
+    match backend {
+        Backend::Kvm => local::run(job, interrupt, report)?,
+        Backend::Emulated => emulated::run(job, cache, interrupt, report)?,
+    }
+    let outcome = stages.lock().expect("no stage panics").outcome.take();
+    match outcome {
+        Some(Ok(frozen)) => Ok(frozen),
+        Some(Err(failed)) => Err(boot_error(&failed, interrupt)),
+        None => Err(Failure::new(ExitKind::Failed, "the machine ended without a word").into()),
+    }
+}
+
+/// Turns the machine's messages into stages of the progress: boot, service, warm, snapshot.
+struct BootStages {
+    progress: Progress,
+    current: Option<Stage>,
+    outcome: Option<Result<Frozen, Failed>>,
+    verbose: bool,
+}
+
+impl BootStages {
+    fn new(progress: &Progress, verbose: bool) -> Self {
+        let current = Some(progress.stage("boot", "booting the machine"));
+        Self {
+            progress: progress.clone(),
+            current,
+            outcome: None,
+            verbose,
+        }
+    }
+
+    fn start(&mut self, name: &str, message: &str) {
+        self.current = Some(self.progress.stage(name, message));
+    }
+
+    fn finish(&mut self, result: &str) {
+        if let Some(stage) = self.current.take() {
+            stage.finish(result);
+        }
+    }
+
+    fn message(&mut self, message: Message) {
+        match message {
+            Message::Guest(event) => self.event(&event),
+            Message::Log(line) if self.verbose => self.progress.note(&format!("service | {line}")),
+            Message::Console(line) if self.verbose => {
+                self.progress.note(&format!("console | {line}"))
+            }
+            Message::Log(_) | Message::Console(_) => {}
+            Message::Captured { nonzero_pages } => {
+                self.finish(&format!(
+                    "{} of memory in use",
+                    human::bytes(nonzero_pages * 4096)
+                ));
+                self.start("rehearsal", "looking what a restored machine touches first");
+            }
+            Message::Frozen(frozen) => {
+                self.finish(&match &frozen.working_set {
+                    Some(set) => format!(
+                        "{} of memory, {} of the root file system",
+                        human::bytes(set.memory_pages * 4096),
+                        human::bytes(set.rootfs_pages * 4096)
+                    ),
+                    None => "not found out".to_owned(),
+                });
+                if let Some(why) = frozen.unreproducible() {
+                    self.progress
+                        .note(&format!("warning: not reproducible: {why}"));
+                }
+                self.outcome = Some(Ok(frozen));
+            }
+            Message::Failed(failed) => self.outcome = Some(Err(failed)),
+        }
+    }
+
+    fn event(&mut self, event: &Event) {
+        match event {
+            Event::Booted => {
+                self.finish("up");
+                self.start("service", "starting the service");
+            }
+            Event::Ready { attempts } => self.finish(&format!("ready at attempt {attempts}")),
+            Event::WarmStarted { index } => {
+                self.start("warm", &format!("running warm command {}", index + 1))
+            }
+            Event::WarmFinished { status, .. } => self.finish(&status.to_string()),
+            Event::Quiesced => self.start("snapshot", "capturing the machine"),
+            Event::Warning { reason, .. } => self.progress.note(&format!("warning: {reason}")),
+            _ => {}
+        }
+    }
+}
+
+fn boot_error(failed: &Failed, interrupt: &Interrupt) -> anyhow::Error {
+    if failed.interrupted
+        && let Err(stopped) = interrupt.check()
+    {
+        return stopped.into();
+    }
+    let explanation = failed.explanation();
+    let error = anyhow::Error::from(Failure::new(ExitKind::Failed, failed.reason.clone()));
+    if explanation.is_empty() {
+        error
+    } else {
+        anyhow::Error::msg(explanation).context(error)
+    }
+}

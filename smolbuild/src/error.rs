@@ -1,0 +1,47 @@
+//! Exit kinds of the errors that our libraries return: decided here, where they enter this program.
+
+use smol_cli::{ErrorExt, ExitKind};
+
+/// An error of a library of ours, whose exit kind follows from what it is.
+pub trait LibraryError {
+    /// Adds exit kind and hints.
+    fn classified(self) -> anyhow::Error;
+}
+
+impl LibraryError for smol_bundle::Error {
+    /// 4 when the bytes are not what they should be, 1 when the host could not do it.
+    fn classified(self) -> anyhow::Error {
+        let kind = match self.is_verification_failure() {
+            true => ExitKind::Verification,
+            false => ExitKind::Failed,
+        };
+        anyhow::Error::from(self).kind(kind)
+    }
+}
+
+impl LibraryError for smol_host::HostError {
+    /// 5, with the command that fixes it as a hint.
+    fn classified(self) -> anyhow::Error {
+        let fix = self.fix.clone();
+        let error = anyhow::Error::from(self).kind(ExitKind::Host);
+        match fix {
+            Some(command) => error.hint(command),
+            None => error,
+        }
+    }
+}
+
+/// Results with such errors.
+pub trait ResultExt<T> {
+    /// The result with the exit kind of its error.
+    ///
+    /// # Errors
+    /// The error, with its exit kind.
+    fn classify(self) -> anyhow::Result<T>;
+}
+
+impl<T, E: LibraryError> ResultExt<T> for Result<T, E> {
+    fn classify(self) -> anyhow::Result<T> {
+        self.map_err(LibraryError::classified)
+    }
+}

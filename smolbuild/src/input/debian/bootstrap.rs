@@ -1,0 +1,331 @@
+//! Installing exactly the packages of a lock, once for each distinct system, without the network.
+//!
+//! An entry of the cache is a tar archive named by the digest of all that determines it. It is made
+//! under another name while its lock file is held and renamed when complete, so there is never half
+//! an entry; what a killed run left is removed by the next. Whoever uses an entry holds its lock
+//! shared.
+
+use std::env;
+use std::fmt::Write as _;
+use std::fs::{self, File, TryLockError};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::geteuid;
+use smol_cli::{ErrorExt, ExitKind, Interrupt};
+
+use super::{DebianSpec, mmdebstrap, packages};
+use crate::fetch;
+use crate::hash;
+use crate::lock::PackagePin;
+
+/// Part of the cache key: count up when the command below gives different archives.
+const RECIPE: u32 = 3;
+/// A release of which all of /bin, /sbin and /lib is in /usr has this package, and its essential
+/// packages need it or `usrmerge`, which depends on 45 MB of Perl.
+const MERGED: &str = "usr-is-merged";
+/// The links that it expects. (mmdebstrap has a hook for the same, but not every host has it.)
+const MERGE_HOOK: &str = r#"for name in bin sbin lib lib32 lib64 libx32; do
+    mkdir -p "$1/usr/$name" && ln -s "usr/$name" "$1/$name" || exit 1; done"#;
+
+/// A complete entry of the cache, locked shared.
+pub struct InstalledSystem {
+    /// The installed system, a tar archive.
+    pub archive: PathBuf,
+    /// Keeps the archive as it is.
+    pub lock: File,
+}
+
+/// Whether `cache` has an entry for these packages.
+pub fn is_installed(pins: &[PackagePin], cache: &Path) -> bool {
+    cache.join(format!("{}.tar", cache_key(pins))).exists()
+}
+
+/// The entry for `spec`, installed now if there is none.
+pub fn installed(
+    spec: &DebianSpec,
+    cache: &Path,
+    progress: &mut dyn FnMut(&str),
+    interrupt: &Interrupt,
+) -> Result<InstalledSystem> {
+    let key = cache_key(&spec.packages);
+    let cannot = || format!("cannot use the cache directory {}", cache.display());
+    fs::create_dir_all(cache).with_context(cannot)?;
+    // mmdebstrap runs elsewhere.
+    let cache = &cache.canonicalize().with_context(cannot)?;
+    let lock = File::options()
+        .create(true)
+        .append(true)
+        .open(cache.join(format!("{key}.lock")));
+    let lock = lock.with_context(cannot)?;
+    let archive = cache.join(format!("{key}.tar"));
+    lock.lock_shared().with_context(cannot)?;
+    if !archive.exists() {
+        lock_alone(&lock, progress, interrupt)?;
+        if !archive.exists() {
+            install(spec, &archive, progress, interrupt)?;
+        }
+        // Between the two locks another may replace the entry, but there will be one.
+        lock.lock_shared().with_context(cannot)?;
+    }
+    Ok(InstalledSystem { archive, lock })
+}
+
+/// Change a shared lock to an exclusive one.
+fn lock_alone(lock: &File, progress: &mut dyn FnMut(&str), interrupt: &Interrupt) -> Result<()> {
+    let mut told = false;
+    loop {
+        match lock.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::Error(error)) => return Err(error).context("cannot lock the cache"),
+            Err(TryLockError::WouldBlock) if !told => {
+                told = true;
+                progress("waiting for another smolbuild that uses the same packages");
+            }
+            Err(TryLockError::WouldBlock) => {
+                interrupt.wait(Some(Duration::from_millis(200)))?;
+                interrupt.check()?;
+            }
+        }
+    }
+}
+
+fn cache_key(pins: &[PackagePin]) -> String {
+    let mut hasher = blake3::Hasher::new_derive_key("smolbuild debian root file system cache key");
+    let mut put = |part: &str| {
+        hasher.update(&(part.len() as u64).to_le_bytes());
+        hasher.update(part.as_bytes());
+    };
+    put(&RECIPE.to_string());
+    put(MERGE_HOOK);
+    put(env::consts::ARCH);
+    for pin in pins {
+        for part in [&pin.name, &pin.version, &pin.arch, &pin.sha256] {
+            put(part);
+        }
+    }
+    hasher.finalize().to_hex()[..32].to_string()
+}
+
+/// Make the entry `archive`; its lock is held.
+fn install(
+    spec: &DebianSpec,
+    archive: &Path,
+    progress: &mut dyn FnMut(&str),
+    interrupt: &Interrupt,
+) -> Result<()> {
+    let work = Work::new(archive.with_extension("work"))?;
+    let made = work.0.join("rootfs.tar");
+    let mut command = mmdebstrap::command(&work.0)?;
+    progress("preparing the packages");
+    let repository = Repository::new(&spec.packages, &spec.downloads, &work.0, interrupt)?;
+    command
+        .arg("--variant=essential")
+        .arg("--dpkgopt=force-unsafe-io")
+        .arg(format!("--include={}", apt_names(&spec.packages, ",")));
+    if spec.packages.iter().any(|pin| pin.name == MERGED) {
+        command.arg(format!("--setup-hook={MERGE_HOOK}"));
+    }
+    // Without a release: all that the repository has.
+    command
+        .args(["--", ""])
+        .arg(&made)
+        .arg(repository.sources_line());
+    mmdebstrap::run(command, progress, interrupt)
+        .context("cannot install the packages of the lock")?;
+    File::open(&made)
+        .and_then(|file| file.sync_all())
+        .context("cannot store the packages")?;
+    fs::rename(&made, archive).with_context(|| format!("cannot make {}", archive.display()))
+}
+
+/// `NAME=VERSION` of each package, as apt takes them.
+pub fn apt_names(pins: &[PackagePin], separator: &str) -> String {
+    let names: Vec<_> = pins
+        .iter()
+        .map(|pin| format!("{}={}", pin.name, pin.version))
+        .collect();
+    names.join(separator)
+}
+
+/// A package repository of exactly the wanted packages, in a folder (sources.list(5), "exact path").
+struct Repository {
+    folder: PathBuf,
+    /// Where it is not in the folder of the installation.
+    _temporary: Option<tempfile::TempDir>,
+}
+
+impl Repository {
+    /// Takes the packages from `downloads`, each checked once more.
+    fn new(
+        pins: &[PackagePin],
+        downloads: &Path,
+        work: &Path,
+        interrupt: &Interrupt,
+    ) -> Result<Repository> {
+        // The user that mmdebstrap becomes without root may not look into our cache.
+        let temporary = (!geteuid().is_root()).then(tempfile::tempdir).transpose()?;
+        let folder = match &temporary {
+            Some(temporary) => temporary.path().to_owned(),
+            None => work.join("packages"),
+        };
+        fs::create_dir_all(&folder)
+            .and_then(|()| fs::set_permissions(&folder, PermissionsExt::from_mode(0o755)))
+            .with_context(|| format!("cannot make {}", folder.display()))?;
+        let mut index = String::new();
+        for pin in pins {
+            interrupt.check()?;
+            index += &add(pin, downloads, &folder)
+                .with_context(|| format!("the package {} {}", pin.name, pin.version))?;
+        }
+        fs::write(folder.join("Packages"), index).context("cannot write the index of packages")?;
+        Ok(Repository {
+            folder,
+            _temporary: temporary,
+        })
+    }
+
+    /// For apt. It need not be signed: the packages come from our cache, by their digests.
+    fn sources_line(&self) -> String {
+        let path = self.folder.display().to_string();
+        let path = path.bytes().fold(String::new(), |mut uri, byte| {
+            match byte {
+                b'/' | b'.' | b'-' | b'_' | b'~' => uri.push(byte.into()),
+                _ if byte.is_ascii_alphanumeric() => uri.push(byte.into()),
+                _ => {
+                    let _ = write!(uri, "%{byte:02X}");
+                }
+            }
+            uri
+        });
+        format!("deb [trusted=yes] copy:{path} ./")
+    }
+}
+
+/// Puts a package into the repository; returns its paragraph of the index.
+fn add(pin: &PackagePin, downloads: &Path, folder: &Path) -> Result<String> {
+    let from = fetch::place(downloads, &pin.sha256);
+    let name = format!("{}.deb", pin.sha256);
+    let to = folder.join(&name);
+    if fs::hard_link(&from, &to).is_err() {
+        fs::copy(&from, &to).with_context(|| format!("cannot read {}", from.display()))?;
+    }
+    ensure!(
+        hash::sha256(&to)? == pin.sha256,
+        "{} is damaged: delete it",
+        from.display()
+    );
+    let size = fs::metadata(&to)?.len();
+    let fields = Command::new("dpkg-deb")
+        .arg("--field")
+        .arg(&to)
+        .env("LC_ALL", "C")
+        .stdin(Stdio::null())
+        .output()
+        .context("cannot run dpkg-deb")?;
+    if !fields.status.success() {
+        bail!(
+            "dpkg-deb: {}",
+            String::from_utf8_lossy(&fields.stderr).trim()
+        );
+    }
+    let fields = String::from_utf8_lossy(&fields.stdout);
+    let is = packages::parse_record(&format!("{fields}SHA256: {}\n", pin.sha256));
+    if is.as_ref() != Some(pin) {
+        return Err(anyhow::anyhow!(
+            "the file with the SHA-256 {} is another package",
+            pin.sha256
+        ))
+        .kind(ExitKind::Verification);
+    }
+    Ok(format!(
+        "{}\nFilename: ./{name}\nSize: {size}\nSHA256: {}\n\n",
+        fields.trim_end(),
+        pin.sha256
+    ))
+}
+
+/// A directory to work in, removed at the end.
+struct Work(PathBuf);
+
+impl Work {
+    fn new(path: PathBuf) -> Result<Work> {
+        // What a killed run has left behind. Its processes are gone with it, and their mounts too.
+        remove(&path);
+        fs::create_dir(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        // apt's own user reads in it.
+        fs::set_permissions(&path, PermissionsExt::from_mode(0o755))?;
+        Ok(Work(path))
+    }
+}
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        remove(&self.0);
+    }
+}
+
+fn remove(path: &Path) {
+    // Nothing to be done about an error here: making the directory will say what is wrong.
+    let _ = fs::remove_dir_all(path);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pin(name: &str, version: &str, sha256: &str) -> PackagePin {
+        PackagePin {
+            name: name.into(),
+            version: version.into(),
+            arch: "all".into(),
+            sha256: sha256.into(),
+        }
+    }
+
+    #[test]
+    fn the_packages_and_their_digests_decide_the_cache_key() {
+        let base = [pin("adduser", "3.134", "aa"), pin("bash", "5.2", "bb")];
+        let keys = [
+            cache_key(&base),
+            cache_key(&base[..1]),
+            cache_key(&[pin("adduser", "3.135", "aa"), base[1].clone()]),
+            cache_key(&[pin("adduser", "3.134", "ab"), base[1].clone()]),
+            cache_key(&[base[1].clone(), base[0].clone()]),
+        ];
+        let distinct: std::collections::HashSet<_> = keys.iter().collect();
+        assert_eq!(distinct.len(), keys.len());
+        assert_eq!(cache_key(&base.clone()), keys[0]);
+    }
+
+    #[test]
+    fn a_folder_with_an_odd_name_is_one_word_for_apt() {
+        let repository = Repository {
+            folder: "/home/a b/100%".into(),
+            _temporary: None,
+        };
+        assert_eq!(
+            repository.sources_line(),
+            "deb [trusted=yes] copy:/home/a%20b/100%25 ./"
+        );
+    }
+
+    #[test]
+    fn a_package_that_is_damaged_or_another_one_is_not_installed() {
+        let scratch = tempfile::tempdir().unwrap();
+        let sha256 = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        let place = fetch::place(scratch.path(), sha256);
+        let add = |content: &str| {
+            fs::write(&place, content).unwrap();
+            let to = tempfile::tempdir_in(scratch.path()).unwrap();
+            let error = super::add(&pin("adduser", "3.134", sha256), scratch.path(), to.path());
+            format!("{:#}", error.unwrap_err())
+        };
+        assert!(add("abd").contains("is damaged"));
+        // "abc" has the digest, but it is no package.
+        assert!(add("abc").contains("dpkg-deb"));
+    }
+}

@@ -1,0 +1,79 @@
+//! Which packages there are: read from what apt and dpkg tell in paragraphs of fields.
+
+use crate::lock::PackagePin;
+
+/// The packages of an index: what `apt-cache show` prints. Sorted, each once.
+pub fn parse_records(records: &str) -> Vec<PackagePin> {
+    let mut pins: Vec<_> = records.split("\n\n").filter_map(parse_record).collect();
+    pins.sort();
+    pins.dedup();
+    pins
+}
+
+/// The package of one paragraph, if it is complete.
+pub fn parse_record(record: &str) -> Option<PackagePin> {
+    Some(PackagePin {
+        name: field(record, "Package")?,
+        version: field(record, "Version")?,
+        arch: field(record, "Architecture")?,
+        sha256: field(record, "SHA256")?.to_lowercase(),
+    })
+}
+
+/// Name, version and architecture of the packages that a dpkg status file calls installed, sorted.
+pub fn installed(status: &str) -> Vec<(String, String, String)> {
+    let of = |stanza: &str| {
+        // "install ok installed": what is wanted, whether it is broken, how far it is.
+        field(stanza, "Status")?
+            .ends_with(" installed")
+            .then_some(())?;
+        Some((
+            field(stanza, "Package")?,
+            field(stanza, "Version")?,
+            field(stanza, "Architecture")?,
+        ))
+    };
+    let mut installed: Vec<_> = status.split("\n\n").filter_map(of).collect();
+    installed.sort();
+    installed
+}
+
+/// A field of a paragraph: `Field: value`, continued by leading blanks (deb822(5)).
+fn field(paragraph: &str, name: &str) -> Option<String> {
+    let value = |line: &str| {
+        line.strip_prefix(name)?
+            .strip_prefix(':')
+            .map(|value| value.trim().to_string())
+    };
+    paragraph.lines().find_map(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_installed_packages_count_and_they_are_sorted() {
+        let status = "Package: zlib1g\nStatus: install ok installed\nArchitecture: amd64\nMulti-Arch: same\n\
+                      Description: a library\n Version: not this\nVersion: 1:1.2.13\n\n\
+                      Package: gone\nStatus: deinstall ok config-files\nArchitecture: all\nVersion: 1\n\n\
+                      Package: adduser\nStatus: install ok installed\nArchitecture: all\nVersion: 3.134\n";
+        let shown: Vec<_> = installed(status)
+            .iter()
+            .map(|(name, version, arch)| format!("{name} {version} {arch}"))
+            .collect();
+        assert_eq!(shown, ["adduser 3.134 all", "zlib1g 1:1.2.13 amd64"]);
+    }
+
+    #[test]
+    fn a_package_that_is_listed_twice_is_one_and_half_a_record_is_none() {
+        let record = "Package: bash\nVersion: 5.2\nArchitecture: amd64\nSHA256: AB\n";
+        let half = "Package: dash\nVersion: 0.5\n";
+        let pins = parse_records(&format!("{record}\n{half}\n{record}"));
+        assert_eq!(pins.len(), 1);
+        assert_eq!(
+            (pins[0].name.as_str(), pins[0].sha256.as_str()),
+            ("bash", "ab")
+        );
+    }
+}

@@ -1,0 +1,71 @@
+//! `[rootfs] dir`: a folder of the host.
+
+use std::path::Path;
+
+use anyhow::Result;
+use serde::Serialize;
+use smol_cli::Interrupt;
+use smol_rootfs::erofs::Mtimes;
+use smol_rootfs::{DirOptions, Modes, Owner, Tree};
+use toml::Spanned;
+
+use super::{HostPath, Input, InputDirs, LoadedTree, Pins, files};
+use crate::lock::{InputFile, Lock, Role};
+
+/// A folder, by path relative to the Smolfile. Owners are kept if we are root, otherwise all files
+/// become root's; times become the epoch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DirInput(pub Spanned<String>);
+
+impl DirInput {
+    /// The tree of the folder at `path`.
+    fn tree(path: &Path) -> Result<Tree> {
+        let options = DirOptions {
+            owner: Owner::of_root_filesystem(),
+            modes: Modes::Keep,
+        };
+        let mut tree = Tree::new();
+        tree.apply_dir(path, "", &options)?;
+        Ok(tree)
+    }
+}
+
+impl Input for DirInput {
+    fn host_path(&self) -> Option<HostPath<'_>> {
+        Some(HostPath {
+            path: &self.0,
+            is_folder: true,
+        })
+    }
+
+    fn pin(
+        &self,
+        base_dir: &Path,
+        _kept: Option<&Lock>,
+        lock: &mut Lock,
+        interrupt: &Interrupt,
+    ) -> Result<Pins> {
+        let path = self.0.get_ref();
+        let tree = Self::tree(&base_dir.join(path))?;
+        lock.files.push(InputFile {
+            role: Role::RootfsDir,
+            path: path.clone(),
+            sha256: files::tree_sha256(&tree, interrupt)?,
+        });
+        Ok(Pins::Complete)
+    }
+
+    fn load(
+        &self,
+        _lock: &Lock,
+        dirs: &InputDirs,
+        _say: &mut dyn FnMut(&str),
+        _interrupt: &Interrupt,
+    ) -> Result<LoadedTree> {
+        Self::tree(&dirs.base_dir.join(self.0.get_ref())).map(LoadedTree::new)
+    }
+
+    fn mtimes(&self) -> Mtimes {
+        Mtimes::Epoch
+    }
+}

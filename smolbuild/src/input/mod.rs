@@ -1,0 +1,237 @@
+//! The inputs of a root file system: one module for each kind that a Smolfile can name.
+//!
+//! | module | kind |
+//! |---|---|
+//! | [`debian`] | `[rootfs] debian`: packages |
+//! | `tar` | `[rootfs] tar`: a tar archive |
+//! | `dir` | `[rootfs] dir`: a folder |
+//! | [`bundle`] | `[base] bundle`: the root file system of another bundle |
+//! | [`files`] | digests of folders, and of what a `[[copy]]` copies |
+//!
+//! Every stage asks the [`Input`] and does not know the kinds: reading a Smolfile checks
+//! [`Input::host_path`], resolving the lock calls [`Input::pin`] and [`Input::choose`], and building
+//! the root file system calls [`Input::fetch`] and [`Input::load`]. A new kind is a module with a
+//! type that implements the trait, a variant of [`Rootfs`] with its line in [`Rootfs::input`], and
+//! its keys in `smolfile/parse.rs`.
+
+use std::any::Any;
+use std::path::Path;
+
+use anyhow::Result;
+use serde::Serialize;
+use smol_cli::Interrupt;
+use smol_rootfs::Tree;
+use smol_rootfs::erofs::Mtimes;
+use toml::Spanned;
+
+use crate::context::BuildContext;
+use crate::lock::Lock;
+
+pub mod bundle;
+pub mod debian;
+mod dir;
+pub mod files;
+mod tar;
+
+pub use self::bundle::BundleInput;
+pub use self::debian::DebianInput;
+pub use self::dir::DirInput;
+pub use self::tar::TarInput;
+
+/// `[rootfs]`, or `[base]` in its place: an input of one of the kinds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rootfs {
+    /// A Debian system.
+    Debian(DebianInput),
+    /// A tar archive of the host.
+    Tar(TarInput),
+    /// A folder of the host.
+    Dir(DirInput),
+    /// `[base]`: another bundle.
+    Bundle(BundleInput),
+}
+
+impl Rootfs {
+    /// The input, whatever its kind.
+    pub fn input(&self) -> &dyn Input {
+        match self {
+            Self::Debian(input) => input,
+            Self::Tar(input) => input,
+            Self::Dir(input) => input,
+            Self::Bundle(input) => input,
+        }
+    }
+}
+
+/// Where the files of a root file system come from.
+pub trait Input {
+    /// The file or folder that it names. It must exist when the Smolfile is read, and a bundle does
+    /// not contain it in its original form.
+    fn host_path(&self) -> Option<HostPath<'_>>;
+
+    /// Enters into `lock` what pins it, as it is now on this host. `base_dir` is the folder of the
+    /// Smolfile. What was chosen for `kept` is kept if the Smolfile still asks for the same.
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    fn pin(
+        &self,
+        base_dir: &Path,
+        kept: Option<&Lock>,
+        lock: &mut Lock,
+        interrupt: &Interrupt,
+    ) -> Result<Pins>;
+
+    /// Chooses anew what [`Input::pin`] left to be chosen, and enters it into `lock`.
+    ///
+    /// # Errors
+    /// Nothing may be downloaded, or what is asked for does not exist.
+    fn choose(&self, _lock: &mut Lock, _context: BuildContext) -> Result<()> {
+        Ok(())
+    }
+
+    /// Downloads what `lock` pins, unless it is in the folder of downloads already. `cache` is the folder of what
+    /// was made of downloads before, with a folder in it for each kind. What is not offered any more is replaced in `lock`, if that is allowed.
+    ///
+    /// # Errors
+    /// It cannot be downloaded, or may not be.
+    fn fetch(&self, _lock: &mut Lock, _cache: &Path, _context: BuildContext) -> Result<()> {
+        Ok(())
+    }
+
+    /// Reads the files into a tree. `say` is told what happens, a line at a time.
+    ///
+    /// # Errors
+    /// Unreadable or hostile input; input that is not what `lock` pins; a full disk; the interrupt.
+    fn load(
+        &self,
+        lock: &Lock,
+        dirs: &InputDirs,
+        say: &mut dyn FnMut(&str),
+        interrupt: &Interrupt,
+    ) -> Result<LoadedTree>;
+
+    /// Which times the files have in the image.
+    fn mtimes(&self) -> Mtimes;
+}
+
+/// A path that a Smolfile names, relative to its folder.
+#[derive(Clone, Copy, Debug)]
+pub struct HostPath<'a> {
+    /// The path, and where it is written.
+    pub path: &'a Spanned<String>,
+    /// Whether it is a folder; a file otherwise.
+    pub is_folder: bool,
+}
+
+/// How far an input is pinned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pins {
+    /// The lock has all of it.
+    Complete,
+    /// The lock has what the Smolfile asks for; [`Input::choose`] has to follow.
+    ToChoose,
+}
+
+/// The folders that inputs are read from, and unpacked to.
+#[derive(Clone, Copy, Debug)]
+pub struct InputDirs<'a> {
+    /// Folder of the Smolfile.
+    pub base_dir: &'a Path,
+    /// Folder of downloads.
+    pub downloads: &'a Path,
+    /// Folder of what was made of downloads before.
+    pub cache: &'a Path,
+    /// Folder for temporary files.
+    pub scratch: &'a Path,
+}
+
+/// The files of an input.
+pub struct LoadedTree {
+    /// The tree, which refers to contents on disk.
+    pub tree: Tree,
+    /// Keeps those contents in place until it is dropped.
+    _contents: Option<Box<dyn Any>>,
+}
+
+impl LoadedTree {
+    /// A tree whose contents stay where they are.
+    fn new(tree: Tree) -> LoadedTree {
+        LoadedTree {
+            tree,
+            _contents: None,
+        }
+    }
+
+    /// A tree whose contents stay in place as long as `contents` is not dropped.
+    fn kept_by(tree: Tree, contents: impl Any) -> LoadedTree {
+        LoadedTree {
+            tree,
+            _contents: Some(Box::new(contents)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::lock::{PackagePin, Role};
+
+    fn pin(input: &dyn Input, base_dir: &Path, kept: Option<&Lock>) -> (Lock, Pins) {
+        let mut lock = Lock::of_epoch(0);
+        let interrupt = Interrupt::detached().unwrap();
+        let pins = input.pin(base_dir, kept, &mut lock, &interrupt).unwrap();
+        (lock, pins)
+    }
+
+    #[test]
+    fn a_file_or_folder_is_pinned_under_its_own_role_and_looked_for_by_its_own_kind() {
+        let scratch = tempfile::tempdir().unwrap();
+        fs::write(scratch.path().join("root.tar"), "").unwrap();
+        fs::create_dir(scratch.path().join("root")).unwrap();
+        let path = |text: &str| Spanned::new(0..0, text.to_owned());
+        for (rootfs, role, is_folder) in [
+            (
+                Rootfs::Tar(TarInput(path("root.tar"))),
+                Role::RootfsTar,
+                false,
+            ),
+            (Rootfs::Dir(DirInput(path("root"))), Role::RootfsDir, true),
+        ] {
+            let host = rootfs.input().host_path().unwrap();
+            assert_eq!(host.is_folder, is_folder);
+            let (lock, pins) = pin(rootfs.input(), scratch.path(), None);
+            assert_eq!(pins, Pins::Complete);
+            let [file] = lock.files.as_slice() else {
+                panic!("{:?}", lock.files)
+            };
+            assert_eq!((file.role, &file.path), (role, host.path.get_ref()));
+        }
+    }
+
+    #[test]
+    fn packages_are_kept_for_the_same_request_and_chosen_for_another() {
+        let asked = |packages: &[&str]| {
+            let packages = packages.iter().map(|name| name.to_string()).collect();
+            DebianInput::new("bookworm".into(), packages)
+        };
+        let nowhere = Path::new("/nonexistent");
+        let (mut kept, pins) = pin(&asked(&["curl", "bash"]), nowhere, None);
+        assert_eq!(pins, Pins::ToChoose);
+        let debian = kept.debian.as_mut().unwrap();
+        debian.packages.push(PackagePin {
+            name: "bash".into(),
+            version: "5.2".into(),
+            arch: "amd64".into(),
+            sha256: "ab".repeat(32),
+        });
+        let (lock, pins) = pin(&asked(&["bash", "curl"]), nowhere, Some(&kept));
+        assert_eq!((lock.debian, pins), (kept.debian.clone(), Pins::Complete));
+        let (lock, pins) = pin(&asked(&["bash"]), nowhere, Some(&kept));
+        assert_eq!(pins, Pins::ToChoose);
+        assert_eq!(lock.debian.unwrap().requested, ["bash"]);
+    }
+}

@@ -1,0 +1,61 @@
+//! `[rootfs] tar`: a plain tar archive.
+
+use std::path::Path;
+
+use anyhow::Result;
+use serde::Serialize;
+use smol_cli::Interrupt;
+use smol_rootfs::Tree;
+use smol_rootfs::erofs::Mtimes;
+use toml::Spanned;
+
+use super::{HostPath, Input, InputDirs, LoadedTree, Pins};
+use crate::hash;
+use crate::lock::{InputFile, Lock, Role};
+
+/// A tar archive, by path relative to the Smolfile.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct TarInput(pub Spanned<String>);
+
+impl Input for TarInput {
+    fn host_path(&self) -> Option<HostPath<'_>> {
+        Some(HostPath {
+            path: &self.0,
+            is_folder: false,
+        })
+    }
+
+    fn pin(
+        &self,
+        base_dir: &Path,
+        _kept: Option<&Lock>,
+        lock: &mut Lock,
+        _interrupt: &Interrupt,
+    ) -> Result<Pins> {
+        let path = self.0.get_ref();
+        lock.files.push(InputFile {
+            role: Role::RootfsTar,
+            path: path.clone(),
+            sha256: hash::sha256(&base_dir.join(path))?,
+        });
+        Ok(Pins::Complete)
+    }
+
+    fn load(
+        &self,
+        _lock: &Lock,
+        dirs: &InputDirs,
+        _say: &mut dyn FnMut(&str),
+        _interrupt: &Interrupt,
+    ) -> Result<LoadedTree> {
+        let mut tree = Tree::new();
+        tree.apply_tar(&dirs.base_dir.join(self.0.get_ref()))?;
+        Ok(LoadedTree::new(tree))
+    }
+
+    /// Times in an archive are part of the input, and some programs compare them (Python, with its
+    /// compiled modules).
+    fn mtimes(&self) -> Mtimes {
+        Mtimes::Clamped
+    }
+}

@@ -1,0 +1,261 @@
+//! The kernel: built from a recipe, or taken from the cache.
+//!
+//! | module | purpose |
+//! |---|---|
+//! | `recipe` | kernels/<name>/: source, configuration, patches |
+//! | `source` | the source tarball: of the recipe, of a lock, of the user |
+//! | `inputs` | everything that determines the bytes, and its digest |
+//! | `build` | from the source to an entry of the cache |
+//! | `make` | unpack, patch, configure, make, strip |
+//! | `cache` | kernels that were built before, and the lock of the one build at a time |
+
+mod build;
+mod cache;
+mod inputs;
+mod make;
+mod recipe;
+mod source;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use smol_cli::{ExitKind, Failure, Interrupt, Progress, human};
+
+use self::build::KernelBuild;
+use self::cache::KernelCache;
+use self::inputs::Toolchain;
+use self::recipe::Recipe;
+pub use self::source::SourceTarball;
+use crate::fetch::Net;
+use crate::lock;
+
+/// Names a source tarball to build kernels from, where there is no apt to fetch the Debian package.
+pub const SOURCE_VARIABLE: &str = "SMOL_KERNEL_SOURCE";
+
+/// A kernel to build or to take from the cache.
+#[derive(Clone, Copy, Debug)]
+pub struct KernelRequest<'a> {
+    /// Name of a recipe.
+    pub recipe: &'a str,
+    /// A source tarball instead of the Debian package.
+    pub source: Option<&'a Path>,
+    /// The source that a lock pins; without, that of the recipe.
+    pub pinned: Option<&'a lock::Kernel>,
+    /// Folder of downloads.
+    pub downloads: &'a Path,
+    /// What may be downloaded.
+    pub net: Net,
+    /// Build even if the cache has it.
+    pub rebuild: bool,
+}
+
+/// The source tarball that [`SOURCE_VARIABLE`] names.
+pub fn source_variable() -> Option<PathBuf> {
+    std::env::var_os(SOURCE_VARIABLE)
+        .filter(|path| !path.is_empty())
+        .map(PathBuf::from)
+}
+
+/// What determines the kernel of the recipe `name`, for a lock: with the source tarball `tarball`;
+/// without, with the one of `kept`, if that is a lock of the same recipe.
+///
+/// # Errors
+/// An unknown recipe or no such tarball (exit kind Usage), missing tools (Host).
+pub fn pins(
+    name: &str,
+    tarball: Option<&Path>,
+    kept: Option<&lock::Kernel>,
+) -> Result<lock::Kernel> {
+    let recipe = recipe::find(name)?;
+    let recipe_sha256 = inputs::recipe_sha256(&recipe);
+    let kept = kept.filter(|kept| kept.recipe == name && kept.recipe_sha256 == recipe_sha256);
+    let source = match (tarball, kept) {
+        (Some(tarball), _) => SourceTarball::own(tarball, &recipe)?,
+        (None, Some(kept)) => SourceTarball::of_lock(kept),
+        (None, None) => SourceTarball::pinned(&recipe),
+    };
+    let Toolchain { gcc, ld } = Toolchain::of_host()?;
+    let mut pins = lock::Kernel {
+        recipe: name.to_owned(),
+        recipe_sha256,
+        source: String::new(),
+        source_sha256: String::new(),
+        package_sha256: None,
+        gcc,
+        ld,
+    };
+    source.enter(&mut pins);
+    Ok(pins)
+}
+
+/// The vmlinux that was asked for, in the cache `cache`, built if it is not there yet; and the source
+/// that it was built from, which is another than the pinned one if that is not to be had any more.
+///
+/// # Errors
+/// An unknown recipe (exit kind Usage); tools, apt or the right processor missing (Host); a source
+/// that is not what it is pinned as (Verification), or not to be had (LockStale, if it must be
+/// that); a step of the build that fails; no disk space.
+pub fn obtain(
+    request: &KernelRequest,
+    cache: &Path,
+    progress: &Progress,
+    interrupt: &Interrupt,
+) -> Result<(PathBuf, SourceTarball)> {
+    let recipe = recipe::find(request.recipe)?;
+    require_arch(&recipe)?;
+    let stage = progress.stage("kernel", &format!("kernel {}", request.recipe));
+    let mut build = KernelBuild {
+        toolchain: Toolchain::of_host()?,
+        source: match (request.pinned, request.source) {
+            (Some(lock), _) => SourceTarball::of_lock(lock),
+            (None, Some(tarball)) => SourceTarball::own(tarball, &recipe)?,
+            (None, None) => SourceTarball::pinned(&recipe),
+        },
+        cache: KernelCache::new(cache),
+        recipe,
+        stage: &stage,
+        interrupt,
+    };
+    if !request.rebuild
+        && let Some(vmlinux) = build.cached()
+    {
+        let source = build.source;
+        stage.finish("cached");
+        return Ok((vmlinux, source));
+    }
+    let result = build.build(request);
+    interrupt.check()?; // an interrupted build is reported as that, and not as a failed step
+    let (vmlinux, built) = result?;
+    let source = build.source;
+    let size = fs::metadata(&vmlinux)
+        .map(|meta| meta.len())
+        .unwrap_or_default();
+    stage.finish(&if built {
+        human::bytes(size)
+    } else {
+        "cached".to_owned()
+    });
+    Ok((vmlinux, source))
+}
+
+fn require_arch(recipe: &Recipe) -> Result<(), Failure> {
+    let (wanted, here) = (&recipe.metadata.arch, std::env::consts::ARCH);
+    if wanted == here {
+        return Ok(());
+    }
+    let what = format!(
+        "the kernel recipe {} is for {wanted}, and this host is {here}",
+        recipe.metadata.name
+    );
+    Err(Failure::new(ExitKind::Host, what))
+}
+
+#[cfg(test)]
+mod tests {
+    use smol_cli::Mode;
+
+    use super::*;
+
+    fn request(recipe: &str) -> KernelRequest<'_> {
+        KernelRequest {
+            recipe,
+            source: None,
+            pinned: None,
+            downloads: Path::new("/nonexistent"),
+            net: Net::Offline,
+            rebuild: false,
+        }
+    }
+
+    fn locked(source: &str, package_sha256: Option<&str>) -> lock::Kernel {
+        lock::Kernel {
+            source: source.into(),
+            source_sha256: "bb".repeat(32),
+            package_sha256: package_sha256.map(str::to_owned),
+            ..pins("smol-6.1", None, None).unwrap()
+        }
+    }
+
+    #[test]
+    fn a_lock_of_the_same_recipe_keeps_its_source_and_one_of_another_recipe_does_not() {
+        let kept = locked("linux-source-6.1 6.1.9-1", Some("aa"));
+        let pinned = pins("smol-6.1", None, Some(&kept)).unwrap();
+        assert_eq!(pinned, kept);
+        let other = lock::Kernel {
+            recipe_sha256: "cc".repeat(32),
+            ..kept
+        };
+        let pinned = pins("smol-6.1", None, Some(&other)).unwrap();
+        assert_eq!(pinned, pins("smol-6.1", None, None).unwrap());
+    }
+
+    #[test]
+    fn a_source_that_is_neither_here_nor_in_reach_is_named() {
+        let cache = tempfile::tempdir().unwrap();
+        let ask = |lock: &lock::Kernel, net| {
+            let request = KernelRequest {
+                pinned: Some(lock),
+                downloads: &cache.path().join("downloads"),
+                net,
+                ..request("smol-6.1")
+            };
+            let progress = Progress::new(Mode::Plain);
+            obtain(
+                &request,
+                cache.path(),
+                &progress,
+                &Interrupt::detached().unwrap(),
+            )
+            .unwrap_err()
+        };
+        let package = locked("linux-source-6.1 6.1.9-1", Some("aa"));
+        let error = ask(&package, Net::Offline);
+        assert!(
+            format!("{error:#}").contains("linux-source-6.1 6.1.9-1"),
+            "{error:#}"
+        );
+        for name in ["linux.tar.xz", "--option 1"] {
+            let error = ask(&locked(name, None), Net::Pinned);
+            assert_eq!(smol_cli::exit_kind(&error), ExitKind::LockStale);
+            assert!(format!("{error:#}").contains(name), "{error:#}");
+        }
+    }
+
+    fn refused(request: &KernelRequest) -> anyhow::Error {
+        let cache = tempfile::tempdir().unwrap();
+        let error = obtain(
+            request,
+            cache.path(),
+            &Progress::new(Mode::Plain),
+            &Interrupt::detached().unwrap(),
+        )
+        .unwrap_err();
+        assert_eq!(
+            fs::read_dir(cache.path()).unwrap().count(),
+            0,
+            "nothing is left in the cache"
+        );
+        error
+    }
+
+    #[test]
+    fn a_source_tarball_that_does_not_exist_is_an_error_of_usage() {
+        let source = Some(Path::new("/nonexistent/linux.tar.xz"));
+        let error = refused(&KernelRequest {
+            source,
+            ..request("smol-6.1")
+        });
+        assert_eq!(smol_cli::exit_kind(&error), ExitKind::Usage);
+        assert!(
+            format!("{error:#}").contains("/nonexistent/linux.tar.xz"),
+            "{error:#}"
+        );
+    }
+
+    #[test]
+    fn an_unknown_recipe_is_an_error_of_usage() {
+        let error = refused(&request("../smol-6.1"));
+        assert_eq!(smol_cli::exit_kind(&error), ExitKind::Usage);
+    }
+}

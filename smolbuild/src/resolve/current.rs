@@ -1,0 +1,93 @@
+//! The lock by what is on this host now: this program, the kernel's inputs, the files. Nothing is
+//! downloaded.
+
+use std::sync::LazyLock;
+
+use anyhow::Result;
+use sha2::{Digest, Sha256};
+use smol_cli::Interrupt;
+
+use crate::environment::EnvironmentInputs;
+use crate::hash;
+use crate::initramfs::GUEST_BINARY;
+use crate::input::{Pins, files};
+use crate::kernel;
+use crate::lock::{Builder, InputFile, Lock, Role, VERSION};
+use crate::plan::DEFAULT_EPOCH;
+use crate::smolfile::{KernelSource, Loaded, Workload};
+
+static GUEST_SHA256: LazyLock<String> = LazyLock::new(|| hex::encode(Sha256::digest(GUEST_BINARY)));
+
+/// The locks whose choices are kept as long as they fit.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Kept<'a> {
+    /// That of epoch and kernel source.
+    pub kernel: Option<&'a Lock>,
+    /// That of the root file system.
+    pub rootfs: Option<&'a Lock>,
+}
+
+impl<'a> Kept<'a> {
+    /// All choices of a lock.
+    pub fn all(lock: Option<&'a Lock>) -> Self {
+        Self {
+            kernel: lock,
+            rootfs: lock,
+        }
+    }
+}
+
+/// Returns the lock of a Smolfile by what is on this host now. What is a choice and fits is taken from
+/// `kept`: epoch, kernel source, Debian packages. Whether all could be pinned is the second result.
+///
+/// # Errors
+/// A file cannot be read; the kernel recipe or its tools are missing.
+pub fn current(
+    loaded: &Loaded,
+    kept: Kept,
+    environment: &EnvironmentInputs,
+    interrupt: &Interrupt,
+) -> Result<(Lock, Pins)> {
+    let (smolfile, base_dir) = (&loaded.smolfile, &loaded.base_dir);
+    let kept_epoch = kept.kernel.map(|lock| lock.builder.epoch);
+    let mut lock = Lock {
+        version: VERSION,
+        builder: builder(environment.epoch.or(kept_epoch)),
+        kernel: None,
+        debian: None,
+        files: Vec::new(),
+        copies: Vec::new(),
+    };
+    match &smolfile.kernel.source {
+        KernelSource::Path(path) => lock.files.push(InputFile {
+            role: Role::Kernel,
+            path: path.get_ref().clone(),
+            sha256: hash::sha256(&base_dir.join(path.get_ref()))?,
+        }),
+        KernelSource::Recipe(name) => {
+            let tarball = environment.kernel_source.as_deref();
+            let kept = kept.kernel.and_then(|lock| lock.kernel.as_ref());
+            lock.kernel = Some(kernel::pins(name, tarball, kept)?);
+        }
+    }
+    let mut pins = Pins::Complete;
+    if let Workload::Service { rootfs, copies, .. } = &smolfile.workload {
+        let input = rootfs.input();
+        pins = input.pin(base_dir, kept.rootfs, &mut lock, interrupt)?;
+        for copy in copies {
+            let (src, fixed) = (copy.src.get_ref(), copy.mode.is_some());
+            let copied = files::copy(base_dir, src, fixed, interrupt)?;
+            lock.copies.push(copied);
+        }
+    }
+    Ok((lock, pins))
+}
+
+fn builder(epoch: Option<u32>) -> Builder {
+    Builder {
+        smolbuild: env!("CARGO_PKG_VERSION").to_owned(),
+        bundle_format: smol_bundle::FORMAT_VERSION,
+        guest_sha256: GUEST_SHA256.clone(),
+        epoch: epoch.unwrap_or(DEFAULT_EPOCH),
+    }
+}

@@ -1,0 +1,240 @@
+//! The lock that a build uses, and the file that it is in.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | `current` | the lock by what is on this host now: this program, the kernel's inputs, the files |
+//!
+//! A build compares that with the lock file, chooses what is missing, and writes what changed.
+
+mod current;
+#[cfg(test)]
+mod tests;
+
+use std::fs::{self, File};
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use smol_cli::{ErrorExt, ExitKind, Failure, Progress};
+
+pub use self::current::{Kept, current};
+use crate::context::BuildContext;
+use crate::fetch::Net;
+use crate::folder;
+use crate::input::Pins;
+use crate::lock::{Lock, MAX_SIZE, differences};
+use crate::smolfile::Loaded;
+
+/// Most changes that a build tells one by one.
+const MOST_TOLD: usize = 8;
+
+/// Where the lock of a build comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Policy {
+    /// The file next to the Smolfile. If it is missing or does not fit, it is renewed in the parts
+    /// that do not; if `locked`, that is an error.
+    File {
+        /// Whether it must be there and fit.
+        locked: bool,
+    },
+    /// This one, whatever is on disk, and nothing is written.
+    Given(Box<Lock>),
+}
+
+/// The lock of a build, and what may be downloaded for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resolved {
+    /// The lock.
+    pub lock: Lock,
+    /// What may be downloaded.
+    pub net: Net,
+    /// The file that it is in.
+    pub file: Option<PathBuf>,
+}
+
+/// Resolves the lock of a build; the file is written if it changed.
+///
+/// # Errors
+/// It is missing or does not fit, and must (exit kind LockStale, with all that differs); it cannot
+/// be read as one (Usage); what it does not pin cannot be chosen; the file cannot be written.
+pub fn resolve(loaded: &Loaded, policy: &Policy, context: BuildContext) -> Result<Resolved> {
+    let locked = match policy {
+        Policy::Given(lock) => {
+            return Ok(Resolved {
+                lock: (**lock).clone(),
+                net: net(true, context.net),
+                file: None,
+            });
+        }
+        Policy::File { locked } => *locked,
+    };
+    let file = loaded.lock_path();
+    let old = read(&file)?;
+    let kept = Kept::all(old.as_ref());
+    let (mut lock, pins) = current(loaded, kept, context.environment, context.interrupt)?;
+    let changes = old.as_ref().map(|old| differences(old, &lock));
+    if locked {
+        match &changes {
+            None => return Err(missing(&file).into()),
+            Some(changes) if !changes.is_empty() => return Err(stale(&file, changes).into()),
+            Some(_) => {}
+        }
+    }
+    tell(
+        changes.as_deref().unwrap_or_default(),
+        &file,
+        context.progress,
+    );
+    choose(loaded, pins, &mut lock, context)?;
+    keep(&file, &lock, context.progress)?;
+    Ok(Resolved {
+        lock,
+        net: net(locked, context.net),
+        file: Some(file),
+    })
+}
+
+fn net(locked: bool, allowed: Net) -> Net {
+    match (allowed, locked) {
+        (Net::Offline, _) => Net::Offline,
+        (_, true) => Net::Pinned,
+        (_, false) => Net::Open,
+    }
+}
+
+/// Makes the lock file anew, with the newest packages and the recipe's kernel source, and returns
+/// what changed: nothing, if it was up to date. Offline, packages that fit the Smolfile stay.
+///
+/// # Errors
+/// As for [`resolve`], but for the old file, which need not be one.
+pub fn refresh(loaded: &Loaded, context: BuildContext) -> Result<Vec<String>> {
+    let file = loaded.lock_path();
+    let old = read(&file).unwrap_or_else(|_| {
+        let note = format!("{} was no lock file: making it anew", file.display());
+        context.progress.note(&note);
+        None
+    });
+    let kept = Kept {
+        rootfs: old.as_ref().filter(|_| context.net == Net::Offline),
+        ..Kept::default()
+    };
+    let (mut lock, pins) = current(loaded, kept, context.environment, context.interrupt)?;
+    choose(loaded, pins, &mut lock, context)?;
+    store(&file, &lock)?;
+    Ok(match old {
+        Some(old) => differences(&old, &lock),
+        None => vec![format!("{} is new", file.display())],
+    })
+}
+
+/// Chooses what the lock does not pin yet.
+fn choose(loaded: &Loaded, pins: Pins, lock: &mut Lock, context: BuildContext) -> Result<()> {
+    match (pins, loaded.smolfile.rootfs()) {
+        (Pins::ToChoose, Some(rootfs)) => rootfs.input().choose(lock, context),
+        _ => Ok(()),
+    }
+}
+
+fn missing(file: &Path) -> Failure {
+    let what = format!("there is no lock file {}", file.display());
+    Failure::new(ExitKind::LockStale, what).hint("make it: smolbuild lock")
+}
+
+fn stale(file: &Path, changes: &[String]) -> Failure {
+    let what = format!(
+        "the lock file {} is out of date:\n{}",
+        file.display(),
+        changes.join("\n")
+    );
+    Failure::new(ExitKind::LockStale, what).hint("renew it: smolbuild lock")
+}
+
+fn tell(changes: &[String], file: &Path, progress: &Progress) {
+    let name = file.file_name().unwrap_or_default().display();
+    for change in changes.iter().take(MOST_TOLD) {
+        progress.note(&format!("{name}: {change}"));
+    }
+    if changes.len() > MOST_TOLD {
+        let more = changes.len() - MOST_TOLD;
+        progress.note(&format!("{name}: and {more} more changes"));
+    }
+}
+
+/// The lock in a file; nothing if there is none.
+fn read(file: &Path) -> Result<Option<Lock>> {
+    let cannot = || format!("cannot read {}", file.display());
+    let mut bytes = Vec::new();
+    match File::open(file) {
+        // One byte more than a lock may have is enough to see that it is none.
+        Ok(open) => open
+            .take(MAX_SIZE as u64 + 1)
+            .read_to_end(&mut bytes)
+            .with_context(cannot)
+            .kind(ExitKind::Usage)?,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error).with_context(cannot).kind(ExitKind::Usage),
+    };
+    Ok(Some(Lock::parse(&bytes, &file.display().to_string())?))
+}
+
+/// Writes the lock of a build into its file, like [`store`]. If that is not permitted, the user gets a
+/// note instead of an error: the bundle contains the lock.
+///
+/// # Errors
+/// As for [`store`] otherwise.
+pub fn keep(file: &Path, lock: &Lock, progress: &Progress) -> Result<()> {
+    let Err(error) = store(file, lock) else {
+        return Ok(());
+    };
+    let refused = error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<std::io::Error>())
+        .any(|cause| {
+            matches!(
+                cause.kind(),
+                ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem
+            )
+        });
+    if !refused {
+        return Err(error);
+    }
+    progress.note(&format!(
+        "the lock is in the bundle alone: {} cannot be written",
+        file.display()
+    ));
+    Ok(())
+}
+
+/// Writes the lock into a file, whole or not at all. A file that holds it already is not touched.
+///
+/// # Errors
+/// The lock is longer than a bundle takes, or the file cannot be written.
+fn store(file: &Path, lock: &Lock) -> Result<()> {
+    let text = lock.to_text();
+    if text.len() > MAX_SIZE {
+        let what = format!(
+            "the lock would be longer than {} MiB: it has a line for each file that is copied",
+            MAX_SIZE >> 20
+        );
+        return Err(Failure::new(ExitKind::Usage, what)
+            .hint("bring large folders along in a `[rootfs] tar` archive")
+            .into());
+    }
+    if fs::read(file).is_ok_and(|before| before == text.as_bytes()) {
+        return Ok(());
+    }
+    let folder = folder::of(file);
+    let write = || -> std::io::Result<()> {
+        let mut new = tempfile::Builder::new()
+            .prefix(".lock-")
+            // As any new file: the umask takes its part.
+            .permissions(PermissionsExt::from_mode(0o666))
+            .tempfile_in(folder)?;
+        new.write_all(text.as_bytes())?;
+        new.as_file().sync_all()?;
+        new.persist(file).map_err(|error| error.error)?;
+        File::open(folder)?.sync_all()
+    };
+    write().with_context(|| format!("cannot write {}", file.display()))
+}

@@ -1,0 +1,112 @@
+//! The root file system: from an input and the `[[copy]]`s over it to one reproducible EROFS image.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use smol_cli::Interrupt;
+use smol_rootfs::erofs::{self, Options, Stats};
+use smol_rootfs::{CopySpec, Tree};
+use tempfile::NamedTempFile;
+
+use crate::folder;
+use crate::input::{Input, InputDirs};
+use crate::lock::Lock;
+
+/// virtio-pmem regions are mapped in units of this many bytes.
+const ALIGN: u64 = 2 << 20;
+
+/// A root file system to build.
+#[derive(Clone, Copy)]
+pub struct RootfsSpec<'a> {
+    /// What it starts from.
+    pub input: &'a dyn Input,
+    /// What pins the input.
+    pub lock: &'a Lock,
+    /// What is copied over it, in this order.
+    pub copies: &'a [CopySpec],
+    /// Time of the image in seconds since 1970: no file is younger.
+    pub epoch: u64,
+}
+
+/// A built image.
+#[derive(Clone, Debug)]
+pub struct RootfsImage {
+    /// The image file.
+    pub path: PathBuf,
+    /// Its length in bytes, a multiple of 2 MiB.
+    pub size: u64,
+    /// What went into it.
+    pub stats: Stats,
+}
+
+/// Builds the root file system image `out`, which is replaced when the new one is complete. `say` is
+/// told what happens, a line at a time.
+///
+/// The image depends on the spec and the contents it names alone: the same input gives the same
+/// bytes.
+///
+/// # Errors
+/// Unreadable or hostile input, packages that cannot be installed, a full disk, the interrupt. Then
+/// `out` is as it was, and no process or temporary file is left.
+pub fn build(
+    spec: &RootfsSpec,
+    dirs: &InputDirs,
+    out: &Path,
+    say: &mut dyn FnMut(&str),
+    interrupt: &Interrupt,
+) -> Result<RootfsImage> {
+    let mut loaded = spec.input.load(spec.lock, dirs, say, interrupt)?;
+    let tree = &mut loaded.tree;
+    for copy in spec.copies {
+        tree.copy(copy)?;
+    }
+    add_runtime_files(tree)?;
+    interrupt.check()?;
+    say("writing the root file system image");
+    let options = Options {
+        epoch: spec.epoch,
+        mtimes: spec.input.mtimes(),
+        align_image: ALIGN,
+        ..Options::default()
+    };
+    let stats = write_image(tree, out, &options)
+        .with_context(|| format!("cannot write {}", out.display()))?;
+    Ok(RootfsImage {
+        path: out.to_owned(),
+        size: stats.image_bytes,
+        stats,
+    })
+}
+
+/// Adds mount points, and the one file without which `localhost` has no address. The image is mounted
+/// read-only, so nobody can make them later. What is there stays as it is.
+fn add_runtime_files(tree: &mut Tree) -> Result<()> {
+    for (path, mode) in [
+        ("proc", 0o555),
+        ("sys", 0o555),
+        ("dev", 0o755),
+        ("run", 0o755),
+        ("tmp", 0o1777),
+        ("etc", 0o755),
+    ] {
+        tree.mkdir(path, mode)
+            .with_context(|| format!("/{path} must be a directory in a root file system"))?;
+    }
+    if tree.lookup("etc/hosts")?.is_none() {
+        let hosts = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n";
+        tree.file("etc/hosts", 0o644, hosts.as_bytes().to_vec())?;
+    }
+    Ok(())
+}
+
+/// Writes the image in the folder of `out` and renames it.
+fn write_image(tree: &Tree, out: &Path, options: &Options) -> Result<Stats> {
+    let mut temporary = NamedTempFile::with_prefix_in(".rootfs-", folder::of(out))?;
+    let file: &mut File = temporary.as_file_mut();
+    let stats = erofs::write(tree, file, options)?;
+    file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
+    file.sync_all()?;
+    temporary.persist(out)?;
+    Ok(stats)
+}
