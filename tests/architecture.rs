@@ -68,9 +68,9 @@ const NETWORK_CRATES: &[&str] = &[
     "ureq",
 ];
 
-/// The rooms in which `unsafe` may stand: system calls, shared memory, hypervisors. Nowhere else,
+/// The modules in which `unsafe` may stand: system calls, shared memory, hypervisors. Nowhere else,
 /// and so not in what reads bundles, virtqueues, archives, Smolfiles or protocols.
-const UNSAFE_ROOMS: &[&str] = &[
+const UNSAFE_MODULES: &[&str] = &[
     "crates/smol-guest/src/init/",
     "crates/smol-guest/src/main.rs",
     "crates/smol-host/src/child.rs",
@@ -84,24 +84,24 @@ const UNSAFE_ROOMS: &[&str] = &[
     "crates/smol-machine/src/threads.rs",
 ];
 
-/// The rooms that may ask for which operating system or processor they are compiled.
-const PLATFORM_ROOMS: &[&str] = &[
+/// The modules that may ask for which operating system or processor they are compiled.
+const PLATFORM_MODULES: &[&str] = &[
     "crates/smol-machine/src/hv/",
     "crates/smol-machine/src/arch/mod.rs",
     "crates/smol-guest/src/lib.rs",
 ];
 
-/// The rooms that start a program which downloads, or could: `debian/bootstrap.rs` gives mmdebstrap
+/// The modules that start a program which downloads, or could: `debian/bootstrap.rs` gives mmdebstrap
 /// no source but a folder.
-const DOWNLOAD_ROOMS: &[&str] = &[
+const DOWNLOAD_MODULES: &[&str] = &[
     "crates/smol-host/src/emulated/kernel.rs",
     "smolbuild/src/input/debian/archive.rs",
     "smolbuild/src/input/debian/bootstrap.rs",
     "smolbuild/src/fetch.rs",
 ];
 
-/// The rooms that may name KVM's own types.
-const KVM_ROOMS: &[&str] = &["crates/smol-machine/src/hv/kvm/"];
+/// The modules that may name KVM's own types.
+const KVM_MODULES: &[&str] = &["crates/smol-machine/src/hv/kvm/"];
 
 /// Most lines of a source file, and of a test, which is a list.
 const MOST_LINES: usize = 700;
@@ -202,30 +202,32 @@ fn no_network_client_is_in_what_machines_bundles_and_guests_are_made_of() {
 // ---- Sources -------------------------------------------------------------------------------------
 
 #[test]
-fn unsafe_code_stays_in_its_rooms_and_each_of_them_has_some() {
-    let mut empty: BTreeSet<&str> = UNSAFE_ROOMS.iter().copied().collect();
+fn unsafe_code_stays_in_its_modules_and_each_of_them_has_some() {
+    let mut empty: BTreeSet<&str> = UNSAFE_MODULES.iter().copied().collect();
     for (path, line, text) in code_lines() {
         if is_test(&path) || !words(&text).any(|word| word == "unsafe") {
             continue;
         }
-        let room = UNSAFE_ROOMS
+        let module = UNSAFE_MODULES
             .iter()
             .copied()
-            .find(|room| path.starts_with(room));
-        let Some(room) = room else {
-            panic!("{path}:{line}: unsafe outside of its rooms: {text}");
+            .find(|module| path.starts_with(module));
+        let Some(module) = module else {
+            panic!("{path}:{line}: unsafe outside of its modules: {text}");
         };
-        empty.remove(room);
+        empty.remove(module);
     }
-    assert!(empty.is_empty(), "rooms without unsafe: {empty:?}");
+    assert!(empty.is_empty(), "modules without unsafe: {empty:?}");
 }
 
 #[test]
-fn the_platform_is_asked_for_only_in_its_rooms() {
+fn the_platform_is_asked_for_only_in_its_modules() {
     for (path, line, text) in code_lines() {
         let asks = text.contains("cfg")
             && words(&text).any(|word| word == "target_os" || word == "target_arch");
-        let allowed = PLATFORM_ROOMS.iter().any(|room| path.starts_with(room));
+        let allowed = PLATFORM_MODULES
+            .iter()
+            .any(|module| path.starts_with(module));
         assert!(!asks || allowed, "{path}:{line}: {text}");
     }
 }
@@ -234,7 +236,7 @@ fn the_platform_is_asked_for_only_in_its_rooms() {
 fn types_of_kvm_stay_in_its_back_end_and_out_of_the_wire_types() {
     for (path, line, text) in code_lines() {
         let names = words(&text).any(|word| word == "kvm_bindings" || word == "kvm_ioctls");
-        let allowed = KVM_ROOMS.iter().any(|room| path.starts_with(room));
+        let allowed = KVM_MODULES.iter().any(|module| path.starts_with(module));
         assert!(!names || allowed, "{path}:{line}: {text}");
     }
 }
@@ -272,8 +274,8 @@ fn the_builder_opens_no_socket_of_its_own() {
 }
 
 #[test]
-fn programs_that_download_are_started_in_their_rooms_and_each_of_them_starts_one() {
-    let mut idle: BTreeSet<&str> = DOWNLOAD_ROOMS.iter().copied().collect();
+fn programs_that_download_are_started_in_their_modules_and_each_of_them_starts_one() {
+    let mut idle: BTreeSet<&str> = DOWNLOAD_MODULES.iter().copied().collect();
     // The whole lines: what is started stands in a string.
     // xtask is no program of ours that users run.
     let sources = rust_files()
@@ -292,12 +294,12 @@ fn programs_that_download_are_started_in_their_rooms_and_each_of_them_starts_one
             continue;
         }
         assert!(
-            DOWNLOAD_ROOMS.contains(&path.as_str()),
+            DOWNLOAD_MODULES.contains(&path.as_str()),
             "{path} starts a program that downloads"
         );
         idle.remove(path.as_str());
     }
-    assert!(idle.is_empty(), "rooms that download nothing: {idle:?}");
+    assert!(idle.is_empty(), "modules that download nothing: {idle:?}");
 }
 
 #[test]
@@ -372,6 +374,22 @@ fn links_between_documents_lead_somewhere() {
             );
         }
     }
+}
+
+#[test]
+fn source_files_that_documents_name_exist() {
+    let mut found = 0;
+    for path in files(".md") {
+        let text = read(&path);
+        // Every other piece is code, and a placeholder is no path.
+        let code = text.split('`').skip(1).step_by(2);
+        for name in code.filter(|name| name.contains("/src/") && !name.contains(['*', '<', ' '])) {
+            let exists = ["", "crates/"].map(|folder| root().join(folder).join(name).exists());
+            assert!(exists.contains(&true), "{path}: there is no {name}");
+            found += 1;
+        }
+    }
+    assert!(found > 20, "only {found} found");
 }
 
 #[test]
@@ -462,7 +480,7 @@ fn every_exit_code_is_in_the_manual() {
 }
 
 #[test]
-fn every_room_of_a_crate_is_on_the_map_at_its_front_door() {
+fn every_module_of_a_crate_is_on_the_map_at_its_front_door() {
     let crates = [
         "crates/smol-bundle",
         "crates/smol-cli",
@@ -475,7 +493,7 @@ fn every_room_of_a_crate_is_on_the_map_at_its_front_door() {
         let text = read(&format!("{folder}/src/lib.rs"));
         let (map, code) = split_front(&text);
         for line in code.lines().filter(|line| !line.contains("hostile")) {
-            let Some(room) = line
+            let Some(module) = line
                 .trim_start_matches("pub ")
                 .strip_prefix("mod ")
                 .and_then(|m| m.strip_suffix(';'))
@@ -483,10 +501,10 @@ fn every_room_of_a_crate_is_on_the_map_at_its_front_door() {
                 continue;
             };
             // Errors and the command line speak for themselves.
-            let known = ["error", "cli", "subprocess", "work", "human"].contains(&room);
+            let known = ["error", "cli", "subprocess", "work", "human"].contains(&module);
             assert!(
-                known || words(map).any(|word| word == room),
-                "{folder}: {room} is not on the map"
+                known || words(map).any(|word| word == module),
+                "{folder}: {module} is not on the map"
             );
         }
     }
