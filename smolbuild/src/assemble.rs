@@ -48,7 +48,7 @@ pub struct BuildDirs<'a> {
 pub fn assemble(plan: &Plan, dirs: BuildDirs, context: BuildContext) -> Result<(Sealed, Images)> {
     let mut lock = plan.lock.clone();
     let kernel = build_kernel(plan, &mut lock, dirs, context)?;
-    context.interrupt.check()?;
+    context.session.check()?;
     let rootfs = plan.rootfs.as_ref();
     let rootfs = rootfs.map(|rootfs| build_rootfs(plan, rootfs, &mut lock, dirs, context));
     let rootfs = rootfs.transpose()?;
@@ -86,8 +86,7 @@ fn build_kernel(
         net: context.net,
         rebuild: false,
     };
-    let (vmlinux, source) =
-        kernel::obtain(&request, dirs.cache, context.progress, context.interrupt)?;
+    let (vmlinux, source) = kernel::obtain(&request, dirs.cache, context.session)?;
     source.enter(pinned);
     Ok(vmlinux)
 }
@@ -119,14 +118,14 @@ fn build_rootfs(
         scratch: dirs.work,
     };
     let stage = context
-        .progress
+        .session
         .stage("rootfs", "assembling the root file system");
     let image = rootfs::build(
         &spec,
         &input_dirs,
         &dirs.work.join("rootfs"),
         &mut |line| stage.note(line),
-        context.interrupt,
+        &context.session.interrupt,
     )?;
     stage.finish(&human::bytes(image.size));
     Ok(image.path)

@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
-use smol_cli::{Interrupt, Progress};
+use smol_cli::Session;
 
 use crate::environment::EnvironmentInputs;
 use crate::fetch::Net;
 
-/// What the stages of a build share: folders, permissions, progress and the interrupt.
+/// What the stages of a build share: folders, permissions, the session.
 #[derive(Clone, Copy)]
 pub struct BuildContext<'a> {
     /// Folder of downloads.
@@ -16,8 +16,6 @@ pub struct BuildContext<'a> {
     pub net: Net,
     /// What the environment adds to the Smolfile.
     pub environment: &'a EnvironmentInputs,
-    /// Stages and notes for the user.
-    pub progress: &'a Progress,
-    /// Set when the user wants to stop.
-    pub interrupt: &'a Interrupt,
+    /// Where progress is shown, and whether the user wants to stop.
+    pub session: &'a Session,
 }

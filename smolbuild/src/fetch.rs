@@ -234,7 +234,8 @@ impl Scratch {
         let cannot = || format!("cannot write in {}", downloads.display());
         fs::create_dir_all(downloads).with_context(cannot)?;
         // apt's own user works in it, too.
-        let folder = ScratchDir::create_with_mode(downloads, "new-", 0o755).with_context(cannot)?;
+        let folder =
+            ScratchDir::create_with_mode(downloads, "fetching-", 0o755).with_context(cannot)?;
         Ok(Scratch(folder))
     }
 
@@ -364,9 +365,9 @@ mod tests {
     fn the_folder_of_a_killed_download_goes_and_that_of_a_living_one_stays() {
         let downloads = tempfile::tempdir().unwrap();
         let living = Scratch::new(downloads.path()).unwrap();
-        fs::create_dir(downloads.path().join("new-dead")).unwrap();
+        fs::create_dir(downloads.path().join("fetching-dead")).unwrap();
         let next = Scratch::new(downloads.path()).unwrap();
         assert!(living.path().exists() && next.path().exists());
-        assert!(!downloads.path().join("new-dead").exists());
+        assert!(!downloads.path().join("fetching-dead").exists());
     }
 }

@@ -76,9 +76,9 @@ pub fn write(
     out: &Path,
     context: BuildContext,
 ) -> Result<Written> {
-    let interrupt = context.interrupt;
+    let interrupt = &context.session.interrupt;
     let stage = context
-        .progress
+        .session
         .stage("pack", "dropping equal pages, compressing");
     let written = smol_bundle::write_while(spec, prepared, out, &mut |done, total| {
         stage.set(done, total);
@@ -100,8 +100,8 @@ pub fn write(
 /// # Errors
 /// `out` cannot be written; the interrupt.
 pub fn sign(unsigned: &Path, key: &PrivateKey, out: &Path, context: BuildContext) -> Result<()> {
-    context.interrupt.check()?;
-    let stage = context.progress.stage("sign", "signing");
+    context.session.check()?;
+    let stage = context.session.stage("sign", "signing");
     smol_bundle::sign(unsigned, key, out).classify()?;
     stage.finish(&format!("by {}", key.public().id()));
     Ok(())

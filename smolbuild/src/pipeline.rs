@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
 use smol_bundle::{Bundle, Prepared, PrivateKey, Written};
-use smol_cli::{ExitKind, Failure, Interrupt, Progress, paths};
+use smol_cli::{ExitKind, Failure, Session, paths};
 use smol_host::{Accel, Backend, Selected};
 
 use crate::assemble::{self, BuildDirs, Images};
@@ -73,22 +73,17 @@ impl Reuse {
 ///
 /// # Errors
 /// Whatever keeps a stage from being done.
-pub fn build_bundle(
-    request: &BuildRequest,
-    progress: &Progress,
-    interrupt: &Interrupt,
-) -> Result<Built> {
+pub fn build_bundle(request: &BuildRequest, session: &Session) -> Result<Built> {
     let (loaded, cache) = (request.smolfile, paths::cache_dir()?);
     let context = BuildContext {
         downloads: &cache.join("downloads"),
         net: Net::allowed(request.offline),
         environment: &request.environment,
-        progress,
-        interrupt,
+        session,
     };
     let resolved = resolve::resolve(loaded, &request.lock, context)?;
     if let Some(warning) = recent_epoch(resolved.lock.builder.epoch.into(), SystemTime::now()) {
-        progress.note(&warning);
+        session.note(&warning);
     }
     let plan = Plan::resolve(&loaded.smolfile, &loaded.base_dir, resolved.lock)?;
     let build = Build {
@@ -107,14 +102,14 @@ pub fn build_bundle(
     let host = build.host()?;
     let (sealed, images) = build.assemble(&plan)?;
     if let Some(file) = &resolved.file {
-        resolve::keep(file, &sealed.plan.lock, progress)?;
+        resolve::keep(file, &sealed.plan.lock, &session.progress)?;
     }
     build.require_emulated_kernel(&host)?;
     let cacheable = build.is_current(&sealed.plan.lock)?;
     let frozen_in = build.work.subdir("frozen")?;
     let (frozen, prepared) = build.freeze(&sealed, &images, &host, &frozen_in)?;
     let spec = pack::spec(&sealed.plan, &images, &frozen, &frozen_in, &loaded.source)?;
-    interrupt.check()?;
+    session.check()?;
     let unsigned = build.unsigned();
     let written = pack::write(&spec, &prepared, &unsigned, build.context)?;
     let built = Built {
@@ -151,7 +146,7 @@ impl Build<'_> {
 
     /// The bundle of an earlier build of the same, signed as is asked for now.
     fn cached(&self, bundles: Option<&BundleCache>, plan: &Plan) -> Result<Option<Built>> {
-        let progress = self.context.progress;
+        let progress = &self.context.session.progress;
         let Some(bundles) = bundles.filter(|_| self.request.reuse == Reuse::All) else {
             return Ok(None);
         };
@@ -190,7 +185,7 @@ impl Build<'_> {
     fn host(&self) -> Result<Selected> {
         let selected = smol_host::select(self.request.accel).classify()?;
         if let Some(why) = &selected.why {
-            self.context.progress.note(why);
+            self.context.session.note(why);
         }
         Ok(selected)
     }
@@ -227,7 +222,12 @@ impl Build<'_> {
     fn is_current(&self, lock: &Lock) -> Result<bool> {
         let (loaded, context) = (self.request.smolfile, self.context);
         let kept = Kept::all(Some(lock));
-        let (current, _) = resolve::current(loaded, kept, context.environment, context.interrupt)?;
+        let (current, _) = resolve::current(
+            loaded,
+            kept,
+            context.environment,
+            &context.session.interrupt,
+        )?;
         Ok(current == *lock)
     }
 
@@ -241,7 +241,7 @@ impl Build<'_> {
     ) -> Result<(Frozen, Prepared)> {
         let (request, context) = (self.request, self.context);
         let job = BootJob::new(sealed, images, request.watchdog, out);
-        let preparing = Preparing::begin(images, context.interrupt);
+        let preparing = Preparing::begin(images, &context.session.interrupt);
         let frozen = boot::freeze(&job, host.accel, self.cache, request.verbose, context)?;
         Ok((frozen, preparing.end()))
     }
@@ -262,7 +262,7 @@ impl Build<'_> {
         let key = bundles.key(&built.sealed.plan, &self.request.smolfile.source);
         if let Err(error) = bundles.store(&key, unsigned, built, self.work.path()) {
             let note = format!("the bundle is not kept in the cache: {error:#}");
-            self.context.progress.note(&note);
+            self.context.session.note(&note);
         }
     }
 }

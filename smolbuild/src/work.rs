@@ -21,7 +21,7 @@ impl WorkDir {
         let parent = cache.join("work");
         fs::create_dir_all(&parent)
             .with_context(|| format!("cannot create {}", parent.display()))?;
-        let folder = ScratchDir::create(&parent, "build-")
+        let folder = ScratchDir::create(&parent, "building-")
             .with_context(|| format!("cannot create a folder in {}", parent.display()))?;
         Ok(Self(folder))
     }
@@ -50,7 +50,7 @@ mod tests {
     fn the_folder_of_a_dead_build_goes_and_that_of_a_living_one_stays() {
         let cache = tempfile::tempdir().unwrap();
         let living = WorkDir::create(cache.path()).unwrap();
-        let dead = cache.path().join("work/build-dead");
+        let dead = cache.path().join("work/building-dead");
         fs::create_dir(&dead).unwrap();
         fs::write(dead.join("vmlinux"), "").unwrap();
         let other = WorkDir::create(cache.path()).unwrap();

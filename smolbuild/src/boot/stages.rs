@@ -24,8 +24,11 @@ pub fn freeze(
     verbose: bool,
     context: BuildContext,
 ) -> Result<Frozen> {
-    let interrupt = context.interrupt;
-    let stages = Arc::new(Mutex::new(BootStages::new(context.progress, verbose)));
+    let interrupt = &context.session.interrupt;
+    let stages = Arc::new(Mutex::new(BootStages::new(
+        &context.session.progress,
+        verbose,
+    )));
     let report = {
         let stages = stages.clone();
         move |message| stages.lock().expect("no stage panics").message(message)

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde_json::json;
 use smol_cli::progress::render_waterfall;
-use smol_cli::{ExitKind, Failure, Interrupt, Progress, human};
+use smol_cli::{ExitKind, Failure, Interrupt, Progress, Session, human};
 
 use super::keys;
 use crate::cli::Build;
@@ -19,7 +19,7 @@ use crate::smolfile;
 
 /// Builds the machine and writes its bundle.
 pub fn run(args: &Build, interrupt: &Interrupt) -> Result<()> {
-    let progress = Progress::new(args.conditions.shown.progress);
+    let session = Session::new(args.conditions.shown.progress, interrupt.clone());
     let loaded = smolfile::load(&args.smolfile.path)?;
     let key = args.sign.as_deref().map(keys::load_private).transpose()?;
     let environment = EnvironmentInputs::of_process()?;
@@ -47,8 +47,8 @@ pub fn run(args: &Build, interrupt: &Interrupt) -> Result<()> {
         out: &out,
         key: key.as_ref(),
     };
-    let built = pipeline::build_bundle(&request, &progress, interrupt)?;
-    report(&built, args, &out, key.is_some(), &progress)
+    let built = pipeline::build_bundle(&request, &session)?;
+    report(&built, args, &out, key.is_some(), &session.progress)
 }
 
 /// Finds out before the work, not after it, whether there is a place for its result.

@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use smol_cli::{Interrupt, Progress, paths};
+use smol_cli::{Interrupt, Session, paths};
 
 use crate::cli::Kernel;
 use crate::fetch::Net;
@@ -15,7 +15,7 @@ use crate::kernel::{self, KernelRequest};
 
 /// Builds the kernel, or finds it in the cache, and prints the path of its vmlinux.
 pub fn run(args: &Kernel, interrupt: &Interrupt) -> Result<()> {
-    let progress = Progress::new(args.shown.progress);
+    let session = Session::new(args.shown.progress, interrupt.clone());
     let cache = paths::cache_dir()?;
     let request = KernelRequest {
         recipe: &args.recipe,
@@ -26,14 +26,14 @@ pub fn run(args: &Kernel, interrupt: &Interrupt) -> Result<()> {
         rebuild: args.no_cache,
     };
     let Some(output) = &args.output else {
-        let (vmlinux, _) = kernel::obtain(&request, &cache, &progress, interrupt)?;
+        let (vmlinux, _) = kernel::obtain(&request, &cache, &session)?;
         println!("{}", vmlinux.display());
         return Ok(());
     };
     let cannot = || format!("cannot write {}", output.display());
     // Before the minutes that a build takes; a build that is killed leaves no name behind.
     tempfile::tempfile_in(folder::of(output)).with_context(cannot)?;
-    let (vmlinux, _) = kernel::obtain(&request, &cache, &progress, interrupt)?;
+    let (vmlinux, _) = kernel::obtain(&request, &cache, &session)?;
     copy(&vmlinux, output).with_context(cannot)?;
     println!("{}", output.display());
     Ok(())

@@ -1,7 +1,7 @@
 //! `smolbuild lock`: the lock file, made anew.
 
 use anyhow::Result;
-use smol_cli::{Interrupt, Progress, paths};
+use smol_cli::{Interrupt, Session, paths};
 
 use crate::cli::Lock;
 use crate::context::BuildContext;
@@ -17,8 +17,7 @@ pub fn run(args: &Lock, interrupt: &Interrupt) -> Result<()> {
         downloads: &paths::cache_dir()?.join("downloads"),
         net: Net::allowed(args.downloads.offline),
         environment: &EnvironmentInputs::of_process()?,
-        progress: &Progress::new(args.shown.progress),
-        interrupt,
+        session: &Session::new(args.shown.progress, interrupt.clone()),
     };
     let changes = resolve::refresh(&loaded, context)?;
     if changes.is_empty() {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use smol_bundle::{Bundle, ImageKind};
-use smol_cli::{ErrorExt, ExitKind, Failure, Interrupt, Progress, human};
+use smol_cli::{ErrorExt, ExitKind, Failure, Interrupt, Session, human};
 use smol_rootfs::erofs;
 use tempfile::TempDir;
 
@@ -41,8 +41,7 @@ pub fn run(args: &Reproduce, interrupt: &Interrupt) -> Result<()> {
         args,
         bundle,
         folder: tempfile::tempdir().context("cannot make a temporary folder")?,
-        progress: Progress::new(args.conditions.shown.progress),
-        interrupt,
+        session: Session::new(args.conditions.shown.progress, interrupt.clone()),
     };
     let loaded = reproduction.load(source, &lock)?;
     let environment = EnvironmentInputs {
@@ -68,7 +67,7 @@ pub fn run(args: &Reproduce, interrupt: &Interrupt) -> Result<()> {
         out: &out,
         key: None,
     };
-    pipeline::build_bundle(&request, &reproduction.progress, interrupt)?;
+    pipeline::build_bundle(&request, &reproduction.session)?;
     reproduction.compare(&out)
 }
 
@@ -78,8 +77,7 @@ struct Reproduction<'a> {
     bundle: Bundle,
     /// A temporary folder.
     folder: TempDir,
-    progress: Progress,
-    interrupt: &'a Interrupt,
+    session: Session,
 }
 
 impl Reproduction<'_> {
@@ -131,7 +129,7 @@ impl Reproduction<'_> {
         missing.extend(named.map(|host| host.path.get_ref().clone()));
         if !copies.is_empty() {
             let stage = self
-                .progress
+                .session
                 .stage("sources", "taking the copied files out of the bundle");
             let image = self.folder.path().join("rootfs");
             extract_image(&self.bundle, ImageKind::Rootfs, &image)?;
@@ -141,7 +139,7 @@ impl Reproduction<'_> {
                 &lock.copies,
                 &tree,
                 base,
-                self.interrupt,
+                &self.session.interrupt,
             )?);
             stage.finish("");
         }
@@ -155,8 +153,12 @@ impl Reproduction<'_> {
         lock: &Lock,
         environment: &EnvironmentInputs,
     ) -> Result<()> {
-        let (here, _) =
-            resolve::current(loaded, Kept::all(Some(lock)), environment, self.interrupt)?;
+        let (here, _) = resolve::current(
+            loaded,
+            Kept::all(Some(lock)),
+            environment,
+            &self.session.interrupt,
+        )?;
         let differences = lock::differences(lock, &here);
         if differences.is_empty() {
             return Ok(());
@@ -179,8 +181,8 @@ impl Reproduction<'_> {
             println!("{name}  reproduced  {}", bundle.digest());
             return Ok(());
         }
-        let stage = self.progress.stage("diff", "comparing");
-        let report = diff::compare(bundle, &again, self.interrupt)?;
+        let stage = self.session.progress.stage("diff", "comparing");
+        let report = diff::compare(bundle, &again, &self.session.interrupt)?;
         stage.finish("different");
         print!("{}", report.text(Some(SHOWN)));
         let failure = Failure::new(

@@ -20,7 +20,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use smol_cli::{ExitKind, Failure, Interrupt, Progress, human};
+use smol_cli::{ExitKind, Failure, Session, human};
 
 use self::build::KernelBuild;
 use self::cache::KernelCache;
@@ -99,12 +99,11 @@ pub fn pins(
 pub fn obtain(
     request: &KernelRequest,
     cache: &Path,
-    progress: &Progress,
-    interrupt: &Interrupt,
+    session: &Session,
 ) -> Result<(PathBuf, SourceTarball)> {
     let recipe = recipe::find(request.recipe)?;
     require_arch(&recipe)?;
-    let stage = progress.stage("kernel", &format!("kernel {}", request.recipe));
+    let stage = session.stage("kernel", &format!("kernel {}", request.recipe));
     let mut build = KernelBuild {
         toolchain: Toolchain::of_host()?,
         source: match (request.pinned, request.source) {
@@ -115,7 +114,7 @@ pub fn obtain(
         cache: KernelCache::new(cache),
         recipe,
         stage: &stage,
-        interrupt,
+        interrupt: &session.interrupt,
     };
     if !request.rebuild
         && let Some(vmlinux) = build.cached()
@@ -125,7 +124,7 @@ pub fn obtain(
         return Ok((vmlinux, source));
     }
     let result = build.build(request);
-    interrupt.check()?; // an interrupted build is reported as that, and not as a failed step
+    session.check()?; // an interrupted build is reported as that, and not as a failed step
     let (vmlinux, built) = result?;
     let source = build.source;
     let size = fs::metadata(&vmlinux)
@@ -153,7 +152,6 @@ fn require_arch(recipe: &Recipe) -> Result<(), Failure> {
 
 #[cfg(test)]
 mod tests {
-    use smol_cli::Mode;
 
     use super::*;
 
@@ -200,14 +198,7 @@ mod tests {
                 net,
                 ..request("smol-6.1")
             };
-            let progress = Progress::new(Mode::Plain);
-            obtain(
-                &request,
-                cache.path(),
-                &progress,
-                &Interrupt::detached().unwrap(),
-            )
-            .unwrap_err()
+            obtain(&request, cache.path(), &Session::detached().unwrap()).unwrap_err()
         };
         let package = locked("linux-source-6.1 6.1.9-1", Some("aa"));
         let error = ask(&package, Net::Offline);
@@ -224,13 +215,7 @@ mod tests {
 
     fn refused(request: &KernelRequest) -> anyhow::Error {
         let cache = tempfile::tempdir().unwrap();
-        let error = obtain(
-            request,
-            cache.path(),
-            &Progress::new(Mode::Plain),
-            &Interrupt::detached().unwrap(),
-        )
-        .unwrap_err();
+        let error = obtain(request, cache.path(), &Session::detached().unwrap()).unwrap_err();
         assert_eq!(
             fs::read_dir(cache.path()).unwrap().count(),
             0,

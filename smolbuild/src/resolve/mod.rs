@@ -72,7 +72,12 @@ pub fn resolve(loaded: &Loaded, policy: &Policy, context: BuildContext) -> Resul
     let file = loaded.lock_path();
     let old = read(&file)?;
     let kept = Kept::all(old.as_ref());
-    let (mut lock, pins) = current(loaded, kept, context.environment, context.interrupt)?;
+    let (mut lock, pins) = current(
+        loaded,
+        kept,
+        context.environment,
+        &context.session.interrupt,
+    )?;
     let changes = old.as_ref().map(|old| differences(old, &lock));
     if locked {
         match &changes {
@@ -84,10 +89,10 @@ pub fn resolve(loaded: &Loaded, policy: &Policy, context: BuildContext) -> Resul
     tell(
         changes.as_deref().unwrap_or_default(),
         &file,
-        context.progress,
+        &context.session.progress,
     );
     choose(loaded, pins, &mut lock, context)?;
-    keep(&file, &lock, context.progress)?;
+    keep(&file, &lock, &context.session.progress)?;
     Ok(Resolved {
         lock,
         net: net(locked, context.net),
@@ -112,14 +117,19 @@ pub fn refresh(loaded: &Loaded, context: BuildContext) -> Result<Vec<String>> {
     let file = loaded.lock_path();
     let old = read(&file).unwrap_or_else(|_| {
         let note = format!("{} was no lock file: making it anew", file.display());
-        context.progress.note(&note);
+        context.session.note(&note);
         None
     });
     let kept = Kept {
         rootfs: old.as_ref().filter(|_| context.net == Net::Offline),
         ..Kept::default()
     };
-    let (mut lock, pins) = current(loaded, kept, context.environment, context.interrupt)?;
+    let (mut lock, pins) = current(
+        loaded,
+        kept,
+        context.environment,
+        &context.session.interrupt,
+    )?;
     choose(loaded, pins, &mut lock, context)?;
     store(&file, &lock)?;
     Ok(match old {

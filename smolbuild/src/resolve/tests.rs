@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
-use smol_cli::{Interrupt, Mode};
+use smol_cli::Session;
 
 use super::*;
 use crate::environment::EnvironmentInputs;
@@ -54,8 +54,7 @@ impl Project {
             downloads: &self.folder.path().join("downloads"),
             net: Net::Offline,
             environment: &self.environment,
-            progress: &Progress::new(Mode::Plain),
-            interrupt: &Interrupt::detached().unwrap(),
+            session: &Session::detached().unwrap(),
         };
         act(&loaded, context)
     }
@@ -145,7 +144,7 @@ fn packages_stay_as_they_are_locked_until_others_are_asked_for() {
                 loaded,
                 Kept::default(),
                 context.environment,
-                context.interrupt,
+                &context.session.interrupt,
             )
         })
         .unwrap();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use smol_bundle::Bundle;
-use smol_cli::{ExitKind, Failure, Interrupt, Progress, paths};
+use smol_cli::{ExitKind, Failure, Interrupt, Progress, Session, paths};
 use smol_host::Backend;
 
 use crate::cli::RunArgs;
@@ -26,28 +26,29 @@ use crate::trust::Keyring;
 /// If it cannot be run, or ends in another way than it should.
 pub fn run(args: &RunArgs, start: Moment) -> anyhow::Result<ExitCode> {
     let interrupt = Interrupt::install().context("cannot catch signals")?;
-    let progress = Progress::new(args.shown.progress);
+    let session = Session::new(args.shown.progress, interrupt);
     let path = args.bundle.as_deref().context("no bundle was named")?;
-    let bundle = open_trusted(path, args, &progress)?;
-    let mut spec = spec_of(&bundle, path, args, start, &progress)?;
+    let bundle = open_trusted(path, args, &session.progress)?;
+    let mut spec = spec_of(&bundle, path, args, start, &session.progress)?;
 
     let moment = Moment::now();
     let cache = paths::cache_dir()?;
     let lazily = spec.has.snapshot && !spec.cold && !spec.emulated;
     if args.detach {
-        let images = Source::prepare(&bundle, &cache, lazily, &progress, &interrupt)?;
+        let images = Source::prepare(&bundle, &cache, lazily, &session)?;
         spec.metrics.images_ms = Some(moment.elapsed_ms());
-        interrupt.check()?;
-        return background::start(&spec, &images, &terminal(&spec, progress), &interrupt);
+        session.check()?;
+        let terminal = terminal(&spec, session.progress);
+        return background::start(&spec, &images, &terminal, &session.interrupt);
     }
-    let images = Images::load(bundle, &cache, lazily, &progress, &interrupt)?;
+    let images = Images::load(bundle, &cache, lazily, &session)?;
     spec.metrics.images_ms = Some(moment.elapsed_ms());
-    interrupt.check()?;
-    let report = Arc::new(terminal(&spec, progress));
-    let end = process::run(&spec, images, Standard::Output, report, &interrupt)?;
+    session.check()?;
+    let report = Arc::new(terminal(&spec, session.progress));
+    let end = process::run(&spec, images, Standard::Output, report, &session.interrupt)?;
     if end == End::Killed {
         // If it was by a signal to this process, the exit code tells which.
-        interrupt.check()?;
+        session.interrupt.check()?;
     }
     Ok(end.exit_code())
 }

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use rustix::process::{Pid, Signal, kill_process};
-use smol_cli::{ExitKind, Failure, Interrupt};
+use smol_cli::{ExitKind, Failure, Interrupt, Progress, Session};
 use smol_host::child;
 
 use crate::host::messages::{Message, MessageLines, failure};
@@ -121,7 +121,10 @@ fn spawn() -> io::Result<Child> {
 /// # Errors
 /// If it was not started by [`start`], or the parent has ended.
 pub fn main() -> anyhow::Result<ExitCode> {
-    let interrupt = Interrupt::install().context("cannot catch signals")?;
+    let session = Session {
+        progress: Progress::silent(),
+        interrupt: Interrupt::install().context("cannot catch signals")?,
+    };
     let (spec, images): (RunSpec, Source) = serde_json::from_reader(io::stdin().lock())
         .map_err(|_| Failure::new(ExitKind::Usage, "this command is smolrun's own, for -d"))?;
     let parent = Arc::new(Parent {
@@ -129,8 +132,16 @@ pub fn main() -> anyhow::Result<ExitCode> {
         waits: AtomicBool::new(true),
         metrics_file: spec.metrics_file.clone(),
     });
-    let outcome = Images::open(&images, &spec.bundle, &spec.digest, spec.has, &interrupt)
-        .and_then(|images| process::run(&spec, images, Standard::Log, parent.clone(), &interrupt));
+    let outcome =
+        Images::open(&images, &spec.bundle, &spec.digest, spec.has, &session).and_then(|images| {
+            process::run(
+                &spec,
+                images,
+                Standard::Log,
+                parent.clone(),
+                &session.interrupt,
+            )
+        });
     if !parent.waits.load(Ordering::SeqCst) {
         return outcome.map(|end| end.exit_code());
     }

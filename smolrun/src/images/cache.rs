@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use smol_bundle::{Bundle, ImageKind};
-use smol_cli::{ErrorExt, ExitKind, Failure, Interrupt, Progress, human};
+use smol_cli::{ErrorExt, ExitKind, Failure, Session, human};
 use smol_host::lock_dir::LockDir;
 use smol_machine::machine::{Hooks, RestoreConfig};
 use smol_machine::prefetch::{Run, Runs};
@@ -121,12 +121,7 @@ pub fn lookup(bundle: &Bundle, cache: &Path) -> anyhow::Result<(PathBuf, bool)> 
 /// # Errors
 /// If the bundle's frames are not what its index says, the disk is full, or a signal came; then
 /// nothing is left behind.
-pub fn unpack(
-    bundle: &Bundle,
-    cache: &Path,
-    progress: &Progress,
-    interrupt: &Interrupt,
-) -> anyhow::Result<PathBuf> {
+pub fn unpack(bundle: &Bundle, cache: &Path, session: &Session) -> anyhow::Result<PathBuf> {
     let (done, complete) = lookup(bundle, cache)?;
     if complete {
         return Ok(done);
@@ -135,11 +130,11 @@ pub fn unpack(
     let owned = match LockDir::try_claim(&temporary).with_context(|| cannot(&temporary))? {
         Some(owned) => owned,
         None => {
-            progress.note("waiting for another smolrun that unpacks the same bundle");
+            session.note("waiting for another smolrun that unpacks the same bundle");
             LockDir::claim(&temporary).with_context(|| cannot(&temporary))?
         }
     };
-    match unpack_into(bundle, &owned, &done, progress, interrupt) {
+    match unpack_into(bundle, &owned, &done, session) {
         Ok(true) => owned.rename(&done).with_context(|| cannot(&done))?,
         // Another process has unpacked it meanwhile.
         Ok(false) => owned.remove().with_context(|| cannot(&temporary))?,
@@ -164,19 +159,18 @@ fn unpack_into(
     bundle: &Bundle,
     owned: &LockDir,
     done: &Path,
-    progress: &Progress,
-    interrupt: &Interrupt,
+    session: &Session,
 ) -> anyhow::Result<bool> {
     if is_complete(bundle, done)? {
         return Ok(false);
     }
     if done.exists() {
-        progress.note(&format!("{} is damaged: unpacking again", done.display()));
+        session.note(&format!("{} is damaged: unpacking again", done.display()));
         fs::remove_dir_all(done).with_context(|| cannot(done))?;
     }
     owned.clear().with_context(|| cannot(owned.path()))?;
     let name = bundle.config().name.as_str();
-    let stage = progress.stage(
+    let stage = session.stage(
         "unpack",
         &format!("unpacking {name} (only at its first start)"),
     );
@@ -191,7 +185,7 @@ fn unpack_into(
             .map_err(|e| failure(e, owned.path()))?;
         file.sync_all().with_context(|| cannot(owned.path()))?;
         size += file.metadata().map_or(0, |m| m.blocks() * 512);
-        interrupt.check()?;
+        session.check()?;
     }
     if let Some(state) = bundle.state().map_err(|e| failure(e, owned.path()))? {
         let mut file = create(&owned.path().join(STATE))?;
@@ -366,13 +360,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     fn unpack_sample(sample: &Sample, cache: &Path) -> anyhow::Result<PathBuf> {
-        let interrupt = Interrupt::detached().unwrap();
-        unpack(
-            &sample.open(),
-            cache,
-            &Progress::new(smol_cli::Mode::Plain),
-            &interrupt,
-        )
+        unpack(&sample.open(), cache, &Session::detached().unwrap())
     }
 
     fn names(folder: &Path) -> Vec<String> {
@@ -496,10 +484,9 @@ mod tests {
     #[test]
     fn an_interrupted_start_leaves_nothing() {
         let (sample, cache) = (Sample::new(), tempfile::tempdir().unwrap());
-        let interrupt = Interrupt::detached().unwrap();
-        interrupt.trigger();
-        let progress = Progress::new(smol_cli::Mode::Plain);
-        let error = unpack(&sample.open(), cache.path(), &progress, &interrupt).unwrap_err();
+        let session = Session::detached().unwrap();
+        session.interrupt.trigger();
+        let error = unpack(&sample.open(), cache.path(), &session).unwrap_err();
         assert_eq!(smol_cli::exit_kind(&error), ExitKind::Terminated);
         assert!(names(&cache.path().join("bundles")).is_empty());
     }

@@ -33,7 +33,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use smol_bundle::{Bundle, FrameMap, FrameReader, ImageKind, Piece};
-use smol_cli::{ErrorExt, ExitKind, Interrupt, Progress};
+use smol_cli::{ErrorExt, ExitKind, Session};
 use smol_machine::machine::{Hooks, Time};
 use smol_machine::memory::lazy::{Area, LazyMemory};
 use smol_machine::threads;
@@ -57,7 +57,8 @@ pub struct LazyImages {
     loader: Arc<Loader>,
     unpacking: Mutex<Option<JoinHandle<anyhow::Result<()>>>>,
     cache: PathBuf,
-    interrupt: Interrupt,
+    /// Without its display: unpacking goes on while the machine runs.
+    session: Session,
 }
 
 /// Loads pages; shared by its threads.
@@ -118,12 +119,12 @@ pub fn memory_for(bundle: &Bundle) -> Option<LazyMemory> {
 
 impl LazyImages {
     /// Makes the images of a bundle, to be loaded into `memory` and unpacked into the cache.
-    pub fn new(bundle: Bundle, memory: LazyMemory, cache: &Path, interrupt: &Interrupt) -> Self {
+    pub fn new(bundle: Bundle, memory: LazyMemory, cache: &Path, session: &Session) -> Self {
         Self {
             loader: Arc::new(Loader::new(bundle, memory)),
             unpacking: Mutex::default(),
             cache: cache.to_owned(),
-            interrupt: interrupt.clone(),
+            session: session.silent(),
         }
     }
 
@@ -159,13 +160,13 @@ impl LazyImages {
         let loader = self.loader.clone();
         let serve = move || loader.abort_on_error(loader.serve_touches());
         let loader = self.loader.clone();
-        let (cache, interrupt) = (self.cache.clone(), self.interrupt.clone());
+        let (cache, session) = (self.cache.clone(), self.session.clone());
         let unpack = move || {
             loader.abort_on_error(loader.load_ahead());
             if loader.lock().failed {
                 return Ok(());
             }
-            cache::unpack(&loader.bundle, &cache, &Progress::silent(), &interrupt).map(drop)
+            cache::unpack(&loader.bundle, &cache, &session).map(drop)
         };
         threads::spawn("pager", serve).context(THREADS)?;
         let unpacking = threads::spawn("unpack", unpack).context(THREADS)?;
@@ -200,8 +201,7 @@ impl LazyImages {
     pub fn unpack(&self) -> anyhow::Result<CachedImages> {
         self.loader.demand.end();
         let bundle = &self.loader.bundle;
-        let progress = Progress::silent();
-        let folder = cache::unpack(bundle, &self.cache, &progress, &self.interrupt)?;
+        let folder = cache::unpack(bundle, &self.cache, &self.session)?;
         Ok(CachedImages::new(absolute(&folder)?, Has::of(bundle)))
     }
 
@@ -214,10 +214,10 @@ impl LazyImages {
         self.loader.demand.end();
         let unpacking = self.unpacking().take();
         let unpacked = unpacking.and_then(|thread| {
-            while !thread.is_finished() && !self.interrupt.is_set() {
+            while !thread.is_finished() && !self.session.interrupt.is_set() {
                 thread::sleep(POLL_INTERVAL);
             }
-            (!self.interrupt.is_set()).then(|| thread.join().ok())?
+            (!self.session.interrupt.is_set()).then(|| thread.join().ok())?
         });
         if let Some(error) = self.loader.take_error() {
             return Err(error);
@@ -435,8 +435,8 @@ mod tests {
         let file = File::options().write(true).open(&sample.bundle).unwrap();
         let garbage = vec![0xa5; blob.size as usize];
         file.write_all_at(&garbage, blob.offset).unwrap();
-        let interrupt = Interrupt::detached().unwrap();
-        Some(LazyImages::new(bundle, demand, cache, &interrupt))
+        let session = Session::detached().unwrap();
+        Some(LazyImages::new(bundle, demand, cache, &session))
     }
 
     fn read(images: &LazyImages, page: u32) -> u8 {

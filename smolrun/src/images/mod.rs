@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use smol_bundle::Bundle;
-use smol_cli::{ExitKind, Failure, Interrupt, Progress};
+use smol_cli::{ExitKind, Failure, Session};
 use smol_machine::machine::Hooks;
 use smol_machine::{Machine, MachineState};
 
@@ -52,8 +52,7 @@ impl Source {
         bundle: &Bundle,
         cache: &Path,
         lazily: bool,
-        progress: &Progress,
-        interrupt: &Interrupt,
+        session: &Session,
     ) -> anyhow::Result<Self> {
         let (folder, complete) = cache::lookup(bundle, cache)?;
         if complete {
@@ -63,7 +62,7 @@ impl Source {
             let cache = absolute(cache)?;
             return Ok(Source::Bundle { cache });
         }
-        let folder = cache::unpack(bundle, cache, progress, interrupt)?;
+        let folder = cache::unpack(bundle, cache, session)?;
         Ok(Source::Cached(absolute(&folder)?))
     }
 }
@@ -78,8 +77,7 @@ impl Images {
         bundle: Bundle,
         cache: &Path,
         lazily: bool,
-        progress: &Progress,
-        interrupt: &Interrupt,
+        session: &Session,
     ) -> anyhow::Result<Self> {
         let has = Has::of(&bundle);
         let (folder, complete) = cache::lookup(&bundle, cache)?;
@@ -87,10 +85,10 @@ impl Images {
             return Ok(Images::Cached(CachedImages::new(absolute(&folder)?, has)));
         }
         if lazily && let Some(memory) = lazy::memory_for(&bundle) {
-            let images = LazyImages::new(bundle, memory, cache, interrupt);
+            let images = LazyImages::new(bundle, memory, cache, session);
             return Ok(Images::Lazy(images));
         }
-        let folder = cache::unpack(&bundle, cache, progress, interrupt)?;
+        let folder = cache::unpack(&bundle, cache, session)?;
         Ok(Images::Cached(CachedImages::new(absolute(&folder)?, has)))
     }
 
@@ -104,7 +102,7 @@ impl Images {
         bundle: &Path,
         digest: &str,
         has: Has,
-        interrupt: &Interrupt,
+        session: &Session,
     ) -> anyhow::Result<Self> {
         let cache = match source {
             Source::Cached(folder) => {
@@ -120,7 +118,7 @@ impl Images {
             );
             return Err(Failure::new(ExitKind::Verification, message).into());
         }
-        Self::load(opened, cache, true, &Progress::silent(), interrupt)
+        Self::load(opened, cache, true, session)
     }
 
     /// Whether pages are loaded when they are touched.
@@ -197,13 +195,13 @@ mod tests {
     #[test]
     fn a_bundle_that_is_not_the_one_that_was_verified_is_not_started() {
         let (sample, cache) = (Sample::new(), tempfile::tempdir().unwrap());
-        let interrupt = Interrupt::detached().unwrap();
+        let session = Session::detached().unwrap();
         let has = Has::of(&sample.open());
         let source = Source::Bundle {
             cache: cache.path().to_owned(),
         };
         let open = |source: &Source, digest: &str| {
-            Images::open(source, &sample.bundle, digest, has, &interrupt)
+            Images::open(source, &sample.bundle, digest, has, &session)
         };
         let verified = sample.open().digest().to_string();
         let other = format!("sha256:{}", "0".repeat(64));
@@ -228,12 +226,9 @@ mod tests {
     #[test]
     fn images_for_another_process_are_unpacked_unless_it_can_load_them_lazily() {
         let (sample, cache) = (Sample::new(), tempfile::tempdir().unwrap());
-        let interrupt = Interrupt::detached().unwrap();
+        let session = Session::detached().unwrap();
         let bundle = sample.open();
-        let prepare = |lazily| {
-            let progress = Progress::silent();
-            Source::prepare(&bundle, cache.path(), lazily, &progress, &interrupt).unwrap()
-        };
+        let prepare = |lazily| Source::prepare(&bundle, cache.path(), lazily, &session).unwrap();
         let complete = || cache::lookup(&bundle, cache.path()).unwrap().1;
         match prepare(true) {
             Source::Bundle { cache: path } => assert!(path == cache.path() && !complete()),

@@ -128,12 +128,12 @@ fn choose(debian: &mut lock::Debian, context: BuildContext) -> Result<()> {
             .hint("run `smolbuild lock` with a network first")
             .into());
     }
-    let stage = context.progress.stage("lock", "choosing packages");
+    let stage = context.session.stage("lock", "choosing packages");
     debian.packages = resolve(
         &debian.suite,
         &debian.requested,
         context.downloads,
-        context.interrupt,
+        &context.session.interrupt,
     )?;
     stage.finish(&format!("{} packages", debian.packages.len()));
     Ok(())
@@ -150,7 +150,7 @@ fn have_packages(debian: &mut lock::Debian, cache: &Path, context: BuildContext)
     if context.net != Net::Open {
         return Err(failure.into());
     }
-    context.progress.note(&format!("{failure}: choosing anew"));
+    context.session.note(&format!("{failure}: choosing anew"));
     choose(debian, context)?;
     match download(debian, cache, context)? {
         gone if gone.is_empty() => Ok(()),
@@ -170,8 +170,8 @@ fn download(debian: &lock::Debian, cache: &Path, context: BuildContext) -> Resul
         &debian.packages,
         context.downloads,
         context.net,
-        &mut |what| stage = Some(context.progress.stage("fetch", what)),
-        context.interrupt,
+        &mut |what| stage = Some(context.session.stage("fetch", what)),
+        &context.session.interrupt,
     )?;
     if let Some(stage) = stage {
         stage.finish(match gone.is_empty() {
