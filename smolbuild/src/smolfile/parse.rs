@@ -456,9 +456,7 @@ fn probe(table: &mut Table<'_>, http: &'static str, errors: &mut Errors) -> Opti
     if let Some(entry) = table.take("tcp") {
         probes.push(Probe::Tcp(port(entry.value, errors).unwrap_or_default()));
     }
-    if let Some(request) = table.table("http", http, errors) {
-        probes.push(Probe::Http(http_probe(request, errors)));
-    }
+    probes.extend(http_request(table, http, errors).map(Probe::Http));
     probes.extend(
         table
             .parsed("log", errors, values::pattern)
@@ -479,6 +477,21 @@ fn probe(table: &mut Table<'_>, http: &'static str, errors: &mut Errors) -> Opti
         probes.push(Probe::Notify);
     }
     probes.into_iter().next()
+}
+
+/// Takes `http` of a table: a URL, or a table that is called `name`.
+fn http_request(table: &mut Table<'_>, name: &'static str, errors: &mut Errors) -> Option<Http> {
+    if !table.is_string("http") {
+        let request = table.table("http", name, errors)?;
+        return Some(http_probe(request, errors));
+    }
+    let (port, path) = table.parsed("http", errors, values::http_url)?.into_inner();
+    Some(Http {
+        port,
+        path,
+        status: vec![200],
+        body: None,
+    })
 }
 
 fn http_probe(mut table: Table<'_>, errors: &mut Errors) -> Http {

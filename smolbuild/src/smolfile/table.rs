@@ -62,6 +62,13 @@ impl<'i> Table<'i> {
             .map(|entry| entry.key.span())
     }
 
+    /// Whether the key has a string as its value.
+    pub(super) fn is_string(&self, key: &str) -> bool {
+        self.entries.iter().any(|entry| {
+            entry.key.get_ref() == key && matches!(entry.value.get_ref(), DeValue::String(_))
+        })
+    }
+
     pub(super) fn take(&mut self, key: &str) -> Option<Entry<'i>> {
         let index = self
             .entries

@@ -22,30 +22,22 @@ fn number_and_unit(text: &str) -> Option<(u64, &str)> {
     Some((number, text[digits..].trim_start()))
 }
 
-/// A size in bytes: `256MiB`.
+/// A size in bytes: `256MiB`, and as people write it: `256M`, `256m`, `1g`. The units are powers of
+/// 1024 in every spelling, as those of memory are in docker and podman.
 pub(super) fn size(text: &str) -> Result<u64, Diagnostic> {
     let syntax = || {
         wrong("not a size").help("write a whole number with KiB, MiB or GiB, such as \"256MiB\"")
     };
     let (number, unit) = number_and_unit(text).ok_or_else(syntax)?;
-    let factor = match unit {
-        "KiB" => 1 << 10,
-        "MiB" => MIB,
-        "GiB" => 1 << 30,
-        "K" | "k" | "KB" | "kB" | "kib" | "kb" => return Err(meant(number, "KiB")),
-        "M" | "m" | "MB" | "mib" | "mb" => return Err(meant(number, "MiB")),
-        "G" | "g" | "GB" | "gib" | "gb" => return Err(meant(number, "GiB")),
+    let factor = match unit.to_ascii_lowercase().as_str() {
+        "k" | "kb" | "kib" => 1 << 10,
+        "m" | "mb" | "mib" => MIB,
+        "g" | "gb" | "gib" => 1 << 30,
         _ => return Err(syntax()),
     };
     number
         .checked_mul(factor)
         .ok_or_else(|| wrong("the size is too large"))
-}
-
-fn meant(number: u64, unit: &str) -> Diagnostic {
-    wrong("not a size").help(format!(
-        "write \"{number}{unit}\": sizes are in powers of 1024"
-    ))
 }
 
 /// A duration: `500ms`, `30s`, `5min`, `1h`.
@@ -191,6 +183,35 @@ pub(super) fn http_path(text: &str) -> Result<String, Diagnostic> {
         return Err(wrong("not the path of an HTTP request").help(help));
     }
     Ok(text.to_owned())
+}
+
+/// Port and path of `http://:8080/health`. The guest is asked about itself, so a host other than
+/// its loopback address has no meaning.
+pub(super) fn http_url(text: &str) -> Result<(u16, String), Diagnostic> {
+    let help = "write `http://:PORT/PATH`, such as \"http://:8080/health\"";
+    let Some(rest) = text.strip_prefix("http://") else {
+        return Err(wrong("not an http URL").help(match text.starts_with("https://") {
+            true => "the guest asks without TLS: name a port that answers plain HTTP, or use `tcp` or `exec`",
+            false => help,
+        }));
+    };
+    let (authority, path) = match rest.find(['/', '?']) {
+        Some(at) if rest[at..].starts_with('/') => (&rest[..at], rest[at..].to_owned()),
+        Some(at) => (&rest[..at], format!("/{}", &rest[at..])),
+        None => (rest, "/".to_owned()),
+    };
+    let (host, port) = match authority.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') => (host, port),
+        _ => (authority, "80"),
+    };
+    if !matches!(host, "" | "localhost" | "127.0.0.1" | "[::1]") {
+        return Err(wrong("the request goes to the machine itself").help(help));
+    }
+    let digits = !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
+    match port.parse() {
+        Ok(port) if digits && port > 0 => Ok((port, http_path(&path)?)),
+        _ => Err(wrong("the port is out of range").label("must be 1 to 65535")),
+    }
 }
 
 /// A Debian release: `bookworm`.

@@ -336,3 +336,41 @@ fn a_base_stands_in_place_of_a_root_file_system() {
     };
     assert_eq!(path.get_ref(), "redis.smolmachine");
 }
+
+#[test]
+fn a_size_may_be_written_as_in_docker() {
+    for (text, mib) in [
+        ("512m", 512),
+        ("512M", 512),
+        ("512MB", 512),
+        ("512MiB", 512),
+        ("512 mib", 512),
+        ("1G", 1024),
+        ("2gb", 2048),
+        ("65536k", 64),
+    ] {
+        let smolfile = good(&top(&format!("memory = {text:?}")));
+        assert_eq!(smolfile.memory, mib << 20, "{text}");
+    }
+}
+
+#[test]
+fn an_http_probe_may_be_a_url() {
+    for (url, port, path) in [
+        ("http://:8080/health", 8080, "/health"),
+        ("http://localhost:8080", 8080, "/"),
+        ("http://127.0.0.1/a?b=%20", 80, "/a?b=%20"),
+        ("http://[::1]:65535/", 65535, "/"),
+        ("http://[::1]/x:1", 80, "/x:1"),
+        ("http://?ready", 80, "/?ready"),
+    ] {
+        let http = Http {
+            port,
+            path: path.into(),
+            status: vec![200],
+            body: None,
+        };
+        let smolfile = good(&ready(&format!("http = {url:?}")));
+        assert_eq!(smolfile.ready.probe, Probe::Http(http), "{url}");
+    }
+}

@@ -246,3 +246,57 @@ error: expected true or false, found a string
   |               ^^^^^
 "#
 );
+
+mistake!(
+    a_url_of_another_host,
+    ready(r#"http = "http://example.org:80/""#),
+    r#"
+error: the request goes to the machine itself
+ --> Smolfile:7:8
+  |
+7 | http = "http://example.org:80/"
+  |        ^^^^^^^^^^^^^^^^^^^^^^^^
+  |
+  = help: write `http://:PORT/PATH`, such as "http://:8080/health"
+"#
+);
+
+mistake!(
+    a_url_with_tls,
+    ready(r#"http = "https://:8443/""#),
+    r#"
+error: not an http URL
+ --> Smolfile:7:8
+  |
+7 | http = "https://:8443/"
+  |        ^^^^^^^^^^^^^^^^
+  |
+  = help: the guest asks without TLS: name a port that answers plain HTTP, or use `tcp` or `exec`
+"#
+);
+
+mistake!(
+    a_path_in_place_of_a_url,
+    ready(r#"http = "/health""#),
+    r#"
+error: not an http URL
+ --> Smolfile:7:8
+  |
+7 | http = "/health"
+  |        ^^^^^^^^^
+  |
+  = help: write `http://:PORT/PATH`, such as "http://:8080/health"
+"#
+);
+
+mistake!(
+    a_url_whose_port_is_none,
+    ready(r#"http = "http://:0/""#),
+    r#"
+error: the port is out of range
+ --> Smolfile:7:8
+  |
+7 | http = "http://:0/"
+  |        ^^^^^^^^^^^^ must be 1 to 65535
+"#
+);

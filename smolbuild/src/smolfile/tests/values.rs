@@ -168,20 +168,6 @@ error: `memory` must be a multiple of 1 MiB
 );
 
 mistake!(
-    memory_in_powers_of_ten,
-    top(r#"memory = "256MB""#),
-    r#"
-error: not a size
- --> Smolfile:2:10
-  |
-2 | memory = "256MB"
-  |          ^^^^^^^
-  |
-  = help: write "256MiB": sizes are in powers of 1024
-"#
-);
-
-mistake!(
     memory_without_a_unit,
     top(r#"memory = "256""#),
     r#"
