@@ -6,12 +6,19 @@
 //!
 //! [`LockDir`] is a folder of a known name, which stays; [`ScratchDir`] is one of a new name for
 //! what is temporary, removed on drop, or by the next process that makes one in the same place.
+//! [`lock_file`] is for what many processes share, of which one at a time may change it.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, ErrorKind};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use smol_cli::Interrupt;
+
+/// How often it is tried again to get a lock that another process holds.
+const LOCK_POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// A folder that this process owns until this is dropped or the process ends.
 #[derive(Debug)]
@@ -218,6 +225,26 @@ fn sweep(parent: &Path, prefix: &str) {
     }
 }
 
+/// Locks a file for this process alone, and returns whether it did: not if the user wants to stop
+/// while another process holds the lock. Before it waits for that process, `on_wait` is called.
+///
+/// # Errors
+/// Those of the file system.
+pub fn lock_file(file: &File, interrupt: &Interrupt, on_wait: impl FnOnce()) -> io::Result<bool> {
+    let mut on_wait = Some(on_wait);
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(true),
+            Err(TryLockError::Error(error)) => return Err(error),
+            Err(TryLockError::WouldBlock) => match on_wait.take() {
+                Some(on_wait) => on_wait(),
+                None if interrupt.wait(Some(LOCK_POLL_INTERVAL))? => return Ok(false),
+                None => {}
+            },
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::{BufRead, BufReader};
@@ -226,6 +253,22 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    #[test]
+    fn who_waits_for_a_lock_says_so_once_and_can_be_stopped() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = || File::create(folder.path().join("lock")).unwrap();
+        let (held, interrupt) = (open(), Interrupt::detached().unwrap());
+        assert!(lock_file(&held, &interrupt, || panic!("nobody holds it")).unwrap());
+        let (mut told, waiting) = (0, open());
+        let locked = lock_file(&waiting, &interrupt, || {
+            told += 1;
+            interrupt.trigger();
+        });
+        assert_eq!((locked.unwrap(), told), (false, 1));
+        drop(held);
+        assert!(lock_file(&waiting, &interrupt, || panic!("nobody holds it")).unwrap());
+    }
 
     /// Tells [`an_owner`] where to make its folder.
     const PARENT: &str = "LOCK_DIR_TEST_PARENT";

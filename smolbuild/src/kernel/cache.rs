@@ -5,15 +5,15 @@
 //! under one lock, one at a time: a build keeps all processors busy anyway, and the holder of the
 //! lock may remove what killed builds left.
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use smol_cli::Interrupt;
 use smol_cli::progress::Stage;
+use smol_host::lock_dir::lock_file;
 
 use super::inputs::Toolchain;
 use crate::hash;
@@ -118,21 +118,11 @@ impl KernelCache {
             .append(true)
             .open(&path)
             .with_context(cannot)?;
-        let mut told = false;
-        loop {
-            match lock.try_lock() {
-                Ok(()) => break,
-                Err(TryLockError::Error(error)) => return Err(error).with_context(cannot),
-                Err(TryLockError::WouldBlock) if !told => {
-                    told = true;
-                    stage.note("waiting for another smolbuild that builds a kernel");
-                }
-                Err(TryLockError::WouldBlock) => {
-                    interrupt.wait(Some(Duration::from_millis(200)))?;
-                    interrupt.check()?;
-                }
-            }
-        }
+        lock_file(&lock, interrupt, || {
+            stage.note("waiting for another smolbuild that builds a kernel");
+        })
+        .with_context(cannot)?;
+        interrupt.check()?;
         sweep(&folder);
         Ok(BuildLock {
             folder,
@@ -175,6 +165,8 @@ mod tests {
     use std::sync::mpsc;
 
     use smol_cli::{ExitKind, Mode, Progress};
+
+    use std::time::Duration;
 
     use super::*;
 

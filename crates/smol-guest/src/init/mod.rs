@@ -125,16 +125,34 @@ fn live(
     sup: &mut Supervisor,
     world: &mut Option<World>,
 ) -> Result<Infallible, End> {
-    let boot = |why: String| Failure::at(Stage::Boot, why);
-    let config = read_config().map_err(boot)?;
+    let config = boot(platform, sup)?;
+    let world = start_service(&config, sup, world)?;
+    get_ready(&config, sup, world)?;
+    if config.mode == Mode::Build {
+        warm_up(&config, sup, world)?;
+        pass_snapshot(&config, platform, sup, world)?;
+    }
+    loop {
+        sup.step(None, None);
+        sup.check().map_err(|interrupt| match interrupt {
+            Interrupt::ServiceExited(status) => End::Exited(status),
+            Interrupt::Stop(grace) => End::Stop(grace),
+        })?;
+    }
+}
+
+/// Sets up the machine, and connects to the host.
+fn boot(platform: &Platform, sup: &mut Supervisor) -> Result<GuestConfig, End> {
+    let failed = |why: String| Failure::at(Stage::Boot, why);
+    let config = read_config().map_err(failed)?;
     let mut warnings = match &config.rootfs {
-        Some(rootfs) => mounts::enter(rootfs).map_err(boot)?,
+        Some(rootfs) => mounts::enter(rootfs).map_err(failed)?,
         None => Vec::new(),
     };
-    mounts::late().map_err(boot)?;
-    identity::set_up(&config.hostname).map_err(boot)?;
+    mounts::late().map_err(failed)?;
+    identity::set_up(&config.hostname).map_err(failed)?;
     if config.mode == Mode::Run {
-        identity::make_machine_id().map_err(boot)?;
+        identity::make_machine_id().map_err(failed)?;
     }
     warnings.extend(
         network::loopback_up()
@@ -148,56 +166,58 @@ fn live(
         (Ok(()), _) => {}
         (Err(e), Mode::Run) => say!("no control stream to the host: {e}"),
         (Err(e), Mode::Build) => {
-            return Err(boot(format!("no control stream to the host: {e}")).into());
+            return Err(failed(format!("no control stream to the host: {e}")).into());
         }
     }
     snapshot::open_log(sup, Stage::Boot);
     sup.control.send(&Event::Booted);
-    for reason in warnings {
-        sup.control.send(&Event::Warning {
-            stage: Stage::Boot,
-            reason,
-        });
-    }
+    warn(sup, Stage::Boot, warnings);
     if config.mode == Mode::Run {
         listen(platform, sup);
     }
+    Ok(config)
+}
 
-    let world = start_service(&config, sup, world)?;
-    get_ready(&config, sup, world)?;
-    if config.mode == Mode::Build {
-        for (index, warm) in (0..).zip(&config.warm) {
-            sup.control.send(&Event::WarmStarted { index });
-            let (status, output_tail) = run_beside(Stage::Warm, index, warm, sup, world)?;
-            sup.control.send(&Event::WarmFinished {
-                index,
-                status,
-                output_tail,
-            });
-        }
-        snapshot::take(&config.snapshot, platform, sup, world)?;
-        let params = snapshot::resume(platform, sup)?;
-        run_restore(&config, sup, world)?;
-        snapshot::thaw(world)?;
-        listen(platform, sup);
-        let sample = identity::random_sample();
-        sup.control.send(&Event::Resumed { sample });
-        for reason in cpus::bring_online(params.online_cpus) {
-            sup.control.send(&Event::Warning {
-                stage: Stage::Restore,
-                reason,
-            });
-        }
-        if params.rehearsal {
-            rehearsal::rehearse(&config, sup, world)?;
-        }
+/// Runs the `[[warm]]` commands, one after the other.
+fn warm_up(config: &GuestConfig, sup: &mut Supervisor, world: &World) -> Result<(), End> {
+    for (index, warm) in (0..).zip(&config.warm) {
+        sup.control.send(&Event::WarmStarted { index });
+        let (status, output_tail) = run_command(Stage::Warm, index, warm, sup, world)?;
+        sup.control.send(&Event::WarmFinished {
+            index,
+            status,
+            output_tail,
+        });
     }
-    loop {
-        sup.step(None, None);
-        sup.check().map_err(|interrupt| match interrupt {
-            Interrupt::ServiceExited(status) => End::Exited(status),
-            Interrupt::Stop(grace) => End::Stop(grace),
-        })?;
+    Ok(())
+}
+
+/// Brings the machine to its snapshot point; what follows is done by each machine that is restored
+/// from the snapshot.
+fn pass_snapshot(
+    config: &GuestConfig,
+    platform: &Platform,
+    sup: &mut Supervisor,
+    world: &World,
+) -> Result<(), End> {
+    snapshot::take(&config.snapshot, platform, sup, world)?;
+    let params = snapshot::resume(platform, sup)?;
+    run_restore(config, sup, world)?;
+    snapshot::thaw(world)?;
+    listen(platform, sup);
+    let sample = identity::random_sample();
+    sup.control.send(&Event::Resumed { sample });
+    warn(sup, Stage::Restore, cpus::bring_online(params.online_cpus));
+    if params.rehearsal {
+        rehearsal::rehearse(config, sup, world)?;
+    }
+    Ok(())
+}
+
+/// Tells the host what went wrong without keeping the machine from going on.
+fn warn(sup: &mut Supervisor, stage: Stage, reasons: impl IntoIterator<Item = String>) {
+    for reason in reasons {
+        sup.control.send(&Event::Warning { stage, reason });
     }
 }
 
@@ -288,13 +308,13 @@ fn get_ready(config: &GuestConfig, sup: &mut Supervisor, world: &World) -> Resul
 fn run_restore(config: &GuestConfig, sup: &mut Supervisor, world: &World) -> Result<(), End> {
     let beside = world.beside();
     for (index, command) in (0..).zip(&config.restore) {
-        run_beside(Stage::Restore, index, command, sup, &beside)?;
+        run_command(Stage::Restore, index, command, sup, &beside)?;
     }
     Ok(())
 }
 
 /// Runs a `[[warm]]` or `[[restore]]` command, which must succeed; how it ended, and its last output.
-fn run_beside(
+fn run_command(
     stage: Stage,
     index: u32,
     command: &Warm,

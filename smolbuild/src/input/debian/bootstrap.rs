@@ -7,15 +7,15 @@
 
 use std::env;
 use std::fmt::Write as _;
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::geteuid;
 use smol_cli::{ErrorExt, ExitKind, Interrupt};
+use smol_host::lock_dir::lock_file;
 
 use super::{DebianSpec, mmdebstrap, packages};
 use crate::fetch;
@@ -64,7 +64,12 @@ pub fn installed(
     let archive = cache.join(format!("{key}.tar"));
     lock.lock_shared().with_context(cannot)?;
     if !archive.exists() {
-        lock_alone(&lock, progress, interrupt)?;
+        // The lock that is held becomes one that nobody shares.
+        lock_file(&lock, interrupt, || {
+            progress("waiting for another smolbuild that uses the same packages");
+        })
+        .with_context(cannot)?;
+        interrupt.check()?;
         if !archive.exists() {
             install(spec, &archive, progress, interrupt)?;
         }
@@ -72,25 +77,6 @@ pub fn installed(
         lock.lock_shared().with_context(cannot)?;
     }
     Ok(InstalledSystem { archive, lock })
-}
-
-/// Change a shared lock to an exclusive one.
-fn lock_alone(lock: &File, progress: &mut dyn FnMut(&str), interrupt: &Interrupt) -> Result<()> {
-    let mut told = false;
-    loop {
-        match lock.try_lock() {
-            Ok(()) => return Ok(()),
-            Err(TryLockError::Error(error)) => return Err(error).context("cannot lock the cache"),
-            Err(TryLockError::WouldBlock) if !told => {
-                told = true;
-                progress("waiting for another smolbuild that uses the same packages");
-            }
-            Err(TryLockError::WouldBlock) => {
-                interrupt.wait(Some(Duration::from_millis(200)))?;
-                interrupt.check()?;
-            }
-        }
-    }
 }
 
 fn cache_key(pins: &[PackagePin]) -> String {

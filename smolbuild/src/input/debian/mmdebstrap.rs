@@ -1,9 +1,8 @@
 //! Running mmdebstrap, which is killed when this process ends, and reading its output.
 
 use std::collections::VecDeque;
-use std::env;
 use std::ffi::OsStr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{ChildStderr, Command, Stdio};
 
 use anyhow::{Context, Result, anyhow};
@@ -11,6 +10,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::process::geteuid;
 use smol_cli::{ErrorExt, ExitKind, Failure, Interrupt};
+use smol_host::apt::find_program;
 use smol_host::child::{self, ProcessGroup};
 
 /// Time given to files that have none of their own. Any value that never changes will do; the image
@@ -169,13 +169,6 @@ impl Said {
             self.last.push_back(line.to_owned());
         }
     }
-}
-
-fn find_program(name: &str) -> Option<PathBuf> {
-    let path = env::var_os("PATH")?;
-    env::split_paths(&path)
-        .map(|directory| directory.join(name))
-        .find(|candidate| candidate.is_file())
 }
 
 #[cfg(test)]
