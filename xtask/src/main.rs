@@ -6,9 +6,9 @@
 //! | [`packages`] | the Debian packages that are needed, installed when root |
 //! | [`shell`] | running programs, with their command lines shown |
 //! | [`demo`] | a service built, restored and asked, from nothing |
-//! | [`test`] | everything that must pass |
+//! | [`test`](mod@test) | everything that must pass |
 //! | [`tally`] | the outcomes of tests, counted |
-//! | [`bench`] | the figures |
+//! | [`bench`](mod@bench) | the figures |
 //! | [`dist`] | a release in one archive |
 //! | [`repeat`] | builds repeated, and compared byte for byte |
 //! | [`versions`] | how much two versions of a machine share |

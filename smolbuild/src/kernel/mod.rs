@@ -2,7 +2,7 @@
 //!
 //! | module | purpose |
 //! |---|---|
-//! | `recipe` | kernels/<name>/: source, configuration, patches |
+//! | `recipe` | `kernels/<name>/`: source, configuration, patches |
 //! | `source` | the source tarball: of the recipe, of a lock, of the user |
 //! | `inputs` | everything that determines the bytes, and its digest |
 //! | `build` | from the source to an entry of the cache |

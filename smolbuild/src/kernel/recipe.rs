@@ -1,4 +1,4 @@
-//! Kernel recipes: what kernels/<name>/ says, carried in this program.
+//! Kernel recipes: what `kernels/<name>/` says, carried in this program.
 
 use serde::Deserialize;
 use smol_cli::{ExitKind, Failure};

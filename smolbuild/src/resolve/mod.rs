@@ -188,11 +188,11 @@ fn read(file: &Path) -> Result<Option<Lock>> {
     Ok(Some(Lock::parse(&bytes, &file.display().to_string())?))
 }
 
-/// Writes the lock of a build into its file, like [`store`]. If that is not permitted, the user gets a
+/// Writes the lock of a build into its file, as `store` does. If that is not permitted, the user gets a
 /// note instead of an error: the bundle contains the lock.
 ///
 /// # Errors
-/// As for [`store`] otherwise.
+/// As for `store` otherwise.
 pub fn keep(file: &Path, lock: &Lock, progress: &Progress) -> Result<()> {
     let Err(error) = store(file, lock) else {
         return Ok(());

@@ -1,6 +1,6 @@
 //! The Smolfile: what a machine is made of, in TOML.
 //!
-//! [`parse`] is pure: text in, values or diagnostics out, all mistakes at once. docs/smolfile.md
+//! [`parse()`] is pure: text in, values or diagnostics out, all mistakes at once. docs/smolfile.md
 //! explains every key; it is tested against [`keys::KEYS`].
 //!
 //! | file | what it holds |

@@ -1,4 +1,4 @@
-//! From the spanned TOML tables to the typed [`Smolfile`], section by section.
+//! From the spanned TOML tables to the typed [`Smolfile`](super::Smolfile), section by section.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -1,7 +1,7 @@
 //! Taking keys out of a spanned TOML table, one typed value at a time.
 //!
 //! Every method reports what is wrong and then goes on with `None` or a default, so that one pass
-//! finds all mistakes; [`super::parse`] returns no value once anything was reported.
+//! finds all mistakes; [`super::parse()`] returns no value once anything was reported.
 
 use std::borrow::Cow;
 use std::ops::RangeInclusive;

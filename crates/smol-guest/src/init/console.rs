@@ -32,7 +32,7 @@ pub(super) fn show(bytes: &[u8]) {
     }
 }
 
-/// [`print`] with format arguments.
+/// [`print()`] with format arguments.
 macro_rules! say {
     ($($message:tt)*) => { $crate::init::console::print(format_args!($($message)*)) };
 }

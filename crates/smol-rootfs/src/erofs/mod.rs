@@ -12,7 +12,7 @@
 //! rest of its data
 //! ```
 //!
-//! [`format`] has the structures, [`layout`] decides where inodes go, [`read()`] is the
+//! `format` has the structures, `layout` decides where inodes go, [`read()`] is the
 //! reverse.
 
 mod format;
