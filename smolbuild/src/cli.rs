@@ -47,7 +47,7 @@ pub enum Command {
     Diff(Diff),
     /// Build a kernel recipe
     Kernel(Kernel),
-    /// Tell what this host can do, and the command that mends what it cannot
+    /// Tell what this host can do, and the command that fixes what it cannot
     Doctor(JsonArg),
     /// Print the script that completes this command line in a shell
     Completions {

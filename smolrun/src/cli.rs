@@ -60,7 +60,7 @@ pub struct RunArgs {
     )]
     pub publish: Vec<Publish>,
 
-    /// Public key that must vouch for the bundle, instead of those in the trust folder (trust/*.pub
+    /// Public key that must have signed the bundle, instead of those in the trust folder (trust/*.pub
     /// in smol's config folder). May be repeated: one of them must.
     #[arg(long, value_name = "PUB", env = "SMOL_KEY")]
     pub key: Vec<PathBuf>,
@@ -98,7 +98,7 @@ pub struct RunArgs {
     pub shown: ProgressArg,
 }
 
-/// The commands beside running.
+/// The commands other than running.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// List the running machines.
@@ -123,7 +123,7 @@ pub enum Command {
         #[arg(short, long, value_name = "SECS", default_value_t = GRACE.as_secs())]
         time: u64,
     },
-    /// Say what this host can do, and how to mend what it cannot.
+    /// Say what this host can do, and how to fix what it cannot.
     Doctor(JsonArg),
     /// Print the script that completes this command line in a shell.
     Completions {

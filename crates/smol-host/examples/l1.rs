@@ -20,7 +20,7 @@ fn main() {
         Err(e) => {
             eprintln!("l1: {e}");
             if let Some(fix) = e.fix {
-                eprintln!("l1: to mend it: {fix}");
+                eprintln!("l1: to fix it: {fix}");
             }
             std::process::exit(5);
         }

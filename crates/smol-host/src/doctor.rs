@@ -44,7 +44,6 @@ pub struct Check {
     /// What was found, one line.
     pub detail: String,
     /// The command (or action) that fixes it, when it is not [`Status::Ok`] and one is known.
-    #[serde(rename = "mend")]
     pub fix: Option<String>,
 }
 
@@ -121,13 +120,13 @@ pub fn render(checks: &[Check]) -> String {
             smol_cli::human::printable(detail)
         );
         if let Some(fix) = fix {
-            text += &format!("{:8} {:width$}  mend it: {fix}\n", "", "");
+            text += &format!("{:8} {:width$}  fix it: {fix}\n", "", "");
         }
     }
     text
 }
 
-/// Returns the checks as JSON: `{"able": bool, "checks": [{"name", "status", "detail", "mend"}]}`.
+/// Returns the checks as JSON: `{"able": bool, "checks": [{"name", "status", "detail", "fix"}]}`.
 pub fn to_json(checks: &[Check]) -> String {
     serde_json::json!({ "able": able(checks), "checks": checks }).to_string()
 }
@@ -526,7 +525,7 @@ mod tests {
             Check::new("memory", Status::Missing, "none", Some("buy some".into())),
         ];
         let expected =
-            "ok       kvm     fine\nmissing  memory  none\n                 mend it: buy some\n";
+            "ok       kvm     fine\nmissing  memory  none\n                 fix it: buy some\n";
         assert_eq!(render(&checks), expected);
     }
 
@@ -536,6 +535,6 @@ mod tests {
         let json: serde_json::Value = serde_json::from_str(&to_json(&checks)).unwrap();
         assert_eq!(json["able"], true);
         assert_eq!(json["checks"][0]["status"], "warn");
-        assert_eq!(json["checks"][0]["mend"], serde_json::Value::Null);
+        assert_eq!(json["checks"][0]["fix"], serde_json::Value::Null);
     }
 }

@@ -25,7 +25,7 @@ const GRACE: Duration = Duration::from_secs(3);
 /// Boots the job in an emulated host. As [`local::run`] otherwise.
 ///
 /// # Errors
-/// When there is no emulated host to be had, with the command that mends it.
+/// When there is no emulated host to be had, with the command that fixes it.
 pub fn run(
     job: &BootJob,
     cache: &Path,

@@ -77,7 +77,7 @@ fn open_trusted(path: &Path, args: &RunArgs, progress: &Progress) -> anyhow::Res
     };
     if keyring.check(&bundle, args.insecure_unsigned)?.is_none() {
         let path = path.display();
-        let text = format!("warning: nobody trusted vouches for {path} (--insecure-unsigned)");
+        let text = format!("warning: {path} is not signed by a trusted key (--insecure-unsigned)");
         note(progress, &text);
     }
     Ok(bundle)

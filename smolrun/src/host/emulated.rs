@@ -269,7 +269,7 @@ fn inner_spec(spec: &RunSpec, ports: &[Publish]) -> RunSpec {
 pub fn host_failure(error: HostError) -> anyhow::Error {
     let failure = Failure::new(ExitKind::Host, error.message);
     match error.fix {
-        Some(mend) => failure.hint(format!("to mend it: {mend}")),
+        Some(fix) => failure.hint(format!("to fix it: {fix}")),
         None => failure,
     }
     .into()

@@ -18,7 +18,7 @@ pub fn tests<'a>(suite: &mut Suite<'a>, host: &'a Host) {
         no_smolfile(host)
     });
     suite.test(
-        "a program that may not use /dev/kvm says so and how to mend it",
+        "a program that may not use /dev/kvm says so and how to fix it",
         || no_permission(host),
     );
 }

@@ -8,7 +8,6 @@ use std::collections::VecDeque;
 use crate::format::frame::Packed;
 use crate::format::index::Image;
 use crate::format::limits::PAGE_SIZE;
-use crate::write::pages::PageHash;
 use crate::write::pool::Pool;
 use crate::{Error, Result};
 
@@ -47,6 +46,10 @@ pub(crate) const COARSE: Chunking = Chunking {
     max: 384,
     divisor: 128,
 };
+
+/// How pages are compared: blake3 of the page. Collision-resistant, so equal hashes are equal pages
+/// even if the guest chose them.
+pub(crate) type PageHash = [u8; 32];
 
 /// Where compressed frames go.
 pub(crate) type Sink<'s> = &'s mut dyn FnMut(Packed) -> Result<()>;

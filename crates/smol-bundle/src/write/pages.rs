@@ -9,16 +9,12 @@ use rustix::fs::{SeekFrom, seek};
 
 use crate::format::index::{Content, Image, Run};
 use crate::format::limits::*;
-use crate::write::chunking::{self, Chunker, Sink};
+use crate::write::chunking::{self, Chunker, PageHash, Sink};
 use crate::write::pool::Pool;
 use crate::{Error, ImageKind, Result};
 
 /// Bytes read at a time; whole pages.
 const READ: usize = 1 << 20;
-/// How pages are compared: blake3 of the page. Collision-resistant, so equal hashes are equal pages
-/// even if the guest chose them.
-pub(crate) type PageHash = [u8; 32];
-
 /// Stored pages of the images before memory, to which memory may refer.
 #[derive(Default)]
 pub(crate) struct KnownPages(HashMap<PageHash, (ImageKind, u32)>);

@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use crate::memory::Area;
 use crate::memory::PAGE;
-use crate::memory::lazy::Area;
 
 /// How often a vCPU that waits checks whether the machine is to stop.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);

@@ -40,19 +40,11 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::arch::layout;
+pub use crate::memory::Area;
 use crate::memory::arrivals::{self, Arrivals, Place};
 use crate::memory::uffd::Uffd;
 use crate::memory::{self, PAGE, PmemImage, Ram};
 use crate::{Error, Result};
-
-/// What a page belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Area {
-    /// RAM; pages are numbered as in a memory image.
-    Memory,
-    /// The root file system's image.
-    Rootfs,
-}
 
 /// RAM and root file system of one machine, of which every page is absent at first.
 #[derive(Debug)]

@@ -16,3 +16,12 @@ mod uffd;
 
 pub(crate) use image::PmemImage;
 pub use image::{ImageStats, PAGE, Ram, anonymous, copy_on_write, write_image};
+
+/// What a page belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Area {
+    /// RAM; pages are numbered as in a memory image.
+    Memory,
+    /// The root file system's image.
+    Rootfs,
+}
