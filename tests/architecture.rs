@@ -353,6 +353,55 @@ fn functions_are_measured_from_their_name_to_their_closing_brace() {
 
 // ---- Documents -----------------------------------------------------------------------------------
 
+/// Modules that all others of their crate may import and that may import them.
+const SHARED_MODULES: &[(&str, &str)] = &[
+    // What depends on the processor, of each of the others.
+    ("crates/smol-machine", "arch"),
+];
+
+#[test]
+fn the_modules_of_a_crate_import_each_other_in_one_direction() {
+    let mut crates: BTreeMap<String, BTreeMap<String, BTreeSet<String>>> = BTreeMap::new();
+    for path in rust_files().into_iter().filter(|path| !is_test(path)) {
+        let Some((krate, file)) = path.split_once("/src/") else {
+            continue;
+        };
+        let module = file.split(['/', '.']).next().expect("never empty");
+        let shared = |name: &str| SHARED_MODULES.contains(&(krate, name));
+        if ["lib", "main"].contains(&module) || shared(module) {
+            continue;
+        }
+        let uses = crates.entry(krate.to_owned()).or_default();
+        let imports = imports(&read(&path))
+            .into_iter()
+            .filter(|name| name != module && !shared(name));
+        uses.entry(module.to_owned()).or_default().extend(imports);
+    }
+    assert!(crates.len() > 8, "only {} crates found", crates.len());
+    for (krate, uses) in crates {
+        for module in uses.keys() {
+            let mut reached: BTreeSet<&str> = BTreeSet::new();
+            let mut open = vec![module.as_str()];
+            while let Some(next) = open.pop() {
+                let imports = uses.get(next).into_iter().flatten();
+                open.extend(imports.map(String::as_str).filter(|i| reached.insert(i)));
+            }
+            assert!(
+                !reached.contains(module.as_str()),
+                "{krate}: {module} imports what imports it, among {reached:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn imports_are_read_from_paths_and_from_groups() {
+    let source = "use crate::a::B;\nuse crate::{\n    c::{D, E},\n    f,\n};\nfn x() { crate::g() }\n\
+                  // crate::h\n#[cfg(test)]\nmod tests { use crate::i; }\n";
+    let found: Vec<String> = imports(source).into_iter().collect();
+    assert_eq!(found, ["a", "c", "f", "g"]);
+}
+
 #[test]
 fn links_between_documents_lead_somewhere() {
     let documents = files(".md");
@@ -637,6 +686,45 @@ fn function_name(line: &str) -> Option<String> {
     let name = words(after).next().filter(|name| after.starts_with(name))?;
     let declares = !before.contains("//") && words(before).all(|word| known.contains(&word));
     declares.then(|| name.to_owned())
+}
+
+/// First names after `crate::` in a source file, but for those of its tests.
+fn imports(source: &str) -> BTreeSet<String> {
+    let source = source
+        .split("#[cfg(test)]\nmod ")
+        .next()
+        .unwrap_or_default();
+    let code: Vec<String> = source.lines().map(code_of).collect();
+    let code = code.join(" ");
+    let mut names = BTreeSet::new();
+    for rest in code.split("crate::").skip(1) {
+        match rest.strip_prefix('{') {
+            Some(group) => names.extend(items(group).filter_map(|item| words(item).next())),
+            None => names.extend(words(rest).next()),
+        }
+    }
+    names.into_iter().map(str::to_owned).collect()
+}
+
+/// What is between commas up to the closing brace of a group; groups inside of it belong to their
+/// item.
+fn items(group: &str) -> impl Iterator<Item = &str> {
+    let (mut depth, mut begin, mut items) = (0, 0, Vec::new());
+    for (at, c) in group.char_indices() {
+        match c {
+            '{' => depth += 1,
+            ',' | '}' if depth == 0 => {
+                items.push(&group[begin..at]);
+                begin = at + 1;
+                if c == '}' {
+                    break;
+                }
+            }
+            '}' => depth -= 1,
+            _ => {}
+        }
+    }
+    items.into_iter()
 }
 
 fn words(text: &str) -> impl Iterator<Item = &str> {
