@@ -12,17 +12,7 @@ use crate::write::pool::Pool;
 use crate::{Error, Result};
 
 /// How this library gathers pages into frames. Larger frames compress better, smaller ones waste less
-/// when a single page is wanted.
-///
-/// Bundles of recipes in MB, with frames of on average 120 KiB, 480 KiB and 1 MiB, at level 8:
-///
-/// | | 120 KiB | 480 KiB | 1 MiB |
-/// |---|---|---|---|
-/// | hello, rootfs | 19.3 | 17.3 | 16.6 |
-/// | redis, rootfs | 24.7 | 22.6 | 21.9 |
-/// | python, rootfs | 33.7 | 31.0 | 30.1 |
-/// | python, memory | 4.05 | 4.02 | 3.99 |
-/// | any, kernel | 3.2 | 3.2 | 3.1 |
+/// when a single page is wanted (docs/measurements.md has figures).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Chunking {
     /// Fewest pages in a frame, but for the last one.

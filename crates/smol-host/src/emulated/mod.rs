@@ -12,43 +12,8 @@
 //! The kernel is Debian's ([`kernel`]); nothing else of a distribution is in it. A job runs as
 //! root with /dev/kvm, two CPUs, tmpfs on /tmp, /run and /dev/shm, and the shared folders.
 //!
-//! # How big files get in and out
-//!
-//! By 9p, both ways: nothing that we tried is faster, and all else is more to set up. Measured with
-//! 64 MiB of random bytes, in MiB/s, on a 2-core machine under a load of 8 (trust the ratios).
-//!
-//! From and to a tmpfs inside, all in one run:
-//!
-//! | | read | write, then fsync |
-//! |---|---|---|
-//! | 9p, `msize=512000,cache=mmap` | 70-84 | 54-69 |
-//! | virtio-blk, raw file | 50-69 | 41-52 |
-//! | virtio-pmem, shared memory file | 29-42 | 31-35 |
-//! | (copy inside the tmpfs) | 61-70 | |
-//!
-//! An emulated CPU copies slowly, so a path is as fast as it makes few copies: 9p moves data
-//! between QEMU and the job's buffer, the two others also through the page cache.
-//!
-//! Mount options of 9p, blocks of 64 KiB and 1 MiB, no tmpfs, two runs:
-//!
-//! | | read | write |
-//! |---|---|---|
-//! | `msize=131072,cache=mmap` | 160-370 | 40-120 |
-//! | `msize=512000,cache=mmap` | 50-340 | 65-140 |
-//! | `msize=1048576,cache=mmap` | 100-790 | 60-190 |
-//! | `msize=512000,cache=none` | 30-530 | 45-120 |
-//! | `msize=512000,cache=loose` | 50-125 | 4-12 |
-//!
-//! So writable shares take `mmap`: ten times `loose` in writing, and files can be mapped. Each call
-//! is a round trip there, about 13 MiB/s at 4 KiB: use large blocks. Read-only shares take `loose`,
-//! whose page cache and read-ahead make the block size indifferent. A hole that is never written
-//! stays a hole in the file; SEEK_HOLE finds none.
-//!
-//! # What it costs
-//!
-//! From [`EmulatedHost::spawn`] to the job's start: 4.3-5.2 s on two cores under a load of 4,
-//! 6-8 s under a load of 8. Booting the uncompressed kernel saves 4 s of it; unsigned modules save
-//! half of the time that loading them takes. The job's output goes at 20-35 MiB/s.
+//! Writable shares are mounted with `cache=mmap`, in which each call is a round trip: use large blocks.
+//! Read-only ones take `cache=loose`. What that and a start cost is in docs/measurements.md.
 
 use std::os::fd::{BorrowedFd, RawFd};
 use std::os::unix::net::UnixStream;
