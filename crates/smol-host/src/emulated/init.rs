@@ -181,7 +181,7 @@ fn start_cpus() -> Result<()> {
     Ok(())
 }
 
-/// Mounts a share. `msize` and `cache` are the fastest ones; see the table in [`super`].
+/// Mounts a share. `msize` and `cache` are the fastest ones of those measured (docs/measurements.md).
 fn mount_share(share: &Mount) -> Result<()> {
     let (flags, cache) = if share.read_only {
         (MountFlags::RDONLY, "loose")
