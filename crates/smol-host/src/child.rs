@@ -203,10 +203,8 @@ pub fn spawn_on_keeper(
 
 #[cfg(test)]
 mod tests {
+    use smol_testing::{ends, runs};
     use std::io::{BufRead, BufReader, Read};
-    use std::time::{Duration, Instant};
-
-    use rustix::process::test_kill_process;
 
     use super::*;
 
@@ -232,23 +230,8 @@ mod tests {
         lines.next().expect("a line").unwrap()
     }
 
-    fn pid(text: &str) -> Pid {
-        Pid::from_raw(text.trim().parse().unwrap()).unwrap()
-    }
-
-    /// A zombie has ended; when it is waited for is up to another process.
-    fn runs(pid: Pid) -> bool {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()))
-            .unwrap_or_default();
-        test_kill_process(pid).is_ok() && !stat.contains(") Z ")
-    }
-
-    fn ends(pid: Pid) -> bool {
-        let begin = Instant::now();
-        while runs(pid) && begin.elapsed() < smol_testing::LIMIT {
-            thread::sleep(Duration::from_millis(10));
-        }
-        !runs(pid)
+    fn pid(text: &str) -> u32 {
+        text.trim().parse().unwrap()
     }
 
     /// Starts a child, prints the number of the process that is to end, and hangs.

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io::Write;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Longer than anything takes that a test waits for, on a machine that is busy with other things: it ends
 /// what hangs. No test judges by time.
@@ -18,4 +18,19 @@ pub fn left_out(why: impl fmt::Display) {
     let why = why.to_string().replace('\n', " ");
     // Past the harness, which shows only what failing tests print.
     let _ = writeln!(std::io::stdout(), "\ntest {name} ... left out: {why}");
+}
+
+/// Whether the process with this number runs. A zombie does not: when it is waited for is up to its
+/// parent.
+pub fn runs(pid: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+}
+
+/// Waits until the process with this number has ended; returns whether it has.
+pub fn ends(pid: u32) -> bool {
+    let begin = Instant::now();
+    while runs(pid) && begin.elapsed() < LIMIT {
+        thread::sleep(Duration::from_millis(10));
+    }
+    !runs(pid)
 }

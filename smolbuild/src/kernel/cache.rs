@@ -224,10 +224,10 @@ mod tests {
     fn what_killed_builds_left_is_swept_and_the_rest_stays() {
         let cache = tempfile::tempdir().unwrap();
         let cache = KernelCache::new(cache.path());
-        for folder in ["build-x1/work/linux", "0123abcd"] {
+        for folder in ["build-x1/source/linux", "0123abcd"] {
             fs::create_dir_all(cache.0.join(folder)).unwrap();
         }
-        fs::write(cache.0.join("build-x1/work/linux/Makefile"), "").unwrap();
+        fs::write(cache.0.join("build-x1/source/linux/Makefile"), "").unwrap();
         fs::write(cache.0.join("failed-0123.log"), "").unwrap();
         let lock = cache
             .lock(&stage(), &Interrupt::detached().unwrap())

@@ -192,7 +192,7 @@ fn warm_up(config: &GuestConfig, sup: &mut Supervisor, world: &World) -> Result<
     Ok(())
 }
 
-/// Brings the machine to its snapshot point; what follows is done by each machine that is restored
+/// Freezes the machine at its snapshot point; what follows is done by each machine that is restored
 /// from the snapshot.
 fn pass_snapshot(
     config: &GuestConfig,

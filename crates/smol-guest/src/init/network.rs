@@ -6,7 +6,7 @@ use rustix::net::{AddressFamily, SocketType};
 
 use super::platform::ioctl;
 
-/// Brings `lo` up. The kernel then gives it 127.0.0.1/8 and ::1 by itself.
+/// Sets `lo` up. The kernel then gives it 127.0.0.1/8 and ::1 by itself.
 pub(super) fn loopback_up() -> io::Result<()> {
     let socket = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None)?;
     // SAFETY: ifreq is plain data, for which all zero is a valid value.

@@ -1,4 +1,4 @@
-//! Brings up `lo` and `eth0` of the emulated host with the addresses of QEMU's user network.
+//! Sets up `lo` and `eth0` of the emulated host with the addresses of QEMU's user network.
 
 use std::io;
 use std::net::{Ipv4Addr, UdpSocket};
@@ -8,12 +8,12 @@ use super::qemu::{GATEWAY, GUEST_ADDRESS};
 
 const NETMASK: Ipv4Addr = Ipv4Addr::new(255, 255, 255, 0);
 
-/// Brings up the loopback: a job may be its own client.
+/// Sets up the loopback: a job may be its own client.
 pub(super) fn bring_up_loopback() -> io::Result<()> {
     set_flags_up(socket()?.as_raw_fd(), b"lo")
 }
 
-/// Brings up eth0 with its static address and a default route.
+/// Sets up eth0 with its static address and a default route.
 pub(super) fn bring_up_eth0() -> io::Result<()> {
     let socket = socket()?;
     let fd = socket.as_raw_fd();

@@ -130,7 +130,7 @@ pub trait Vcpu: Send {
     fn follow_counter(&self, of: &VcpuState) -> Result<()>;
 }
 
-/// Brings a vCPU out of the guest, from any thread.
+/// Makes a vCPU leave the guest, from any thread.
 pub trait Kicker: Send {
     /// Interrupts the vCPU if it is in the guest. A kick just before it enters the guest may be
     /// lost, so kicks are repeated until the vCPU is seen to be out. After the end of the thread

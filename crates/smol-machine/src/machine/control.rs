@@ -149,7 +149,7 @@ impl Control {
         self.lock().outcome.is_some()
     }
 
-    /// Brings every vCPU out of the guest, once there is an outcome. A kick just before a vCPU
+    /// Makes every vCPU leave the guest, once there is an outcome. A kick just before a vCPU
     /// enters the guest may be lost, so kicks are repeated until the last vCPU has left its loop.
     /// Whoever stops the machine does this: no thread has to wait for it.
     pub(super) fn kick_until_stopped(&self) {
