@@ -145,7 +145,7 @@ fn contract(frozen: &Frozen) -> CpuContract {
         arch: std::env::consts::ARCH.to_owned(),
         features: frozen.cpu_features.clone(),
         physical_address_bits: cpu::PHYSICAL_ADDRESS_BITS.into(),
-        xcr0: 0,
+        xcr0: frozen.xcr0,
         tsc: Tsc { needs, khz: None },
     }
 }

@@ -14,6 +14,7 @@ use smol_bundle::{
     TscNeeds, WorkingSet,
 };
 use smol_machine::config::{Clock, MachineConfig};
+use smol_machine::cpu::Level;
 use smol_machine::machine::{Hooks, Machine, Time};
 use smol_machine::memory::lazy::LazyMemory;
 use smol_machine::{MachineState, Stop, StopHandle};
@@ -127,6 +128,7 @@ impl Write for Console {
 fn freeze(kernel: &Path, dir: &Path) -> SnapshotSpec {
     let config = MachineConfig {
         vcpus: 1,
+        cpu: Level::V2,
         memory: MEMORY,
         kernel: kernel.to_owned(),
         initramfs: None,

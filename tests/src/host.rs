@@ -266,9 +266,19 @@ exec = ["/service", "--exit", "9"]
         &["/service", "--late", "3000"],
         "timeout = \"1h\"\ninterval = \"1min\"\n",
     ),
+    machine("avx", "", &["/service", "--avx"], AVX_KEPT),
+    machine(
+        "old-cpu",
+        "cpu = \"x86-64-v2\"\n",
+        &["/service", "--avx"],
+        "",
+    ),
     machine("spin", "", &["/service", "--spin"], ""),
     machine("absent", "", &["/no/such/program"], ""),
 ];
+
+/// A thread holds something in the YMM registers while the machine is frozen.
+const AVX_KEPT: &str = "[[warm]]\ncmd = [\"/service\", \"ask\", \"keep\"]\n";
 
 impl TestMachine {
     /// Returns the Smolfile. The kernel and the root file system next to it are shared by all.

@@ -5,6 +5,7 @@
 use std::path::Path;
 
 use serde::Serialize;
+use smol_machine::cpu::{Features, Level};
 use smol_machine::probe::{self, ProbeError};
 
 use crate::apt;
@@ -70,7 +71,7 @@ pub fn checks(tool: Tool) -> Vec<Check> {
     let cache_dir = cache.as_ref().ok().map(|dir| dir.as_path());
     let ways = Ways {
         kvm: probe::probe(),
-        missing_features: missing_cpu_features(&read("/proc/cpuinfo")),
+        lacks: Level::ALL.map(|level| missing_cpu_features(level, &read("/proc/cpuinfo"))),
         qemu: qemu_version(),
         kernel: emulated_kernel(cache_dir),
     };
@@ -140,8 +141,8 @@ fn read(path: &str) -> String {
 /// The two ways to run a machine, as found: KVM with a fitting CPU, or QEMU with a kernel.
 struct Ways {
     kvm: Result<(), ProbeError>,
-    /// Names of features that the guests' CPU has and this one lacks.
-    missing_features: Vec<&'static str>,
+    /// Names of features that the CPU of each level has and this one lacks, the lowest level first.
+    lacks: [Vec<&'static str>; Level::ALL.len()],
     qemu: Result<String, HostError>,
     kernel: Result<String, HostError>,
 }
@@ -149,7 +150,7 @@ struct Ways {
 impl Ways {
     /// Returns the checks of both ways; what one way lacks is only a warning when the other works.
     fn checks(self) -> Vec<Check> {
-        let kvm_works = self.kvm.is_ok() && self.missing_features.is_empty();
+        let kvm_works = self.kvm.is_ok() && self.lacks[0].is_empty();
         let emulated_works = self.qemu.is_ok() && self.kernel.is_ok();
         let lacking = |other_way| {
             if other_way {
@@ -173,11 +174,27 @@ impl Ways {
                 kvm_fix(e),
             ),
         };
-        let cpu = match self.missing_features.as_slice() {
-            [] => Check::new("cpu", Status::Ok, "has all of x86-64-v2", None),
-            missing => {
+        let cpu = match Level::ALL
+            .iter()
+            .zip(&self.lacks)
+            .find(|(_, l)| !l.is_empty())
+        {
+            None => {
+                let level = Level::default().name();
+                Check::new("cpu", Status::Ok, format!("has all of {level}"), None)
+            }
+            Some((Level::V2, missing)) => {
                 let detail = format!("lacks {} of x86-64-v2{instead}", missing.join(", "));
                 Check::new("cpu", lacking(emulated_works), detail, None)
+            }
+            Some((level, missing)) => {
+                let detail = format!(
+                    "lacks {} of {level}: machines for it boot cold here, and are built with \
+                     `cpu = \"x86-64-v2\"` or `--accel emulated`",
+                    missing.join(", "),
+                    level = level.name(),
+                );
+                Check::new("cpu", Status::Warn, detail, None)
             }
         };
         let part = |name, found: Result<String, HostError>| match found {
@@ -200,22 +217,15 @@ impl Ways {
     }
 }
 
-/// The features of x86-64-v2 (System V ABI, "micro-architecture levels"), as /proc/cpuinfo names them.
-const X86_64_V2: &[&str] = &[
-    "lm", "nx", "pni", "ssse3", "sse4_1", "sse4_2", "popcnt", "cx16", "lahf_lm",
-];
-
-fn missing_cpu_features(cpuinfo: &str) -> Vec<&'static str> {
+/// Returns the features of a level that are not in this text of /proc/cpuinfo.
+fn missing_cpu_features(level: Level, cpuinfo: &str) -> Vec<&'static str> {
     let flags = cpuinfo
         .lines()
         .find(|line| line.starts_with("flags"))
         .unwrap_or("");
-    let has = |feature: &str| flags.split_whitespace().any(|flag| flag == feature);
-    X86_64_V2
-        .iter()
-        .filter(|feature| !has(feature))
-        .copied()
-        .collect()
+    let mut missing = Features::of(level).names();
+    missing.retain(|feature| !flags.split_whitespace().any(|flag| flag == *feature));
+    missing
 }
 
 fn qemu_version() -> Result<String, HostError> {
@@ -417,7 +427,7 @@ mod tests {
     fn without_kvm_the_emulated_host_makes_it_a_warning() {
         let ways = Ways {
             kvm: software_kvm(),
-            missing_features: vec![],
+            lacks: [vec![], vec![]],
             qemu: Ok("qemu".into()),
             kernel: Ok("linux".into()),
         };
@@ -435,7 +445,7 @@ mod tests {
     fn without_kvm_and_qemu_nothing_runs() {
         let ways = Ways {
             kvm: software_kvm(),
-            missing_features: vec![],
+            lacks: [vec![], vec![]],
             qemu: Err(emulated::qemu_missing()),
             kernel: Ok("linux".into()),
         };
@@ -449,7 +459,7 @@ mod tests {
     fn with_kvm_a_missing_qemu_is_only_a_warning() {
         let ways = Ways {
             kvm: Ok(()),
-            missing_features: vec![],
+            lacks: [vec![], vec![]],
             qemu: Err(emulated::qemu_missing()),
             kernel: Err(HostError::new("no kernel")),
         };
@@ -466,7 +476,7 @@ mod tests {
     fn a_cpu_below_the_guests_needs_the_emulated_host() {
         let ways = |qemu| Ways {
             kvm: Ok(()),
-            missing_features: vec!["popcnt"],
+            lacks: [vec!["popcnt"], vec!["avx2", "popcnt"]],
             qemu,
             kernel: Ok("linux".into()),
         };
@@ -476,14 +486,33 @@ mod tests {
 
     #[test]
     fn missing_cpu_features_are_named_as_the_system_names_them() {
-        let all =
-            "processor : 0\nflags\t\t: lm nx pni ssse3 sse4_1 sse4_2 popcnt cx16 lahf_lm avx\n";
-        assert!(missing_cpu_features(all).is_empty());
-        assert_eq!(
-            missing_cpu_features(&all.replace("popcnt ", "")),
-            ["popcnt"]
+        let all = format!(
+            "processor : 0\nflags\t\t: {}\n",
+            Features::of(Level::V3).names().join(" ")
         );
-        assert_eq!(missing_cpu_features("").len(), X86_64_V2.len());
+        let missing = |level, cpuinfo: &str| missing_cpu_features(level, cpuinfo);
+        assert!(missing(Level::V3, &all).is_empty());
+        let without = all.replace("popcnt", "").replace("avx2", "");
+        assert_eq!(missing(Level::V2, &without), ["popcnt"]);
+        assert_eq!(missing(Level::V3, &without), ["avx2", "popcnt"]);
+        assert_eq!(missing(Level::V2, ""), Features::of(Level::V2).names());
+    }
+
+    #[test]
+    fn a_cpu_that_lacks_the_usual_level_alone_is_a_warning() {
+        let ways = Ways {
+            kvm: Ok(()),
+            lacks: [vec![], vec!["avx2", "bmi1"]],
+            qemu: Ok("qemu".into()),
+            kernel: Ok("linux".into()),
+        };
+        let cpu = ways.checks().remove(1);
+        assert_eq!(cpu.status, Status::Warn);
+        assert!(
+            cpu.detail.contains("avx2, bmi1 of x86-64-v3"),
+            "{}",
+            cpu.detail
+        );
     }
 
     #[test]

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use smol_machine::config::{Clock, MachineConfig};
+use smol_machine::cpu::Level;
 use smol_machine::machine::{Hooks, Machine, RestoreConfig};
 use smol_machine::{MachineState, Stop, StopHandle, memory};
 
@@ -87,6 +88,7 @@ fn boot(args: &Args, console: Console) -> Result<(), Failure> {
     let number = |name: &str, default: u64| args.get(name).map_or(Ok(default), |v| v.parse());
     let config = MachineConfig {
         vcpus: number("--cpus", 1)? as u8,
+        cpu: Level::default(),
         memory: number("--memory", 256)? << 20,
         kernel: args.get("--kernel").ok_or("--kernel is missing")?.into(),
         initramfs: args.get("--initramfs").map(PathBuf::from),

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use smol_machine::config::{Clock, MachineConfig};
-use smol_machine::cpu::Model;
+use smol_machine::cpu::{Level, Model};
 use smol_machine::machine::{Hooks, RestoreConfig};
 use smol_machine::paravirt::{Paravirt, Phase};
 use smol_machine::{Machine, MachineState, Stop, StopHandle, memory, probe};
@@ -106,6 +106,7 @@ fn boot(dir: &Path, vcpus: u8, console: &Console) -> Machine {
     std::fs::write(&path, kernel()).unwrap();
     let config = MachineConfig {
         vcpus,
+        cpu: Level::V2,
         memory: MEMORY,
         kernel: path,
         initramfs: None,

@@ -281,6 +281,9 @@ pub enum ExitStatus {
 }
 
 impl ExitStatus {
+    /// It executed an instruction that the CPU does not have: SIGILL.
+    pub const ILLEGAL_INSTRUCTION: ExitStatus = ExitStatus::Signaled(4);
+
     /// The exit code a shell would report: the code itself, or 128 + the signal.
     pub fn code(self) -> i32 {
         match self {
@@ -295,11 +298,29 @@ impl ExitStatus {
     }
 }
 
+/// The names of signals that end programs without their will, as Linux numbers them on all processors.
+const SIGNALS: [(i32, &str); 8] = [
+    (4, "SIGILL"),
+    (5, "SIGTRAP"),
+    (6, "SIGABRT"),
+    (7, "SIGBUS"),
+    (8, "SIGFPE"),
+    (9, "SIGKILL"),
+    (11, "SIGSEGV"),
+    (15, "SIGTERM"),
+];
+
 impl fmt::Display for ExitStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             ExitStatus::Exited(code) => write!(f, "exit code {code}"),
-            ExitStatus::Signaled(signal) => write!(f, "signal {signal}"),
+            ExitStatus::Signaled(signal) => {
+                write!(f, "signal {signal}")?;
+                match SIGNALS.iter().find(|(number, _)| number == signal) {
+                    Some((_, name)) => write!(f, " ({name})"),
+                    None => Ok(()),
+                }
+            }
         }
     }
 }

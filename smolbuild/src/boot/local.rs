@@ -5,8 +5,9 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use smol_cli::Interrupt;
+use smol_cli::{ExitKind, Failure, Interrupt};
 use smol_machine::config::{Clock, MachineConfig};
+use smol_machine::cpu::Level;
 use smol_machine::devices::virtio::vsock::Vsock;
 use smol_machine::machine::Hooks;
 use smol_machine::{Machine, Stop, memory};
@@ -44,7 +45,7 @@ pub fn run(
         )),
     };
     let start = Instant::now();
-    let mut machine = Machine::boot(&config(job)?, hooks)?;
+    let mut machine = Machine::boot(&config(job)?, hooks).map_err(|e| refused(e, job.cpu))?;
     observer.attach(machine.stop_handle());
 
     let (done, finished) = mpsc::channel::<()>();
@@ -72,9 +73,30 @@ pub fn run(
     Ok(())
 }
 
+/// A host without the CPU that is asked for: what to write to build on it all the same.
+fn refused(error: smol_machine::Error, cpu: Level) -> anyhow::Error {
+    let smol_machine::Error::Cpu { .. } = error else {
+        return error.into();
+    };
+    let what = format!(
+        "a machine with the CPU {} cannot be built: {error}",
+        cpu.name()
+    );
+    let mut failure = Failure::new(ExitKind::Host, what);
+    if cpu > Level::V2 {
+        failure = failure.hint("write `cpu = \"x86-64-v2\"` in the Smolfile");
+    }
+    let other = match smol_host::emulated::is_inside() {
+        true => "or install QEMU 7.2 or later, which emulates x86-64-v3",
+        false => "or build it with `--accel emulated`",
+    };
+    failure.hint(other).into()
+}
+
 fn config(job: &BootJob) -> Result<MachineConfig> {
     Ok(MachineConfig {
         vcpus: job.vcpus,
+        cpu: job.cpu,
         memory: job.memory,
         kernel: job.kernel.clone(),
         initramfs: job.initramfs.clone(),
@@ -139,6 +161,7 @@ fn freeze(
             .into_iter()
             .map(str::to_owned)
             .collect(),
+        xcr0: state.cpu.features.xcr0(),
         virtual_time: state.phase() == smol_machine::paravirt::Phase::Virtual,
         virtual_ms: machine.virtual_time().map(|ns| ns / 1_000_000),
         first_tick_ms: machine.first_tick().map(|ns| ns / 1_000_000),

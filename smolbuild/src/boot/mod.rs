@@ -14,6 +14,7 @@ mod streams;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use smol_machine::cpu::Level;
 use smol_protocol::{Event, Probe};
 
 use crate::assemble::Images;
@@ -48,6 +49,8 @@ pub struct BootJob {
     pub rootfs: Option<PathBuf>,
     /// Kernel command line without the machine's own part.
     pub cmdline: String,
+    /// Level of the CPU.
+    pub cpu: Level,
     /// RAM, bytes.
     pub memory: u64,
     /// vCPUs that can be online later.
@@ -82,6 +85,7 @@ impl BootJob {
             initramfs: images.initramfs.clone(),
             rootfs: images.rootfs.clone(),
             cmdline: plan.kernel.build_cmdline.clone(),
+            cpu: plan.cpu,
             memory: plan.memory,
             vcpus: u8::try_from(plan.cpus).expect("the parser allows few"),
             epoch: plan.epoch(),
@@ -128,6 +132,8 @@ pub enum Message {
 pub struct Frozen {
     /// CPU features that the guest was shown, sorted: what the snapshot needs.
     pub cpu_features: Vec<String>,
+    /// Components of XSAVE that it could enable, as in XCR0.
+    pub xcr0: u64,
     /// Whether its time was virtual, so that a second build can be expected to give the same bits.
     pub virtual_time: bool,
     /// Guest time from power-on to the snapshot, ms; `None` on the host's clock.
@@ -194,6 +200,8 @@ pub struct Failed {
     pub log: Vec<String>,
     /// The last lines of the console.
     pub console: Vec<String>,
+    /// A program died of an instruction that the machine's CPU does not have.
+    pub illegal_instruction: bool,
     /// The user stopped it.
     pub interrupted: bool,
 }
@@ -206,6 +214,7 @@ impl Failed {
             details: Vec::new(),
             log: Vec::new(),
             console: Vec::new(),
+            illegal_instruction: false,
             interrupted: false,
         }
     }

@@ -7,6 +7,7 @@ use anyhow::Result;
 use smol_cli::progress::Stage;
 use smol_cli::{ExitKind, Failure, Interrupt, Progress, human};
 use smol_host::Backend;
+use smol_machine::cpu::Level;
 use smol_protocol::Event;
 
 use super::{BootJob, Failed, Frozen, Message, emulated, local};
@@ -40,7 +41,7 @@ pub fn freeze(
     let outcome = stages.lock().expect("no stage panics").outcome.take();
     match outcome {
         Some(Ok(frozen)) => Ok(frozen),
-        Some(Err(failed)) => Err(boot_error(&failed, interrupt)),
+        Some(Err(failed)) => Err(boot_error(&failed, job.cpu, interrupt)),
         None => Err(Failure::new(ExitKind::Failed, "the machine ended without a word").into()),
     }
 }
@@ -126,17 +127,33 @@ impl BootStages {
     }
 }
 
-fn boot_error(failed: &Failed, interrupt: &Interrupt) -> anyhow::Error {
+fn boot_error(failed: &Failed, cpu: Level, interrupt: &Interrupt) -> anyhow::Error {
     if failed.interrupted
         && let Err(stopped) = interrupt.check()
     {
         return stopped.into();
     }
     let explanation = failed.explanation();
-    let error = anyhow::Error::from(Failure::new(ExitKind::Failed, failed.reason.clone()));
+    let mut failure = Failure::new(ExitKind::Failed, failed.reason.clone());
+    if failed.illegal_instruction {
+        failure = failure.hint(illegal_instruction_hint(cpu));
+    }
+    let error = anyhow::Error::from(failure);
     if explanation.is_empty() {
         error
     } else {
         anyhow::Error::msg(explanation).context(error)
+    }
+}
+
+/// What to do about a program that uses an instruction that the machine's CPU does not have.
+fn illegal_instruction_hint(cpu: Level) -> String {
+    let name = cpu.name();
+    let what = format!(
+        "SIGILL: a program used an instruction that the machine's CPU ({name}) does not have"
+    );
+    match Level::ALL.into_iter().find(|level| *level > cpu) {
+        Some(next) => format!("{what}; write `cpu = \"{}\"` in the Smolfile", next.name()),
+        None => format!("{what}; install a build of the program for {name} or an older level"),
     }
 }

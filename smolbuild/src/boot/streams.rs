@@ -8,7 +8,7 @@ use regex::bytes::Regex;
 use smol_machine::devices::virtio::vsock::StreamSink;
 use smol_machine::{Stop, StopHandle};
 use smol_protocol::log::Decoder;
-use smol_protocol::{Event, LineBuffer};
+use smol_protocol::{Event, ExitStatus, LineBuffer};
 
 use super::{Failed, Message, push_tail};
 
@@ -78,6 +78,14 @@ impl Observer {
     }
 }
 
+/// Whether the service, or a command that one of these texts tells of, died of an instruction that the
+/// CPU does not have.
+fn is_illegal_instruction(service: Option<ExitStatus>, texts: [Option<&String>; 2]) -> bool {
+    let illegal = ExitStatus::ILLEGAL_INSTRUCTION;
+    let mut texts = texts.into_iter().flatten();
+    service == Some(illegal) || texts.any(|text| text.contains(&illegal.to_string()))
+}
+
 impl Seen {
     fn stop(&mut self, why: Stop) {
         if let Some(handle) = &self.handle {
@@ -91,6 +99,7 @@ impl Seen {
             Event::ServiceExited { status } => {
                 self.failure.get_or_insert(Failed {
                     details: vec![format!("the service ended with {status}")],
+                    illegal_instruction: *status == ExitStatus::ILLEGAL_INSTRUCTION,
                     ..Failed::new("the service ended before the machine was frozen")
                 });
             }
@@ -111,6 +120,10 @@ impl Seen {
                 details.extend(service_status.map(|s| format!("the service ended with {s}")));
                 self.failure = Some(Failed {
                     details,
+                    illegal_instruction: is_illegal_instruction(
+                        *service_status,
+                        [Some(reason), last_saw.as_ref()],
+                    ),
                     ..Failed::new(reason.clone())
                 });
             }

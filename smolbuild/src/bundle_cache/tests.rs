@@ -28,6 +28,7 @@ fn lock() -> Lock {
 fn frozen() -> Frozen {
     Frozen {
         cpu_features: vec!["fpu".into()],
+        xcr0: 0,
         virtual_time: true,
         virtual_ms: Some(5),
         first_tick_ms: None,

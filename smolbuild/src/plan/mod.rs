@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use smol_cli::{ErrorExt, ExitKind};
+use smol_machine::cpu::Level;
 use smol_protocol::{GuestConfig, RUN_MODE_WORD};
 
 use self::guest::{guest_config, ready};
@@ -40,6 +41,8 @@ pub struct Plan {
     pub version: Option<String>,
     /// Most vCPUs; the build uses one.
     pub cpus: u32,
+    /// Level of the CPU.
+    pub cpu: Level,
     /// Guest memory in bytes.
     pub memory: u64,
     /// The kernel and its command lines.
@@ -101,6 +104,7 @@ impl Plan {
             name: smolfile.name.clone(),
             version: smolfile.version.clone(),
             cpus: smolfile.cpus,
+            cpu: smolfile.cpu,
             memory: smolfile.memory,
             kernel: PlannedKernel {
                 source: smolfile.kernel.source.clone(),
@@ -479,7 +483,7 @@ mod tests {
             canonical_json(&sealed(plan(KERNEL))).replace(env!("CARGO_PKG_VERSION"), "VERSION");
         assert_eq!(
             json,
-            r#"{"format":2,"builder":"VERSION","arch":"x86_64","name":"native","version":null,"cpus":1,"memory":268435456,"kernel":{"source":{"path":"guest.elf"},"build_cmdline":"root=whatever it likes","run_cmdline":"root=whatever it likes"},"rootfs":null,"copies":[],"guest":null,"console_ready":{"probe":{"log":{"pattern":"^up$"}},"timeout_ms":60000,"interval_ms":100,"successes":1},"lock":{"version":1,"builder":{"smolbuild":"VERSION","bundle-format":1,"guest-sha256":"0000000000000000000000000000000000000000000000000000000000000000","epoch":1767225600},"kernel":null,"debian":null,"file":[],"copy":[]},"inputs":{}}"#
+            r#"{"format":2,"builder":"VERSION","arch":"x86_64","name":"native","version":null,"cpus":1,"cpu":"x86-64-v3","memory":268435456,"kernel":{"source":{"path":"guest.elf"},"build_cmdline":"root=whatever it likes","run_cmdline":"root=whatever it likes"},"rootfs":null,"copies":[],"guest":null,"console_ready":{"probe":{"log":{"pattern":"^up$"}},"timeout_ms":60000,"interval_ms":100,"successes":1},"lock":{"version":1,"builder":{"smolbuild":"VERSION","bundle-format":1,"guest-sha256":"0000000000000000000000000000000000000000000000000000000000000000","epoch":1767225600},"kernel":null,"debian":null,"file":[],"copy":[]},"inputs":{}}"#
         );
     }
 

@@ -39,6 +39,7 @@ pub const KEYS: &[Key] = &[
     key("", "name", "string", "required", "Name of the machine, and its host name: lower-case letters, digits, `.`, `_` and `-`, beginning with a letter or digit, at most 63."),
     key("", "version", "string", "none", "Version of what is inside; one word."),
     key("", "cpus", "integer, 1 to 8", "`1`", "Most vCPUs the machine can run with. The build uses one."),
+    key("", "cpu", "`\"x86-64-v2\"` or `\"x86-64-v3\"`", "`\"x86-64-v3\"`", "The instructions that the machine's CPU has: [CPU levels](#the-cpu)."),
     key("", "memory", "size, or integer in MiB", "`\"256MiB\"`", "Guest memory: 64 MiB to 64 GiB, a multiple of 1 MiB. `\"512m\"` and `\"1G\"` do as well: powers of 1024."),
     key("", "ports", "list of ports", "`[]`", "TCP ports that the service answers on."),
     key("", "kernel", "table", "the recipe `smol-6.1`", "The kernel: `[kernel]`."),

@@ -17,6 +17,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::Serialize;
+use smol_machine::cpu::Level;
 use toml::Spanned;
 use toml::de::DeTable;
 
@@ -50,6 +51,8 @@ pub struct Smolfile {
     pub version: Option<String>,
     /// Most vCPUs.
     pub cpus: u32,
+    /// Level of the CPU.
+    pub cpu: Level,
     /// Guest memory in bytes.
     pub memory: u64,
     /// TCP ports of the service, without duplicates, in the order written.
@@ -263,6 +266,7 @@ fn sections(mut top: Table<'_>, errors: &mut Errors) -> Option<Smolfile> {
     let cpus = top
         .integer("cpus", 1..=MAX_CPUS, errors)
         .map_or(1, |n| *n.get_ref() as u32);
+    let cpu = parse::cpu(&mut top, errors);
     let memory = parse::memory(&mut top, errors);
     let ports = parse::ports(&mut top, errors);
     let kernel = top.table("kernel", "kernel", errors);
@@ -287,6 +291,7 @@ fn sections(mut top: Table<'_>, errors: &mut Errors) -> Option<Smolfile> {
         name: name?,
         version,
         cpus,
+        cpu,
         memory,
         ports,
         kernel,

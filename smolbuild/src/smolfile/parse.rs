@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use smol_machine::cpu::Level;
 use toml::Spanned;
 use toml::de::DeValue;
 
@@ -51,6 +52,11 @@ pub(super) fn memory(top: &mut Table<'_>, errors: &mut Errors) -> u64 {
         ));
     }
     size.into_inner()
+}
+
+pub(super) fn cpu(top: &mut Table<'_>, errors: &mut Errors) -> Level {
+    let level = top.parsed("cpu", errors, values::cpu);
+    level.map_or_else(Level::default, Spanned::into_inner)
 }
 
 pub(super) fn ports(top: &mut Table<'_>, errors: &mut Errors) -> Vec<u16> {

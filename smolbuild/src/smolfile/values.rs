@@ -4,6 +4,8 @@
 
 use std::time::Duration;
 
+use smol_machine::cpu::Level;
+
 use super::diagnostic::Diagnostic;
 
 /// 1 MiB in bytes.
@@ -249,6 +251,21 @@ pub(super) fn mode(text: &str) -> Result<u32, Diagnostic> {
             Err(wrong("not a file mode").help("write three or four octal digits, such as \"0755\""))
         }
     }
+}
+
+/// A level of the CPU.
+pub(super) fn cpu(text: &str) -> Result<Level, Diagnostic> {
+    text.parse().map_err(|()| {
+        let names = Level::ALL.map(|level| format!("{:?}", level.name()));
+        let error =
+            wrong("not a level of the CPU").label(format!("must be {}", names.join(" or ")));
+        match text {
+            "x86-64-v4" => {
+                error.help("AVX-512 is on few laptops: a bundle with it would boot cold on most")
+            }
+            _ => error,
+        }
+    })
 }
 
 /// Parameters that are the machine's own business.

@@ -3,7 +3,7 @@
 use std::fs;
 
 use smol_bundle::{CpuContract, TscNeeds};
-use smol_machine::cpu::{self, CpuidEntry};
+use smol_machine::cpu::{self, CpuidEntry, Features, Level};
 use smol_machine::{Error, hv};
 
 /// Checks whether this host has what the snapshot needs; the inner error says what it lacks.
@@ -20,6 +20,21 @@ pub fn check(contract: &CpuContract) -> Result<Result<(), String>, Error> {
     }
     let supports = hv::host_cpu()?;
     Ok(compare(contract, &supports, clocksources().as_deref()))
+}
+
+/// Returns the CPU for a cold boot: that of the snapshot, or what this host has of it.
+///
+/// # Errors
+/// If the hypervisor does not say what it supports.
+pub fn level(contract: &CpuContract) -> Result<Level, Error> {
+    let here = Features::supported(&hv::host_cpu()?);
+    Ok(built_for(contract).min(Level::of(here)))
+}
+
+/// Returns the CPU that the snapshot was made with.
+pub fn built_for(contract: &CpuContract) -> Level {
+    let names = contract.features.iter().map(String::as_str);
+    Level::of(Features::named(names))
 }
 
 fn compare(
@@ -74,12 +89,12 @@ fn clocksources() -> Option<String> {
 mod tests {
     use super::*;
     use smol_bundle::Tsc;
-    use smol_machine::cpu::{Cpu, Features, Model};
+    use smol_machine::cpu::{Cpu, Model};
 
     fn whole_cpu() -> Vec<CpuidEntry> {
         Cpu {
             model: Model::Generic,
-            features: Features::all(),
+            features: Features::of(Level::V2),
         }
         .cpuid(0)
     }
@@ -87,7 +102,7 @@ mod tests {
     fn contract() -> CpuContract {
         CpuContract {
             arch: "x86_64".into(),
-            features: cpu::Features::all()
+            features: Features::of(Level::V2)
                 .names()
                 .into_iter()
                 .map(str::to_owned)

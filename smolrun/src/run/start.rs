@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use smol_bundle::ImageKind;
 use smol_cli::{ErrorExt, ExitKind};
 use smol_machine::config::{Clock, MachineConfig};
+use smol_machine::cpu::Level;
 use smol_machine::devices::Slot;
 use smol_machine::devices::virtio::vsock::{Vsock, VsockHandle};
 use smol_machine::machine::Hooks;
@@ -42,6 +43,8 @@ pub struct Ready {
     pub vsock: Option<VsockHandle>,
     /// Whether it was restored; else it will boot.
     pub restored: bool,
+    /// Level of its CPU.
+    pub cpu: Level,
 }
 
 /// Restores the machine; if the snapshot cannot be restored on this host, reports why and prepares
@@ -87,6 +90,7 @@ fn restore(
             machine,
             vsock,
             restored: true,
+            cpu: Level::of(state.cpu.features),
         })),
         // Its state is of another version or kind, or this hypervisor does not take it.
         Err(error @ (Error::State(_) | Error::Hypervisor { .. })) => Ok(Err(format!(
@@ -98,8 +102,10 @@ fn restore(
 
 fn boot(spec: &RunSpec, images: &CachedImages, outputs: &Outputs) -> anyhow::Result<Ready> {
     let (hooks, vsock) = outputs.hooks(spec, true)?;
+    let cpu = contract::level(&spec.config.cpu).map_err(host)?;
     let config = MachineConfig {
         vcpus: u8::try_from(spec.config.cpus).unwrap_or(u8::MAX),
+        cpu,
         memory: spec.config.memory,
         kernel: images.file(ImageKind::Kernel),
         initramfs: images.initramfs(),
@@ -116,6 +122,7 @@ fn boot(spec: &RunSpec, images: &CachedImages, outputs: &Outputs) -> anyhow::Res
         machine,
         vsock,
         restored: false,
+        cpu,
     })
 }
 

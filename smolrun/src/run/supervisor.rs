@@ -16,11 +16,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use smol_cli::{ExitKind, Failure};
+use smol_machine::cpu::Level;
 use smol_machine::devices::virtio::vsock::VsockHandle;
 use smol_machine::{Machine, Stop, StopHandle};
 use smol_protocol::{Event as GuestEvent, ExitStatus};
 
 use crate::images::Images;
+use crate::run::contract;
 use crate::run::event::Event;
 use crate::run::guest::{self, Streams};
 use crate::run::metrics::{Metrics, Moment};
@@ -101,6 +103,7 @@ impl Supervisor {
             machine,
             vsock,
             restored,
+            cpu,
         } = ready;
         let streams = match &vsock {
             Some(vsock) => Streams::listen(vsock, spec.config.cpus, &output, &self.sender),
@@ -117,6 +120,7 @@ impl Supervisor {
             metrics,
             outputs,
             restored,
+            cpu,
             ports: Some(ports),
             running: Some(running),
             deadline: Some(Instant::now() + START_TIMEOUT),
@@ -179,6 +183,8 @@ struct Supervision<'a, F> {
     metrics: Metrics,
     outputs: Outputs,
     restored: bool,
+    /// Level of the machine's CPU.
+    cpu: Level,
     /// Until the service runs.
     ports: Option<Vec<Bound>>,
     /// Until the service runs.
@@ -405,6 +411,9 @@ impl<F: FnOnce(&Up)> Supervision<'_, F> {
             return failure(text.clone());
         }
         if let Some(status) = self.exited {
+            if status == ExitStatus::ILLEGAL_INSTRUCTION {
+                self.report.note(&illegal_instruction(self.cpu, self.spec));
+            }
             return Ok(End::Exited(status.code()));
         }
         match stopped {
@@ -421,5 +430,30 @@ impl<F: FnOnce(&Up)> Supervision<'_, F> {
             }
             Err(error) => failure(format!("the machine cannot be run: {error}")),
         }
+    }
+}
+
+/// Says why a service died of an instruction that its machine's CPU does not have.
+fn illegal_instruction(cpu: Level, spec: &RunSpec) -> String {
+    let what = format!(
+        "the service died of SIGILL: it used an instruction that the machine's CPU ({}) does not have",
+        cpu.name()
+    );
+    let built = contract::built_for(&spec.config.cpu);
+    match (
+        built > cpu,
+        Level::ALL.into_iter().find(|level| *level > cpu),
+    ) {
+        (true, _) => format!(
+            "{what}; the bundle is made for {}, which this host lacks",
+            built.name()
+        ),
+        (false, Some(next)) => {
+            format!(
+                "{what}; build it with `cpu = \"{}\"` in the Smolfile",
+                next.name()
+            )
+        }
+        (false, None) => what,
     }
 }

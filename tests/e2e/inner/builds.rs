@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::inner::{InnerHost, MACHINES};
 use smol_tests::suite::Suite;
-use smol_tests::support::{self, LIMIT, Outcome, names, run};
+use smol_tests::support::{self, LIMIT, Outcome, ask, eventually, names, run};
 
 pub fn tests<'a>(suite: &mut Suite<'a>, host: &'a InnerHost) {
     suite.group("builds");
@@ -67,6 +67,24 @@ pub fn tests<'a>(suite: &mut Suite<'a>, host: &'a InnerHost) {
         },
     );
     suite.test(
+        "a program that needs another cpu fails the build, with what to write",
+        || {
+            let told = fail(host, "old-cpu");
+            contains(
+                &told,
+                &[
+                    "signal 4 (SIGILL)",
+                    "the machine's CPU (x86-64-v2) does not have",
+                    "write `cpu = \"x86-64-v3\"` in the Smolfile",
+                ],
+            );
+        },
+    );
+    suite.test(
+        "avx registers are kept over a snapshot, and cpuinfo shows the level and nothing random",
+        || avx(host),
+    );
+    suite.test(
         "a service that computes without pause is built by the host's time, which the bundle says",
         || spinning(host),
     );
@@ -95,6 +113,30 @@ fn spinning(host: &InnerHost) {
         &told,
         &["spin does not claim to be reproducible: watchdog tick at "],
     );
+}
+
+fn avx(host: &InnerHost) {
+    let (bundle, outcome) = build(host, "avx", &[]);
+    outcome.succeed();
+    let machine = host.tools.start(&bundle, "avx", &[7777]);
+    let port = machine.port(7777);
+    let info = ask(port, "read /proc/cpuinfo");
+    for flag in ["avx2", "bmi2", "fma", "aes", "pclmulqdq", "xsave"] {
+        assert!(
+            info.contains(&format!(" {flag} ")),
+            "{flag} is not in {info}"
+        );
+    }
+    for flag in ["rdrand", "rdseed", "xsaveopt", "xsavec", "tsc"] {
+        assert!(!info.contains(&format!(" {flag} ")), "{flag} is in {info}");
+    }
+    let kept = || ask(port, "kept");
+    let before = kept();
+    let later = eventually("another round", LIMIT, || {
+        let now = kept();
+        (now != before).then_some(now)
+    });
+    assert!(later.ends_with(" 0"), "{later}");
 }
 
 /// It would not end before its limit otherwise.

@@ -21,6 +21,10 @@ pub fn tests<'a>(suite: &mut Suite<'a>, host: &'a Host) {
         || cpu_model(host),
     );
     suite.test(
+        "a host whose cpu lacks something says what, and boots the machine cold",
+        || older_cpu(host),
+    );
+    suite.test(
         "in an emulated host ctrl-c asks the service to stop",
         || ctrl_c(host),
     );
@@ -78,6 +82,22 @@ fn cpu_model(host: &Host) {
     });
     running.signal(Signal::INT);
     assert_eq!(running.finish(LIMIT).code, Some(130));
+}
+
+/// It has AVX, and no AVX2.
+fn older_cpu(host: &Host) {
+    let port = free_port();
+    let mut command = host.tools.run(&host.bundle("service"), "older");
+    command.args(["--accel", "emulated", "-p", &format!("{port}:7777")]);
+    let running = Running::start(command.env("SMOL_EMULATED_CPU", "Opteron_G5"));
+    running.await_stderr("this host's CPU lacks avx2");
+    running.await_stderr("service: booted in ");
+    let info = ask(port, "read /proc/cpuinfo");
+    assert!(
+        info.contains(" sse4_2 ") && !info.contains(" avx "),
+        "{info}"
+    );
+    host.tools.ctrl_c_stops(running);
 }
 
 fn ctrl_c(host: &Host) {

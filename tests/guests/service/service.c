@@ -6,6 +6,7 @@
  *   service --exit N        complains and ends with exit code N
  *   service --late SECONDS  sleeps, then serves
  *   service --spin          computes until another process stops it, then serves
+ *   service --avx           uses AVX2, then serves
  *   service --draw FILE     writes a random number to a file
  *   service ask WORDS...    sends a line to the running service, prints its answer
  *
@@ -227,6 +228,45 @@ static void send_patches(FILE *to, unsigned long count)
     fprintf(to, "%lu %d\n", patched, faults.count > count);
 }
 
+/* How often a thread has found in all YMM registers what it had put there, and how often not. */
+static atomic_ulong kept, damaged;
+
+/* One round: fills the registers, lets 1 ms pass in the kernel and looks what they hold now. */
+static int keep_once(void)
+{
+    static const struct timespec pause = {0, 1000000};
+    static uint8_t pattern[16 * 32], found[16 * 32];
+    long result = SYS_nanosleep;
+    for (size_t i = 0; i < sizeof pattern; i++)
+        pattern[i] = (uint8_t)(i * 7 + 1);
+#define EACH(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12) X(13) X(14) X(15)
+#define LOAD(n) "vmovdqu " #n "*32(%[pattern]), %%ymm" #n "\n"
+#define STORE(n) "vmovdqu %%ymm" #n ", " #n "*32(%[found])\n"
+    __asm__ volatile(EACH(LOAD) "syscall\n" EACH(STORE) "vzeroupper"
+                     : "+a"(result)
+                     : [pattern] "r"(pattern), [found] "r"(found), "D"(&pause), "S"(NULL)
+                     : "rcx", "r11", "memory", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7",
+                       "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15");
+    return !memcmp(pattern, found, sizeof found);
+}
+
+static void *keep(void *argument)
+{
+    for (;;)
+        atomic_fetch_add(keep_once() ? &kept : &damaged, 1);
+    return argument;
+}
+
+/* "keep" begins it; "kept": both numbers. */
+static void start_keeping(FILE *to)
+{
+    pthread_t thread;
+    if (!__builtin_cpu_supports("avx2") || pthread_create(&thread, NULL, keep, NULL))
+        fprintf(to, "error: no AVX2, or no thread\n");
+    else
+        fputs("ok\n", to);
+}
+
 static void send_random(FILE *to)
 {
     unsigned char bytes[16];
@@ -288,6 +328,10 @@ static void answer(FILE *to, const char *command, const char *rest)
         send_passes(to, number);
     } else if (!strcmp(command, "patch")) {
         send_patches(to, number);
+    } else if (!strcmp(command, "keep")) {
+        start_keeping(to);
+    } else if (!strcmp(command, "kept")) {
+        fprintf(to, "%lu %lu\n", atomic_load(&kept), atomic_load(&damaged));
     } else if (!strcmp(command, "read")) {
         send_file(to, rest);
     } else if (!strcmp(command, "bytes")) {
@@ -421,6 +465,8 @@ int main(int argc, char **argv)
     }
     if (argc > 1 && !strcmp(argv[1], "--spin"))
         return spin();
+    if (argc > 1 && !strcmp(argv[1], "--avx"))
+        __asm__ volatile("vpaddd %ymm0, %ymm0, %ymm0; vzeroupper");
     if (argc > 2 && !strcmp(argv[1], "ask"))
         return ask(argc - 2, argv + 2);
     return serve();

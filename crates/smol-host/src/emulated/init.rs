@@ -20,7 +20,7 @@ use rustix::system::RebootCommand;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use rustix::time::{ClockId, Timespec};
 
-use smol_machine::cpu::{Cpu, Model};
+use smol_machine::cpu::{Cpu, Level, Model};
 use smol_machine::hv::{self, HostVcpu, HostVm, Vm};
 
 use super::qemu::PORT_NAME;
@@ -93,7 +93,7 @@ fn run() -> Result<Infallible> {
 /// With the last machine KVM also leaves the processors' virtualization mode, by interrupts between
 /// them, in which emulated ones have been seen to hang.
 fn last_machine() -> smol_machine::Result<(HostVm, HostVcpu)> {
-    let cpu = Cpu::for_boot(Model::Generic, &hv::host_cpu()?)?;
+    let cpu = Cpu::for_boot(Model::Generic, Level::V2, &hv::host_cpu()?)?;
     let vm = HostVm::new()?;
     vm.create_irqchip(false)?;
     let vcpu = vm.create_vcpu(0, &cpu)?;

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::arch::cpu::Level;
+
 /// Most vCPUs of a machine; the MP table and the kernel recipe know no more.
 pub const MAX_VCPUS: u8 = 8;
 
@@ -27,6 +29,8 @@ pub enum Clock {
 pub struct MachineConfig {
     /// vCPUs that the guest may bring online, 1 to [`MAX_VCPUS`]. While building one of them runs.
     pub vcpus: u8,
+    /// Level of the CPU.
+    pub cpu: Level,
     /// RAM in bytes, a multiple of 1 MiB.
     pub memory: u64,
     /// Kernel: an ELF `vmlinux` or any PVH image.

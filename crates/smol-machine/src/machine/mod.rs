@@ -112,7 +112,7 @@ impl Machine {
         let cmdline = format!("{} {}", config.cmdline, devices.cmdline());
         let entry = boot::load(config, smol, cmdline.trim(), &contents.ram)?;
 
-        let cpu = Cpu::for_boot(Model::for_boot(smol, phase), &hv::host_cpu()?)?;
+        let cpu = Cpu::for_boot(Model::for_boot(smol, phase), config.cpu, &hv::host_cpu()?)?;
         let (vm, vcpus) = create_vm(&contents, &cpu, config.vcpus)?;
         if phase == Phase::Virtual {
             // What a kernel learns from system registers at boot is in the snapshot.

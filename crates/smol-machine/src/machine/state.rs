@@ -95,7 +95,7 @@ impl MachineState {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arch::cpu::{Cpu, Features, Model};
+    use crate::arch::cpu::{Cpu, Features, Level, Model};
     use crate::arch::state::{IoapicState, IrqchipState, PicState};
     use crate::devices::virtio::{DeviceState, TransportState};
     use crate::paravirt::Paravirt;
@@ -121,7 +121,7 @@ mod tests {
             pmem: 0,
             cpu: Cpu {
                 model: Model::SmolWithoutTsc,
-                features: Features::all(),
+                features: Features::of(Level::V2),
             },
             vcpus: Vec::new(),
             irqchip: IrqchipState {

@@ -283,6 +283,15 @@ fn memory_is_a_size_or_a_number_of_mebibytes() {
 }
 
 #[test]
+fn the_cpu_is_a_level_of_the_architecture() {
+    assert_eq!(good(&top("")).cpu, Level::V3);
+    for level in Level::ALL {
+        let smolfile = good(&top(&format!("cpu = {:?}", level.name())));
+        assert_eq!(smolfile.cpu, level);
+    }
+}
+
+#[test]
 fn a_file_that_is_too_large_is_refused_before_it_is_parsed() {
     let source = "#".repeat(MAX_SIZE + 1);
     assert_eq!(

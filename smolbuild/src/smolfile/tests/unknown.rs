@@ -88,7 +88,7 @@ error: unknown key `a\u{1b}b`
 2 | "a\u001bb" = 1
   | ^^^^^^^^^^ not a key of a Smolfile
   |
-  = help: a Smolfile has the keys name, version, cpus, memory, ports, kernel, rootfs, base, copy, service, ready, warm, restore, warm_restore, snapshot
+  = help: a Smolfile has the keys name, version, cpus, cpu, memory, ports, kernel, rootfs, base, copy, service, ready, warm, restore, warm_restore, snapshot
 "#
 );
 

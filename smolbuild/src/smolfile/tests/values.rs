@@ -22,6 +22,40 @@ error: not a valid name
 );
 
 mistake!(
+    a_level_of_the_cpu_that_no_machine_has,
+    with(
+        r#"[rootfs]"#,
+        r#"cpu = "haswell"
+[rootfs]"#
+    ),
+    r#"
+error: not a level of the CPU
+ --> Smolfile:2:7
+  |
+2 | cpu = "haswell"
+  |       ^^^^^^^^^ must be "x86-64-v2" or "x86-64-v3"
+"#
+);
+
+mistake!(
+    avx_512_is_told_why_it_is_missing,
+    with(
+        r#"[rootfs]"#,
+        r#"cpu = "x86-64-v4"
+[rootfs]"#
+    ),
+    r#"
+error: not a level of the CPU
+ --> Smolfile:2:7
+  |
+2 | cpu = "x86-64-v4"
+  |       ^^^^^^^^^^^ must be "x86-64-v2" or "x86-64-v3"
+  |
+  = help: AVX-512 is on few laptops: a bundle with it would boot cold on most
+"#
+);
+
+mistake!(
     a_name_that_is_too_long,
     with(
         r#""app"

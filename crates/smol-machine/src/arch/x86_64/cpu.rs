@@ -1,12 +1,16 @@
 //! The CPU that a guest sees: pinned, the same on every host.
 //!
-//! It is a fixed table of about x86-64-v2 without XSAVE state.
+//! It is a fixed table of what all processors of an x86-64 [`Level`] have. Of XSAVE it has the plain
+//! instruction alone: the variants that leave out what is not in use (XSAVEOPT, XSAVEC, XSAVES) leave
+//! to the processor what it writes.
 
 use serde::{Deserialize, Serialize};
 
 use super::contract::Register::*;
-pub use super::contract::{CpuidEntry, Features, HostCpu, PHYSICAL_ADDRESS_BITS, check_host};
-use super::ports;
+pub use super::contract::{
+    CpuidEntry, Features, HostCpu, Level, PHYSICAL_ADDRESS_BITS, check_host,
+};
+use super::{ports, xsave};
 use crate::Result;
 use crate::paravirt::{self, Phase};
 
@@ -48,16 +52,17 @@ pub struct Cpu {
 
 impl Cpu {
     /// Returns the CPU for a machine that boots on a host like this. A smol kernel
-    /// gets the whole pinned CPU, any other what of it there is.
+    /// gets the whole CPU of the level, any other what of it there is.
     ///
     /// # Errors
     /// [`Error::Cpu`](crate::Error::Cpu) if the host lacks what a smol kernel needs.
-    pub fn for_boot(model: Model, host: &HostCpu) -> Result<Self> {
+    pub fn for_boot(model: Model, level: Level, host: &HostCpu) -> Result<Self> {
+        let wanted = Features::of(level);
         let features = match model {
-            Model::Generic => Features::supported(host),
+            Model::Generic => wanted.and(Features::supported(host)),
             Model::SmolWithoutTsc | Model::SmolWithTsc => {
-                check_host(host, Features::all().names())?;
-                Features::all()
+                check_host(host, wanted.names())?;
+                wanted
             }
         };
         Ok(Self { model, features })
@@ -76,8 +81,9 @@ impl Cpu {
             Model::SmolWithTsc => (LEAF1_EDX_TSC, 0),
             Model::Generic => (LEAF1_EDX_TSC, LEAF1_ECX_TSC_DEADLINE),
         };
+        let highest = if self.features.xcr0() == 0 { 7 } else { 0xd };
         let mut table = vec![
-            e(0, 7, VENDOR[0], VENDOR[1], VENDOR[2]),
+            e(0, highest, VENDOR[0], VENDOR[1], VENDOR[2]),
             // EBX: initial APIC id, one logical CPU, CLFLUSH of 64 bytes.
             e(
                 1,
@@ -88,7 +94,7 @@ impl Cpu {
             ),
             CpuidEntry {
                 index: Some(0),
-                ..e(7, 0, 0, 0, 0)
+                ..e(7, 0, self.features.bits(Leaf7Ebx), 0, 0)
             },
             e(0x8000_0000, 0x8000_0008, VENDOR[0], VENDOR[1], VENDOR[2]),
             e(
@@ -106,9 +112,32 @@ impl Cpu {
                 0,
             ),
         ];
-        table.splice(3..3, self.model.hypervisor_leaves());
+        let xsave = xsave_leaves(self.features.xcr0());
+        table.splice(
+            3..3,
+            xsave.into_iter().chain(self.model.hypervisor_leaves()),
+        );
         table
     }
+}
+
+/// Returns leaf 0xd, which describes the area of XSAVE (Intel SDM volume 1, section 13.2), for these
+/// components: nothing without any.
+fn xsave_leaves(xcr0: u64) -> Vec<CpuidEntry> {
+    if xcr0 == 0 {
+        return Vec::new();
+    }
+    let sub_leaf = |index, eax, ebx, ecx| CpuidEntry {
+        index: Some(index),
+        ..CpuidEntry::leaf(0xd, eax, ebx, ecx, 0)
+    };
+    let (offset, size) = (xsave::AVX_OFFSET as u32, xsave::AVX_SIZE as u32);
+    let area = offset + size;
+    vec![
+        sub_leaf(0, xcr0 as u32, area, area),
+        sub_leaf(1, 0, 0, 0),
+        sub_leaf(2, size, offset, 0),
+    ]
 }
 
 impl Model {
@@ -158,7 +187,7 @@ mod tests {
     fn whole(model: Model) -> Cpu {
         Cpu {
             model,
-            features: Features::all(),
+            features: Features::of(Level::V3),
         }
     }
 
@@ -166,7 +195,7 @@ mod tests {
     fn the_pinned_cpu_satisfies_its_own_contract() {
         check_host(
             &whole(Model::SmolWithoutTsc).cpuid(0),
-            Features::all().names(),
+            Features::of(Level::V3).names(),
         )
         .unwrap();
     }
@@ -175,12 +204,12 @@ mod tests {
     fn other_kernels_get_what_the_host_has_and_the_state_says_what() {
         let mut host = whole(Model::Generic).cpuid(0);
         host.iter_mut().find(|e| e.function == 1).unwrap().ecx = 0;
-        let cpu = Cpu::for_boot(Model::Generic, &host).unwrap();
+        let cpu = Cpu::for_boot(Model::Generic, Level::V3, &host).unwrap();
         assert!(!cpu.features.names().contains(&"sse4_2"));
         let json = serde_json::to_string(&cpu).unwrap();
         assert_eq!(serde_json::from_str::<Cpu>(&json).unwrap(), cpu);
         check_host(&host, cpu.features.names()).unwrap();
-        assert!(Cpu::for_boot(Model::SmolWithoutTsc, &host).is_err());
+        assert!(Cpu::for_boot(Model::SmolWithoutTsc, Level::V3, &host).is_err());
         assert!(serde_json::from_str::<Cpu>(&json.replace("sse2", "sse9")).is_err());
     }
 
@@ -188,7 +217,7 @@ mod tests {
     fn a_missing_feature_is_named() {
         let mut host = whole(Model::Generic).cpuid(0);
         host.iter_mut().find(|e| e.function == 1).unwrap().ecx &= !(1 << 20);
-        let error = check_host(&host, Features::all().names())
+        let error = check_host(&host, Features::of(Level::V3).names())
             .unwrap_err()
             .to_string();
         assert_eq!(error, "this host's CPU lacks sse4_2");

@@ -6,3 +6,4 @@ pub mod cpu;
 pub mod layout;
 pub mod ports;
 pub mod state;
+pub mod xsave;

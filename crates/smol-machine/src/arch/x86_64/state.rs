@@ -15,6 +15,9 @@ pub struct VcpuState {
     /// x87 and SSE state: the 512 bytes of FXSAVE64, reserved and software areas zero.
     #[serde(with = "hex")]
     pub fxsave: Vec<u8>,
+    /// What XSAVE has besides; absent if XCR0 is as after a reset.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub xsave: Option<Xsave>,
     /// DR0..DR3, DR6, DR7.
     pub debug: [u64; 6],
     /// Model-specific registers by ascending index.
@@ -26,6 +29,17 @@ pub struct VcpuState {
     pub lapic: Vec<u8>,
     /// Whether the vCPU was halted.
     pub halted: bool,
+}
+
+/// State of AVX.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Xsave {
+    /// XCR0: the components that the guest has enabled.
+    pub xcr0: u64,
+    /// Upper halves of YMM0 to YMM15, 16 bytes each.
+    #[serde(with = "hex")]
+    pub ymm_high: Vec<u8>,
 }
 
 /// General-purpose registers.

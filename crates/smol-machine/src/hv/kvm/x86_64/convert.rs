@@ -3,20 +3,13 @@
 use kvm_bindings::{
     CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_VCPUEVENT_VALID_NMI_PENDING,
     KVM_VCPUEVENT_VALID_SHADOW, kvm_cpuid_entry2, kvm_debugregs, kvm_dtable, kvm_lapic_state,
-    kvm_regs, kvm_segment, kvm_sregs, kvm_vcpu_events, kvm_xsave,
+    kvm_regs, kvm_segment, kvm_sregs, kvm_vcpu_events,
 };
 
 use super::same_fields;
 use crate::arch::cpu::CpuidEntry;
 use crate::arch::state::{Events, Regs, Segment, SystemRegs, Table};
 use crate::{Error, Result};
-
-/// Bytes of the FXSAVE area that the processor defines; then 48 reserved and 48 for software.
-const FXSAVE_DEFINED: usize = 416;
-const FXSAVE_SIZE: usize = 512;
-/// XSTATE_BV in the XSAVE header, in 32-bit words.
-const XSTATE_BV: usize = FXSAVE_SIZE / 4;
-const X87_AND_SSE: u32 = 3;
 
 pub(super) fn cpuid_from_kvm(e: &kvm_cpuid_entry2) -> CpuidEntry {
     let indexed = e.flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX != 0;
@@ -140,41 +133,6 @@ pub(super) fn sregs_to_kvm(s: &SystemRegs, to: &mut kvm_sregs) {
     to.interrupt_bitmap = [0; 4];
 }
 
-/// A component that is in its initial state may hold anything in the area, and hosts differ in
-/// what they leave there: write the initial values out, so that equal states have equal bytes.
-pub(super) fn fxsave_from_kvm(xsave: &kvm_xsave) -> Vec<u8> {
-    let mut area: Vec<u8> = xsave.region[..XSTATE_BV]
-        .iter()
-        .flat_map(|w| w.to_le_bytes())
-        .collect();
-    let present = xsave.region[XSTATE_BV];
-    if present & 1 == 0 {
-        area[..24].fill(0);
-        area[..2].copy_from_slice(&0x037fu16.to_le_bytes()); // FCW after FNINIT
-        area[32..160].fill(0);
-    }
-    if present & 2 == 0 {
-        area[160..FXSAVE_DEFINED].fill(0);
-    }
-    area[FXSAVE_DEFINED..].fill(0);
-    area
-}
-
-pub(super) fn fxsave_to_kvm(area: &[u8]) -> Result<kvm_xsave> {
-    if area.len() != FXSAVE_SIZE {
-        return Err(Error::bad_state(format!(
-            "the FXSAVE area has {} bytes instead of {FXSAVE_SIZE}",
-            area.len()
-        )));
-    }
-    let mut xsave = kvm_xsave::default();
-    for (word, bytes) in xsave.region.iter_mut().zip(area.as_chunks::<4>().0) {
-        *word = u32::from_le_bytes(*bytes);
-    }
-    xsave.region[XSTATE_BV] = X87_AND_SSE;
-    Ok(xsave)
-}
-
 pub(super) fn debug_from_kvm(d: &kvm_debugregs) -> [u64; 6] {
     let [d0, d1, d2, d3] = d.db;
     [d0, d1, d2, d3, d.dr6, d.dr7]
@@ -273,21 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn fpu_state_that_is_initial_has_one_form() {
-        let mut dirty = kvm_xsave {
-            region: [0xaaaa_aaaa; 1024],
-            ..Default::default()
-        };
-        dirty.region[XSTATE_BV] = 0;
-        let area = fxsave_from_kvm(&dirty);
-        assert_eq!(area[..2], [0x7f, 3]);
-        assert!(area[32..].iter().all(|b| *b == 0));
-        assert_eq!(fxsave_to_kvm(&area).unwrap().region[XSTATE_BV], 3);
-    }
-
-    #[test]
     fn odd_sizes_from_a_bundle_are_refused() {
-        assert!(fxsave_to_kvm(&[0; 511]).is_err());
         assert!(lapic_to_kvm(&[0; 4096]).is_err());
     }
 }

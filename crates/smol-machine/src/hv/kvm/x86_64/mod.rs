@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`vm`] | interrupt controllers, timers, what a vCPU shows of its processor |
 //! | [`vcpu`] | a vCPU captured and restored |
+//! | `fpu` | the registers of x87, SSE and AVX |
 //! | `msrs` | the model-specific registers of the pinned CPU |
 //! | [`probe`] | the guest that tries KVM |
 //! | `boot` | registers for the first instruction of a kernel |
@@ -11,6 +12,7 @@
 
 mod boot;
 mod convert;
+mod fpu;
 mod irqchip;
 mod msrs;
 pub(super) mod probe;

@@ -1,9 +1,9 @@
 //! A vCPU: set up for a kernel, captured, restored.
 
-use kvm_bindings::{KVM_MP_STATE_HALTED, KVM_MP_STATE_RUNNABLE, kvm_mp_state, kvm_xcrs};
+use kvm_bindings::{KVM_MP_STATE_HALTED, KVM_MP_STATE_RUNNABLE, kvm_mp_state};
 use kvm_ioctls::VcpuFd;
 
-use super::{boot, convert, msrs};
+use super::{boot, convert, fpu, msrs};
 use crate::arch::boot::Entry;
 use crate::arch::state::VcpuState;
 use crate::paravirt::Phase;
@@ -31,7 +31,7 @@ pub fn await_startup(fd: &VcpuFd) -> Result<()> {
 pub fn save(fd: &VcpuFd, phase: Phase) -> Result<VcpuState> {
     let regs = fd.get_regs().map_err(Error::hv("KVM_GET_REGS"))?;
     let sregs = fd.get_sregs().map_err(Error::hv("KVM_GET_SREGS"))?;
-    let xsave = fd.get_xsave().map_err(Error::hv("KVM_GET_XSAVE"))?;
+    let (fxsave, xsave) = fpu::save(fd)?;
     let debug = fd
         .get_debug_regs()
         .map_err(Error::hv("KVM_GET_DEBUGREGS"))?;
@@ -43,7 +43,8 @@ pub fn save(fd: &VcpuFd, phase: Phase) -> Result<VcpuState> {
     Ok(VcpuState {
         regs: convert::regs_from_kvm(&regs),
         system: convert::sregs_from_kvm(&sregs),
-        fxsave: convert::fxsave_from_kvm(&xsave),
+        fxsave,
+        xsave,
         debug: convert::debug_from_kvm(&debug),
         msrs: msrs::save(fd, phase)?,
         events: convert::events_from_kvm(&events),
@@ -59,15 +60,7 @@ pub fn restore(fd: &VcpuFd, state: &VcpuState) -> Result<()> {
     let mut sregs = fd.get_sregs().map_err(Error::hv("KVM_GET_SREGS"))?;
     convert::sregs_to_kvm(&state.system, &mut sregs);
     fd.set_sregs(&sregs).map_err(Error::hv("KVM_SET_SREGS"))?;
-    let mut xcrs = kvm_xcrs {
-        nr_xcrs: 1,
-        ..Default::default()
-    };
-    xcrs.xcrs[0].value = 1;
-    fd.set_xcrs(&xcrs).map_err(Error::hv("KVM_SET_XCRS"))?;
-    let xsave = convert::fxsave_to_kvm(&state.fxsave)?;
-    // SAFETY: the guest has no state component beyond x87 and SSE, so KVM reads 4096 bytes and no more.
-    unsafe { fd.set_xsave(&xsave) }.map_err(Error::hv("KVM_SET_XSAVE"))?;
+    fpu::restore(fd, state)?;
     fd.set_regs(&convert::regs_to_kvm(&state.regs))
         .map_err(Error::hv("KVM_SET_REGS"))?;
     fd.set_debug_regs(&convert::debug_to_kvm(&state.debug))
