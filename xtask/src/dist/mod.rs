@@ -1,19 +1,28 @@
-//! `cargo xtask dist`: a release in one archive, the same bytes whenever the same is packed.
+//! `cargo xtask dist`: a release, as one archive and as a Debian package, the same bytes whenever the
+//! same is packed.
 //!
 //! ```text
-//! programs, documents ──stage──> a tree of files, with SHA256SUMS ──pack──> smol-VERSION-ARCH-linux.tar.gz
+//! programs, documents, kernel ──collect──> Content ─┬─archive──> smol-VERSION-ARCH-linux.tar.gz
+//!                                                   └─deb──────> smol_VERSION_ARCH.deb
 //! ```
+//!
+//! | module | purpose |
+//! |---|---|
+//! | `content` | the files of a release, by their paths in the archive |
+//! | `archive` | the archive, with SHA256SUMS |
+//! | `deb` | the Debian package, by dpkg-deb |
+//!
 //! Entries are sorted; owner, mode and time of a file do not depend on who packs it, and when.
 
+mod archive;
+mod content;
+mod deb;
+
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{BufWriter, Write};
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
-use std::process::Command;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use flate2::{Compression, GzBuilder};
 use sha2::{Digest, Sha256};
 
 use crate::shell::{self, capture, cargo, command};
@@ -22,17 +31,10 @@ use crate::shell::{self, capture, cargo, command};
 const PROGRAMS: [&str; 2] = ["smolbuild", "smolrun"];
 /// Documents at the top of the archive.
 const DOCUMENTS: [&str; 4] = ["CHANGELOG.md", "LICENSE-APACHE", "LICENSE-MIT", "README.md"];
-/// Shells, and where each of them looks for the completions of a program, with `{}` for its name.
-const COMPLETIONS: [(&str, &str); 3] = [
-    ("bash", "share/bash-completion/completions/{}"),
-    ("fish", "share/fish/vendor_completions.d/{}.fish"),
-    ("zsh", "share/zsh/site-functions/_{}"),
-];
-const MAN_PAGES: &str = "share/man/man1";
 /// Digests of files, in the form of sha256sum(1).
 const SUMS: &str = "SHA256SUMS";
 
-/// Builds the programs, and packs them into target/dist.
+/// Builds the programs and their kernel, and packs them into target/dist.
 ///
 /// # Errors
 /// If something cannot be built or written.
@@ -45,18 +47,20 @@ pub fn run() -> Result<()> {
     let triple = programs.parent().and_then(Path::file_name);
     let arch = triple.and_then(|triple| triple.to_str()?.split('-').next());
     let arch = arch.context("cargo builds for no target")?;
-    let name = format!("smol-{}-{arch}-linux", env!("CARGO_PKG_VERSION"));
 
     let out = shell::target()?.join("dist");
+    if out.exists() {
+        fs::remove_dir_all(&out).with_context(|| format!("cannot empty {}", out.display()))?;
+    }
     fs::create_dir_all(&out).with_context(|| format!("cannot create {}", out.display()))?;
-    let tree = tempfile::tempdir_in(&out).context("cannot create a folder in target/dist")?;
-    stage(&programs, &shell::workspace(), tree.path())?;
-    let archive = out.join(format!("{name}.tar.gz"));
-    pack(tree.path(), &name, time()?, &archive)?;
-    let sums = sums(&BTreeMap::from([(
-        format!("{name}.tar.gz"),
-        read(&archive)?,
-    )]));
+    let (content, time) = (content::collect(&programs, &shell::workspace())?, time()?);
+    let mut made = vec![archive::write(&content, arch, time, &out)?];
+    if deb::possible() {
+        made.push(deb::write(&content, arch, time, &out)?);
+    } else {
+        println!("no Debian package is made: there is no dpkg-deb");
+    }
+    let sums = sums_of(&made)?;
     write(&out.join(SUMS), sums.as_bytes())?;
     print!("{}:\n{sums}", out.display());
     Ok(())
@@ -72,85 +76,24 @@ fn time() -> Result<u64> {
     seconds.with_context(|| format!("{text:?} is no number of seconds"))
 }
 
-/// Lays out the files of a release in the folder `tree`: `programs` holds the programs, `documents`
-/// the texts.
-fn stage(programs: &Path, documents: &Path, tree: &Path) -> Result<()> {
-    let make = |folder: &Path| {
-        fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))
-    };
-    make(&tree.join("bin"))?;
-    make(&tree.join(MAN_PAGES))?;
-    for name in PROGRAMS {
-        let program = programs.join(name);
-        copy(&program, &tree.join("bin").join(name))?;
-        let mut man = Command::new(&program);
-        shell::run(man.arg("internal-man").arg(tree.join(MAN_PAGES)))?;
-        for (shell, place) in COMPLETIONS {
-            let place = tree.join(place.replace("{}", name));
-            make(place.parent().context("it is in the tree")?)?;
-            let script = capture(Command::new(&program).args(["completions", shell]))?;
-            write(&place, script.as_bytes())?;
-        }
-    }
-    for name in DOCUMENTS {
-        copy(&documents.join(name), &tree.join(name))?;
-    }
+fn sums_of(files: &[PathBuf]) -> Result<String> {
     let mut contents = BTreeMap::new();
-    for path in files(tree)? {
-        contents.insert(path.clone(), read(&tree.join(path))?);
+    for file in files {
+        let name = file.file_name().and_then(|name| name.to_str());
+        contents.insert(name.context("UTF-8")?, read(file)?);
     }
-    write(&tree.join(SUMS), sums(&contents).as_bytes())
+    Ok(sums(
+        contents.iter().map(|(name, bytes)| (*name, &bytes[..])),
+    ))
 }
 
-/// Packs all files of `tree` below the folder `top`, as a compressed tar archive.
-fn pack(tree: &Path, top: &str, time: u64, archive: &Path) -> Result<()> {
-    let cannot = || format!("cannot write {}", archive.display());
-    let file = BufWriter::new(File::create(archive).with_context(cannot)?);
-    // The gzip header holds neither a time nor a name.
-    let compressed = GzBuilder::new().write(file, Compression::best());
-    let mut tar = tar::Builder::new(compressed);
-    for path in files(tree)? {
-        let bytes = read(&tree.join(&path))?;
-        let mode = fs::metadata(tree.join(&path))?.permissions().mode();
-        let mut header = tar::Header::new_gnu();
-        header.set_size(bytes.len() as u64);
-        header.set_mode(if mode & 0o100 == 0 { 0o644 } else { 0o755 });
-        header.set_mtime(time);
-        header.set_uid(0);
-        header.set_gid(0);
-        tar.append_data(&mut header, Path::new(top).join(&path), bytes.as_slice())
-            .with_context(cannot)?;
-    }
-    let compressed = tar.into_inner().with_context(cannot)?;
-    let mut file = compressed.finish().with_context(cannot)?;
-    file.flush().with_context(cannot)
-}
-
-/// Paths of the files below `folder`, relative to it, sorted by their bytes.
-fn files(folder: &Path) -> Result<Vec<String>> {
-    let (mut found, mut folders) = (Vec::new(), vec![folder.to_owned()]);
-    while let Some(next) = folders.pop() {
-        let cannot = || format!("cannot read {}", next.display());
-        for entry in fs::read_dir(&next).with_context(cannot)? {
-            let path = entry.with_context(cannot)?.path();
-            if path.is_dir() {
-                folders.push(path);
-            } else {
-                let relative = path.strip_prefix(folder)?.to_str().context("UTF-8")?;
-                found.push(relative.to_owned());
-            }
-        }
-    }
-    found.sort();
-    Ok(found)
-}
-
-fn sums(contents: &BTreeMap<String, Vec<u8>>) -> String {
+fn sums<'a>(files: impl Iterator<Item = (&'a str, &'a [u8])>) -> String {
     let line = |(name, bytes)| format!("{}  {name}\n", hex::encode(Sha256::digest(bytes)));
-    contents.iter().map(line).collect()
+    files.map(line).collect()
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
+    ensure!(path.is_file(), "there is no {}", path.display());
     fs::read(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
@@ -158,27 +101,20 @@ fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     fs::write(path, bytes).with_context(|| format!("cannot write {}", path.display()))
 }
 
-fn copy(from: &Path, to: &Path) -> Result<()> {
-    ensure!(from.is_file(), "there is no {}", from.display());
-    fs::copy(from, to).with_context(|| format!("cannot copy {}", from.display()))?;
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
-    use std::io::Read;
-
-    use flate2::read::GzDecoder;
+    use std::os::unix::fs::PermissionsExt;
 
     use super::*;
 
-    /// Programs that only print how they were called, and documents.
-    fn release() -> tempfile::TempDir {
+    /// The content of a release whose programs only print how they were called.
+    pub fn content() -> content::Content {
         let folder = tempfile::tempdir().unwrap();
         let script = r#"#!/bin/sh
 case $1 in
 completions) echo "complete $(basename $0) in $2" ;;
 internal-man) echo "page of $(basename $0)" > $2/$(basename $0).1 ;;
+internal-release-kernel) mkdir $2/smol-1 && echo Linux > $2/smol-1/vmlinux.zst ;;
 esac
 "#;
         for name in PROGRAMS {
@@ -186,69 +122,41 @@ esac
             let mode = fs::Permissions::from_mode(0o775);
             fs::set_permissions(folder.path().join(name), mode).unwrap();
         }
+        let kernels = folder.path().join("kernels");
+        fs::create_dir_all(kernels.join("smol-1/patches")).unwrap();
+        for name in [
+            "COPYING",
+            "GPL-2.0",
+            "smol-1/kernel.toml",
+            "smol-1/patches/1",
+        ] {
+            write(&kernels.join(name), name.as_bytes()).unwrap();
+        }
         for name in DOCUMENTS {
             write(&folder.path().join(name), name.as_bytes()).unwrap();
         }
-        folder
-    }
-
-    fn packed(release: &Path) -> Vec<u8> {
-        let place = tempfile::tempdir().unwrap();
-        let tree = place.path().join("tree");
-        stage(release, release, &tree).unwrap();
-        let archive = place.path().join("x.tar.gz");
-        pack(&tree, "smol-1", 1_234_567, &archive).unwrap();
-        read(&archive).unwrap()
-    }
-
-    #[test]
-    fn a_release_has_the_same_bytes_each_time() {
-        let release = release();
-        assert!(packed(release.path()) == packed(release.path()));
-    }
-
-    #[test]
-    fn a_release_holds_programs_pages_completions_and_digests_of_all() {
-        let release = release();
-        let archive = packed(release.path());
-        let mut tar = tar::Archive::new(GzDecoder::new(archive.as_slice()));
-        let (mut contents, mut order) = (BTreeMap::new(), Vec::new());
-        for entry in tar.entries().unwrap() {
-            let mut entry = entry.unwrap();
-            let path = entry.path().unwrap().to_str().unwrap().to_owned();
-            let path = path.strip_prefix("smol-1/").unwrap().to_owned();
-            let header = entry.header();
-            assert_eq!((header.uid().unwrap(), header.gid().unwrap()), (0, 0));
-            assert_eq!(header.mtime().unwrap(), 1_234_567);
-            let program = path.starts_with("bin/");
-            let mode = if program { 0o755 } else { 0o644 };
-            assert_eq!(header.mode().unwrap(), mode, "{path}");
-            let mut bytes = Vec::new();
-            entry.read_to_end(&mut bytes).unwrap();
-            order.push(path.clone());
-            contents.insert(path, bytes);
-        }
-        assert!(order.is_sorted());
-        for (path, words) in [
-            ("share/man/man1/smolrun.1", "page of smolrun"),
-            (
-                "share/bash-completion/completions/smolbuild",
-                "smolbuild in bash",
-            ),
-            ("share/zsh/site-functions/_smolrun", "smolrun in zsh"),
-            ("LICENSE-MIT", "LICENSE-MIT"),
-        ] {
-            let text = String::from_utf8_lossy(&contents[path]);
-            assert!(text.contains(words), "{path}: {text}");
-        }
-        let told = contents.remove(SUMS).unwrap();
-        assert_eq!(String::from_utf8(told).unwrap(), sums(&contents));
-        assert_eq!(contents.len(), 2 * (1 + 1 + 3) + DOCUMENTS.len());
+        content::collect(folder.path(), folder.path()).unwrap()
     }
 
     #[test]
     fn digests_are_in_the_form_of_sha256sum() {
         let line = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855  empty\n";
-        assert_eq!(sums(&BTreeMap::from([("empty".into(), vec![])])), line);
+        assert_eq!(sums([("empty", &[][..])].into_iter()), line);
+    }
+
+    #[test]
+    fn a_release_brings_its_kernel_with_the_licence_and_the_recipe() {
+        let content = content();
+        for (path, words) in [
+            ("share/smol/kernels/smol-1/vmlinux.zst", "Linux\n"),
+            ("share/smol/kernels/smol-1/COPYING", "COPYING"),
+            ("share/smol/kernels/smol-1/GPL-2.0", "GPL-2.0"),
+            (
+                "share/smol/kernels/smol-1/source/patches/1",
+                "smol-1/patches/1",
+            ),
+        ] {
+            assert_eq!(content[path].bytes, words.as_bytes(), "{path}");
+        }
     }
 }
