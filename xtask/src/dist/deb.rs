@@ -27,14 +27,16 @@ const MAINTAINER: &str = "The smol authors <smol-machines@users.noreply.github.c
 const RECOMMENDS: &str = "mmdebstrap, qemu-system-x86, uidmap";
 /// What compiles a kernel.
 const SUGGESTS: &str = "bc, binutils, bison, flex, gcc, libelf-dev, make, patch, xz-utils";
+/// Licences, in their machine-readable form (copyright-format 1.0).
+const COPYRIGHT: &str = include_str!("copyright");
 /// Where the documents go.
 const DOC: &str = "usr/share/doc/smol";
 /// What lintian would say of things that are meant.
 const OVERRIDES: &str = "\
-# One file runs on every distribution, and as the only program of an emulated host.
-smol: statically-linked-binary
-# The kernel is under another licence than the programs.
-smol: extra-license-file
+# They are linked statically: one file runs on every distribution, and is the only program of an
+# emulated host.
+smol: shared-library-lacks-prerequisites [usr/bin/smolbuild]
+smol: shared-library-lacks-prerequisites [usr/bin/smolrun]
 ";
 
 /// Whether there is dpkg-deb.
@@ -108,7 +110,6 @@ fn documents(content: &Content, time: u64) -> Result<Content> {
         "smol ({VERSION}) unstable; urgency=medium\n\n  * See {HOMEPAGE}/blob/main/CHANGELOG.md\n\n -- {MAINTAINER}  {}\n",
         date.trim()
     );
-    let copyright = copyright(&String::from_utf8_lossy(document("LICENSE-MIT")?));
     Ok(BTreeMap::from([
         (format!("{DOC}/README.md"), raw(document("README.md")?)),
         (
@@ -119,54 +120,12 @@ fn documents(content: &Content, time: u64) -> Result<Content> {
             format!("{DOC}/changelog.gz"),
             raw(&gzip(changelog.as_bytes())?),
         ),
-        (format!("{DOC}/copyright"), text(copyright)),
+        (format!("{DOC}/copyright"), text(COPYRIGHT.to_owned())),
         (
             "usr/share/lintian/overrides/smol".to_owned(),
             text(OVERRIDES.into()),
         ),
     ]))
-}
-
-/// debian/copyright in its machine-readable form (version 1.0).
-fn copyright(mit: &str) -> String {
-    // The conditions without title and copyright, indented as a field wants it.
-    let conditions = mit
-        .split_once("Permission is")
-        .map_or(mit, |(_, rest)| rest);
-    let lines = conditions.trim_end().lines().map(|line| match line.trim() {
-        "" => " .\n".to_owned(),
-        line => format!(" {line}\n"),
-    });
-    let mit = lines.collect::<String>();
-    format!(
-        "\
-Upstream-Name: smol
-Source: {HOMEPAGE}
-
-Files: *
-Copyright: The smol authors
-License: Apache-2.0 or MIT
-
-Files: usr/share/smol/kernels/*
-Copyright: Linus Torvalds and others; The smol authors, for the patches
-License: GPL-2.0-only with Linux-syscall-note
-Comment:
- Each folder there holds a kernel, what it was made of (kernel.json), its recipe and its patches
- (source), and where the rest of its source is (COPYING): the Debian package that
- source/kernel.toml names, which the archive of past versions keeps, too.
-
-License: Apache-2.0
- On Debian systems the text is in /usr/share/common-licenses/Apache-2.0.
-
-License: MIT
- Permission is{mit}
-License: GPL-2.0-only with Linux-syscall-note
- The GNU General Public License, version 2 only; on Debian systems the text is in
- /usr/share/common-licenses/GPL-2. Programs that use the kernel by normal system calls are no
- derived works of it.
-"
-    )
-    .replace("Permission is  ", "Permission is ")
 }
 
 fn control(files: &Content, arch: &str) -> String {
@@ -188,12 +147,13 @@ Section: admin
 Priority: optional
 Homepage: {HOMEPAGE}
 Description: frozen Linux machines in one reproducible, signed file
- smolbuild turns a Smolfile into a running Linux machine, freezes it at the moment its service is
- ready, and writes one signed file: a .smolmachine. smolrun verifies that file and lets the machine
- run on with its memory, as often as one likes.
+ smolbuild turns a Smolfile into a running Linux machine, freezes it at the
+ moment its service is ready, and writes one signed file: a .smolmachine.
+ smolrun verifies that file and lets the machine run on with its memory, as
+ often as one likes.
  .
- Both need KVM, or QEMU, in which they run a KVM host of their own. The guest's kernel is in this
- package.
+ Both need KVM, or QEMU, in which they run a KVM host of their own. The kernel
+ of the machines is in this package.
 "
     )
 }
