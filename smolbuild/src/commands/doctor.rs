@@ -24,8 +24,11 @@ pub fn run(args: &JsonArg) -> Result<()> {
 
 /// Where the kernel comes from. What compiles one is needed only where none is ready.
 fn kernel() -> Check {
-    let ready = ReadyKernels::of_process(false, false);
-    match ready.and_then(|ready| ready.check(DEFAULT_RECIPE)) {
+    // Without a cache folder, say, which is another check's to tell, nothing is ready.
+    let Ok(ready) = ReadyKernels::of_process(false, false) else {
+        return doctor::kernel_build();
+    };
+    match ready.check(DEFAULT_RECIPE) {
         Ok(ready) => ready.unwrap_or_else(doctor::kernel_build),
         Err(error) => doctor::kernel_damaged(format!("{error:#}")),
     }

@@ -259,7 +259,7 @@ mod tests {
             let deb = write(&tests::content(), "x86_64", 1_234_567, place.path()).unwrap();
             assert_eq!(
                 deb.file_name().unwrap().to_str(),
-                Some("smol_0.1.0_amd64.deb")
+                Some(&*format!("smol_{VERSION}_amd64.deb"))
             );
             fs::read(deb).unwrap()
         };
