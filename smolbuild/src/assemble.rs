@@ -84,11 +84,12 @@ fn build_kernel(
         pinned: Some(pinned),
         downloads: context.downloads,
         net: context.net,
+        release: context.environment.kernels.release.as_deref(),
         rebuild: false,
     };
-    let (vmlinux, source) = kernel::obtain(&request, dirs.cache, context.session)?;
-    source.enter(pinned);
-    Ok(vmlinux)
+    let kernel = kernel::obtain(&request, dirs.cache, context.session)?;
+    kernel.source.enter(pinned);
+    Ok(kernel.vmlinux)
 }
 
 fn build_rootfs(

@@ -8,6 +8,8 @@ use smol_cli::args::{JsonArg, ProgressArg};
 use smol_cli::manual::Shell;
 use smol_host::AccelArg;
 
+use crate::smolfile::DEFAULT_RECIPE;
+
 /// Turns a Smolfile into a running Linux machine, frozen at the moment it became ready, packed
 /// and signed in one .smolmachine file.
 #[derive(Debug, Parser)]
@@ -57,6 +59,12 @@ pub enum Command {
     /// Writes the man pages into a folder; for releases.
     #[command(name = "internal-man", hide = true)]
     Man {
+        /// Folder that exists.
+        folder: PathBuf,
+    },
+    /// Writes the kernel into the folder of a release's kernels; for releases.
+    #[command(name = "internal-release-kernel", hide = true)]
+    ReleaseKernel {
         /// Folder that exists.
         folder: PathBuf,
     },
@@ -114,6 +122,9 @@ pub struct Conditions {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub downloads: OfflineArg,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub kernel: PrebuiltArg,
     /// Seconds of the host's clock that the machine may compute without pause until it gets the
     /// host's time, and the bundle is not reproducible
     #[arg(long, value_name = "SECONDS", default_value_t = 60, env = "SMOL_WATCHDOG",
@@ -135,9 +146,18 @@ pub struct OfflineArg {
     pub offline: bool,
 }
 
+/// `--no-prebuilt`.
+#[derive(Debug, Args)]
+pub struct PrebuiltArg {
+    /// Compile the kernel here, even if this release brings it
+    #[arg(long)]
+    pub no_prebuilt: bool,
+}
+
 /// `smolbuild lock`.
 #[derive(Debug, Args)]
 #[command(mut_arg("offline", |arg| arg.help("Download nothing: packages stay as they are locked")))]
+#[command(mut_arg("no_prebuilt", |arg| arg.help("Pin the compiler of this host, even if this release brings the kernel")))]
 pub struct Lock {
     #[command(flatten)]
     #[allow(missing_docs)]
@@ -145,6 +165,9 @@ pub struct Lock {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub downloads: OfflineArg,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub kernel: PrebuiltArg,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub shown: ProgressArg,
@@ -236,7 +259,7 @@ pub struct Diff {
 #[derive(Debug, Args)]
 pub struct Kernel {
     /// Recipe
-    #[arg(default_value = "smol-6.1")]
+    #[arg(default_value = DEFAULT_RECIPE)]
     pub recipe: String,
     /// Copy the vmlinux here [default: only the cache]
     #[arg(short, long, value_name = "FILE")]
@@ -244,9 +267,12 @@ pub struct Kernel {
     /// Build from this source tarball instead of the Debian package
     #[arg(long, value_name = "FILE", env = "SMOL_KERNEL_SOURCE")]
     pub source: Option<PathBuf>,
-    /// Build even if the cache has it
+    /// Make it even if the cache has it
     #[arg(long)]
     pub no_cache: bool,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub prebuilt: PrebuiltArg,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub shown: ProgressArg,

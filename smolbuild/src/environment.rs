@@ -1,11 +1,12 @@
-//! What the environment adds to a Smolfile: SOURCE_DATE_EPOCH and the kernel source.
+//! What the environment adds to a Smolfile: SOURCE_DATE_EPOCH, the kernel source, and kernels that
+//! are ready.
 
 use std::path::PathBuf;
 
 use anyhow::Result;
 use smol_cli::{ExitKind, Failure};
 
-use crate::kernel;
+use crate::kernel::{self, ReadyKernels};
 
 /// What the environment adds to the Smolfile.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -14,18 +15,21 @@ pub struct EnvironmentInputs {
     pub epoch: Option<u32>,
     /// A source tarball for kernels; without, the lock's stays.
     pub kernel_source: Option<PathBuf>,
+    /// Kernels that need not be compiled.
+    pub kernels: ReadyKernels,
 }
 
 impl EnvironmentInputs {
-    /// Returns those of this process.
+    /// Returns those of this process, with these kernels.
     ///
     /// # Errors
     /// A SOURCE_DATE_EPOCH that is no time.
-    pub fn of_process() -> Result<EnvironmentInputs> {
+    pub fn of_process(kernels: ReadyKernels) -> Result<EnvironmentInputs> {
         let epoch = std::env::var("SOURCE_DATE_EPOCH").ok();
         Ok(EnvironmentInputs {
             epoch: epoch.map(|text| parse_epoch(&text)).transpose()?,
             kernel_source: kernel::source_variable(),
+            kernels,
         })
     }
 }

@@ -35,6 +35,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             manual::completions("smolbuild", &Cli::command(), shell)
         ),
         Command::Man { folder } => manual::man_pages(Cli::command(), &folder)?,
+        Command::ReleaseKernel { folder } => commands::kernel::release(&folder, &interrupt)?,
         Command::BootJob { file } => smolbuild::boot::emulated::inner(&file, &interrupt)?,
     }
     Ok(ExitCode::SUCCESS)

@@ -9,7 +9,7 @@
 //! | [`test`](mod@test) | everything that must pass |
 //! | [`tally`] | the outcomes of tests, counted |
 //! | [`bench`](mod@bench) | the figures |
-//! | [`dist`] | a release in one archive |
+//! | [`dist`] | a release: an archive and a Debian package |
 //! | [`repeat`] | builds repeated, and compared byte for byte |
 //! | [`versions`] | how much two versions of a machine share |
 
@@ -51,7 +51,8 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
-    /// Pack a release: both programs, man pages and completions in one archive in target/dist
+    /// Pack a release in target/dist: both programs, their kernel, man pages and completions, as an
+    /// archive and as a Debian package
     Dist,
     /// Build recipes again and again, in emulated hosts of their own, and compare every byte
     Repeat(repeat::RepeatOptions),

@@ -15,10 +15,11 @@ use crate::error::HostError;
 use crate::select::kvm_fix;
 
 /// The program whose needs are checked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Tool {
-    /// `smolbuild`: also the tools that build kernels and root file systems.
-    Build,
+    /// `smolbuild`: also the tools that build root file systems, and where its kernel comes from, of
+    /// which it knows itself: [`kernel_build`], unless it need not be compiled.
+    Build(Check),
     /// `smolrun`.
     Run,
 }
@@ -76,12 +77,12 @@ pub fn checks(tool: Tool) -> Vec<Check> {
         kernel: emulated_kernel(cache_dir),
     };
     let mut checks = ways.checks();
-    if tool == Tool::Build {
-        checks.push(kernel_build());
+    if let Tool::Build(kernel) = &tool {
+        checks.push(kernel.clone());
         checks.push(debian_tool(apt::find_program("mmdebstrap").is_some()));
     }
     checks.push(match &cache {
-        Ok(dir) => disk(tool, dir, free_space(dir)),
+        Ok(dir) => disk(&tool, dir, free_space(dir)),
         Err(e) => Check::new("cache", Status::Missing, format!("{e:#}"), None),
     });
     checks.push(memory(&read("/proc/meminfo")));
@@ -265,6 +266,20 @@ const KERNEL_PROGRAMS: &[(&str, &str)] = &[
     ("tar", "tar"),
 ];
 
+/// The name of the check of what builds a kernel.
+const KERNEL_TOOLS: &str = "kernel-tools";
+
+/// The check where nothing that builds a kernel is needed, because of `why`.
+pub fn kernel_ready(why: impl Into<String>) -> Check {
+    Check::new(KERNEL_TOOLS, Status::Ok, why, None)
+}
+
+/// The check where the kernel that should be ready is damaged, as `why` says.
+pub fn kernel_damaged(why: impl Into<String>) -> Check {
+    let fix = "unpack or install the release again".to_owned();
+    Check::new(KERNEL_TOOLS, Status::Missing, why, Some(fix))
+}
+
 /// Checks for everything that builds a kernel.
 pub fn kernel_build() -> Check {
     kernel_tools(&|program| apt::find_program(program).is_some(), &has_libelf)
@@ -280,17 +295,12 @@ fn kernel_tools(has_program: &dyn Fn(&str) -> bool, has_libelf: &dyn Fn() -> boo
         missing.push(("libelf.h", "libelf-dev"));
     }
     if missing.is_empty() {
-        return Check::new(
-            "kernel-tools",
-            Status::Ok,
-            "all that builds a kernel is here",
-            None,
-        );
+        return kernel_ready("all that builds a kernel is here");
     }
     let (names, packages): (Vec<_>, Vec<_>) = missing.into_iter().unzip();
     let detail = format!("a kernel cannot be built without {}", names.join(", "));
     Check::new(
-        "kernel-tools",
+        KERNEL_TOOLS,
         Status::Missing,
         detail,
         Some(apt::install_command(&packages)),
@@ -325,10 +335,10 @@ fn free_space(dir: &Path) -> Option<u64> {
     stat.f_bavail.checked_mul(stat.f_frsize)
 }
 
-fn disk(tool: Tool, dir: &Path, free: Option<u64>) -> Check {
+fn disk(tool: &Tool, dir: &Path, free: Option<u64>) -> Check {
     // A kernel build tree takes most of the first; a bundle's unpacked memory most of the second.
     let (enough, least) = match tool {
-        Tool::Build => (4096 * MIB, 512 * MIB),
+        Tool::Build(_) => (4096 * MIB, 512 * MIB),
         Tool::Run => (1024 * MIB, 128 * MIB),
     };
     let place = dir.display();
@@ -530,7 +540,8 @@ mod tests {
 
     #[test]
     fn a_full_disk_is_missing_and_a_small_one_a_warning() {
-        let status = |free| disk(Tool::Build, Path::new("/c"), free).status;
+        let build = Tool::Build(kernel_ready("it is here"));
+        let status = |free| disk(&build, Path::new("/c"), free).status;
         assert_eq!(status(Some(100 << 30)), Status::Ok);
         assert_eq!(status(Some(1 << 30)), Status::Warn);
         assert_eq!(status(Some(1 << 20)), Status::Missing);

@@ -12,6 +12,7 @@ use super::keys;
 use crate::cli::Build;
 use crate::environment::EnvironmentInputs;
 use crate::folder;
+use crate::kernel::ReadyKernels;
 use crate::pack::Built;
 use crate::pipeline::{self, BuildRequest, Reuse};
 use crate::resolve::Policy;
@@ -22,7 +23,9 @@ pub fn run(args: &Build, interrupt: &Interrupt) -> Result<()> {
     let session = Session::new(args.conditions.shown.progress, interrupt.clone());
     let loaded = smolfile::load(&args.smolfile.path)?;
     let key = args.sign.as_deref().map(keys::load_private).transpose()?;
-    let environment = EnvironmentInputs::of_process()?;
+    let no_prebuilt = args.conditions.kernel.no_prebuilt;
+    let kernels = ReadyKernels::of_process(args.no_cache, no_prebuilt)?;
+    let environment = EnvironmentInputs::of_process(kernels)?;
     let out: PathBuf = args
         .output
         .clone()

@@ -6,37 +6,59 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use smol_cli::{Interrupt, Session, paths};
+use smol_cli::{Interrupt, Mode, Session, paths};
 
 use crate::cli::Kernel;
 use crate::fetch::Net;
 use crate::folder;
-use crate::kernel::{self, KernelRequest};
+use crate::kernel::{self, KernelRequest, ReadyKernels};
+use crate::smolfile::DEFAULT_RECIPE;
 
 /// Builds the kernel, or finds it in the cache, and prints the path of its vmlinux.
 pub fn run(args: &Kernel, interrupt: &Interrupt) -> Result<()> {
     let session = Session::new(args.shown.progress, interrupt.clone());
     let cache = paths::cache_dir()?;
+    let ready = ReadyKernels::of_process(false, args.prebuilt.no_prebuilt)?;
     let request = KernelRequest {
         recipe: &args.recipe,
         source: args.source.as_deref(),
         pinned: None,
         downloads: &cache.join("downloads"),
         net: Net::Open,
+        release: ready.release.as_deref(),
         rebuild: args.no_cache,
     };
     let Some(output) = &args.output else {
-        let (vmlinux, _) = kernel::obtain(&request, &cache, &session)?;
-        println!("{}", vmlinux.display());
+        let kernel = kernel::obtain(&request, &cache, &session)?;
+        println!("{}", kernel.vmlinux.display());
         return Ok(());
     };
     let cannot = || format!("cannot write {}", output.display());
     // Before the minutes that a build takes; a build that is killed leaves no name behind.
     tempfile::tempfile_in(folder::of(output)).with_context(cannot)?;
-    let (vmlinux, _) = kernel::obtain(&request, &cache, &session)?;
-    copy(&vmlinux, output).with_context(cannot)?;
+    let kernel = kernel::obtain(&request, &cache, &session)?;
+    copy(&kernel.vmlinux, output).with_context(cannot)?;
     println!("{}", output.display());
     Ok(())
+}
+
+/// Writes the kernel that this host compiles into the folder of a release's kernels.
+pub fn release(folder: &Path, interrupt: &Interrupt) -> Result<()> {
+    let session = Session::new(Mode::Plain, interrupt.clone());
+    let cache = paths::cache_dir()?;
+    let pins = kernel::pins(DEFAULT_RECIPE, None, None, &ReadyKernels::default())?;
+    let request = KernelRequest {
+        recipe: DEFAULT_RECIPE,
+        source: None,
+        pinned: Some(&pins),
+        downloads: &cache.join("downloads"),
+        // A release has the source that its recipe pins, or it is none.
+        net: Net::Pinned,
+        release: None,
+        rebuild: false,
+    };
+    let kernel = kernel::obtain(&request, &cache, &session)?;
+    kernel::release(&pins, &kernel.vmlinux, folder)
 }
 
 /// Copies a file such that the copy appears whole or not at all.

@@ -7,16 +7,18 @@ use crate::cli::Lock;
 use crate::context::BuildContext;
 use crate::environment::EnvironmentInputs;
 use crate::fetch::Net;
+use crate::kernel::ReadyKernels;
 use crate::resolve;
 use crate::smolfile;
 
 /// Renews the lock file and prints what changed, one line an input.
 pub fn run(args: &Lock, interrupt: &Interrupt) -> Result<()> {
     let loaded = smolfile::load(&args.smolfile.path)?;
+    let kernels = ReadyKernels::of_process(false, args.kernel.no_prebuilt)?;
     let context = BuildContext {
         downloads: &paths::cache_dir()?.join("downloads"),
         net: Net::allowed(args.downloads.offline),
-        environment: &EnvironmentInputs::of_process()?,
+        environment: &EnvironmentInputs::of_process(kernels)?,
         session: &Session::new(args.shown.progress, interrupt.clone()),
     };
     let changes = resolve::refresh(&loaded, context)?;

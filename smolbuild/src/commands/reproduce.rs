@@ -17,6 +17,7 @@ use crate::environment::EnvironmentInputs;
 use crate::error::ResultExt;
 use crate::extract;
 use crate::hash;
+use crate::kernel::ReadyKernels;
 use crate::lock::{self, Lock, Role};
 use crate::pipeline::{self, BuildRequest, Reuse};
 use crate::resolve::{self, Kept, Policy};
@@ -44,10 +45,12 @@ pub fn run(args: &Reproduce, interrupt: &Interrupt) -> Result<()> {
         session: Session::new(args.conditions.shown.progress, interrupt.clone()),
     };
     let loaded = reproduction.load(source, &lock)?;
+    let no_prebuilt = args.conditions.kernel.no_prebuilt;
+    let kernels = ReadyKernels::of_process(args.no_cache, no_prebuilt)?;
     let environment = EnvironmentInputs {
         // The lock's.
         epoch: None,
-        ..EnvironmentInputs::of_process()?
+        ..EnvironmentInputs::of_process(kernels)?
     };
     reproduction.require_inputs(&loaded, &lock, &environment)?;
     let out = match &args.output {
@@ -168,7 +171,9 @@ impl Reproduction<'_> {
             human::printable(&differences.join("; "))
         );
         Err(Failure::new(ExitKind::LockStale, what)
-            .hint("use the smolbuild, the compiler and the files that it was built with")
+            .hint(
+                "use the smolbuild, the files and the compiler, or release, that it was built with",
+            )
             .into())
     }
 

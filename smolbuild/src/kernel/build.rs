@@ -1,22 +1,33 @@
-//! Building a kernel into the cache: its source, the build, and what is kept.
+//! Making a kernel into the cache: out of a release, or by its source and a build; and what is kept.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use smol_cli::progress::Stage;
 use smol_cli::{ErrorExt, ExitKind, Failure, Interrupt};
 
-use super::cache::{Info, KernelCache};
+use super::cache::{BuildLock, Info, KernelCache};
 use super::inputs::{self, Toolchain};
 use super::make::{self, BuildDir};
+use super::prebuilt::Prebuilt;
+use super::ready::released;
 use super::recipe::Recipe;
 use super::source::SourceTarball;
 use super::{KernelRequest, SOURCE_VARIABLE};
 use crate::fetch::{self, Net, Pin};
 use crate::hash;
 
-/// A kernel that is being built into the cache.
+/// How a kernel came to be in the cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// It was there.
+    Cache,
+    /// It was made just now.
+    New,
+}
+
+/// A kernel that is being made into the cache.
 pub struct KernelBuild<'a> {
     pub recipe: Recipe,
     pub toolchain: Toolchain,
@@ -33,21 +44,93 @@ impl KernelBuild<'_> {
             .to_string()
     }
 
-    /// The kernel, if it was built before.
-    pub fn cached(&self) -> Option<PathBuf> {
-        self.cache.find(&self.digest(), self.stage)
+    /// The kernel, if it was made before.
+    pub fn cached(&self, request: &KernelRequest) -> Option<PathBuf> {
+        let prebuilt = request.release.is_some();
+        self.cache.find(&self.digest(), prebuilt, self.stage)
     }
 
-    /// Returns the kernel, and whether it was built just now: another process may have built it while
+    /// Returns the kernel, and whether it was made just now: another process may have done that while
     /// this one waited for the lock.
-    pub fn build(&mut self, request: &KernelRequest) -> Result<(PathBuf, bool)> {
-        inputs::require_tools()?;
+    pub fn build(&mut self, request: &KernelRequest) -> Result<(PathBuf, Origin)> {
+        let prebuilt = self.prebuilt(request)?;
+        if prebuilt.is_none() {
+            self.require_toolchain()?;
+        }
         let lock = self.cache.lock(self.stage, self.interrupt)?;
         if !request.rebuild
-            && let Some(cached) = self.cached()
+            && let Some(cached) = self.cached(request)
         {
-            return Ok((cached, false));
+            return Ok((cached, Origin::Cache));
         }
+        match prebuilt {
+            Some(prebuilt) => Ok((self.unpack(&prebuilt, &lock)?, Origin::New)),
+            None => self.compile(request, &lock),
+        }
+    }
+
+    /// The kernel of the release, if it is the one that is wanted. If it is not, a note says so.
+    fn prebuilt(&self, request: &KernelRequest) -> Result<Option<Prebuilt>> {
+        let Some(kernels) = request.release else {
+            return Ok(None);
+        };
+        if let Some(prebuilt) = released(Some(kernels), &self.recipe, &self.source)? {
+            if prebuilt.description.toolchain == self.toolchain {
+                return Ok(Some(prebuilt));
+            }
+            self.stage.note(
+                "the kernel of the release is not used: the lock pins that of another compiler",
+            );
+        } else if Prebuilt::open(kernels, &self.recipe.metadata.name)?.is_some() {
+            self.stage.note(&format!(
+                "the kernel of the release in {} is not used: it is of another recipe or source",
+                kernels.display()
+            ));
+        }
+        Ok(None)
+    }
+
+    /// Puts a release's kernel into the cache, whole and verified.
+    fn unpack(&self, prebuilt: &Prebuilt, lock: &BuildLock) -> Result<PathBuf> {
+        self.stage.note("using the kernel of the release");
+        let scratch = lock.scratch()?;
+        let vmlinux = scratch.path().join("vmlinux");
+        let mut file = File::create(&vmlinux)
+            .with_context(|| format!("cannot create {}", vmlinux.display()))?;
+        prebuilt.unpack(&mut file)?;
+        file.sync_all()
+            .with_context(|| format!("cannot store {}", vmlinux.display()))?;
+        let info = self.info(prebuilt.description.sha256.clone(), true);
+        self.cache.put(&self.digest(), &vmlinux, &info, self.stage)
+    }
+
+    /// Checks that what compiles here is what was chosen: a lock may pin what is not here.
+    fn require_toolchain(&self) -> Result<()> {
+        inputs::require_tools()?;
+        let host = Toolchain::of_host()?;
+        if host == self.toolchain {
+            return Ok(());
+        }
+        let Toolchain { gcc, ld } = &self.toolchain;
+        let what = format!("the lock pins a kernel by {gcc} and {ld}, and it cannot be had here");
+        Err(Failure::new(ExitKind::LockStale, what)
+            .hint(format!("this host has {} and {}", host.gcc, host.ld))
+            .hint("`smolbuild lock` pins what is here")
+            .into())
+    }
+
+    fn info(&self, sha256: String, prebuilt: bool) -> Info {
+        Info {
+            recipe: self.recipe.metadata.name.clone(),
+            source: self.source.name.clone(),
+            source_sha256: self.source.sha256.clone(),
+            toolchain: self.toolchain.clone(),
+            sha256,
+            prebuilt,
+        }
+    }
+
+    fn compile(&mut self, request: &KernelRequest, lock: &BuildLock) -> Result<(PathBuf, Origin)> {
         let scratch = lock.scratch()?;
         let before = self.source.sha256.clone();
         let tarball = match request.source {
@@ -57,9 +140,9 @@ impl KernelBuild<'_> {
         // The archive offers another version than the pinned one: that may have been built before.
         if self.source.sha256 != before
             && !request.rebuild
-            && let Some(cached) = self.cached()
+            && let Some(cached) = self.cached(request)
         {
-            return Ok((cached, false));
+            return Ok((cached, Origin::Cache));
         }
         let folder = scratch.path().join("work");
         fs::create_dir(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
@@ -72,18 +155,10 @@ impl KernelBuild<'_> {
         };
         let built = make::build(&self.recipe, &tarball, dir);
         let vmlinux = built.map_err(|error| self.keep_log(&log, error))?;
-        let info = Info {
-            recipe: self.recipe.metadata.name.clone(),
-            source: self.source.name.clone(),
-            source_sha256: self.source.sha256.clone(),
-            toolchain: self.toolchain.clone(),
-            sha256: hash::sha256(&vmlinux)?,
-        };
-        Ok((
-            self.cache
-                .put(&self.digest(), &vmlinux, &info, self.stage)?,
-            true,
-        ))
+        let info = self.info(hash::sha256(&vmlinux)?, false);
+        let digest = self.digest();
+        let kept = self.cache.put(&digest, &vmlinux, &info, self.stage)?;
+        Ok((kept, Origin::New))
     }
 
     /// A tarball of the user's.

@@ -35,6 +35,9 @@ pub struct Info {
     pub toolchain: Toolchain,
     /// SHA-256 of vmlinux.
     pub sha256: String,
+    /// Whether a release brought it, so that it was not compiled here.
+    #[serde(default)]
+    pub prebuilt: bool,
 }
 
 /// The part of the cache that holds kernels.
@@ -46,25 +49,52 @@ impl KernelCache {
         KernelCache(cache.join("kernels"))
     }
 
-    /// The kernel of these inputs, if it is there and what it was.
-    pub fn find(&self, digest: &str, stage: &Stage) -> Option<PathBuf> {
-        let entry = self.0.join(digest);
-        let vmlinux = entry.join(VMLINUX);
-        let info: Option<Info> = fs::read(entry.join(INFO))
-            .ok()
-            .and_then(|json| serde_json::from_slice(&json).ok());
-        let found = hash::sha256(&vmlinux).ok()?;
-        if info.is_some_and(|info| info.sha256 == found) {
-            return Some(vmlinux);
+    /// The kernel of these inputs, if it is there and what it was; only one that was compiled here,
+    /// unless `prebuilt`.
+    pub fn find(&self, digest: &str, prebuilt: bool, stage: &Stage) -> Option<PathBuf> {
+        match self.look(digest, prebuilt) {
+            Entry::Good(vmlinux) => Some(vmlinux),
+            Entry::Damaged(vmlinux) => {
+                stage.note(&format!(
+                    "{} is damaged and will be made again",
+                    vmlinux.display()
+                ));
+                None
+            }
+            Entry::Absent => None,
         }
-        stage.note(&format!(
-            "{} is damaged and will be built again",
-            vmlinux.display()
-        ));
-        None
     }
 
-    /// Stores a kernel that was just built, with its `kernel.json`.
+    /// Whether [`KernelCache::find`] would find it.
+    pub fn has(&self, digest: &str, prebuilt: bool) -> bool {
+        matches!(self.look(digest, prebuilt), Entry::Good(_))
+    }
+
+    fn look(&self, digest: &str, prebuilt: bool) -> Entry {
+        let entry = self.0.join(digest);
+        let vmlinux = entry.join(VMLINUX);
+        let info = info(&entry);
+        if info.as_ref().is_some_and(|info| info.prebuilt) && !prebuilt {
+            return Entry::Absent;
+        }
+        match hash::sha256(&vmlinux) {
+            Err(_) => Entry::Absent,
+            Ok(found) if info.is_some_and(|info| info.sha256 == found) => Entry::Good(vmlinux),
+            Ok(_) => Entry::Damaged(vmlinux),
+        }
+    }
+
+    /// What the kernels in the cache say of themselves, with their digests.
+    pub fn infos(&self) -> Vec<(String, Info)> {
+        let entries = fs::read_dir(&self.0).into_iter().flatten().flatten();
+        let mut infos: Vec<_> = entries
+            .filter_map(|entry| Some((entry.file_name().into_string().ok()?, info(&entry.path())?)))
+            .collect();
+        infos.sort_by(|(a, _), (b, _)| a.cmp(b));
+        infos
+    }
+
+    /// Stores a kernel that was just made, with its `kernel.json`.
     ///
     /// # Errors
     /// If the cache cannot be written.
@@ -129,6 +159,18 @@ impl KernelCache {
             _lock: lock,
         })
     }
+}
+
+/// What the cache has under a digest.
+enum Entry {
+    Absent,
+    Damaged(PathBuf),
+    Good(PathBuf),
+}
+
+fn info(entry: &Path) -> Option<Info> {
+    let json = fs::read(entry.join(INFO)).ok()?;
+    serde_json::from_slice(&json).ok()
 }
 
 /// The lock of the one build at a time, until it is dropped or the process ends.
@@ -196,6 +238,7 @@ mod tests {
                 ld: "ld 2.40".into(),
             },
             sha256: hash::sha256(&vmlinux).unwrap(),
+            prebuilt: bytes.starts_with("release"),
         };
         cache.put(digest, &vmlinux, &info, &stage()).unwrap()
     }
@@ -209,15 +252,35 @@ mod tests {
                 .lock(&stage(), &Interrupt::detached().unwrap())
                 .unwrap(),
         );
-        assert!(cache.find("d1", &stage()).is_none());
+        assert!(cache.find("d1", true, &stage()).is_none());
         let vmlinux = put(&cache, "d1", "\x7fELF");
         assert_eq!(names(vmlinux.parent().unwrap()), [INFO, VMLINUX]);
-        assert_eq!(cache.find("d1", &stage()), Some(vmlinux.clone()));
-        assert!(cache.find("d2", &stage()).is_none());
+        assert_eq!(cache.find("d1", true, &stage()), Some(vmlinux.clone()));
+        assert!(cache.find("d2", true, &stage()).is_none());
         fs::write(&vmlinux, "\x7fELG").unwrap();
-        assert!(cache.find("d1", &stage()).is_none());
+        assert!(cache.find("d1", true, &stage()).is_none());
         assert_eq!(put(&cache, "d1", "\x7fELF"), vmlinux);
-        assert_eq!(cache.find("d1", &stage()), Some(vmlinux));
+        assert_eq!(cache.find("d1", true, &stage()), Some(vmlinux));
+    }
+
+    #[test]
+    fn a_kernel_of_a_release_is_no_kernel_that_was_compiled_here() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = KernelCache::new(folder.path());
+        fs::create_dir(&cache.0).unwrap();
+        put(&cache, "d1", "release");
+        put(&cache, "d2", "compiled");
+        assert!(cache.has("d1", true) && !cache.has("d1", false));
+        assert!(cache.has("d2", true) && cache.has("d2", false));
+        let infos = cache.infos();
+        let told: Vec<_> = infos
+            .iter()
+            .map(|(d, i)| (d.as_str(), i.prebuilt))
+            .collect();
+        assert_eq!(told, [("d1", true), ("d2", false)]);
+        // The compiled one takes its place.
+        put(&cache, "d1", "compiled");
+        assert!(cache.has("d1", false));
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Everything that determines a kernel's bytes, and its digest: the name of the kernel in the cache.
+//! Everything that determines a kernel's bytes, and two digests of it: with the tools of this host,
+//! the name of the kernel in the cache; without them, the key of a kernel that a release carries.
 
 use std::process::{Command, Stdio};
 
@@ -9,6 +10,7 @@ use smol_cli::{ExitKind, Failure};
 use smol_host::doctor;
 
 use super::recipe::Recipe;
+use crate::lock;
 
 /// Raised when the stage's own doing changes the kernel that comes out.
 const STAGE_VERSION: u32 = 1;
@@ -37,6 +39,14 @@ pub struct Toolchain {
 }
 
 impl Toolchain {
+    /// Those that a lock pins.
+    pub fn of_lock(lock: &lock::Kernel) -> Toolchain {
+        Toolchain {
+            gcc: lock.gcc.clone(),
+            ld: lock.ld.clone(),
+        }
+    }
+
     /// Asks the tools of this host.
     ///
     /// # Errors
@@ -99,24 +109,30 @@ pub fn recipe_sha256(recipe: &Recipe) -> String {
     hex::encode(hasher.finalize())
 }
 
-/// Digest of the inputs: recipe, source (SHA-256 of its tarball), tools, and their arguments.
+/// Digest of all inputs: the recipe's part, and the tools. The name of the kernel in the cache.
 pub fn digest(recipe: &Recipe, source_sha256: &str, toolchain: &Toolchain) -> blake3::Hash {
-    let mut parts: Vec<&[u8]> = Vec::new();
-    for (path, bytes) in recipe.files {
-        parts.extend([path.as_bytes(), bytes]);
-    }
-    parts.extend([source_sha256, &toolchain.gcc, &toolchain.ld].map(str::as_bytes));
-    parts.extend(
-        MAKE_ARGUMENTS
-            .iter()
-            .chain(STRIP_ARGUMENTS)
-            .chain(&[RELOCATIONS_SCRIPT, RELOCATIONS_ARGUMENT])
-            .map(|argument| argument.as_bytes()),
-    );
-    let mut hasher = blake3::Hasher::new_derive_key("smolbuild kernel inputs");
+    let inputs = [source_sha256, &toolchain.gcc, &toolchain.ld];
+    hash("smolbuild kernel inputs", recipe, &inputs)
+}
+
+/// Digest of the recipe's part of the inputs: its files, the source (SHA-256 of its tarball), and the
+/// arguments of the tools, whichever tools these are. The key of a kernel that a release carries.
+pub fn recipe_key(recipe: &Recipe, source_sha256: &str) -> blake3::Hash {
+    hash("smolbuild kernel recipe", recipe, &[source_sha256])
+}
+
+fn hash(context: &str, recipe: &Recipe, inputs: &[&str]) -> blake3::Hash {
+    let files = recipe.files.iter();
+    let files = files.flat_map(|(path, bytes)| [path.as_bytes(), bytes]);
+    let arguments = MAKE_ARGUMENTS
+        .iter()
+        .chain(STRIP_ARGUMENTS)
+        .chain(&[RELOCATIONS_SCRIPT, RELOCATIONS_ARGUMENT]);
+    let inputs = inputs.iter().chain(arguments).map(|text| text.as_bytes());
+    let mut hasher = blake3::Hasher::new_derive_key(context);
     hasher.update(&STAGE_VERSION.to_le_bytes());
     hasher.update(&(recipe.files.len() as u64).to_le_bytes());
-    for part in parts {
+    for part in files.chain(inputs) {
         hasher.update(&(part.len() as u64).to_le_bytes());
         hasher.update(part);
     }
@@ -186,5 +202,33 @@ mod tests {
         ));
         let distinct: std::collections::HashSet<_> = digests.iter().collect();
         assert_eq!(distinct.len(), digests.len());
+    }
+
+    #[test]
+    fn the_key_of_a_recipe_changes_with_its_files_and_its_source() {
+        let patches = ["0001-a.patch", "0002-b.patch"];
+        let base = recipe(KERNEL_TOML, &patches).unwrap();
+        let other = recipe(&KERNEL_TOML.replace("2026", "2027"), &patches).unwrap();
+        let key = recipe_key(&base, "bb");
+        assert_eq!(
+            key,
+            recipe_key(&recipe(KERNEL_TOML, &patches).unwrap(), "bb")
+        );
+        assert_ne!(key, recipe_key(&base, "bc"));
+        assert_ne!(key, recipe_key(&other, "bb"));
+    }
+
+    #[test]
+    fn the_digest_of_known_inputs_stays_so_that_kernels_in_the_cache_are_found() {
+        let toolchain = Toolchain {
+            gcc: "gcc 12".into(),
+            ld: "ld 2.40".into(),
+        };
+        let base = recipe(KERNEL_TOML, &["0001-a.patch", "0002-b.patch"]).unwrap();
+        let digest = digest(&base, "bb", &toolchain).to_hex();
+        assert_eq!(
+            digest.as_str(),
+            "f1263ff9d8e55fc6a88882da228afcb1cac37ffdd5fb2463f6bd7e2f2d343c64"
+        );
     }
 }

@@ -1,11 +1,13 @@
-//! The kernel: built from a recipe, or taken from the cache.
+//! The kernel: built from a recipe, or taken from the release or the cache.
 //!
 //! | module | purpose |
 //! |---|---|
 //! | `recipe` | `kernels/<name>/`: source, configuration, patches |
 //! | `source` | the source tarball: of the recipe, of a lock, of the user |
 //! | `inputs` | everything that determines the bytes, and its digest |
-//! | `build` | from the source to an entry of the cache |
+//! | `ready` | which compiler's kernel a build takes, and whether it must be compiled |
+//! | `prebuilt` | the kernel that a release carries |
+//! | `build` | from the release or the source to an entry of the cache |
 //! | `make` | unpack, patch, configure, make, strip |
 //! | `cache` | kernels that were built before, and the lock of the one build at a time |
 
@@ -13,6 +15,8 @@ mod build;
 mod cache;
 mod inputs;
 mod make;
+mod prebuilt;
+mod ready;
 mod recipe;
 mod source;
 
@@ -22,9 +26,10 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use smol_cli::{ExitKind, Failure, Session, human};
 
-use self::build::KernelBuild;
+use self::build::{KernelBuild, Origin};
 use self::cache::KernelCache;
 use self::inputs::Toolchain;
+pub use self::ready::ReadyKernels;
 use self::recipe::Recipe;
 pub use self::source::SourceTarball;
 use crate::fetch::Net;
@@ -46,6 +51,8 @@ pub struct KernelRequest<'a> {
     pub downloads: &'a Path,
     /// What may be downloaded.
     pub net: Net,
+    /// Folder of a release's kernels; without, the kernel is one that was compiled here.
+    pub release: Option<&'a Path>,
     /// Build even if the cache has it.
     pub rebuild: bool,
 }
@@ -58,14 +65,17 @@ pub fn source_variable() -> Option<PathBuf> {
 }
 
 /// What determines the kernel of the recipe `name`, for a lock: with the source tarball `tarball`;
-/// without, with the one of `kept`, if that is a lock of the same recipe.
+/// without, with the one of `kept`, if that is a lock of the same recipe. Its compiler is kept, too, if
+/// `ready` has the kernel or this host has the compiler.
 ///
 /// # Errors
-/// An unknown recipe or no such tarball (exit kind Usage), missing tools (Host).
+/// An unknown recipe or no such tarball (exit kind Usage), missing tools (Host), a damaged kernel of
+/// the release (Verification).
 pub fn pins(
     name: &str,
     tarball: Option<&Path>,
     kept: Option<&lock::Kernel>,
+    ready: &ReadyKernels,
 ) -> Result<lock::Kernel> {
     let recipe = recipe::find(name)?;
     let recipe_sha256 = inputs::recipe_sha256(&recipe);
@@ -75,7 +85,8 @@ pub fn pins(
         (None, Some(kept)) => SourceTarball::of_lock(kept),
         (None, None) => SourceTarball::pinned(&recipe),
     };
-    let Toolchain { gcc, ld } = Toolchain::of_host()?;
+    let kept = kept.map(Toolchain::of_lock);
+    let Toolchain { gcc, ld } = ready.toolchain(&recipe, &source, kept)?;
     let mut pins = lock::Kernel {
         recipe: name.to_owned(),
         recipe_sha256,
@@ -89,53 +100,94 @@ pub fn pins(
     Ok(pins)
 }
 
-/// The vmlinux that was asked for, in the cache `cache`, built if it is not there yet; and the source
-/// that it was built from, which is another than the pinned one if that is not to be had any more.
+/// A kernel, in the cache.
+#[derive(Debug)]
+pub struct Obtained {
+    /// Its file.
+    pub vmlinux: PathBuf,
+    /// What it was built from, which is another source than the pinned one if that is not to be had
+    /// any more.
+    pub source: SourceTarball,
+}
+
+/// Returns the kernel that was asked for, in the cache `cache`, made if it is not there yet.
 ///
 /// # Errors
 /// An unknown recipe (exit kind Usage); tools, apt or the right processor missing (Host); a source
-/// that is not what it is pinned as (Verification), or not to be had (LockStale, if it must be
-/// that); a step of the build that fails; no disk space.
-pub fn obtain(
-    request: &KernelRequest,
-    cache: &Path,
-    session: &Session,
-) -> Result<(PathBuf, SourceTarball)> {
+/// or a kernel of the release that is not what it should be (Verification); one that is not to be
+/// had (LockStale, if it must be that); a step of the build that fails; no disk space.
+pub fn obtain(request: &KernelRequest, cache: &Path, session: &Session) -> Result<Obtained> {
     let recipe = recipe::find(request.recipe)?;
     require_arch(&recipe)?;
     let stage = session.stage("kernel", &format!("kernel {}", request.recipe));
+    let source = match (request.pinned, request.source) {
+        (Some(lock), _) => SourceTarball::of_lock(lock),
+        (None, Some(tarball)) => SourceTarball::own(tarball, &recipe)?,
+        (None, None) => SourceTarball::pinned(&recipe),
+    };
     let mut build = KernelBuild {
-        toolchain: Toolchain::of_host()?,
-        source: match (request.pinned, request.source) {
-            (Some(lock), _) => SourceTarball::of_lock(lock),
-            (None, Some(tarball)) => SourceTarball::own(tarball, &recipe)?,
-            (None, None) => SourceTarball::pinned(&recipe),
+        toolchain: match request.pinned {
+            Some(lock) => Toolchain::of_lock(lock),
+            None => request.ready(cache).toolchain(&recipe, &source, None)?,
         },
+        source,
         cache: KernelCache::new(cache),
         recipe,
         stage: &stage,
         interrupt: &session.interrupt,
     };
-    if !request.rebuild
-        && let Some(vmlinux) = build.cached()
-    {
-        let source = build.source;
-        stage.finish("cached");
-        return Ok((vmlinux, source));
-    }
-    let result = build.build(request);
-    session.check()?; // an interrupted build is reported as that, and not as a failed step
-    let (vmlinux, built) = result?;
-    let source = build.source;
-    let size = fs::metadata(&vmlinux)
-        .map(|meta| meta.len())
-        .unwrap_or_default();
-    stage.finish(&if built {
-        human::bytes(size)
-    } else {
-        "cached".to_owned()
+    let cached = (!request.rebuild).then(|| build.cached(request)).flatten();
+    let (vmlinux, origin) = match cached {
+        Some(vmlinux) => (vmlinux, Origin::Cache),
+        None => {
+            let result = build.build(request);
+            session.check()?; // an interrupted build is reported as that, and not as a failed step
+            result?
+        }
+    };
+    let obtained = Obtained {
+        source: build.source,
+        vmlinux,
+    };
+    stage.finish(&match origin {
+        Origin::New => human::bytes(obtained.size()),
+        Origin::Cache => "cached".to_owned(),
     });
-    Ok((vmlinux, source))
+    Ok(obtained)
+}
+
+impl KernelRequest<'_> {
+    fn ready(&self, cache: &Path) -> ReadyKernels {
+        ReadyKernels {
+            cache: (!self.rebuild).then(|| cache.to_owned()),
+            release: self.release.map(Path::to_owned),
+        }
+    }
+}
+
+impl Obtained {
+    fn size(&self) -> u64 {
+        let metadata = fs::metadata(&self.vmlinux);
+        metadata.map(|metadata| metadata.len()).unwrap_or_default()
+    }
+}
+
+/// Writes a kernel into the folder of a release's kernels: the file `vmlinux`, made of what `pins` says.
+///
+/// # Errors
+/// An unknown recipe; the folder cannot be written.
+pub fn release(pins: &lock::Kernel, vmlinux: &Path, kernels: &Path) -> Result<()> {
+    let recipe = recipe::find(&pins.recipe)?;
+    let description = prebuilt::Description {
+        key: inputs::recipe_key(&recipe, &pins.source_sha256)
+            .to_hex()
+            .to_string(),
+        source: pins.source.clone(),
+        toolchain: Toolchain::of_lock(pins),
+        size: 0,
+        sha256: String::new(),
+    };
+    prebuilt::write(kernels, &pins.recipe, vmlinux, description)
 }
 
 fn require_arch(recipe: &Recipe) -> Result<(), Failure> {
@@ -162,6 +214,7 @@ mod tests {
             pinned: None,
             downloads: Path::new("/nonexistent"),
             net: Net::Offline,
+            release: None,
             rebuild: false,
         }
     }
@@ -171,21 +224,22 @@ mod tests {
             source: source.into(),
             source_sha256: "bb".repeat(32),
             package_sha256: package_sha256.map(str::to_owned),
-            ..pins("smol-6.1", None, None).unwrap()
+            ..pins("smol-6.1", None, None, &ReadyKernels::default()).unwrap()
         }
     }
 
     #[test]
     fn a_lock_of_the_same_recipe_keeps_its_source_and_one_of_another_recipe_does_not() {
         let kept = locked("linux-source-6.1 6.1.9-1", Some("aa"));
-        let pinned = pins("smol-6.1", None, Some(&kept)).unwrap();
+        let ready = ReadyKernels::default();
+        let pinned = pins("smol-6.1", None, Some(&kept), &ready).unwrap();
         assert_eq!(pinned, kept);
         let other = lock::Kernel {
             recipe_sha256: "cc".repeat(32),
             ..kept
         };
-        let pinned = pins("smol-6.1", None, Some(&other)).unwrap();
-        assert_eq!(pinned, pins("smol-6.1", None, None).unwrap());
+        let pinned = pins("smol-6.1", None, Some(&other), &ready).unwrap();
+        assert_eq!(pinned, pins("smol-6.1", None, None, &ready).unwrap());
     }
 
     #[test]

@@ -6,9 +6,7 @@ use serde::{Deserialize, de};
 
 /// One line of text, not empty.
 pub fn line<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
-    checked(deserializer, "one line of text", |text| {
-        !text.is_empty() && !text.chars().any(char::is_control)
-    })
+    checked(deserializer, "one line of text", is_line)
 }
 
 /// SHA-256 in hexadecimal.
@@ -57,6 +55,11 @@ pub fn host_path<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D
                 && text.split('/').all(|name| name != "..")
         },
     )
+}
+
+/// Whether `text` is one line of text, not empty.
+pub fn is_line(text: &str) -> bool {
+    !text.is_empty() && !text.chars().any(char::is_control)
 }
 
 /// Whether `text` is a SHA-256 in hexadecimal.

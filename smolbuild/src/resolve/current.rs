@@ -41,7 +41,7 @@ impl<'a> Kept<'a> {
 /// `kept`: epoch, kernel source, Debian packages. Whether all could be pinned is the second result.
 ///
 /// # Errors
-/// A file cannot be read; the kernel recipe or its tools are missing.
+/// A file cannot be read; the kernel recipe, or all ways to its kernel, are missing.
 pub fn current(
     loaded: &Loaded,
     kept: Kept,
@@ -67,7 +67,7 @@ pub fn current(
         KernelSource::Recipe(name) => {
             let tarball = environment.kernel_source.as_deref();
             let kept = kept.kernel.and_then(|lock| lock.kernel.as_ref());
-            lock.kernel = Some(kernel::pins(name, tarball, kept)?);
+            lock.kernel = Some(kernel::pins(name, tarball, kept, &environment.kernels)?);
         }
     }
     let mut pins = Pins::Complete;

@@ -33,7 +33,7 @@ mod values;
 
 pub use diagnostic::{Diagnostic, Span, render};
 pub use load::{Loaded, check as check_text, load};
-pub use parse::{MAX_CPUS, MEMORY};
+pub use parse::{DEFAULT_RECIPE, MAX_CPUS, MEMORY};
 
 use crate::input::Rootfs;
 use table::{Errors, Table};

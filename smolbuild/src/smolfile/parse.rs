@@ -92,13 +92,16 @@ fn port(value: Spanned<DeValue<'_>>, errors: &mut Errors) -> Option<u16> {
     u16::try_from(port.into_inner()).ok()
 }
 
+/// The kernel recipe that is taken unless another one is named.
+pub const DEFAULT_RECIPE: &str = "smol-6.1";
+
 pub(super) fn kernel(
     table: Option<Table<'_>>,
     kernel_only: bool,
     errors: &mut Errors,
 ) -> KernelSection {
     let mut kernel = KernelSection {
-        source: KernelSource::Recipe("smol-6.1".to_owned()),
+        source: KernelSource::Recipe(DEFAULT_RECIPE.to_owned()),
         cmdline: String::new(),
         given: None,
     };
