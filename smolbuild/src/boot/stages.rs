@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::Result;
 use smol_cli::progress::Stage;
-use smol_cli::{ExitKind, Failure, Interrupt, Progress, human};
+use smol_cli::{ErrorExt, ExitKind, Failure, Interrupt, Progress, human};
 use smol_host::Backend;
 use smol_machine::cpu::Level;
 use smol_protocol::Event;
@@ -134,15 +134,14 @@ fn boot_error(failed: &Failed, cpu: Level, interrupt: &Interrupt) -> anyhow::Err
         return stopped.into();
     }
     let explanation = failed.explanation();
-    let mut failure = Failure::new(ExitKind::Failed, failed.reason.clone());
-    if failed.illegal_instruction {
-        failure = failure.hint(illegal_instruction_hint(cpu));
-    }
-    let error = anyhow::Error::from(failure);
-    if explanation.is_empty() {
-        error
-    } else {
-        anyhow::Error::msg(explanation).context(error)
+    let error = anyhow::Error::from(Failure::new(ExitKind::Failed, failed.reason.clone()));
+    let error = match explanation.is_empty() {
+        true => error,
+        false => anyhow::Error::msg(explanation).context(error),
+    };
+    match failed.illegal_instruction {
+        true => error.hint(illegal_instruction_hint(cpu)),
+        false => error,
     }
 }
 

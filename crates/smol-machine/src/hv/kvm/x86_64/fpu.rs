@@ -51,7 +51,8 @@ pub fn restore(fd: &VcpuFd, state: &VcpuState) -> Result<()> {
     unsafe { fd.set_xsave(&area) }.map_err(Error::hv("KVM_SET_XSAVE"))
 }
 
-fn set_xcr0(fd: &VcpuFd, value: u64) -> Result<()> {
+/// Sets XCR0.
+pub fn set_xcr0(fd: &VcpuFd, value: u64) -> Result<()> {
     let mut xcrs = kvm_xcrs {
         nr_xcrs: 1,
         ..Default::default()

@@ -3,7 +3,7 @@
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_irqchip, kvm_pit_config};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
-use super::{convert, irqchip};
+use super::{convert, fpu, irqchip};
 use crate::arch::cpu::{Cpu, HostCpu};
 use crate::arch::layout;
 use crate::arch::state::{IrqchipState, TimerState};
@@ -30,10 +30,16 @@ pub fn set_up(vm: &VmFd) -> Result<()> {
         .map_err(Error::hv("KVM_SET_TSS_ADDR"))
 }
 
-/// Has a new vCPU show this CPU.
+/// Has a new vCPU show this CPU. All that XSAVE handles is enabled from the start, as a kernel will have it
+/// at once: QEMU's emulation of AMD's virtualization lets a guest execute XSETBV without telling the
+/// hypervisor (it knows no such intercept), and KVM would hold XCR0 for what it is after a reset.
 pub fn set_cpu(fd: &VcpuFd, id: u8, cpu: &Cpu) -> Result<()> {
     let table = convert::cpuid_to_kvm(&cpu.cpuid(id))?;
-    fd.set_cpuid2(&table).map_err(Error::hv("KVM_SET_CPUID2"))
+    fd.set_cpuid2(&table).map_err(Error::hv("KVM_SET_CPUID2"))?;
+    match cpu.features.xcr0() {
+        0 => Ok(()),
+        xcr0 => fpu::set_xcr0(fd, xcr0),
+    }
 }
 
 /// Creates PICs, IOAPIC and LAPICs, and with `pit` the 8254.
