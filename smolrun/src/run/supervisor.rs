@@ -15,7 +15,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use smol_cli::{ExitKind, Failure};
+use smol_cli::{ErrorExt, ExitKind, Failure};
 use smol_machine::cpu::Level;
 use smol_machine::devices::virtio::vsock::VsockHandle;
 use smol_machine::{Machine, Stop, StopHandle};
@@ -408,7 +408,11 @@ impl<F: FnOnce(&Up)> Supervision<'_, F> {
             Err(Failure::new(ExitKind::Failed, self.outputs.tail.explain(text)).into())
         };
         if let Some(text) = &self.failed {
-            return failure(text.clone());
+            let failed = failure(text.clone());
+            return match text.contains(&ExitStatus::ILLEGAL_INSTRUCTION.to_string()) {
+                true => failed.hint(illegal_instruction(self.cpu, self.spec)),
+                false => failed,
+            };
         }
         if let Some(status) = self.exited {
             if status == ExitStatus::ILLEGAL_INSTRUCTION {
@@ -433,27 +437,23 @@ impl<F: FnOnce(&Up)> Supervision<'_, F> {
     }
 }
 
-/// Says why a service died of an instruction that its machine's CPU does not have.
+/// Says why a program died of an instruction that its machine's CPU does not have.
 fn illegal_instruction(cpu: Level, spec: &RunSpec) -> String {
     let what = format!(
-        "the service died of SIGILL: it used an instruction that the machine's CPU ({}) does not have",
+        "SIGILL: a program used an instruction that the machine's CPU ({}) does not have",
         cpu.name()
     );
     let built = contract::built_for(&spec.config.cpu);
-    match (
-        built > cpu,
-        Level::ALL.into_iter().find(|level| *level > cpu),
-    ) {
-        (true, _) => format!(
-            "{what}; the bundle is made for {}, which this host lacks",
+    let next = Level::ALL.into_iter().find(|level| *level > cpu);
+    match next {
+        _ if built > cpu => format!(
+            "{what}; the bundle is for {}, which this host lacks",
             built.name()
         ),
-        (false, Some(next)) => {
-            format!(
-                "{what}; build it with `cpu = \"{}\"` in the Smolfile",
-                next.name()
-            )
-        }
-        (false, None) => what,
+        Some(next) => format!(
+            "{what}; build it with `cpu = \"{}\"` in the Smolfile",
+            next.name()
+        ),
+        None => what,
     }
 }

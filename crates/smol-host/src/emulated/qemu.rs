@@ -318,17 +318,22 @@ impl Fds {
     }
 }
 
-/// Returns the emulated CPU by the value of [`CPU_VARIABLE`]. It is a bare name: QEMU's options for single
-/// features, behind a comma, would be another CPU than its name says.
+/// Returns the emulated CPU by the value of [`CPU_VARIABLE`]: the name of a model, from which features can be
+/// taken away (`max,-avx2`), as on an older host. Other options of QEMU, behind a comma, are refused.
 fn cpu(wanted: Option<OsString>) -> Result<String> {
     let Some(name) = wanted else {
         return Ok(CPU.into());
     };
     let name = name.to_string_lossy();
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
-    if !name.starts_with(|first: char| first.is_ascii_alphanumeric()) || !name.bytes().all(plain) {
+    let is_name = |name: &str| {
+        name.starts_with(|first: char| first.is_ascii_alphanumeric()) && name.bytes().all(plain)
+    };
+    let mut parts = name.split(',');
+    let model = parts.next().unwrap_or_default();
+    if !is_name(model) || !parts.all(|part| part.strip_prefix('-').is_some_and(is_name)) {
         return Err(HostError::new(format!(
-            "{CPU_VARIABLE} is {name:?}, which is no name of a CPU model"
+            "{CPU_VARIABLE} is {name:?}, which is no name of a CPU model, such as max or max,-avx2"
         ))
         .fix(format!("{QEMU} -accel tcg -cpu help")));
     }
@@ -399,12 +404,20 @@ mod tests {
     }
 
     #[test]
-    fn a_cpu_model_is_a_bare_name() {
+    fn a_cpu_model_is_a_name_without_some_features() {
         assert_eq!(cpu(None).unwrap(), "max");
-        for name in ["EPYC-Rome", "Opteron_G5-v1", "max"] {
+        for name in ["EPYC-Rome", "Opteron_G5-v1", "max", "max,-avx2,-bmi1"] {
             assert_eq!(cpu(Some(name.into())).unwrap(), name);
         }
-        for wrong in ["", "max,-svm", "-smp", "EPYC Rome", "Épyc"] {
+        for wrong in [
+            "",
+            "max,+avx2",
+            "max,-",
+            "max,,-smp",
+            "-smp",
+            "EPYC Rome",
+            "Épyc",
+        ] {
             let error = cpu(Some(wrong.into())).unwrap_err();
             assert!(error.message.contains(CPU_VARIABLE), "{wrong:?}: {error}");
         }
