@@ -4,6 +4,7 @@ use anyhow::Result;
 use serde_json::{Value, json};
 use smol_bundle::{Bundle, Config, ImageStats};
 use smol_cli::human;
+use smol_machine::cpu::{Features, Level};
 
 use super::open_bundle;
 use crate::cli::Inspect;
@@ -94,8 +95,16 @@ fn as_text(bundle: &Bundle) -> String {
         },
     );
     line("reproducible", reproducible(config));
-    line("cpu needs", config.cpu.features.join(" "));
+    line("cpu needs", cpu_needs(&config.cpu.features));
     text + &images_as_text(bundle)
+}
+
+/// The level of the CPU, if these are the features of one, or else all of them.
+fn cpu_needs(features: &[String]) -> String {
+    let level = Level::ALL
+        .into_iter()
+        .find(|level| Features::of(*level).names() == features);
+    level.map_or_else(|| features.join(" "), |level| level.name().to_owned())
 }
 
 /// A table of the images.
