@@ -25,7 +25,7 @@ use crate::smolfile::{CopyStep, KernelSource, Smolfile, Workload};
 pub const DEFAULT_EPOCH: u32 = 1_767_225_600;
 
 /// Version of the Plan's own shape and meaning; part of its digest.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 
 /// Everything that can change a byte of the bundle.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -483,7 +483,7 @@ mod tests {
             canonical_json(&sealed(plan(KERNEL))).replace(env!("CARGO_PKG_VERSION"), "VERSION");
         assert_eq!(
             json,
-            r#"{"format":2,"builder":"VERSION","arch":"x86_64","name":"native","version":null,"cpus":1,"cpu":"x86-64-v3","memory":268435456,"kernel":{"source":{"path":"guest.elf"},"build_cmdline":"root=whatever it likes","run_cmdline":"root=whatever it likes"},"rootfs":null,"copies":[],"guest":null,"console_ready":{"probe":{"log":{"pattern":"^up$"}},"timeout_ms":60000,"interval_ms":100,"successes":1},"lock":{"version":1,"builder":{"smolbuild":"VERSION","bundle-format":1,"guest-sha256":"0000000000000000000000000000000000000000000000000000000000000000","epoch":1767225600},"kernel":null,"debian":null,"file":[],"copy":[]},"inputs":{}}"#
+            r#"{"format":3,"builder":"VERSION","arch":"x86_64","name":"native","version":null,"cpus":1,"cpu":"x86-64-v3","memory":268435456,"kernel":{"source":{"path":"guest.elf"},"build_cmdline":"root=whatever it likes","run_cmdline":"root=whatever it likes"},"rootfs":null,"copies":[],"guest":null,"console_ready":{"probe":{"log":{"pattern":"^up$"}},"timeout_ms":60000,"interval_ms":100,"successes":1},"lock":{"version":1,"builder":{"smolbuild":"VERSION","bundle-format":1,"guest-sha256":"0000000000000000000000000000000000000000000000000000000000000000","epoch":1767225600},"kernel":null,"debian":null,"file":[],"copy":[]},"inputs":{}}"#
         );
     }
 
@@ -497,11 +497,11 @@ mod tests {
         for (smolfile, seed) in [
             (
                 SERVICE,
-                "5897ec68753606eb34aceb364deb741c0844642b4c4b6048f2bf1c711ef680c0",
+                "c45b10f16250ce681b73fc9f77fc0b306952806eec6d2accc59551f05ba7e27f",
             ),
             (
                 &tar,
-                "a8ce15d2a9e0c09aacc39f58a6ff5bf633bd7a9ae247d7e0fd77140f9f5e0601",
+                "6dfea098c7539bfb113d584978c8e4290893a39f3da0d95a3c22d2d8c0d2ce53",
             ),
         ] {
             let mut plan = plan(smolfile);
