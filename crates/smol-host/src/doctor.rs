@@ -175,29 +175,6 @@ impl Ways {
                 kvm_fix(e),
             ),
         };
-        let cpu = match Level::ALL
-            .iter()
-            .zip(&self.lacks)
-            .find(|(_, l)| !l.is_empty())
-        {
-            None => {
-                let level = Level::default().name();
-                Check::new("cpu", Status::Ok, format!("has all of {level}"), None)
-            }
-            Some((Level::V2, missing)) => {
-                let detail = format!("lacks {} of x86-64-v2{instead}", missing.join(", "));
-                Check::new("cpu", lacking(emulated_works), detail, None)
-            }
-            Some((level, missing)) => {
-                let detail = format!(
-                    "lacks {} of {level}: machines for it boot cold here, and are built with \
-                     `cpu = \"x86-64-v2\"` or `--accel emulated`",
-                    missing.join(", "),
-                    level = level.name(),
-                );
-                Check::new("cpu", Status::Warn, detail, None)
-            }
-        };
         let part = |name, found: Result<String, HostError>| match found {
             Ok(detail) => Check::new(name, Status::Ok, detail, None),
             Err(e) => {
@@ -211,10 +188,31 @@ impl Ways {
         };
         vec![
             kvm,
-            cpu,
+            cpu(&self.lacks, lacking(emulated_works), instead),
             part("qemu", self.qemu),
             part("emulated-kernel", self.kernel),
         ]
+    }
+}
+
+/// Returns the check of what this CPU lacks of each level, the lowest first. `status` and `instead` are for
+/// one that lacks the lowest.
+fn cpu(lacks: &[Vec<&str>; Level::ALL.len()], status: Status, instead: &str) -> Check {
+    let mut levels = Level::ALL.into_iter().zip(lacks);
+    let Some((level, missing)) = levels.find(|(_, missing)| !missing.is_empty()) else {
+        let detail = format!("has all of {}", Level::default().name());
+        return Check::new("cpu", Status::Ok, detail, None);
+    };
+    let lacking = format!("lacks {} of {}", missing.join(", "), level.name());
+    match level {
+        Level::V2 => Check::new("cpu", status, format!("{lacking}{instead}"), None),
+        Level::V3 => {
+            let detail = format!(
+                "{lacking}: with KVM, machines for it boot cold here; they are built with \
+                 `--accel emulated`, or for `cpu = \"x86-64-v2\"`"
+            );
+            Check::new("cpu", Status::Warn, detail, None)
+        }
     }
 }
 
