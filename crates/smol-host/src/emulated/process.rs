@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use rustix::fs::MemfdFlags;
 
-use super::qemu::Fds;
 use crate::child::{self, Kept};
 use crate::error::{HostError, Result};
 
@@ -155,6 +154,20 @@ pub(super) fn excerpt(log: &str) -> String {
         .map(|line| format!("  {line}"))
         .collect::<Vec<_>>()
         .join("\n")
+}
+
+/// The file descriptors that QEMU inherits, each under its own number.
+pub(super) struct Fds {
+    pub initramfs: File,
+    pub console: File,
+    pub port: i32,
+}
+
+impl Fds {
+    /// Returns the path by which QEMU opens one of them.
+    pub fn path(&self, file: &File) -> String {
+        format!("/proc/self/fd/{}", file.as_raw_fd())
+    }
 }
 
 #[cfg(test)]

@@ -1,14 +1,12 @@
 //! [`EmulatedHost`]: what to run in an emulated host, and the QEMU command line for it.
 
 use std::ffi::OsString;
-use std::fs::File;
 use std::net::Ipv4Addr;
-use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::kernel::HostKernel;
-use super::process::{Launch, memory_file};
+use super::process::{Fds, Launch, memory_file};
 use super::running::{self, RunningHost};
 use super::wire::{HostJob, Mount};
 use super::{INIT_ARGUMENT, SELF, cpio};
@@ -305,19 +303,6 @@ impl EmulatedHost {
     }
 }
 
-/// The file descriptors that QEMU inherits, each under its own number.
-pub(super) struct Fds {
-    pub initramfs: File,
-    pub console: File,
-    pub port: i32,
-}
-
-impl Fds {
-    fn path(&self, file: &File) -> String {
-        format!("/proc/self/fd/{}", file.as_raw_fd())
-    }
-}
-
 /// Returns the emulated CPU by the value of [`CPU_VARIABLE`]: the name of a model, from which features can be
 /// taken away (`max,-avx2`), as on an older host. Other options of QEMU, behind a comma, are refused.
 fn cpu(wanted: Option<OsString>) -> Result<String> {
@@ -390,6 +375,8 @@ fn is_dynamic(elf: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
     use super::*;
 
     fn line(host: &EmulatedHost) -> String {
