@@ -22,7 +22,7 @@ use smol_cli::{ErrorExt, ExitKind, Failure, Interrupt};
 use smol_rootfs::erofs::Mtimes;
 use smol_rootfs::{FileData, Inode, Meta, Node, Tree};
 
-pub use self::archive::{fetch, resolve};
+pub use self::archive::{Chosen, fetch, resolve};
 use self::bootstrap::is_installed;
 use super::{HostPath, Input, InputDirs, LoadedTree, Pins};
 use crate::context::BuildContext;
@@ -75,6 +75,7 @@ impl Input for DebianInput {
             requested: self.packages.clone(),
             // Of a lock that does not fit they stand in for those that will be chosen.
             packages: kept.map(|kept| kept.packages.clone()).unwrap_or_default(),
+            install_only: kept.and_then(|kept| kept.install_only.clone()),
         });
         Ok(match kept.is_some_and(|kept| self.fits(kept)) {
             true => Pins::Complete,
@@ -99,7 +100,7 @@ impl Input for DebianInput {
     ) -> Result<LoadedTree> {
         let debian = lock.debian.as_ref().context(NO_PACKAGES);
         let spec = DebianSpec {
-            packages: debian.kind(ExitKind::Internal)?.packages.clone(),
+            debian: debian.kind(ExitKind::Internal)?.clone(),
             downloads: dirs.downloads.to_owned(),
         };
         system(&spec, &dirs.cache.join(CACHE_FOLDER), say, interrupt)
@@ -129,12 +130,14 @@ fn choose(debian: &mut lock::Debian, context: BuildContext) -> Result<()> {
             .into());
     }
     let stage = context.session.stage("lock", "choosing packages");
-    debian.packages = resolve(
+    let chosen = resolve(
         &debian.suite,
         &debian.requested,
         context.downloads,
         &context.session.interrupt,
     )?;
+    debian.packages = chosen.packages;
+    debian.install_only = Some(chosen.install_only);
     stage.finish(&format!("{} packages", debian.packages.len()));
     Ok(())
 }
@@ -161,13 +164,13 @@ fn have_packages(debian: &mut lock::Debian, cache: &Path, context: BuildContext)
 /// Downloads the packages of a system, unless it is installed in `cache`; returns those that are
 /// gone from the archive.
 fn download(debian: &lock::Debian, cache: &Path, context: BuildContext) -> Result<Vec<PackagePin>> {
-    if is_installed(&debian.packages, cache) {
+    if is_installed(debian, cache) {
         return Ok(Vec::new());
     }
     let mut stage = None;
     let gone = archive::fetch(
         &debian.suite,
-        &debian.packages,
+        &debian.to_install(),
         context.downloads,
         context.net,
         &mut |what| stage = Some(context.session.stage("fetch", what)),
@@ -184,8 +187,8 @@ fn download(debian: &lock::Debian, cache: &Path, context: BuildContext) -> Resul
 
 /// A Debian system to install.
 struct DebianSpec {
-    /// All its packages, sorted: it depends on nothing else.
-    packages: Vec<PackagePin>,
+    /// Its packages: it depends on nothing else.
+    debian: lock::Debian,
     /// The folder that [`fetch`] has put them into.
     downloads: PathBuf,
 }
@@ -207,7 +210,7 @@ fn system(
     tree.apply_tar(&entry.archive)?;
     let status = tree.read("var/lib/dpkg/status", MAX_STATUS)?;
     let status = String::from_utf8_lossy(&status.unwrap_or_default()).into_owned();
-    let wanted = spec.packages.iter();
+    let wanted = spec.debian.packages.iter();
     let wanted = wanted.map(|pin| (pin.name.clone(), pin.version.clone(), pin.arch.clone()));
     ensure!(
         packages::installed(&status) == wanted.collect::<Vec<_>>(),

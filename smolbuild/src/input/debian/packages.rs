@@ -20,6 +20,11 @@ pub fn parse_record(record: &str) -> Option<PackagePin> {
     })
 }
 
+/// Whether the package of a paragraph is of the priority *required* (Debian policy 2.5).
+pub fn is_required(record: &str) -> bool {
+    field(record, "Priority").as_deref() == Some("required")
+}
+
 /// Name, version and architecture of the packages that a dpkg status file calls installed, sorted.
 pub fn installed(status: &str) -> Vec<(String, String, String)> {
     let of = |stanza: &str| {
@@ -63,6 +68,15 @@ mod tests {
             .map(|(name, version, arch)| format!("{name} {version} {arch}"))
             .collect();
         assert_eq!(shown, ["adduser 3.134 all", "zlib1g 1:1.2.13 amd64"]);
+    }
+
+    #[test]
+    fn a_required_package_is_one_by_its_own_field() {
+        assert!(is_required("Package: passwd\nPriority: required\n"));
+        assert!(!is_required(
+            "Package: caddy\nDescription: required\n Priority: required\nPriority: optional\n"
+        ));
+        assert!(!is_required("Package: caddy\n"));
     }
 
     #[test]
