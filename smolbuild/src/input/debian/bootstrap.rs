@@ -102,19 +102,21 @@ fn cache_key(debian: &Debian) -> String {
     put(&RECIPE.to_string());
     put(MERGE_HOOK);
     put(env::consts::ARCH);
-    let mut put_all = |pins: &[PackagePin]| {
-        for pin in pins {
-            for part in [&pin.name, &pin.version, &pin.arch, &pin.sha256] {
-                put(part);
-            }
-        }
-    };
-    put_all(&debian.packages);
+    for part in debian.packages.iter().flat_map(parts) {
+        put(part);
+    }
     if let Some(pins) = &debian.install_only {
-        put_all(&[]);
-        put_all(pins);
+        // No package has this name.
+        put("install only:");
+        for part in pins.iter().flat_map(parts) {
+            put(part);
+        }
     }
     hasher.finalize().to_hex()[..32].to_string()
+}
+
+fn parts(pin: &PackagePin) -> [&str; 4] {
+    [&pin.name, &pin.version, &pin.arch, &pin.sha256]
 }
 
 /// Make the entry `archive`; its lock is held.

@@ -6,11 +6,15 @@
 //! | `bootstrap.rs` | installs exactly those into a tar archive that is kept in the cache |
 //! | `mmdebstrap.rs` | runs the program that does both |
 //! | `packages.rs` | reads what apt and dpkg say of packages |
-//! | `slim.rs` | which files an image does without |
+//! | `clean.rs` | which files no image has |
+//! | `needed.rs` | which packages a service needs |
+//! | `slim.rs` | takes the others out of the image, if that is asked for |
 
 mod archive;
 mod bootstrap;
+mod clean;
 mod mmdebstrap;
+mod needed;
 mod packages;
 mod slim;
 
@@ -24,6 +28,7 @@ use smol_rootfs::{FileData, Inode, Meta, Node, Tree};
 
 pub use self::archive::{Chosen, fetch, resolve};
 use self::bootstrap::is_installed;
+pub use self::slim::Slim;
 use super::{HostPath, Input, InputDirs, LoadedTree, Pins};
 use crate::context::BuildContext;
 use crate::fetch::Net;
@@ -41,6 +46,9 @@ pub struct DebianInput {
     pub suite: String,
     /// Packages, sorted, without duplicates.
     pub packages: Vec<String>,
+    /// `[rootfs] slim`: leave out what these do not need.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slim: Option<Slim>,
 }
 
 impl DebianInput {
@@ -48,7 +56,20 @@ impl DebianInput {
     pub fn new(suite: String, mut packages: Vec<String>) -> DebianInput {
         packages.sort();
         packages.dedup();
-        DebianInput { suite, packages }
+        DebianInput {
+            suite,
+            packages,
+            slim: None,
+        }
+    }
+
+    /// The same without what its packages do not need, and without these packages.
+    pub fn slim(self, mut without: Vec<String>) -> DebianInput {
+        without.sort();
+        DebianInput {
+            slim: Some(Slim { without }),
+            ..self
+        }
     }
 
     /// Whether `debian` was locked for this.
@@ -101,6 +122,7 @@ impl Input for DebianInput {
         let debian = lock.debian.as_ref().context(NO_PACKAGES);
         let spec = DebianSpec {
             debian: debian.kind(ExitKind::Internal)?.clone(),
+            slim: self.slim.clone(),
             downloads: dirs.downloads.to_owned(),
         };
         system(&spec, &dirs.cache.join(CACHE_FOLDER), say, interrupt)
@@ -189,6 +211,8 @@ fn download(debian: &lock::Debian, cache: &Path, context: BuildContext) -> Resul
 struct DebianSpec {
     /// Its packages: it depends on nothing else.
     debian: lock::Debian,
+    /// What its image does without.
+    slim: Option<Slim>,
     /// The folder that [`fetch`] has put them into.
     downloads: PathBuf,
 }
@@ -198,7 +222,8 @@ struct DebianSpec {
 ///
 /// # Errors
 /// A package is not in the downloads, or damaged; mmdebstrap is missing or fails (its last lines are
-/// in the error); the cache cannot be written; a broken archive.
+/// in the error); the cache cannot be written; a broken archive; a package to leave out that is not
+/// there.
 fn system(
     spec: &DebianSpec,
     cache: &Path,
@@ -210,13 +235,18 @@ fn system(
     tree.apply_tar(&entry.archive)?;
     let status = tree.read("var/lib/dpkg/status", MAX_STATUS)?;
     let status = String::from_utf8_lossy(&status.unwrap_or_default()).into_owned();
+    let installed = packages::installed(&status);
+    let found = installed.iter().map(|p| (&p.name, &p.version, &p.arch));
     let wanted = spec.debian.packages.iter();
-    let wanted = wanted.map(|pin| (pin.name.clone(), pin.version.clone(), pin.arch.clone()));
+    let wanted = wanted.map(|pin| (&pin.name, &pin.version, &pin.arch));
     ensure!(
-        packages::installed(&status) == wanted.collect::<Vec<_>>(),
+        found.eq(wanted),
         "mmdebstrap installed other packages than those of the lock"
     );
-    slim::slim(&mut tree)?;
+    clean::clean(&mut tree)?;
+    if let Some(slim) = &spec.slim {
+        slim::slim(&mut tree, &installed, &spec.debian.requested, slim)?;
+    }
     if let Some(id) = tree.lookup("etc/machine-id")? {
         // Empty means "not set yet" to systemd and dbus, and can be mounted over.
         let meta = tree.inode(id).meta.clone();
