@@ -294,6 +294,70 @@ mod tests {
         assert_eq!(chosen.install_only, records()[2..]);
     }
 
+    /// An apt-get that installs what is named, unless a name is in the file `conflicts`, and an
+    /// apt-cache that knows some packages.
+    const FAKE_APT: [(&str, &str); 2] = [
+        (
+            "apt-get",
+            r#"#!/bin/sh
+shift 4
+for name; do
+    name=${name%%=*}
+    if grep -qx "$name" "$0-conflicts"; then exit 100; fi
+    echo "Inst $name (1 Debian:12/stable [all])"
+    echo "Conf $name (1 Debian:12/stable [all])"
+done"#,
+        ),
+        (
+            "apt-cache",
+            r#"#!/bin/sh
+case $1 in
+dumpavail)
+    for name in tzdata passwd; do printf 'Package: %s\nPriority: required\n\n' $name; done
+    printf 'Package: curl\nDescription: a\n Priority: required\nPriority: optional\n\n' ;;
+show) shift; echo "$@" ;;
+esac"#,
+        ),
+    ];
+
+    #[test]
+    fn packages_are_chosen_with_and_without_those_required_that_do_not_conflict() {
+        let scratch = tempfile::tempdir().unwrap();
+        let bin = scratch.path().join("bin");
+        fs::create_dir(&bin).unwrap();
+        for (name, text) in FAKE_APT {
+            fs::write(bin.join(name), text).unwrap();
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+            fs::set_permissions(bin.join(name), mode).unwrap();
+        }
+        let choose = |conflicts: &str| {
+            fs::write(bin.join("apt-get-conflicts"), conflicts).unwrap();
+            let script = format!("set -e; essential=bash; root=$0; set -- 'caddy'; {CHOOSE}");
+            let path = format!("{}:/usr/bin:/bin", bin.display());
+            let status = std::process::Command::new("sh")
+                .args(["-c", &script])
+                .arg(scratch.path())
+                .env("PATH", path)
+                .status()
+                .unwrap();
+            let text = |name| fs::read_to_string(scratch.path().join(name)).unwrap();
+            (
+                status.success(),
+                text("names"),
+                text("whole"),
+                text("records"),
+            )
+        };
+        let names = "bash=1\ncaddy=1\n".to_owned();
+        let whole = format!("{names}passwd=1\ntzdata=1\n");
+        let records = "bash=1 caddy=1 passwd=1 tzdata=1\n".to_owned();
+        assert_eq!(choose("vim\n"), (true, names.clone(), whole, records));
+        let whole = format!("{names}tzdata=1\n");
+        let records = "bash=1 caddy=1 tzdata=1\n".to_owned();
+        assert_eq!(choose("passwd\n"), (true, names, whole, records));
+        assert!(!choose("caddy\n").0);
+    }
+
     #[test]
     fn a_package_without_a_record_or_in_another_version_is_an_error() {
         let whole = "bash=1\ncaddy=1\npasswd=1\n";
