@@ -41,7 +41,6 @@ const GONE: &[&str] = &[
 const EMPTY: &[&str] = &[
     "dev",
     "etc/apt/sources.list.d",
-    "run",
     "tmp",
     "usr/share/man",
     "var/backups",
@@ -79,8 +78,8 @@ fn unwanted(path: &[u8], inode: &Inode) -> bool {
     match directory {
         _ if GONE.iter().any(|gone| gone.as_bytes() == path) => true,
         _ if EMPTY.iter().any(|empty| empty.as_bytes() == directory) => true,
-        // Services expect their log directories, but no logs.
-        _ if path.starts_with(b"var/log/") => !is_directory,
+        // Services expect their directories, but no logs, and nothing that ran before.
+        _ if path.starts_with(b"var/log/") || path.starts_with(b"run/") => !is_directory,
         // Licences stay with what they are for.
         _ if path.starts_with(b"usr/share/doc/") => !is_directory && name != b"copyright",
         b"var/lib/dpkg" => name.ends_with(b"-old"),
@@ -105,6 +104,7 @@ mod tests {
         let kept = [
             "dev",
             "etc/ssh/sshd_config",
+            "run/lock",
             "etc/ssl/certs/ca-certificates.crt",
             "usr/lib/locale/C.utf8/LC_CTYPE",
             "usr/share/doc/bash/copyright",
@@ -120,6 +120,7 @@ mod tests {
             "etc/apt/sources.list",
             "etc/apt/sources.list.d/main.sources",
             "etc/resolv.conf",
+            "run/lock/apt",
             "etc/ssh/ssh_host_rsa_key",
             "etc/ssl/certs/62742064.0",
             "etc/ssl/certs/ssl-cert-snakeoil.pem",
@@ -135,7 +136,7 @@ mod tests {
         ];
         for path in kept.iter().chain(&lost) {
             let name = path.rsplit('/').next().unwrap();
-            if ["dev", "man", "postgresql", "redis"].contains(&name) {
+            if ["dev", "lock", "man", "postgresql", "redis"].contains(&name) {
                 tree.mkdir(path, 0o755).unwrap();
             } else if name == "62742064.0" {
                 tree.symlink(path, "ssl-cert-snakeoil.pem").unwrap();

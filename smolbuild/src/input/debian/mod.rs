@@ -7,6 +7,7 @@
 //! | `mmdebstrap.rs` | runs the program that does both |
 //! | `packages.rs` | reads what apt and dpkg say of packages |
 //! | `clean.rs` | which files no image has |
+//! | `runtime.rs` | makes the directories in /run that services find |
 //! | `needed.rs` | which packages a service needs |
 //! | `slim.rs` | takes the others out of the image, if that is asked for |
 
@@ -16,6 +17,7 @@ mod clean;
 mod mmdebstrap;
 mod needed;
 mod packages;
+mod runtime;
 mod slim;
 
 use std::path::{Path, PathBuf};
@@ -247,6 +249,7 @@ fn system(
     if let Some(slim) = &spec.slim {
         slim::slim(&mut tree, &installed, &spec.debian.requested, slim)?;
     }
+    runtime::make_directories(&mut tree)?;
     if let Some(id) = tree.lookup("etc/machine-id")? {
         // Empty means "not set yet" to systemd and dbus, and can be mounted over.
         let meta = tree.inode(id).meta.clone();

@@ -13,8 +13,9 @@ use smol_rootfs::{FileData, Inode, Meta, Node, Tree};
 use super::needed::{DATABASE, Files, Graph, needed};
 use super::packages::Installed;
 
-/// Files for interactive shells, desktops and debuggers, of whatever package.
+/// Files for compilers, interactive shells, desktops and debuggers, of whatever package.
 const GONE: &[&str] = &[
+    "usr/include",
     "usr/share/applications",
     "usr/share/bash-completion",
     "usr/share/bug",
@@ -29,6 +30,20 @@ const GONE: &[&str] = &[
 const STATUS: &str = "var/lib/dpkg/status";
 /// Where update-alternatives(1) has its links.
 const ALTERNATIVES: &str = "etc/alternatives";
+
+/// The converters of iconv(3) that stay of those in [`LIBC`], but for UTF-8 and its like, which are
+/// in the library itself. Debian 13 has the others in a package of their own, which nothing needs.
+const CONVERTERS: &[&str] = &[
+    "ANSI_X3.110.so",
+    "CP1252.so",
+    "ISO8859-1.so",
+    "ISO8859-15.so",
+    "UNICODE.so",
+    "UTF-16.so",
+    "UTF-32.so",
+    "UTF-7.so",
+];
+const LIBC: &str = "libc6";
 
 /// What `slim` asks for.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
@@ -61,11 +76,21 @@ pub fn slim(
     if !needed.contains("dpkg") {
         remove_database(tree)?;
     }
+    if !needed.contains("apt") {
+        // mmdebstrap makes them.
+        for path in ["etc/apt", "var/cache/apt", "var/lib/apt", "var/log/apt"] {
+            tree.remove(path)?;
+        }
+    }
+    if !requested.iter().any(|name| name == LIBC) {
+        remove_converters(tree, &files)?;
+    }
     write_status(tree, installed, &needed)?;
     for path in GONE {
         tree.remove(path)?;
     }
-    remove_alternatives(tree)
+    remove_alternatives(tree)?;
+    remove_run_levels(tree)
 }
 
 /// Removes the files of all packages but `needed`, and the folders that are empty then.
@@ -125,6 +150,36 @@ fn remove_database(tree: &mut Tree) -> Result<()> {
         }
     }
     tree.remove("etc/dpkg")?;
+    Ok(())
+}
+
+fn remove_converters(tree: &mut Tree, files: &Files) -> Result<()> {
+    for path in files.of.get(LIBC).into_iter().flatten() {
+        let Some((folder, name)) = path.rsplit_once('/') else {
+            continue;
+        };
+        if folder.ends_with("/gconv") && name.ends_with(".so") && !CONVERTERS.contains(&name) {
+            tree.remove(path)?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes the links of System V's run levels to scripts that are gone.
+fn remove_run_levels(tree: &mut Tree) -> Result<()> {
+    for level in ["0", "1", "2", "3", "4", "5", "6", "S"] {
+        let folder = format!("etc/rc{level}.d");
+        for name in names_in(tree, &folder)? {
+            let path = format!("{folder}/{name}");
+            if let Some(id) = tree.lookup(&path)?
+                && let Node::Symlink(target) = &tree.inode(id).node
+                && let Some(script) = target.strip_prefix(b"../")
+                && tree.lookup([b"etc/", script].concat())?.is_none()
+            {
+                tree.remove(&path)?;
+            }
+        }
+    }
     Ok(())
 }
 
@@ -396,6 +451,53 @@ mod tests {
         let error = slimmed(&["server"], &["perl"]).unwrap_err();
         assert_eq!(smol_cli::exit_kind(&error), ExitKind::Usage);
         assert!(error.to_string().contains("names perl,"), "{error}");
+    }
+
+    #[test]
+    fn rare_converters_headers_and_links_to_scripts_that_are_gone_go() {
+        let packages: &[(&str, &str, &[&str])] = &[
+            (
+                "libc6",
+                "",
+                &[
+                    "/usr/lib/x/gconv/",
+                    "/usr/lib/x/gconv/UTF-16.so",
+                    "/usr/lib/x/gconv/IBM037.so",
+                    "/usr/lib/x/gconv/gconv-modules",
+                ],
+            ),
+            (
+                "more",
+                "",
+                &["/usr/lib/x/gconv/BIG5.so", "/usr/include/more.h"],
+            ),
+            ("gone", "", &["/etc/init.d/gone"]),
+        ];
+        let slimmed = |requested: &[&str]| {
+            let (mut tree, status) = system(packages);
+            for script in ["gone", "kept"] {
+                let link = format!("etc/rc2.d/S01{script}");
+                tree.symlink(link, format!("../init.d/{script}")).unwrap();
+            }
+            tree.file("etc/init.d/kept", 0o755, Vec::new()).unwrap();
+            let requested: Vec<_> = requested.iter().map(|name| name.to_string()).collect();
+            let installed = packages::installed(&status);
+            slim(&mut tree, &installed, &requested, &Slim::default()).unwrap();
+            tree
+        };
+        let present = [
+            "etc/rc2.d/S01kept",
+            "usr/lib/x/gconv/BIG5.so",
+            "usr/lib/x/gconv/UTF-16.so",
+            "usr/lib/x/gconv/gconv-modules",
+        ];
+        let absent = ["etc/rc2.d/S01gone", "usr/include"];
+        let tree = slimmed(&["more"]);
+        assert_has(&tree, &present, &absent);
+        assert_has(&tree, &[], &["usr/lib/x/gconv/IBM037.so"]);
+        let tree = slimmed(&["more", "libc6"]);
+        assert_has(&tree, &present, &absent);
+        assert_has(&tree, &["usr/lib/x/gconv/IBM037.so"], &[]);
     }
 
     #[test]
