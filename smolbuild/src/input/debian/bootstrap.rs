@@ -129,7 +129,7 @@ fn install(
     let work = Work::new(archive.with_extension("work"))?;
     let made = work.0.join("rootfs.tar");
     let debian = &spec.debian;
-    let mut command = mmdebstrap::command(&work.0, Network::Without)?;
+    let mut command = mmdebstrap::command(&work.0, Network::Loopback)?;
     progress("preparing the packages");
     let pins = debian.to_install();
     let repository = Repository::new(&pins, &spec.downloads, &work.0, interrupt)?;

@@ -26,9 +26,14 @@ const UNSHARE: &str = "unshare";
 pub enum Network {
     /// What this host can.
     Host,
-    /// Nothing, where that can be had: without root, mmdebstrap keeps the network of the host.
-    Without,
+    /// Itself alone, where that can be had: without root, mmdebstrap keeps the network of the host.
+    Loopback,
 }
+
+/// Sets `lo` up, which some scripts want (postfix's looks for interfaces): SIOCSIFFLAGS with IFF_UP.
+/// In Perl, as mmdebstrap is, for not every host has ip(8).
+const LOOPBACK_HOOK: &str = r#"perl -e 'socket(my $socket, 2, 2, 0) or die "socket: $!";
+    my $up = pack("a16 s x22", "lo", 1); ioctl($socket, 0x8914, $up) or die "lo: $!"'"#;
 
 /// An mmdebstrap that writes a tar archive, to which the rest of its arguments can be added. As root
 /// it works in the folder `work`.
@@ -47,6 +52,9 @@ pub fn command(work: &Path, network: Network) -> Result<Command, Failure> {
     command.args(["--format=tar", "--aptopt=Acquire::Languages \"none\""]);
     if geteuid().is_root() {
         command.arg("--mode=root").env("TMPDIR", work);
+        if network == Network::Loopback && find_program(UNSHARE).is_some() {
+            command.arg(format!("--setup-hook={LOOPBACK_HOOK}"));
+        }
     } else {
         // The user that mmdebstrap becomes may not look into our cache: leave it in /tmp.
         command.arg("--mode=unshare");
@@ -94,7 +102,7 @@ fn confined(program: &OsStr, network: Network) -> Command {
         Some(unshare) if geteuid().is_root() => {
             let mut command = Command::new(unshare);
             command.args(["--mount", "--pid", "--uts", "--fork", "--kill-child=KILL"]);
-            if network == Network::Without {
+            if network == Network::Loopback {
                 command.arg("--net");
             }
             command.arg("--").arg(program);
