@@ -31,8 +31,8 @@ const STATUS: &str = "var/lib/dpkg/status";
 /// Where update-alternatives(1) has its links.
 const ALTERNATIVES: &str = "etc/alternatives";
 
-/// The converters of iconv(3) that stay of those in [`LIBC`], but for UTF-8 and its like, which are
-/// in the library itself. Debian 13 has the others in a package of their own, which nothing needs.
+/// The converters of iconv(3) that stay of those in [`LIBC`]: glibc's own base set (its file
+/// `gconv-modules`; all others are in `gconv-modules-extra.conf`). UTF-8 is in the library itself.
 const CONVERTERS: &[&str] = &[
     "ANSI_X3.110.so",
     "CP1252.so",
