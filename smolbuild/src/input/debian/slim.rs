@@ -13,9 +13,8 @@ use smol_rootfs::{FileData, Inode, Meta, Node, Tree};
 use super::needed::{DATABASE, Files, Graph, needed};
 use super::packages::Installed;
 
-/// Files for compilers, interactive shells, desktops and debuggers, of whatever package.
+/// Files for interactive shells, desktops and debuggers, of whatever package.
 const GONE: &[&str] = &[
-    "usr/include",
     "usr/share/applications",
     "usr/share/bash-completion",
     "usr/share/bug",
@@ -454,7 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn rare_converters_headers_and_links_to_scripts_that_are_gone_go() {
+    fn rare_converters_and_links_to_scripts_that_are_gone_go() {
         let packages: &[(&str, &str, &[&str])] = &[
             (
                 "libc6",
@@ -491,7 +490,7 @@ mod tests {
             "usr/lib/x/gconv/UTF-16.so",
             "usr/lib/x/gconv/gconv-modules",
         ];
-        let absent = ["etc/rc2.d/S01gone", "usr/include"];
+        let absent = ["etc/rc2.d/S01gone"];
         let tree = slimmed(&["more"]);
         assert_has(&tree, &present, &absent);
         assert_has(&tree, &[], &["usr/lib/x/gconv/IBM037.so"]);
