@@ -465,11 +465,7 @@ mod tests {
                     "/usr/lib/x/gconv/gconv-modules",
                 ],
             ),
-            (
-                "more",
-                "",
-                &["/usr/lib/x/gconv/BIG5.so", "/usr/include/more.h"],
-            ),
+            ("more", "", &["/usr/lib/x/gconv/BIG5.so"]),
             ("gone", "", &["/etc/init.d/gone"]),
         ];
         let slimmed = |requested: &[&str]| {
