@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Builder, CopySource, Debian, InputFile, Kernel, Lock};
+use super::{Builder, CopySource, Debian, InputFile, Kernel, Lock, PackagePin};
 
 /// What differs between an old and a new lock, in the order of a lock.
 pub fn differences(old: &Lock, new: &Lock) -> Vec<String> {
@@ -87,26 +87,40 @@ fn debian(old: &Debian, new: &Debian) -> Vec<String> {
             .difference(&now)
             .map(|name| format!("[rootfs] packages: {name} is gone")),
     );
-    let [before, now] = [old, new].map(|debian| {
-        let pins = debian.packages.iter();
-        pins.map(|pin| ((&pin.name, &pin.arch), (&pin.version, &pin.sha256)))
+    lines.extend(packages("package", &old.packages, &new.packages));
+    lines.extend(match (&old.install_only, &new.install_only) {
+        (Some(old), Some(new)) => packages("package for the installation alone", old, new),
+        (None, None) => Vec::new(),
+        (None, Some(_)) => vec!["packages for the installation alone are new".into()],
+        (Some(_), None) => vec!["packages for the installation alone are gone".into()],
+    });
+    lines
+}
+
+fn packages(what: &str, old: &[PackagePin], new: &[PackagePin]) -> Vec<String> {
+    let [before, now] = [old, new].map(|pins| {
+        pins.iter()
+            .map(|pin| ((&pin.name, &pin.arch), (&pin.version, &pin.sha256)))
             .collect::<BTreeMap<_, _>>()
     });
-    lines.extend(by_name(&before, &now, |(name, _), old, new| {
-        let (name, gone) = (format!("package {name}"), ("nothing", "nothing"));
+    by_name(&before, &now, |(name, _), old, new| {
         let of = |pin: Option<&(&'_ String, &'_ String)>| {
             pin.map_or(
-                (gone.0.to_owned(), gone.1.to_owned()),
+                ("nothing".to_owned(), "nothing".to_owned()),
                 |(version, sha256)| (version.to_string(), sha256.to_string()),
             )
         };
         let (old, new) = (of(old), of(new));
         match old.0 == new.0 {
-            true => format!("{name} {}: {} -> {}", old.0, short(&old.1), short(&new.1)),
-            false => format!("{name}: {} -> {}", old.0, new.0),
+            true => format!(
+                "{what} {name} {}: {} -> {}",
+                old.0,
+                short(&old.1),
+                short(&new.1)
+            ),
+            false => format!("{what} {name}: {} -> {}", old.0, new.0),
         }
-    }));
-    lines
+    })
 }
 
 fn files(old: &[InputFile], new: &[InputFile]) -> Vec<String> {

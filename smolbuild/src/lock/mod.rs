@@ -107,6 +107,19 @@ pub struct Debian {
     pub requested: Vec<String>,
     /// All that is installed, sorted.
     pub packages: Vec<PackagePin>,
+    /// What is there besides while those are installed, and is not in the image, sorted: packages of
+    /// the priority *required*, which the scripts of others count on. Absent in a lock of a version
+    /// that did without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub install_only: Option<Vec<PackagePin>>,
+}
+
+impl Debian {
+    /// All packages that are needed to make the system.
+    pub fn to_install(&self) -> Vec<&PackagePin> {
+        let install_only = self.install_only.iter().flatten();
+        self.packages.iter().chain(install_only).collect()
+    }
 }
 
 /// A package, exactly.

@@ -51,6 +51,7 @@ fn full() -> Lock {
                 pin("bash", "5.2.15-2+b13"),
                 pin("redis-server", "5:7.0.15-1~deb12u4"),
             ],
+            install_only: Some(vec![pin("passwd", "1:4.13+dfsg1-1+deb12u1")]),
         }),
         files: [
             (Role::Kernel, "guest.elf", 4),
@@ -142,6 +143,9 @@ requested = ["redis-server"]
 packages = [
     {{ name = "bash", version = "5.2.15-2+b13", arch = "amd64", sha256 = "{seven}" }},
     {{ name = "redis-server", version = "5:7.0.15-1~deb12u4", arch = "amd64", sha256 = "{seven}" }},
+]
+install-only = [
+    {{ name = "passwd", version = "1:4.13+dfsg1-1+deb12u1", arch = "amd64", sha256 = "{seven}" }},
 ]
 
 [[file]]
@@ -268,6 +272,12 @@ fn hostile_values_are_refused_by_name() {
         ),
         ("smol-6.1\"", "smol\\n6.1\"", "one line"),
         ("{ name = \"bash\"", "{ name = \"zsh\"", "not sorted"),
+        (
+            "{ name = \"passwd\"",
+            "{ name = \"bash\"",
+            "bash is in the packages of [debian], and in install-only",
+        ),
+        ("\"passwd\"", "\"$(reboot)\"", "$(reboot)"),
         ("epoch = 1767225600", "epoch = 17672256000", "u32"),
         ("role = \"kernel\"", "role = \"colonel\"", "colonel"),
     ] {
@@ -277,6 +287,23 @@ fn hostile_values_are_refused_by_name() {
         let error = parse(&changed).unwrap_err();
         assert!(error.contains(part), "{from} -> {to}: {error}");
     }
+}
+
+#[test]
+fn a_lock_without_packages_for_the_installation_alone_is_one_and_none_of_them_is_another() {
+    let mut lock = full();
+    for install_only in [None, Some(Vec::new())] {
+        lock.debian.as_mut().unwrap().install_only = install_only;
+        assert_eq!(parse(&lock.to_text()).unwrap(), lock);
+    }
+    let mut unsorted = lock;
+    let twice = vec![pin("passwd", "1"), pin("passwd", "1")];
+    unsorted.debian.as_mut().unwrap().install_only = Some(twice);
+    let error = parse(&unsorted.to_text()).unwrap_err();
+    assert!(
+        error.contains("the install-only of [debian] are not sorted"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -309,6 +336,14 @@ fn every_input_that_differs_is_told_by_its_name() {
     assert_eq!(
         told(|l| l.debian.as_mut().unwrap().requested.push("curl".into())),
         ["[rootfs] packages: curl is new"]
+    );
+    assert_eq!(
+        told(|l| l.debian.as_mut().unwrap().install_only = Some(vec![pin("passwd", "2")])),
+        ["package for the installation alone passwd: 1:4.13+dfsg1-1+deb12u1 -> 2"]
+    );
+    assert_eq!(
+        told(|l| l.debian.as_mut().unwrap().install_only = None),
+        ["packages for the installation alone are gone"]
     );
     assert_eq!(
         told(|l| l.debian.as_mut().unwrap().suite = "trixie".into()),

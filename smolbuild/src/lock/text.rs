@@ -1,12 +1,12 @@
 //! From a lock to its text and back.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
 use smol_cli::{ExitKind, Failure};
 
-use super::{CopiedEntry, CopiedNode, Lock, MAX_SIZE, VERSION, rules};
+use super::{CopiedEntry, CopiedNode, Debian, Lock, MAX_SIZE, PackagePin, VERSION, rules};
 
 const HEAD: &str =
     "# Every input of the machine, by digest. Written by smolbuild; `smolbuild lock` renews it.\n";
@@ -39,17 +39,10 @@ impl Lock {
             text.string("suite", &debian.suite);
             let requested: Vec<_> = debian.requested.iter().map(|name| quoted(name)).collect();
             text.0 += &format!("requested = [{}]\n", requested.join(", "));
-            text.list(
-                "packages",
-                debian.packages.iter().map(|pin| {
-                    vec![
-                        ("name", pin.name.clone()),
-                        ("version", pin.version.clone()),
-                        ("arch", pin.arch.clone()),
-                        ("sha256", pin.sha256.clone()),
-                    ]
-                }),
-            );
+            text.list("packages", debian.packages.iter().map(pin_fields));
+            if let Some(pins) = &debian.install_only {
+                text.list("install-only", pins.iter().map(pin_fields));
+            }
         }
         for file in &self.files {
             text.table("[[file]]");
@@ -100,16 +93,37 @@ impl Lock {
 
     /// What no single value shows.
     fn check(&self) -> Result<(), String> {
-        if let Some(debian) = &self.debian
-            && !debian.packages.is_sorted_by(|a, b| a < b)
-        {
-            return Err("the packages of [debian] are not sorted, or one is there twice".into());
+        if let Some(debian) = &self.debian {
+            check_packages(debian)?;
         }
         for copy in &self.copies {
             check_contents(&copy.contents)
                 .map_err(|why| format!("[[copy]] src = {:?}: {why}", copy.src))?;
         }
         Ok(())
+    }
+}
+
+/// Packages are sorted and unique, and no name is in both lists.
+fn check_packages(debian: &Debian) -> Result<(), String> {
+    let install_only = debian.install_only.as_deref().unwrap_or_default();
+    for (key, pins) in [
+        ("packages", debian.packages.as_slice()),
+        ("install-only", install_only),
+    ] {
+        if !pins.is_sorted_by(|a, b| a < b) {
+            return Err(format!(
+                "the {key} of [debian] are not sorted, or one is there twice"
+            ));
+        }
+    }
+    let stays: HashSet<_> = debian.packages.iter().map(|pin| &pin.name).collect();
+    match install_only.iter().find(|pin| stays.contains(&pin.name)) {
+        Some(pin) => Err(format!(
+            "{} is in the packages of [debian], and in install-only",
+            pin.name
+        )),
+        None => Ok(()),
     }
 }
 
@@ -234,6 +248,15 @@ impl TryFrom<RawEntry> for CopiedEntry {
             node,
         })
     }
+}
+
+fn pin_fields(pin: &PackagePin) -> Vec<(&'static str, String)> {
+    vec![
+        ("name", pin.name.clone()),
+        ("version", pin.version.clone()),
+        ("arch", pin.arch.clone()),
+        ("sha256", pin.sha256.clone()),
+    ]
 }
 
 fn entry_fields(entry: &CopiedEntry) -> Vec<(&'static str, String)> {

@@ -427,6 +427,8 @@ mod tests {
             ("[kernel]", "[kernel]\nrecipe = \"other\""),
             ("bookworm", "trixie"),
             ("\"redis\", ", ""),
+            ("[[copy]]", "slim = true\n[[copy]]"),
+            ("[[copy]]", "slim = true\nwithout = [\"perl\"]\n[[copy]]"),
             ("/etc/app.conf", "/etc/app.cfg"),
             ("app.conf\"\n        dest", "app.cfg\"\n        dest"),
             ("dest =", "mode = 0o600\ndest ="),

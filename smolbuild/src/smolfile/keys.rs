@@ -58,6 +58,8 @@ pub const KEYS: &[Key] = &[
     key("rootfs", "debian", "table", "none", "A Debian system: `{ suite, packages }`."),
     key("rootfs", "tar", "path", "none", "An uncompressed tar archive of a root file system."),
     key("rootfs", "dir", "path", "none", "A folder that holds a root file system. Owners are kept when root builds, else all belongs to root."),
+    key("rootfs", "slim", "boolean", "`false`", "Leave out of a `debian` system what its packages do not need: [slim systems](#slim-systems)."),
+    key("rootfs", "without", "list of strings", "`[]`", "Packages that a `slim` system does without, although others depend on them."),
     key("rootfs.debian", "suite", "string", "required", "Code name of the release, such as `bookworm`."),
     key("rootfs.debian", "packages", "list of strings", "`[]`", "Packages to install besides the essential ones."),
     key("base", "bundle", "path", "required", "A `.smolmachine` whose root file system this machine has, too: before its machine ran, and with the `[[copy]]`s over it."),

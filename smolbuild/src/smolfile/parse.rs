@@ -183,8 +183,55 @@ pub(super) fn rootfs(mut table: Table<'_>, errors: &mut Errors) -> Option<Rootfs
     let debian = table
         .table("debian", "rootfs.debian", errors)
         .map(|debian| debian_rootfs(debian, errors));
+    let others = tar.or(dir);
+    let debian = slim(&mut table, debian, others.is_some(), errors);
     table.finish(errors);
-    debian.or(tar).or(dir)
+    debian.map(Rootfs::Debian).or(others)
+}
+
+/// `slim` and `without`, which are about packages alone.
+fn slim(
+    table: &mut Table<'_>,
+    debian: Option<DebianInput>,
+    of_no_packages: bool,
+    errors: &mut Errors,
+) -> Option<DebianInput> {
+    let spans = ["slim", "without"].map(|key| table.key_span(key));
+    let slim = table.boolean("slim", errors);
+    let without = packages(table, "without", errors);
+    for (key, span) in ["slim", "without"].iter().zip(&spans) {
+        if let (Some(span), true) = (span, of_no_packages) {
+            errors.push(
+                Diagnostic::new(span.clone(), format!("`{key}` is for `debian` alone"))
+                    .help("remove it: an archive or a folder is taken as it is"),
+            );
+        }
+    }
+    if let ([_, Some(span)], Some(false) | None) = (&spans, slim)
+        && !of_no_packages
+    {
+        errors.push(
+            Diagnostic::new(span.clone(), "`without` is for a slim system alone")
+                .help("write `slim = true`, too"),
+        );
+    }
+    let debian = debian?;
+    for package in without
+        .iter()
+        .filter(|package| debian.packages.contains(package.get_ref()))
+    {
+        errors.push(
+            Diagnostic::new(
+                package.span(),
+                format!("package `{}` cannot be left out", package.get_ref()),
+            )
+            .help("it is among the `packages` of `debian`: remove it in one of the two"),
+        );
+    }
+    Some(match slim {
+        Some(true) => debian.slim(without.into_iter().map(Spanned::into_inner).collect()),
+        _ => debian,
+    })
 }
 
 pub(super) fn base(mut table: Table<'_>, errors: &mut Errors) -> Option<Rootfs> {
@@ -194,18 +241,26 @@ pub(super) fn base(mut table: Table<'_>, errors: &mut Errors) -> Option<Rootfs> 
     bundle.map(|path| Rootfs::Bundle(BundleInput(path)))
 }
 
-fn debian_rootfs(mut table: Table<'_>, errors: &mut Errors) -> Rootfs {
+fn debian_rootfs(mut table: Table<'_>, errors: &mut Errors) -> DebianInput {
     table.require("suite", "suite = \"bookworm\"", errors);
     let suite = table
         .parsed("suite", errors, values::suite)
         .map(Spanned::into_inner)
         .unwrap_or_default();
+    let packages = packages(&mut table, "packages", errors);
+    table.finish(errors);
+    let packages = packages.into_iter().map(Spanned::into_inner).collect();
+    DebianInput::new(suite, packages)
+}
+
+/// A list of packages, each once.
+fn packages(table: &mut Table<'_>, key: &str, errors: &mut Errors) -> Vec<Spanned<String>> {
     let mut packages: Vec<Spanned<String>> = Vec::new();
-    for value in table.array(
-        "packages",
-        "a list of packages, such as [\"redis-server\"]",
-        errors,
-    ) {
+    let what = match key {
+        "without" => "a list of packages, such as [\"perl\"]",
+        _ => "a list of packages, such as [\"redis-server\"]",
+    };
+    for value in table.array(key, what, errors) {
         let Some(package) =
             as_string(value, errors).and_then(|text| parsed(text, errors, values::package))
         else {
@@ -225,9 +280,7 @@ fn debian_rootfs(mut table: Table<'_>, errors: &mut Errors) -> Rootfs {
             None => packages.push(package),
         }
     }
-    table.finish(errors);
-    let packages = packages.into_iter().map(Spanned::into_inner).collect();
-    Rootfs::Debian(DebianInput::new(suite, packages))
+    packages
 }
 
 pub(super) fn copy(mut table: Table<'_>, errors: &mut Errors) -> Option<CopyStep> {

@@ -1,12 +1,15 @@
 //! Whole root file systems, from source to image file.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::Command;
 
 use anyhow::Result;
 use smol_cli::Interrupt;
 use smol_rootfs::CopySpec;
 use smolbuild::fetch::Net;
+use smolbuild::input::debian::Chosen;
 use smolbuild::input::{DebianInput, DirInput, Input, InputDirs, TarInput, debian};
 use smolbuild::lock::{Debian, Lock, PackagePin};
 use smolbuild::rootfs::{RootfsImage, RootfsSpec, build};
@@ -97,6 +100,26 @@ fn a_failed_build_leaves_the_old_image_and_no_other_file() {
     assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 2);
 }
 
+/// The packages of a system, and an input and a lock for it.
+fn debian_system(requested: &[&str], chosen: Chosen) -> (DebianInput, Lock) {
+    let requested: Vec<_> = requested.iter().map(|name| name.to_string()).collect();
+    let system = Lock {
+        debian: Some(Debian {
+            suite: "bookworm".into(),
+            requested: requested.clone(),
+            packages: chosen.packages,
+            install_only: Some(chosen.install_only),
+        }),
+        ..lock(vec![])
+    };
+    (DebianInput::new("bookworm".into(), requested), system)
+}
+
+fn fetch(pins: &[&PackagePin], downloads: &Path, net: Net) -> Result<Vec<PackagePin>> {
+    let interrupt = Interrupt::detached()?;
+    debian::fetch("bookworm", pins, downloads, net, &mut |_| {}, &interrupt)
+}
+
 #[test]
 #[ignore = "installs Debian packages twice: needs root, mmdebstrap and a package mirror"]
 fn a_debian_system_is_a_function_of_its_packages_alone() {
@@ -104,45 +127,27 @@ fn a_debian_system_is_a_function_of_its_packages_alone() {
     let downloads = scratch.path().join("downloads");
     let interrupt = Interrupt::detached().unwrap();
     let requested = ["redis-server".to_string()];
-    let packages = debian::resolve("bookworm", &requested, &downloads, &interrupt).unwrap();
-    let fetch = |packages: &[PackagePin], net| {
-        debian::fetch(
-            "bookworm",
-            packages,
-            &downloads,
-            net,
-            &mut |_| {},
-            &interrupt,
-        )
-    };
-    let error = fetch(&packages, Net::Offline).unwrap_err().to_string();
-    assert!(error.contains("bash 5."), "{error}");
+    let chosen = debian::resolve("bookworm", &requested, &downloads, &interrupt).unwrap();
+    let (input, system) = debian_system(&["redis-server"], chosen);
+    let pins = system.debian.as_ref().unwrap().to_install();
+    let error = fetch(&pins, &downloads, Net::Offline).unwrap_err();
+    assert!(error.to_string().contains("bash 5."), "{error}");
     // What is not offered as it is pinned is named, and does not keep the rest from coming.
-    let mut wanted = packages.clone();
     let gone = PackagePin {
         version: "5.0-1".into(),
         sha256: "ab".repeat(32),
-        ..packages[0].clone()
+        ..pins[0].clone()
     };
     let other = PackagePin {
         sha256: "cd".repeat(32),
-        ..packages[1].clone()
+        ..pins[1].clone()
     };
-    wanted.extend([gone.clone(), other.clone()]);
-    let mut missing = fetch(&wanted, Net::Pinned).unwrap();
+    let wanted: Vec<_> = pins.iter().copied().chain([&gone, &other]).collect();
+    let mut missing = fetch(&wanted, &downloads, Net::Pinned).unwrap();
     missing.sort();
     assert_eq!(missing, [gone, other]);
-    assert_eq!(fetch(&packages, Net::Offline).unwrap(), []);
+    assert_eq!(fetch(&pins, &downloads, Net::Offline).unwrap(), []);
 
-    let system = Lock {
-        debian: Some(Debian {
-            suite: "bookworm".into(),
-            requested: requested.to_vec(),
-            packages,
-        }),
-        ..lock(vec![])
-    };
-    let input = DebianInput::new("bookworm".into(), requested.to_vec());
     let images = ["1", "2"].map(|name| {
         let image = build_in(scratch.path(), &input, &system, &[], name).unwrap();
         image.path
@@ -160,5 +165,88 @@ fn a_debian_system_is_a_function_of_its_packages_alone() {
         "var/lib/apt/extended_states",
     ] {
         assert!(!present(path), "{path}");
+    }
+}
+
+/// A package that depends on nothing, and whose script makes a user with the programs of `passwd`,
+/// looks for one of `mount`, and writes down what it sees of the host.
+fn make_package(scratch: &Path, downloads: &Path) -> PackagePin {
+    let package = scratch.join("waiter");
+    let write = |name: &str, mode: u32, text: &str| {
+        let file = package.join("DEBIAN").join(name);
+        fs::write(&file, text).unwrap();
+        fs::set_permissions(file, PermissionsExt::from_mode(mode)).unwrap();
+    };
+    fs::create_dir_all(package.join("DEBIAN")).unwrap();
+    let control = "Package: waiter\nVersion: 1\nArchitecture: all\nMaintainer: a <a@b.c>\n\
+                   Description: a package\n";
+    write("control", 0o644, control);
+    let script = "#!/bin/sh\nset -e\ngroupadd --system waiter\n\
+                  useradd --system --gid waiter --home-dir /nonexistent waiter\n\
+                  mount --version >/dev/null\n\
+                  (hostname; cat /etc/hostname /etc/resolv.conf) > /srv/host\n";
+    write("postinst", 0o755, script);
+    let made = Command::new("dpkg-deb")
+        .args(["--root-owner-group", "--build", "waiter", "waiter.deb"])
+        .current_dir(scratch)
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{made:?}");
+    let deb = scratch.join("waiter.deb");
+    let sha256 = smolbuild::hash::sha256(&deb).unwrap();
+    fs::copy(deb, smolbuild::fetch::place(downloads, &sha256)).unwrap();
+    PackagePin {
+        name: "waiter".into(),
+        version: "1".into(),
+        arch: "all".into(),
+        sha256,
+    }
+}
+
+#[test]
+#[ignore = "installs Debian packages: needs root, mmdebstrap and a package mirror"]
+fn scripts_of_packages_find_what_is_required_which_is_not_in_the_image() {
+    let scratch = tempfile::tempdir().unwrap();
+    let downloads = scratch.path().join("downloads");
+    let interrupt = Interrupt::detached().unwrap();
+    let mut chosen = debian::resolve("bookworm", &[], &downloads, &interrupt).unwrap();
+    let alone: Vec<_> = chosen.install_only.iter().map(|pin| &pin.name).collect();
+    for name in ["apt", "mount", "passwd", "tzdata"] {
+        assert!(alone.contains(&&name.to_string()), "{name}: {alone:?}");
+    }
+    chosen
+        .packages
+        .push(make_package(scratch.path(), &downloads));
+    chosen.packages.sort();
+    let (input, mut system) = debian_system(&["waiter"], chosen);
+    let pins = system.debian.as_ref().unwrap().to_install();
+    assert_eq!(fetch(&pins, &downloads, Net::Pinned).unwrap(), []);
+
+    let image = build_in(scratch.path(), &input, &system, &[], "image").unwrap();
+    let tree = extract(&image.path, &scratch.path().join("out"));
+    let text = |path| String::from_utf8(tree.read(path, 1 << 20).unwrap().unwrap()).unwrap();
+    assert!(text("etc/passwd").contains("\nwaiter:x:"));
+    assert!(text("etc/group").contains("\nwaiter:x:"));
+    assert_eq!(text("srv/host"), "localhost\nlocalhost\n");
+    assert!(!text("var/lib/dpkg/status").contains("Package: passwd\n"));
+    let present = |path| tree.lookup(path).unwrap().is_some();
+    for path in [
+        "etc/apt/apt.conf.d/01autoremove",
+        "etc/localtime",
+        "usr/bin/apt",
+        "usr/bin/mount",
+        "usr/sbin/groupadd",
+        "usr/share/zoneinfo",
+        "var/lib/dpkg/info/passwd.list",
+    ] {
+        assert!(!present(path), "{path}");
+    }
+
+    // As a lock of an earlier version has it.
+    system.debian.as_mut().unwrap().install_only = None;
+    let error = build_in(scratch.path(), &input, &system, &[], "image").unwrap_err();
+    let error = smol_cli::error::render(&error, false);
+    for part in ["groupadd: not found", "hint: this lock has no packages"] {
+        assert!(error.contains(part), "{error}");
     }
 }

@@ -159,6 +159,11 @@ fn boot(platform: &Platform, sup: &mut Supervisor) -> Result<GuestConfig, End> {
             .err()
             .map(|e| format!("the loopback interface does not come up: {e}")),
     );
+    warnings.extend(
+        network::free_ports()
+            .err()
+            .map(|e| format!("ports below 1024 are for root alone: {e}")),
+    );
     // Ctrl-alt-del becomes a SIGINT to us instead of a reset.
     let _ = rustix::system::reboot(rustix::system::RebootCommand::CadOff);
 

@@ -1,5 +1,7 @@
-//! The loopback interface: the only one a smol machine needs, forwards arrive over vsock.
+//! The loopback interface: the only one a smol machine needs, forwards arrive over vsock. And who may
+//! listen on it.
 
+use std::fs;
 use std::io;
 
 use rustix::net::{AddressFamily, SocketType};
@@ -19,4 +21,18 @@ pub(super) fn loopback_up() -> io::Result<()> {
     let flags = unsafe { request.ifr_ifru.ifru_flags };
     request.ifr_ifru.ifru_flags = flags | libc::IFF_UP as libc::c_short;
     ioctl(&socket, libc::SIOCSIFFLAGS as libc::Ioctl, &mut request)
+}
+
+/// The first port that one may listen on without a privilege (ip-sysctl.rst of the kernel).
+const FIRST_FREE_PORT: &str = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
+
+/// Lets every user listen on every port. There is one service, and its port is its own: ports below
+/// 1024 protect the users of a machine from each other. Services that run as a user count on being
+/// given the privilege by systemd, or on this, as in containers.
+pub(super) fn free_ports() -> io::Result<()> {
+    match fs::write(FIRST_FREE_PORT, "0") {
+        // A kernel of one's own may have none of it.
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        done => done,
+    }
 }

@@ -46,6 +46,11 @@ pub fn build_and_restore() {
     );
     assert_eq!(guest.read("/etc/machine-id"), "uninitialized\n");
     assert_eq!(guest.read("/etc/hostname"), "built\n");
+    assert_eq!(
+        guest.read("/proc/sys/net/ipv4/ip_unprivileged_port_start"),
+        "0\n",
+        "a user may listen on any port"
+    );
 
     guest.break_stream();
     guest.give_identity(false);

@@ -3,6 +3,7 @@
 //! Both go through apt in an empty system that mmdebstrap sets up for a release, so that the host's
 //! own apt and release do not matter. apt checks the signatures of its lists.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,7 +11,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use smol_cli::{ErrorExt, ExitKind, Failure, Interrupt};
 
-use super::mmdebstrap::{self, quoted};
+use super::mmdebstrap::{self, Network, quoted};
 use super::packages;
 use crate::fetch::{self, Net};
 use crate::hash;
@@ -22,8 +23,39 @@ const MAX_LIST: u64 = 64 << 20;
 /// Most packages that an error names.
 const MOST_NAMED: usize = 10;
 
+/// What [`resolve`] chooses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chosen {
+    /// All packages of the system, sorted.
+    pub packages: Vec<PackagePin>,
+    /// What has to be there besides while those are installed, sorted.
+    pub install_only: Vec<PackagePin>,
+}
+
+/// Asks for the packages without recommended ones, and then for all of the priority *required* with
+/// them: the scripts of packages may use those, which need not be named as dependencies by custom.
+/// One that conflicts with what is asked for is left out.
+const CHOOSE: &str = r#"
+chosen() { sed -n 's/^Inst \([^ ]*\) (\([^ ]*\) .*/\1=\2/p' "$1"; }
+simulate() { apt-get -qq --simulate --no-install-recommends install "$@"; }
+simulate "$essential" $merged "$@" > "$root/plan"
+chosen "$root/plan" > "$root/names"
+names=$(cat "$root/names")
+required=$(apt-cache dumpavail |
+    awk '/^Package: / { name = $2 } /^Priority: required$/ { print name }' | sort -u)
+if ! simulate $names $required > "$root/whole-plan" 2>/dev/null; then
+    fitting=
+    for name in $required; do
+        if simulate $names $fitting $name >/dev/null 2>&1; then fitting="$fitting $name"; fi
+    done
+    simulate $names $fitting > "$root/whole-plan"
+fi
+chosen "$root/whole-plan" > "$root/whole"
+apt-cache show $(cat "$root/whole") > "$root/records""#;
+
 /// All packages of a system with the essential ones and `requested`, and those that they depend on,
-/// in the newest versions that the release `suite` offers. Nothing is downloaded but the lists.
+/// in the newest versions that the release `suite` offers; and those that are needed to install
+/// them. Nothing is downloaded but the lists.
 ///
 /// # Errors
 /// mmdebstrap is missing or fails: no network, or a package or release that is not there.
@@ -32,16 +64,17 @@ pub fn resolve(
     requested: &[String],
     downloads: &Path,
     interrupt: &Interrupt,
-) -> Result<Vec<PackagePin>> {
+) -> Result<Chosen> {
     let requested: Vec<_> = requested.iter().map(|name| quoted(name)).collect();
     let script = format!(
         r#"set -e
 export APT_CONFIG="$MMDEBSTRAP_APT_CONFIG"
+root=$1
 merged=
 if apt-cache show --no-all-versions usr-is-merged >/dev/null 2>&1; then merged=usr-is-merged; fi
-apt-get -qq --simulate --no-install-recommends install {essential} $merged {requested} > "$1/plan"
-sed -n 's/^Inst \([^ ]*\) (\([^ ]*\) .*/\1=\2/p' "$1/plan" > "$1/names"
-apt-cache show $(cat "$1/names") > "$1/records""#,
+essential={essential}
+set -- {requested}
+{CHOOSE}"#,
         essential = quoted(&format!(
             "?narrow(?or(?archive(^{suite}$),?codename(^{suite}$)),?essential)"
         )),
@@ -50,22 +83,36 @@ apt-cache show $(cat "$1/names") > "$1/records""#,
     let asked = ask(suite, &script, downloads, interrupt)
         .with_context(|| format!("cannot choose the packages of a Debian {suite} system"))
         .hint("check the package names and the network")?;
-    let names = asked.text("names")?;
-    let pins = packages::parse_records(&asked.text("records")?);
-    let mut chosen: Vec<_> = names.lines().map(str::to_owned).collect();
-    let mut found: Vec<_> = pins
-        .iter()
-        .map(|pin| format!("{}={}", pin.name, pin.version))
-        .collect();
-    chosen.sort();
-    found.sort();
+    let records = packages::parse_records(&asked.text("records")?);
+    split(&asked.text("names")?, &asked.text("whole")?, records)
+}
+
+/// Splits the packages of `records`, which are those that `whole` lists: those of `names` and the rest.
+fn split(names: &str, whole: &str, records: Vec<PackagePin>) -> Result<Chosen> {
+    let names: BTreeSet<_> = names.lines().collect();
+    let whole: BTreeSet<_> = whole.lines().collect();
+    let (packages, install_only): (Vec<_>, Vec<_>) = records
+        .into_iter()
+        .partition(|pin| names.contains(name_and_version(pin).as_str()));
+    let recorded: BTreeSet<_> = packages.iter().chain(&install_only).collect();
+    let recorded: BTreeSet<_> = recorded.into_iter().map(name_and_version).collect();
     ensure!(
-        !chosen.is_empty() && chosen == found,
+        !names.is_empty()
+            && packages.len() == names.len()
+            && packages.len() + install_only.len() == whole.len()
+            && recorded.iter().map(String::as_str).eq(whole),
         "apt chose {} packages and has records of {}",
-        chosen.len(),
-        found.len()
+        names.len(),
+        packages.len()
     );
-    Ok(pins)
+    Ok(Chosen {
+        packages,
+        install_only,
+    })
+}
+
+fn name_and_version(pin: &PackagePin) -> String {
+    format!("{}={}", pin.name, pin.version)
 }
 
 /// Downloads these packages of the release `suite` into the folder `downloads`, unless they are in it,
@@ -75,14 +122,14 @@ apt-cache show $(cat "$1/names") > "$1/records""#,
 /// One is missing and `net` allows no download; mmdebstrap is missing or fails; no disk space.
 pub fn fetch(
     suite: &str,
-    pins: &[PackagePin],
+    pins: &[&PackagePin],
     downloads: &Path,
     net: Net,
     progress: &mut dyn FnMut(&str),
     interrupt: &Interrupt,
 ) -> Result<Vec<PackagePin>> {
     let mut missing = Vec::new();
-    for pin in pins {
+    for &pin in pins {
         let place = fetch::place(downloads, &pin.sha256);
         if !place.exists() || hash::sha256(&place)? != pin.sha256 {
             missing.push(pin.clone());
@@ -171,7 +218,7 @@ fn ask(suite: &str, script: &str, downloads: &Path, interrupt: &Interrupt) -> Re
     let scratch = fetch::Scratch::new(downloads)?;
     let folder: PathBuf = scratch.path().canonicalize()?;
     let out = folder.join("asked.tar");
-    let mut command = mmdebstrap::command(&folder)?;
+    let mut command = mmdebstrap::command(&folder, Network::Host)?;
     command
         .arg("--variant=custom")
         .arg(format!("--customize-hook={script}"))
@@ -221,5 +268,109 @@ impl Asked {
             missing.remove(at);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn records() -> Vec<PackagePin> {
+        ["bash", "caddy", "passwd"]
+            .map(|name| PackagePin {
+                name: name.into(),
+                version: "1".into(),
+                arch: "all".into(),
+                sha256: "ab".repeat(32),
+            })
+            .into()
+    }
+
+    #[test]
+    fn what_the_request_does_not_need_is_for_the_installation_alone() {
+        let whole = "passwd=1\nbash=1\ncaddy=1\n";
+        let chosen = split("caddy=1\nbash=1\n", whole, records()).unwrap();
+        assert_eq!(chosen.packages, records()[..2]);
+        assert_eq!(chosen.install_only, records()[2..]);
+    }
+
+    /// An apt-get that installs what is named, unless a name is in the file `conflicts`, and an
+    /// apt-cache that knows some packages.
+    const FAKE_APT: [(&str, &str); 2] = [
+        (
+            "apt-get",
+            r#"#!/bin/sh
+shift 4
+for name; do
+    name=${name%%=*}
+    if grep -qx "$name" "$0-conflicts"; then exit 100; fi
+    echo "Inst $name (1 Debian:12/stable [all])"
+    echo "Conf $name (1 Debian:12/stable [all])"
+done"#,
+        ),
+        (
+            "apt-cache",
+            r#"#!/bin/sh
+case $1 in
+dumpavail)
+    for name in tzdata passwd; do printf 'Package: %s\nPriority: required\n\n' $name; done
+    printf 'Package: curl\nDescription: a\n Priority: required\nPriority: optional\n\n' ;;
+show) shift; echo "$@" ;;
+esac"#,
+        ),
+    ];
+
+    #[test]
+    fn packages_are_chosen_with_and_without_those_required_that_do_not_conflict() {
+        let scratch = tempfile::tempdir().unwrap();
+        let bin = scratch.path().join("bin");
+        fs::create_dir(&bin).unwrap();
+        for (name, text) in FAKE_APT {
+            fs::write(bin.join(name), text).unwrap();
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+            fs::set_permissions(bin.join(name), mode).unwrap();
+        }
+        let choose = |conflicts: &str| {
+            fs::write(bin.join("apt-get-conflicts"), conflicts).unwrap();
+            let script = format!("set -e; essential=bash; root=$0; set -- 'caddy'; {CHOOSE}");
+            let path = format!("{}:/usr/bin:/bin", bin.display());
+            let status = std::process::Command::new("sh")
+                .args(["-c", &script])
+                .arg(scratch.path())
+                .env("PATH", path)
+                .status()
+                .unwrap();
+            let text = |name| fs::read_to_string(scratch.path().join(name)).unwrap();
+            (
+                status.success(),
+                text("names"),
+                text("whole"),
+                text("records"),
+            )
+        };
+        let names = "bash=1\ncaddy=1\n".to_owned();
+        let whole = format!("{names}passwd=1\ntzdata=1\n");
+        let records = "bash=1 caddy=1 passwd=1 tzdata=1\n".to_owned();
+        assert_eq!(choose("vim\n"), (true, names.clone(), whole, records));
+        let whole = format!("{names}tzdata=1\n");
+        let records = "bash=1 caddy=1 tzdata=1\n".to_owned();
+        assert_eq!(choose("passwd\n"), (true, names, whole, records));
+        assert!(!choose("caddy\n").0);
+    }
+
+    #[test]
+    fn a_package_without_a_record_or_in_another_version_is_an_error() {
+        let whole = "bash=1\ncaddy=1\npasswd=1\n";
+        for (names, whole) in [
+            ("", whole),
+            ("bash=1\ncaddy=2\n", whole),
+            ("bash=1\nmawk=1\n", whole),
+            ("bash=1\n", "bash=1\ncaddy=1\npasswd=2\n"),
+            ("bash=1\n", "bash=1\ncaddy=1\n"),
+            ("bash=1\n", "bash=1\ncaddy=1\nmawk=1\npasswd=1\n"),
+        ] {
+            let error = split(names, whole, records()).unwrap_err().to_string();
+            assert!(error.contains("has records of"), "{names:?}: {error}");
+        }
     }
 }

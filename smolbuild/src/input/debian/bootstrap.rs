@@ -17,16 +17,30 @@ use rustix::process::geteuid;
 use smol_cli::{ErrorExt, ExitKind, Interrupt};
 use smol_host::lock_dir::lock_file;
 
-use super::{DebianSpec, mmdebstrap, packages};
+use super::mmdebstrap::{self, Network};
+use super::{DebianSpec, packages};
 use crate::fetch;
 use crate::hash;
-use crate::lock::PackagePin;
+use crate::lock::{Debian, PackagePin};
 
 /// Part of the cache key: count up when the command below gives different archives.
-const RECIPE: u32 = 3;
+const RECIPE: u32 = 4;
 /// A release of which all of /bin, /sbin and /lib is in /usr has this package, and its essential
 /// packages need it or `usrmerge`, which depends on 45 MB of Perl.
 const MERGED: &str = "usr-is-merged";
+/// What mmdebstrap would copy of this host, and scripts would read: its name, and who it asks for
+/// the addresses of others.
+const HOST_HOOK: &str = r#"echo localhost > "$1/etc/hostname" && : > "$1/etc/resolv.conf" &&
+    printf '127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n' > "$1/etc/hosts""#;
+/// The name by the kernel's word, in a UTS namespace.
+const NAME_HOOK: &str = r#"chroot "$1" hostname localhost"#;
+/// Installs the packages that follow. They are named by what is installed next, or are gone at the end.
+const FIRST_HOOK: &str = r#"APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" apt-get --yes \
+    -oDPkg::Chroot-Directory="$1" install"#;
+/// Removes the packages that follow, by their own scripts. Nothing that stays depends on them. Some
+/// are protected: a running Debian would miss them.
+const LAST_HOOK: &str = r#"force=; if chroot "$1" dpkg --force-help | grep -q remove-protected; then
+    force=--force-remove-protected; fi; chroot "$1" dpkg $force --purge"#;
 /// The links that it expects. (mmdebstrap has a hook for the same, but not every host has it.)
 const MERGE_HOOK: &str = r#"for name in bin sbin lib lib32 lib64 libx32; do
     mkdir -p "$1/usr/$name" && ln -s "usr/$name" "$1/$name" || exit 1; done"#;
@@ -40,8 +54,8 @@ pub struct InstalledSystem {
 }
 
 /// Whether `cache` has an entry for these packages.
-pub fn is_installed(pins: &[PackagePin], cache: &Path) -> bool {
-    cache.join(format!("{}.tar", cache_key(pins))).exists()
+pub fn is_installed(debian: &Debian, cache: &Path) -> bool {
+    cache.join(format!("{}.tar", cache_key(debian))).exists()
 }
 
 /// The entry for `spec`, installed now if there is none.
@@ -51,7 +65,7 @@ pub fn installed(
     progress: &mut dyn FnMut(&str),
     interrupt: &Interrupt,
 ) -> Result<InstalledSystem> {
-    let key = cache_key(&spec.packages);
+    let key = cache_key(&spec.debian);
     let cannot = || format!("cannot use the cache directory {}", cache.display());
     fs::create_dir_all(cache).with_context(cannot)?;
     // mmdebstrap runs elsewhere.
@@ -79,7 +93,7 @@ pub fn installed(
     Ok(InstalledSystem { archive, lock })
 }
 
-fn cache_key(pins: &[PackagePin]) -> String {
+fn cache_key(debian: &Debian) -> String {
     let mut hasher = blake3::Hasher::new_derive_key("smolbuild debian root file system cache key");
     let mut put = |part: &str| {
         hasher.update(&(part.len() as u64).to_le_bytes());
@@ -88,12 +102,21 @@ fn cache_key(pins: &[PackagePin]) -> String {
     put(&RECIPE.to_string());
     put(MERGE_HOOK);
     put(env::consts::ARCH);
-    for pin in pins {
-        for part in [&pin.name, &pin.version, &pin.arch, &pin.sha256] {
+    for part in debian.packages.iter().flat_map(parts) {
+        put(part);
+    }
+    if let Some(pins) = &debian.install_only {
+        // No package has this name.
+        put("install only:");
+        for part in pins.iter().flat_map(parts) {
             put(part);
         }
     }
     hasher.finalize().to_hex()[..32].to_string()
+}
+
+fn parts(pin: &PackagePin) -> [&str; 4] {
+    [&pin.name, &pin.version, &pin.arch, &pin.sha256]
 }
 
 /// Make the entry `archive`; its lock is held.
@@ -105,23 +128,44 @@ fn install(
 ) -> Result<()> {
     let work = Work::new(archive.with_extension("work"))?;
     let made = work.0.join("rootfs.tar");
-    let mut command = mmdebstrap::command(&work.0)?;
+    let debian = &spec.debian;
+    let mut command = mmdebstrap::command(&work.0, Network::Loopback)?;
     progress("preparing the packages");
-    let repository = Repository::new(&spec.packages, &spec.downloads, &work.0, interrupt)?;
+    let pins = debian.to_install();
+    let repository = Repository::new(&pins, &spec.downloads, &work.0, interrupt)?;
     command
         .arg("--variant=essential")
         .arg("--dpkgopt=force-unsafe-io")
-        .arg(format!("--include={}", apt_names(&spec.packages, ",")));
-    if spec.packages.iter().any(|pin| pin.name == MERGED) {
+        .arg(format!("--include={}", apt_names(&debian.packages, ",")))
+        .arg(format!("--setup-hook={HOST_HOOK}"));
+    if mmdebstrap::has_own_host_name() {
+        command.arg(format!("--extract-hook={NAME_HOOK}"));
+    }
+    if debian.packages.iter().any(|pin| pin.name == MERGED) {
         command.arg(format!("--setup-hook={MERGE_HOOK}"));
+    }
+    if let Some(install_only) = &debian.install_only {
+        let first = apt_names(&repository.required, " ");
+        command.arg(format!("--essential-hook={FIRST_HOOK} {first}"));
+        if !install_only.is_empty() {
+            let last: Vec<_> = install_only.iter().map(|pin| pin.name.as_str()).collect();
+            command.arg(format!("--customize-hook={LAST_HOOK} {}", last.join(" ")));
+        }
     }
     // Without a release: all that the repository has.
     command
         .args(["--", ""])
         .arg(&made)
         .arg(repository.sources_line());
-    mmdebstrap::run(command, progress, interrupt)
-        .context("cannot install the packages of the lock")?;
+    let done = mmdebstrap::run(command, progress, interrupt)
+        .context("cannot install the packages of the lock");
+    match debian.install_only {
+        Some(_) => done,
+        None => done.hint(
+            "this lock has no packages for the installation alone, which the scripts of others may \
+             need: `smolbuild lock` adds them",
+        ),
+    }?;
     File::open(&made)
         .and_then(|file| file.sync_all())
         .context("cannot store the packages")?;
@@ -129,9 +173,9 @@ fn install(
 }
 
 /// `NAME=VERSION` of each package, as apt takes them.
-pub fn apt_names(pins: &[PackagePin], separator: &str) -> String {
+fn apt_names<'a>(pins: impl IntoIterator<Item = &'a PackagePin>, separator: &str) -> String {
     let names: Vec<_> = pins
-        .iter()
+        .into_iter()
         .map(|pin| format!("{}={}", pin.name, pin.version))
         .collect();
     names.join(separator)
@@ -140,6 +184,8 @@ pub fn apt_names(pins: &[PackagePin], separator: &str) -> String {
 /// A package repository of exactly the wanted packages, in a folder (sources.list(5), "exact path").
 struct Repository {
     folder: PathBuf,
+    /// Those of the priority *required*, by their own word, and what their installation needs.
+    required: Vec<PackagePin>,
     /// Where it is not in the folder of the installation.
     _temporary: Option<tempfile::TempDir>,
 }
@@ -147,7 +193,7 @@ struct Repository {
 impl Repository {
     /// Takes the packages from `downloads`, each checked once more.
     fn new(
-        pins: &[PackagePin],
+        pins: &[&PackagePin],
         downloads: &Path,
         work: &Path,
         interrupt: &Interrupt,
@@ -161,15 +207,20 @@ impl Repository {
         fs::create_dir_all(&folder)
             .and_then(|()| fs::set_permissions(&folder, PermissionsExt::from_mode(0o755)))
             .with_context(|| format!("cannot make {}", folder.display()))?;
-        let mut index = String::new();
-        for pin in pins {
+        let (mut index, mut required) = (String::new(), Vec::new());
+        for &pin in pins {
             interrupt.check()?;
-            index += &add(pin, downloads, &folder)
+            let record = add(pin, downloads, &folder)
                 .with_context(|| format!("the package {} {}", pin.name, pin.version))?;
+            if pin.name == MERGED || packages::is_required(&record) {
+                required.push(pin.clone());
+            }
+            index += &record;
         }
         fs::write(folder.join("Packages"), index).context("cannot write the index of packages")?;
         Ok(Repository {
             folder,
+            required,
             _temporary: temporary,
         })
     }
@@ -275,22 +326,34 @@ mod tests {
     #[test]
     fn the_packages_and_their_digests_decide_the_cache_key() {
         let base = [pin("adduser", "3.134", "aa"), pin("bash", "5.2", "bb")];
+        let key = |packages: &[PackagePin], install_only: Option<&[PackagePin]>| {
+            cache_key(&Debian {
+                suite: "bookworm".into(),
+                requested: Vec::new(),
+                packages: packages.to_vec(),
+                install_only: install_only.map(<[_]>::to_vec),
+            })
+        };
         let keys = [
-            cache_key(&base),
-            cache_key(&base[..1]),
-            cache_key(&[pin("adduser", "3.135", "aa"), base[1].clone()]),
-            cache_key(&[pin("adduser", "3.134", "ab"), base[1].clone()]),
-            cache_key(&[base[1].clone(), base[0].clone()]),
+            key(&base, None),
+            key(&base[..1], None),
+            key(&[pin("adduser", "3.135", "aa"), base[1].clone()], None),
+            key(&[pin("adduser", "3.134", "ab"), base[1].clone()], None),
+            key(&[base[1].clone(), base[0].clone()], None),
+            key(&base, Some(&[])),
+            key(&base[..1], Some(&base[1..])),
+            key(&[], Some(&base)),
         ];
         let distinct: std::collections::HashSet<_> = keys.iter().collect();
         assert_eq!(distinct.len(), keys.len());
-        assert_eq!(cache_key(&base.clone()), keys[0]);
+        assert_eq!(key(&base, None), keys[0]);
     }
 
     #[test]
     fn a_folder_with_an_odd_name_is_one_word_for_apt() {
         let repository = Repository {
             folder: "/home/a b/100%".into(),
+            required: Vec::new(),
             _temporary: None,
         };
         assert_eq!(

@@ -18,13 +18,29 @@ use smol_host::child::{self, ProcessGroup};
 const EPOCH: &str = "1700000000";
 /// Lines of mmdebstrap's output shown when it fails.
 const LAST_LINES: usize = 15;
+/// unshare(1), of util-linux.
+const UNSHARE: &str = "unshare";
+
+/// What an mmdebstrap can reach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Network {
+    /// What this host can.
+    Host,
+    /// Itself alone, where that can be had: without root, mmdebstrap keeps the network of the host.
+    Loopback,
+}
+
+/// Sets `lo` up, which some scripts want (postfix's looks for interfaces): SIOCSIFFLAGS with IFF_UP.
+/// In Perl, as mmdebstrap is, for not every host has ip(8).
+const LOOPBACK_HOOK: &str = r#"perl -e 'socket(my $socket, 2, 2, 0) or die "socket: $!";
+    my $up = pack("a16 s x22", "lo", 1); ioctl($socket, 0x8914, $up) or die "lo: $!"'"#;
 
 /// An mmdebstrap that writes a tar archive, to which the rest of its arguments can be added. As root
 /// it works in the folder `work`.
 ///
 /// # Errors
 /// It is not installed (exit kind Host).
-pub fn command(work: &Path) -> Result<Command, Failure> {
+pub fn command(work: &Path, network: Network) -> Result<Command, Failure> {
     let Some(mmdebstrap) = find_program("mmdebstrap") else {
         let missing =
             "mmdebstrap, which installs the packages of [rootfs] debian, is not installed";
@@ -32,10 +48,13 @@ pub fn command(work: &Path) -> Result<Command, Failure> {
             .hint("install it: apt-get install mmdebstrap")
             .hint("or give [rootfs] a `tar` archive or a `dir` instead"));
     };
-    let mut command = confined(mmdebstrap.as_os_str());
+    let mut command = confined(mmdebstrap.as_os_str(), network);
     command.args(["--format=tar", "--aptopt=Acquire::Languages \"none\""]);
     if geteuid().is_root() {
         command.arg("--mode=root").env("TMPDIR", work);
+        if network == Network::Loopback && find_program(UNSHARE).is_some() {
+            command.arg(format!("--setup-hook={LOOPBACK_HOOK}"));
+        }
     } else {
         // The user that mmdebstrap becomes may not look into our cache: leave it in /tmp.
         command.arg("--mode=unshare");
@@ -69,16 +88,24 @@ pub fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }
 
-/// A command that runs `program` such that it is killed when this process ends, however it ends: as root in a PID and
-/// mount namespace of its own, whose first process dies with its parent and takes all others and
-/// their mounts along.
-fn confined(program: &OsStr) -> Command {
-    let mut command = match find_program("unshare") {
+/// Whether a [`command`] has a UTS namespace of its own, so that its hooks can give it another name.
+pub fn has_own_host_name() -> bool {
+    // Without root mmdebstrap makes one.
+    !geteuid().is_root() || find_program(UNSHARE).is_some()
+}
+
+/// A command that runs `program` such that it is killed when this process ends, however it ends: as
+/// root in a PID and mount namespace of its own, whose first process dies with its parent and takes
+/// all others and their mounts along, and in a UTS namespace, so that it can have another host name.
+fn confined(program: &OsStr, network: Network) -> Command {
+    let mut command = match find_program(UNSHARE) {
         Some(unshare) if geteuid().is_root() => {
             let mut command = Command::new(unshare);
-            command
-                .args(["--mount", "--pid", "--fork", "--kill-child=KILL", "--"])
-                .arg(program);
+            command.args(["--mount", "--pid", "--uts", "--fork", "--kill-child=KILL"]);
+            if network == Network::Loopback {
+                command.arg("--net");
+            }
+            command.arg("--").arg(program);
             command
         }
         _ => Command::new(program),
@@ -179,7 +206,7 @@ mod tests {
     use super::*;
 
     fn shell(script: &str) -> Command {
-        let mut command = confined(OsStr::new("/bin/sh"));
+        let mut command = confined(OsStr::new("/bin/sh"), Network::Host);
         command.args(["-c", script]);
         command
     }

@@ -6,12 +6,18 @@
 //! | `bootstrap.rs` | installs exactly those into a tar archive that is kept in the cache |
 //! | `mmdebstrap.rs` | runs the program that does both |
 //! | `packages.rs` | reads what apt and dpkg say of packages |
-//! | `slim.rs` | which files an image does without |
+//! | `clean.rs` | which files no image has |
+//! | `runtime.rs` | makes the directories in /run that services find |
+//! | `needed.rs` | which packages a service needs |
+//! | `slim.rs` | takes the others out of the image, if that is asked for |
 
 mod archive;
 mod bootstrap;
+mod clean;
 mod mmdebstrap;
+mod needed;
 mod packages;
+mod runtime;
 mod slim;
 
 use std::path::{Path, PathBuf};
@@ -22,8 +28,9 @@ use smol_cli::{ErrorExt, ExitKind, Failure, Interrupt};
 use smol_rootfs::erofs::Mtimes;
 use smol_rootfs::{FileData, Inode, Meta, Node, Tree};
 
-pub use self::archive::{fetch, resolve};
+pub use self::archive::{Chosen, fetch, resolve};
 use self::bootstrap::is_installed;
+pub use self::slim::Slim;
 use super::{HostPath, Input, InputDirs, LoadedTree, Pins};
 use crate::context::BuildContext;
 use crate::fetch::Net;
@@ -41,6 +48,9 @@ pub struct DebianInput {
     pub suite: String,
     /// Packages, sorted, without duplicates.
     pub packages: Vec<String>,
+    /// `[rootfs] slim`: leave out what these do not need.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slim: Option<Slim>,
 }
 
 impl DebianInput {
@@ -48,7 +58,20 @@ impl DebianInput {
     pub fn new(suite: String, mut packages: Vec<String>) -> DebianInput {
         packages.sort();
         packages.dedup();
-        DebianInput { suite, packages }
+        DebianInput {
+            suite,
+            packages,
+            slim: None,
+        }
+    }
+
+    /// The same without what its packages do not need, and without these packages.
+    pub fn slim(self, mut without: Vec<String>) -> DebianInput {
+        without.sort();
+        DebianInput {
+            slim: Some(Slim { without }),
+            ..self
+        }
     }
 
     /// Whether `debian` was locked for this.
@@ -75,6 +98,7 @@ impl Input for DebianInput {
             requested: self.packages.clone(),
             // Of a lock that does not fit they stand in for those that will be chosen.
             packages: kept.map(|kept| kept.packages.clone()).unwrap_or_default(),
+            install_only: kept.and_then(|kept| kept.install_only.clone()),
         });
         Ok(match kept.is_some_and(|kept| self.fits(kept)) {
             true => Pins::Complete,
@@ -99,7 +123,8 @@ impl Input for DebianInput {
     ) -> Result<LoadedTree> {
         let debian = lock.debian.as_ref().context(NO_PACKAGES);
         let spec = DebianSpec {
-            packages: debian.kind(ExitKind::Internal)?.packages.clone(),
+            debian: debian.kind(ExitKind::Internal)?.clone(),
+            slim: self.slim.clone(),
             downloads: dirs.downloads.to_owned(),
         };
         system(&spec, &dirs.cache.join(CACHE_FOLDER), say, interrupt)
@@ -129,12 +154,14 @@ fn choose(debian: &mut lock::Debian, context: BuildContext) -> Result<()> {
             .into());
     }
     let stage = context.session.stage("lock", "choosing packages");
-    debian.packages = resolve(
+    let chosen = resolve(
         &debian.suite,
         &debian.requested,
         context.downloads,
         &context.session.interrupt,
     )?;
+    debian.packages = chosen.packages;
+    debian.install_only = Some(chosen.install_only);
     stage.finish(&format!("{} packages", debian.packages.len()));
     Ok(())
 }
@@ -161,13 +188,13 @@ fn have_packages(debian: &mut lock::Debian, cache: &Path, context: BuildContext)
 /// Downloads the packages of a system, unless it is installed in `cache`; returns those that are
 /// gone from the archive.
 fn download(debian: &lock::Debian, cache: &Path, context: BuildContext) -> Result<Vec<PackagePin>> {
-    if is_installed(&debian.packages, cache) {
+    if is_installed(debian, cache) {
         return Ok(Vec::new());
     }
     let mut stage = None;
     let gone = archive::fetch(
         &debian.suite,
-        &debian.packages,
+        &debian.to_install(),
         context.downloads,
         context.net,
         &mut |what| stage = Some(context.session.stage("fetch", what)),
@@ -184,8 +211,10 @@ fn download(debian: &lock::Debian, cache: &Path, context: BuildContext) -> Resul
 
 /// A Debian system to install.
 struct DebianSpec {
-    /// All its packages, sorted: it depends on nothing else.
-    packages: Vec<PackagePin>,
+    /// Its packages: it depends on nothing else.
+    debian: lock::Debian,
+    /// What its image does without.
+    slim: Option<Slim>,
     /// The folder that [`fetch`] has put them into.
     downloads: PathBuf,
 }
@@ -195,7 +224,8 @@ struct DebianSpec {
 ///
 /// # Errors
 /// A package is not in the downloads, or damaged; mmdebstrap is missing or fails (its last lines are
-/// in the error); the cache cannot be written; a broken archive.
+/// in the error); the cache cannot be written; a broken archive; a package to leave out that is not
+/// there.
 fn system(
     spec: &DebianSpec,
     cache: &Path,
@@ -207,13 +237,19 @@ fn system(
     tree.apply_tar(&entry.archive)?;
     let status = tree.read("var/lib/dpkg/status", MAX_STATUS)?;
     let status = String::from_utf8_lossy(&status.unwrap_or_default()).into_owned();
-    let wanted = spec.packages.iter();
-    let wanted = wanted.map(|pin| (pin.name.clone(), pin.version.clone(), pin.arch.clone()));
+    let installed = packages::installed(&status);
+    let found = installed.iter().map(|p| (&p.name, &p.version, &p.arch));
+    let wanted = spec.debian.packages.iter();
+    let wanted = wanted.map(|pin| (&pin.name, &pin.version, &pin.arch));
     ensure!(
-        packages::installed(&status) == wanted.collect::<Vec<_>>(),
+        found.eq(wanted),
         "mmdebstrap installed other packages than those of the lock"
     );
-    slim::slim(&mut tree)?;
+    clean::clean(&mut tree)?;
+    if let Some(slim) = &spec.slim {
+        slim::slim(&mut tree, &installed, &spec.debian.requested, slim)?;
+    }
+    runtime::make_directories(&mut tree)?;
     if let Some(id) = tree.lookup("etc/machine-id")? {
         // Empty means "not set yet" to systemd and dbus, and can be mounted over.
         let meta = tree.inode(id).meta.clone();

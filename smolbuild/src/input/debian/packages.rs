@@ -20,22 +20,67 @@ pub fn parse_record(record: &str) -> Option<PackagePin> {
     })
 }
 
-/// Name, version and architecture of the packages that a dpkg status file calls installed, sorted.
-pub fn installed(status: &str) -> Vec<(String, String, String)> {
-    let of = |stanza: &str| {
+/// Whether the package of a paragraph is of the priority *required* (Debian policy 2.5).
+pub fn is_required(record: &str) -> bool {
+    field(record, "Priority").as_deref() == Some("required")
+}
+
+/// A package that a dpkg status file calls installed.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Installed<'a> {
+    pub name: String,
+    pub version: String,
+    pub arch: String,
+    /// Its paragraph.
+    pub paragraph: &'a str,
+}
+
+/// The packages that a dpkg status file calls installed, sorted.
+pub fn installed(status: &str) -> Vec<Installed<'_>> {
+    let of = |paragraph| {
         // "install ok installed": what is wanted, whether it is broken, how far it is.
-        field(stanza, "Status")?
+        field(paragraph, "Status")?
             .ends_with(" installed")
             .then_some(())?;
-        Some((
-            field(stanza, "Package")?,
-            field(stanza, "Version")?,
-            field(stanza, "Architecture")?,
-        ))
+        Some(Installed {
+            name: field(paragraph, "Package")?,
+            version: field(paragraph, "Version")?,
+            arch: field(paragraph, "Architecture")?,
+            paragraph,
+        })
     };
     let mut installed: Vec<_> = status.split("\n\n").filter_map(of).collect();
     installed.sort();
     installed
+}
+
+impl Installed<'_> {
+    /// The names that it goes by besides its own.
+    pub fn provides(&self) -> Vec<String> {
+        names(&field(self.paragraph, "Provides").unwrap_or_default())
+    }
+
+    /// The names that it depends on, all alternatives of each dependency.
+    pub fn depends(&self) -> Vec<String> {
+        ["Pre-Depends", "Depends"]
+            .iter()
+            .filter_map(|field_name| field(self.paragraph, field_name))
+            .flat_map(|relations| names(&relations))
+            .collect()
+    }
+}
+
+/// The names in a relationship field: `a (>= 1) | b:any, c [amd64]` (Debian policy 7.1).
+fn names(relations: &str) -> Vec<String> {
+    let name = |relation: &str| {
+        let name = relation
+            .trim()
+            .split([' ', '(', '[', ':'])
+            .next()
+            .unwrap_or_default();
+        (!name.is_empty()).then(|| name.to_owned())
+    };
+    relations.split([',', '|']).filter_map(name).collect()
 }
 
 /// A field of a paragraph: `Field: value`, continued by leading blanks (deb822(5)).
@@ -60,9 +105,33 @@ mod tests {
                       Package: adduser\nStatus: install ok installed\nArchitecture: all\nVersion: 3.134\n";
         let shown: Vec<_> = installed(status)
             .iter()
-            .map(|(name, version, arch)| format!("{name} {version} {arch}"))
+            .map(|package| format!("{} {} {}", package.name, package.version, package.arch))
             .collect();
         assert_eq!(shown, ["adduser 3.134 all", "zlib1g 1:1.2.13 amd64"]);
+    }
+
+    #[test]
+    fn dependencies_are_names_without_versions_and_architectures() {
+        let status = "Package: memcached\nStatus: install ok installed\nArchitecture: amd64\n\
+                      Version: 1.6\nProvides: cache-server, memcache (= 1.6)\n\
+                      Pre-Depends: init-system-helpers (>= 1.54~)\n\
+                      Depends: libc6 (>= 2.34), perl:any, adduser | useradd [linux-any]\n\
+                      Suggests: libcache-memcached-perl\n";
+        let installed = installed(status);
+        assert_eq!(installed[0].provides(), ["cache-server", "memcache"]);
+        assert_eq!(
+            installed[0].depends(),
+            ["init-system-helpers", "libc6", "perl", "adduser", "useradd"]
+        );
+    }
+
+    #[test]
+    fn a_required_package_is_one_by_its_own_field() {
+        assert!(is_required("Package: passwd\nPriority: required\n"));
+        assert!(!is_required(
+            "Package: caddy\nDescription: required\n Priority: required\nPriority: optional\n"
+        ));
+        assert!(!is_required("Package: caddy\n"));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What is right, and all that may be left out.
 
 use super::*;
+use crate::input::debian::Slim;
 use crate::input::{BundleInput, DebianInput, Rootfs};
 
 fn good(source: &str) -> Smolfile {
@@ -59,7 +60,10 @@ fn every_key_is_taken_over() {
         memory = "1GiB"
         ports = [80, 0x1bb]
         kernel = { recipe = "other", cmdline = " quiet  debug " }
-        rootfs.debian = { suite = "trixie", packages = ["libstdc++6", "git"] }
+        [rootfs]
+        debian = { suite = "trixie", packages = ["libstdc++6", "git"] }
+        slim = true
+        without = ["perl", "apt"]
         [[copy]]
         src = "./etc//app/../app.conf"
         dest = "//etc/app.conf"
@@ -142,7 +146,10 @@ fn every_key_is_taken_over() {
         rootfs,
         Rootfs::Debian(DebianInput {
             suite: "trixie".into(),
-            packages
+            packages,
+            slim: Some(Slim {
+                without: vec!["apt".into(), "perl".into()]
+            }),
         })
     );
     let copies: Vec<_> = copies
@@ -381,5 +388,16 @@ fn an_http_probe_may_be_a_url() {
         };
         let smolfile = good(&ready(&format!("http = {url:?}")));
         assert_eq!(smolfile.ready.probe, Probe::Http(http), "{url}");
+    }
+}
+
+#[test]
+fn a_system_that_is_not_slim_is_whole() {
+    for lines in ["", "slim = false"] {
+        let smolfile = good(&rootfs(&format!("debian.suite = \"bookworm\"\n{lines}")));
+        let Some(Rootfs::Debian(debian)) = smolfile.rootfs() else {
+            panic!("Debian: {lines}")
+        };
+        assert_eq!(debian.slim, None, "{lines}");
     }
 }

@@ -438,3 +438,75 @@ error: expected a table: `debian` of [rootfs], found a string
   |          ^^^^^^^^^^
 "#
 );
+
+mistake!(
+    a_slim_archive,
+    rootfs("tar = \"root.tar\"\nslim = true"),
+    r#"
+error: `slim` is for `debian` alone
+ --> Smolfile:4:1
+  |
+4 | slim = true
+  | ^^^^
+  |
+  = help: remove it: an archive or a folder is taken as it is
+"#
+);
+
+mistake!(
+    a_folder_without_packages,
+    rootfs("dir = \"root\"\nwithout = [\"perl\"]"),
+    r#"
+error: `without` is for `debian` alone
+ --> Smolfile:4:1
+  |
+4 | without = ["perl"]
+  | ^^^^^^^
+  |
+  = help: remove it: an archive or a folder is taken as it is
+"#
+);
+
+mistake!(
+    packages_to_leave_out_of_a_whole_system,
+    rootfs("debian.suite = \"bookworm\"\nwithout = [\"perl\"]"),
+    r#"
+error: `without` is for a slim system alone
+ --> Smolfile:4:1
+  |
+4 | without = ["perl"]
+  | ^^^^^^^
+  |
+  = help: write `slim = true`, too
+"#
+);
+
+mistake!(
+    a_package_that_is_asked_for_and_left_out,
+    rootfs(
+        r#"debian = { suite = "bookworm", packages = ["perl"] }
+slim = true
+without = ["perl"]"#
+    ),
+    r#"
+error: package `perl` cannot be left out
+ --> Smolfile:5:12
+  |
+5 | without = ["perl"]
+  |            ^^^^^^
+  |
+  = help: it is among the `packages` of `debian`: remove it in one of the two
+"#
+);
+
+mistake!(
+    slim_that_is_no_boolean,
+    rootfs("debian.suite = \"bookworm\"\nslim = \"yes\""),
+    r#"
+error: expected true or false, found a string
+ --> Smolfile:4:8
+  |
+4 | slim = "yes"
+  |        ^^^^^
+"#
+);
