@@ -227,7 +227,10 @@ mod tests {
             ask(&mut sup, "echo not yet; exit 3"),
             Err("exit code 3: not yet".to_owned())
         );
-        assert_eq!(ask(&mut sup, "kill -9 $$"), Err("signal 9 (SIGKILL)".to_owned()));
+        assert_eq!(
+            ask(&mut sup, "kill -9 $$"),
+            Err("signal 9 (SIGKILL)".to_owned())
+        );
         let why = exec(&words(&["/no/such"]), &mut sup, &here(), within(LONG))
             .unwrap()
             .unwrap_err();
