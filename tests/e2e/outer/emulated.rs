@@ -97,7 +97,14 @@ fn older_cpu(host: &Host) {
         info.contains(" sse4_2 ") && !info.contains(" avx "),
         "{info}"
     );
-    host.tools.ctrl_c_stops(running);
+    running.signal(Signal::INT);
+    let outcome = running.finish(LIMIT);
+    assert_eq!(
+        (outcome.code, outcome.stdout.as_str()),
+        (Some(0), "serving\nstopping\n"),
+        "{}",
+        outcome.stderr
+    );
 }
 
 fn ctrl_c(host: &Host) {
