@@ -27,7 +27,7 @@ const MAINTAINER: &str = "The smol authors <smol-machines@users.noreply.github.c
 const RECOMMENDS: &str = "mmdebstrap, qemu-system-x86, uidmap";
 /// What compiles a kernel.
 const SUGGESTS: &str = "bc, binutils, bison, flex, gcc, libelf-dev, make, patch, xz-utils";
-/// Licences, in their machine-readable form (copyright-format 1.0).
+/// Licences (Debian Policy, section 12.5).
 const COPYRIGHT: &str = include_str!("copyright");
 /// Where the documents go.
 const DOC: &str = "usr/share/doc/smol";
