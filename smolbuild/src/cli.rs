@@ -149,7 +149,7 @@ pub struct OfflineArg {
 /// `--no-prebuilt`.
 #[derive(Debug, Args)]
 pub struct PrebuiltArg {
-    /// Compile the kernel here, even if this release brings it
+    /// Compile the kernel here, even if this release includes it
     #[arg(long)]
     pub no_prebuilt: bool,
 }
@@ -157,7 +157,7 @@ pub struct PrebuiltArg {
 /// `smolbuild lock`.
 #[derive(Debug, Args)]
 #[command(mut_arg("offline", |arg| arg.help("Download nothing: packages stay as they are locked")))]
-#[command(mut_arg("no_prebuilt", |arg| arg.help("Pin the compiler of this host, even if this release brings the kernel")))]
+#[command(mut_arg("no_prebuilt", |arg| arg.help("Pin the compiler of this host, even if this release includes the kernel")))]
 pub struct Lock {
     #[command(flatten)]
     #[allow(missing_docs)]

@@ -1,4 +1,4 @@
-//! A release brings its kernel: whoever uses it compiles none. The kernel of these tests is a text,
+//! A release includes its kernel: whoever uses it compiles none. The kernel of these tests is a text,
 //! so nothing here boots it, and nothing is compiled: there is no compiler in PATH, or the source is
 //! out of reach.
 
@@ -36,12 +36,12 @@ impl Release {
         fs::hard_link(program, at("bin/smolbuild")).unwrap();
         fs::write(at("work/Smolfile"), SMOLFILE).unwrap();
         let release = Release(folder);
-        release.bring(&pins(gcc, None));
+        release.add(&pins(gcc, None));
         release
     }
 
     /// Gives it the kernel that is made of what `pins` says.
-    fn bring(&self, pins: &Kernel) {
+    fn add(&self, pins: &Kernel) {
         let vmlinux = self.path("vmlinux");
         fs::write(&vmlinux, KERNEL).unwrap();
         kernel::release(pins, &vmlinux, &self.path("share/smol/kernels")).unwrap();
@@ -145,7 +145,7 @@ fn a_kernel_with_another_key_is_not_used_and_a_note_says_so() {
     let release = Release::by("gcc of the release");
     let source = release.path("work/tar");
     fs::write(&source, "no source of Linux").unwrap();
-    release.bring(&pins("gcc of the release", Some(&source)));
+    release.add(&pins("gcc of the release", Some(&source)));
     release.said(&["kernel", "--source", "tar"], 0);
     fs::remove_dir_all(release.path("cache")).unwrap();
     let file = release.kernel_file("kernel.json");

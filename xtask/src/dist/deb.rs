@@ -3,7 +3,7 @@
 //!
 //! The programs are linked statically, so the package depends on nothing. What they use if it is there
 //! is recommended: what `smolbuild doctor` asks for. What compiles a kernel is only suggested, for the
-//! package brings the kernel.
+//! package includes the kernel.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, Permissions};
