@@ -52,17 +52,20 @@ pub struct Cpu {
 
 impl Cpu {
     /// Returns the CPU for a machine that boots on a host like this. A smol kernel
-    /// gets the whole CPU of the level, any other what of it there is.
+    /// gets the whole CPU of the level, any other what there is of the highest level that the host has.
     ///
     /// # Errors
     /// [`Error::Cpu`](crate::Error::Cpu) if the host lacks what a smol kernel needs.
     pub fn for_boot(model: Model, level: Level, host: &HostCpu) -> Result<Self> {
-        let wanted = Features::of(level);
         let features = match model {
-            Model::Generic => wanted.and(Features::supported(host)),
+            // Half a level would be AVX without XSAVE, or XSAVE with nothing to it.
+            Model::Generic => {
+                let supported = Features::supported(host);
+                Features::of(level.min(Level::of(supported))).and(supported)
+            }
             Model::SmolWithoutTsc | Model::SmolWithTsc => {
-                check_host(host, wanted.names())?;
-                wanted
+                check_host(host, Features::of(level).names())?;
+                Features::of(level)
             }
         };
         Ok(Self { model, features })
@@ -211,6 +214,17 @@ mod tests {
         check_host(&host, cpu.features.names()).unwrap();
         assert!(Cpu::for_boot(Model::SmolWithoutTsc, Level::V3, &host).is_err());
         assert!(serde_json::from_str::<Cpu>(&json.replace("sse2", "sse9")).is_err());
+    }
+
+    #[test]
+    fn xsave_and_avx_are_there_together_or_not_at_all() {
+        let mut host = whole(Model::Generic).cpuid(0);
+        let leaf1 = host.iter_mut().find(|e| e.function == 1).unwrap();
+        leaf1.ecx &= !(1 << 28);
+        let cpu = Cpu::for_boot(Model::Generic, Level::V3, &host).unwrap();
+        assert_eq!(cpu.features, Features::of(Level::V2));
+        let has_leaf = |cpu: Cpu| cpu.cpuid(0).iter().any(|e| e.function == 0xd);
+        assert!(!has_leaf(cpu) && has_leaf(whole(Model::Generic)));
     }
 
     #[test]
