@@ -1,5 +1,7 @@
 //! What the tests of all crates share; no program depends on it.
 
+pub mod messages;
+
 use std::fmt;
 use std::io::Write;
 use std::thread;

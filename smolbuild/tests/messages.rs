@@ -1,0 +1,41 @@
+//! What smolbuild prints, word for word: the tables in `tests/messages` (see [`messages`]).
+//!
+//! Their `$ smolfile KEY=VALUE...` runs smolbuild on a Smolfile that is complete but for these lines
+//! of TOML, such as `service.cmd = ["a && b"]`, each of which replaces the usual one of its key.
+
+use std::process::{Command, ExitCode};
+
+use smol_testing::messages;
+
+const SMOLBUILD: &str = env!("CARGO_BIN_EXE_smolbuild");
+
+/// The lines of a Smolfile that has nothing to build.
+const USUAL: [(&str, &str); 4] = [
+    ("name", r#"name = "app""#),
+    ("rootfs", r#"rootfs.dir = "root""#),
+    ("service.cmd", r#"service.cmd = ["/bin/app"]"#),
+    ("ready", "ready.tcp = 8080"),
+];
+
+fn main() -> ExitCode {
+    messages::main(&[("smolbuild", SMOLBUILD)], "smolfile", smolfile)
+}
+
+fn smolfile(lines: &[String]) -> ExitCode {
+    let mut text = String::new();
+    for (key, usual) in USUAL {
+        if !lines.iter().any(|line| line.starts_with(key)) {
+            text += usual;
+            text.push('\n');
+        }
+    }
+    // Tables of their own end the top level, so that they come last.
+    text += &lines.join("\n");
+    text.push('\n');
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("root")).unwrap();
+    std::fs::write(folder.path().join("Smolfile"), text).unwrap();
+    let mut command = Command::new(SMOLBUILD);
+    let status = command.arg(".").current_dir(&folder).status().unwrap();
+    ExitCode::from(status.code().unwrap_or(1) as u8)
+}
