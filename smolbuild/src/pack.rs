@@ -116,6 +116,7 @@ pub(crate) fn config(plan: &Plan, frozen: &Frozen) -> Config {
         memory: plan.memory,
         cmdline: plan.kernel.run_cmdline.clone(),
         ports: plan.ports().to_vec(),
+        warm: plan.warm_commands(),
         clock: if frozen.virtual_time {
             ClockMode::Virtual
         } else {

@@ -12,6 +12,7 @@ use smol_host::AccelArg;
 use crate::host::instance;
 use crate::run::publish::Publish;
 use crate::run::request::GRACE;
+use crate::run::spec::ColdBoot;
 
 /// Runs .smolmachine bundles: restores a machine with its memory, in milliseconds.
 ///
@@ -35,6 +36,17 @@ pub struct Cli {
     /// Options of running.
     #[command(flatten)]
     pub run: RunArgs,
+}
+
+impl RunArgs {
+    /// When the machine is booted instead of being restored.
+    pub fn cold_boot(&self) -> ColdBoot {
+        match (self.cold, self.no_cold) {
+            (true, _) => ColdBoot::Always,
+            (false, true) => ColdBoot::Never,
+            (false, false) => ColdBoot::Fallback,
+        }
+    }
 }
 
 const ACCEL_HELP: &str =
@@ -81,9 +93,13 @@ pub struct RunArgs {
     #[command(flatten)]
     pub host: AccelArg,
 
-    /// Boot the machine instead of restoring its snapshot.
+    /// Boot the machine instead of restoring its snapshot, and run its warm commands.
     #[arg(long, env = "SMOL_COLD", value_parser = BoolishValueParser::new())]
     pub cold: bool,
+
+    /// Fail if the snapshot cannot be restored on this host, instead of booting cold.
+    #[arg(long, env = "SMOL_NO_COLD", conflicts_with = "cold", value_parser = BoolishValueParser::new())]
+    pub no_cold: bool,
 
     /// Write to this file, as JSON, where the time of the start went.
     #[arg(long, value_name = "FILE", env = "SMOL_METRICS_FILE")]

@@ -39,6 +39,7 @@ pub fn config() -> Config {
         memory: MEMORY,
         cmdline: "console=hvc0".into(),
         ports: vec![80],
+        warm: None,
         clock: ClockMode::Virtual,
         reproducible: None,
         cpu: CpuContract {

@@ -3,6 +3,8 @@
 //! Their `$ sample FILE [--sign KEY]` writes a small bundle, which nothing can boot, into the folder
 //! of the table.
 
+// What of it is not used here, other tests use.
+#[allow(dead_code)]
 #[path = "../src/testing.rs"]
 mod testing;
 

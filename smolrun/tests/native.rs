@@ -202,6 +202,7 @@ impl Scene {
             memory: MEMORY,
             cmdline: String::new(),
             ports: Vec::new(),
+            warm: None,
             clock: ClockMode::Host,
             reproducible: None,
             cpu: CpuContract {
@@ -299,7 +300,7 @@ fn a_kernel_is_booted_and_prints_to_stdout() {
     assert_eq!(succeed(&output), "booted\ndone\n");
     let told = text(&output.stderr);
     assert!(
-        told.contains("the bundle holds no snapshot: booting cold"),
+        told.contains("booting cold (the bundle holds no snapshot)"),
         "{told}"
     );
     assert!(told.contains("native: booted in "), "{told}");
@@ -538,12 +539,26 @@ fn a_snapshot_that_needs_another_cpu_is_booted_cold_with_the_reason() {
     let Some(scene) = Scene::new(&kernel(&["booted\n", "restored\n"], true), true, needs) else {
         return;
     };
+    let output = scene.run().arg("--no-cold").output().unwrap();
+    assert_eq!(
+        (output.status.code(), text(&output.stdout)),
+        (Some(5), String::new())
+    );
+    let told = text(&output.stderr);
+    assert!(
+        told.ends_with(
+            "error: cannot restore native: the snapshot is incompatible with this CPU: \
+             this host's CPU lacks avx9000\n  \
+             hint: without --no-cold it is booted from its images, and runs its warm commands\n"
+        ),
+        "{told}"
+    );
     let output = scene.run().output().unwrap();
     assert_eq!(succeed(&output), "booted\nrestored\n");
     let told = text(&output.stderr);
     assert!(
         told.contains(
-            "the snapshot needs another host: this host's CPU lacks avx9000: booting cold"
+            "booting cold (the snapshot is incompatible with this CPU: this host's CPU lacks avx9000)"
         ),
         "{told}"
     );

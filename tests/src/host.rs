@@ -261,6 +261,12 @@ exec = ["/service", "--exit", "9"]
 "#,
     ),
     machine(
+        "asks-frozen",
+        "",
+        &["/service"],
+        "[[restore]]\ncmd = [\"/service\", \"ask\", \"ping\"]\ntimeout = \"1h\"\n",
+    ),
+    machine(
         "late",
         "",
         &["/service", "--late", "3000"],

@@ -52,6 +52,7 @@ impl From<ExitKind> for ExitCode {
 #[derive(Debug)]
 pub struct Failure {
     kind: Option<ExitKind>,
+    details: Vec<String>,
     hints: Vec<String>,
     what: What,
 }
@@ -70,6 +71,7 @@ impl Failure {
     pub fn new(kind: ExitKind, message: impl Into<String>) -> Self {
         Self {
             kind: Some(kind),
+            details: Vec::new(),
             hints: Vec::new(),
             what: What::Message(message.into()),
         }
@@ -80,9 +82,17 @@ impl Failure {
     pub fn rendered(kind: ExitKind, text: impl Into<String>) -> Self {
         Self {
             kind: Some(kind),
+            details: Vec::new(),
             hints: Vec::new(),
             what: What::Rendered(text.into()),
         }
+    }
+
+    /// Adds a fact about the failure that is neither its cause nor what to do: `probe: tcp 80`. Further
+    /// lines of it are shown below it.
+    pub fn detail(mut self, detail: impl Into<String>) -> Self {
+        self.details.push(detail.into());
+        self
     }
 
     /// Adds what the user can do next.
@@ -150,6 +160,7 @@ fn annotate(error: anyhow::Error, change: impl FnOnce(&mut Failure)) -> anyhow::
     let outermost = error.chain().next().is_some_and(|e| e.is::<Failure>());
     let wrap = |error| Failure {
         kind: None,
+        details: Vec::new(),
         hints: Vec::new(),
         what: What::Wrapped(error),
     };
@@ -207,6 +218,11 @@ pub fn render(error: &anyhow::Error, colour: bool) -> String {
                 out.push('\n');
             }
             _ => labelled(&mut out, "", "error", RED, &above, colour),
+        }
+    }
+    for detail in failures(error).flat_map(|failure| &failure.details) {
+        for line in printable(detail).trim_end().lines() {
+            out.push_str(&format!("  {line}\n"));
         }
     }
     for cause in causes {
@@ -296,6 +312,18 @@ mod tests {
             "error: cannot read Smolfile\n  because: No such file or directory (os error 2)\n  hint: name a Smolfile\n"
         );
         assert_eq!(exit_kind(&error), ExitKind::Usage);
+    }
+
+    #[test]
+    fn details_stand_between_the_message_and_the_hints_each_line_indented() {
+        let error = Failure::new(ExitKind::Failed, "not ready")
+            .detail("probe: tcp 80")
+            .detail("last lines:\n  one")
+            .hint("listen");
+        assert_eq!(
+            render(&error.into(), false),
+            "error: not ready\n  probe: tcp 80\n  last lines:\n    one\n  hint: listen\n"
+        );
     }
 
     #[test]

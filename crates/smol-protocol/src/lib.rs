@@ -22,6 +22,7 @@
 pub mod log;
 
 mod check;
+mod failure;
 mod identity;
 mod lines;
 
@@ -31,6 +32,7 @@ use std::fmt;
 use serde::{Deserialize, Deserializer, Serialize};
 
 pub use check::check_hostname;
+pub use failure::GuestFailure;
 pub use identity::{Entropy, MachineId};
 pub use lines::{LineBuffer, ProtocolError, decode_line, encode_line};
 
@@ -77,7 +79,8 @@ pub struct GuestConfig {
     pub rootfs: Option<Rootfs>,
     /// The one service of this machine.
     pub service: Service,
-    /// Commands to run after ready and before the snapshot, in this order.
+    /// Commands to run after ready, before the snapshot or, in a cold boot, before ports open; in
+    /// this order.
     #[serde(default)]
     pub warm: Vec<Warm>,
     /// Commands to run in each restored machine before its service runs on, and at a cold boot
@@ -266,7 +269,7 @@ pub enum Mode {
     /// Boot, get ready, warm up, quiesce, ask for the snapshot.
     #[default]
     Build,
-    /// A cold boot: boot, get ready, serve. Warm commands are part of a build and are not run.
+    /// A cold boot: boot, get ready, warm up, serve.
     Run,
 }
 
@@ -356,7 +359,7 @@ impl fmt::Display for Stage {
             Stage::Warm => "warm",
             Stage::Quiesce => "quiesce",
             Stage::Restore => "restore",
-            Stage::Rehearsal => "rehearsal",
+            Stage::Rehearsal => "test restore",
             Stage::Serve => "serve",
         })
     }
@@ -369,7 +372,7 @@ impl fmt::Display for Stage {
 /// `Snapshot` on the still open stream where the kernel has no such device).
 /// A restore, on a new stream: `Restored`, the host's [`RestoreParams`], `Resumed`; in a rehearsal
 /// then `Ready` (unless readiness is told once only), and `Rehearsed` when all requests were answered.
-/// A cold boot: `Booted ServiceStarted ProbeFailed* Ready`.
+/// A cold boot: `Booted ServiceStarted ProbeFailed* Ready (WarmStarted WarmFinished)*`.
 /// Any of them may end with `Failed`, or with `Stopping` and `ServiceExited`; after these
 /// the guest resets itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -396,13 +399,13 @@ pub enum Event {
     },
     /// A warm command starts.
     WarmStarted {
-        /// Its place in [`GuestConfig::warm`], from 0.
-        index: u32,
+        /// Its place in [`GuestConfig::warm`], from 1.
+        number: u32,
     },
     /// A warm command ended.
     WarmFinished {
-        /// Its place in [`GuestConfig::warm`], from 0.
-        index: u32,
+        /// Its place in [`GuestConfig::warm`], from 1.
+        number: u32,
         /// How it ended.
         status: ExitStatus,
         /// The last of its output (at most [`OUTPUT_TAIL`] bytes).
@@ -437,21 +440,7 @@ pub enum Event {
         reason: String,
     },
     /// It cannot go on. The guest resets itself after this.
-    Failed {
-        /// Where.
-        stage: Stage,
-        /// What, and why.
-        reason: String,
-        /// The probe, when it was about readiness or a request of a rehearsal.
-        #[serde(default)]
-        probe: Option<Probe>,
-        /// What the probe last saw, or the last output of the command that failed.
-        #[serde(default)]
-        last_saw: Option<String>,
-        /// How the service or the warm command ended, if it did.
-        #[serde(default)]
-        service_status: Option<ExitStatus>,
-    },
+    Failed(GuestFailure),
     /// The service is being stopped, because it was asked for.
     Stopping,
 }

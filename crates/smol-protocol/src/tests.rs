@@ -18,16 +18,16 @@ fn events_keep_their_form_on_the_wire() {
         ),
         (Event::Ready { attempts: 3 }, r#"{"ready":{"attempts":3}}"#),
         (
-            Event::WarmStarted { index: 0 },
-            r#"{"warm_started":{"index":0}}"#,
+            Event::WarmStarted { number: 1 },
+            r#"{"warm_started":{"number":1}}"#,
         ),
         (
             Event::WarmFinished {
-                index: 0,
+                number: 1,
                 status: ExitStatus::Exited(0),
                 output_tail: "OK".into(),
             },
-            r#"{"warm_finished":{"index":0,"status":{"exited":0},"output_tail":"OK"}}"#,
+            r#"{"warm_finished":{"number":1,"status":{"exited":0},"output_tail":"OK"}}"#,
         ),
         (Event::Quiesced, r#""quiesced""#),
         (Event::Snapshot, r#""snapshot""#),
@@ -46,27 +46,27 @@ fn events_keep_their_form_on_the_wire() {
         ),
         (Event::Rehearsed, r#""rehearsed""#),
         (
-            Event::Failed {
+            Event::Failed(GuestFailure {
                 stage: Stage::Rehearsal,
                 reason: "request 1 failed".into(),
                 probe: Some(Probe::Exec {
                     cmd: vec!["ask".into()],
                 }),
                 last_saw: Some("no".into()),
-                service_status: None,
-            },
-            r#"{"failed":{"stage":"rehearsal","reason":"request 1 failed","probe":{"exec":{"cmd":["ask"]}},"last_saw":"no","service_status":null}}"#,
+                status: None,
+            }),
+            r#"{"failed":{"stage":"rehearsal","reason":"request 1 failed","probe":{"exec":{"cmd":["ask"]}},"last_saw":"no","status":null}}"#,
         ),
         (Event::Stopping, r#""stopping""#),
         (
-            Event::Failed {
+            Event::Failed(GuestFailure {
                 stage: Stage::Ready,
                 reason: "not ready".into(),
                 probe: Some(Probe::Tcp { port: 6379 }),
                 last_saw: None,
-                service_status: None,
-            },
-            r#"{"failed":{"stage":"ready","reason":"not ready","probe":{"tcp":{"port":6379}},"last_saw":null,"service_status":null}}"#,
+                status: None,
+            }),
+            r#"{"failed":{"stage":"ready","reason":"not ready","probe":{"tcp":{"port":6379}},"last_saw":null,"status":null}}"#,
         ),
     ];
     for (event, text) in wire {
@@ -185,15 +185,15 @@ fn a_line_over_the_limit_is_refused_on_both_sides() {
         Err(ProtocolError::TooLong(MAX_LINE))
     );
     // The longest there can be fits, whatever JSON makes of it.
-    let longest = Event::Failed {
+    let longest = Event::Failed(GuestFailure {
         stage: Stage::Warm,
         reason: "\u{1}".repeat(MAX_WORDS + 1000),
         probe: Some(Probe::Log {
             pattern: "\u{1}".repeat(MAX_WORDS),
         }),
         last_saw: Some("\u{1}".repeat(OUTPUT_TAIL)),
-        service_status: None,
-    };
+        status: None,
+    });
     assert!(encode_line(&longest).is_ok());
 }
 

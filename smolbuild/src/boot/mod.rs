@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use smol_machine::cpu::Level;
-use smol_protocol::{Event, Probe};
+use smol_protocol::{Event, GuestFailure, Probe, Stage};
 
 use crate::assemble::Images;
 use crate::plan::Sealed;
@@ -194,12 +194,18 @@ pub struct Touched {
 pub struct Failed {
     /// One sentence.
     pub reason: String,
-    /// Details, one a line: the probe, what it last saw, the service's exit status.
-    pub details: Vec<String>,
+    /// Where in the guest's life, if the guest says so.
+    pub stage: Option<Stage>,
+    /// Facts, one a line: the stage, the probe, what it last saw.
+    pub facts: Vec<String>,
     /// The last lines of the service.
     pub log: Vec<String>,
     /// The last lines of the console.
     pub console: Vec<String>,
+    /// Whether the console may explain it.
+    pub is_on_console: bool,
+    /// What to do about it, where the guest's stage says so.
+    pub hint: Option<String>,
     /// A program died of an instruction that the machine's CPU does not have.
     pub illegal_instruction: bool,
     /// The user stopped it.
@@ -211,35 +217,42 @@ impl Failed {
     pub fn new(reason: impl Into<String>) -> Self {
         Self {
             reason: reason.into(),
-            details: Vec::new(),
+            stage: None,
+            facts: Vec::new(),
             log: Vec::new(),
             console: Vec::new(),
+            is_on_console: true,
+            hint: None,
             illegal_instruction: false,
             interrupted: false,
         }
     }
 
-    /// The text under the error line.
-    pub fn explanation(&self) -> String {
-        let mut text = self.details.join("\n");
+    /// The failure that the guest reports.
+    fn of_guest(failure: &GuestFailure) -> Self {
+        Self {
+            stage: Some(failure.stage),
+            facts: failure.facts(),
+            is_on_console: failure.is_on_console(),
+            hint: failure.hint().map(str::to_owned),
+            illegal_instruction: failure.is_illegal_instruction(),
+            ..Self::new(failure.reason.clone())
+        }
+    }
+
+    /// Everything that is told below the reason.
+    pub fn details(&self) -> Vec<String> {
+        let mut details = self.facts.clone();
         for (title, lines) in [
-            ("last lines of the service", &self.log),
-            ("last lines of the console", &self.console),
+            ("last lines of the service:", &self.log),
+            ("last lines of the console:", &self.console),
         ] {
-            if lines.is_empty() {
-                continue;
-            }
-            if !text.is_empty() {
-                text.push('\n');
-            }
-            text.push_str(title);
-            text.push(':');
-            for line in lines {
-                text.push_str("\n    ");
-                text.push_str(line);
+            if !lines.is_empty() {
+                let lines = lines.iter().map(|line| format!("\n  {line}"));
+                details.push(std::iter::once(title.to_owned()).chain(lines).collect());
             }
         }
-        text
+        details
     }
 }
 

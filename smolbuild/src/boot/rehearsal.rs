@@ -23,7 +23,7 @@ use smol_machine::machine::{Hooks, Time};
 use smol_machine::memory::PAGE;
 use smol_machine::memory::lazy::{Area, Contents, LazyMemory};
 use smol_machine::{Machine, MachineState, Stop, StopHandle};
-use smol_protocol::{Entropy, Event, MIN_ENTROPY, MachineId, RestoreParams};
+use smol_protocol::{Entropy, Event, MIN_ENTROPY, MachineId, RestoreParams, Stage};
 
 use super::streams::{Console, GuestStreams, Observer};
 use super::{BootJob, Failed, Message, guard};
@@ -186,10 +186,12 @@ fn run(
     drop(done);
     let late = guard.join().expect("the guard does not panic");
     let stop = stop?;
-    if job.requests && !rehearsed.load(Ordering::Relaxed) && !interrupt.is_set() {
+    let unanswered = job.requests && !rehearsed.load(Ordering::Relaxed);
+    // What fails here, fails in each restored machine.
+    if (unanswered || observer.failed_at(Stage::Restore)) && !interrupt.is_set() {
         let failed = observer.failure(&why(&stop, late, limit));
         return Ok(Some(Outcome::Failed(Failed {
-            reason: format!("the rehearsal failed: {}", failed.reason),
+            reason: format!("the test restore failed: {}", failed.reason),
             ..failed
         })));
     }
@@ -327,7 +329,7 @@ impl StreamSink for FakeHost {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use smol_protocol::{CONTROL_PORT, Probe, Stage};
+    use smol_protocol::{CONTROL_PORT, GuestFailure, Probe, Stage};
 
     /// Pages 1 to 4 of 16 MiB, each full of its byte; `None`, with a word, where userfaultfd is not
     /// permitted.
@@ -414,21 +416,20 @@ mod tests {
     #[test]
     fn a_request_that_is_not_answered_is_told_with_what_came_instead() {
         let (observer, mut host) = fake_host();
-        let failed = Event::Failed {
-            stage: Stage::Rehearsal,
-            reason: "request 2 of [[warm_restore]] was not answered as it must be".into(),
+        let reason = "request 2 of [[warm_restore]] was not answered as it must be";
+        let failed = GuestFailure {
             probe: Some(Probe::Tcp { port: 80 }),
             last_saw: Some("connection refused".into()),
-            service_status: None,
+            ..GuestFailure::at(Stage::Rehearsal, reason.into())
         };
-        say(&mut host, &failed);
+        say(&mut host, &Event::Failed(failed));
         assert!(!host.rehearsed.load(Ordering::Relaxed));
         let failed = observer.failure("unused");
         assert!(failed.reason.starts_with("request 2 of "), "{failed:?}");
         assert_eq!(
-            failed.details,
+            failed.details(),
             [
-                "stage: rehearsal",
+                "stage: test restore",
                 "probe: tcp 80",
                 "it last saw: connection refused"
             ]

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::Result;
 use smol_cli::progress::Stage;
-use smol_cli::{ErrorExt, ExitKind, Failure, Interrupt, Progress, human};
+use smol_cli::{ExitKind, Failure, Interrupt, Progress, human};
 use smol_host::Backend;
 use smol_machine::cpu::Level;
 use smol_protocol::Event;
@@ -88,7 +88,10 @@ impl BootStages {
                     "{} of memory in use",
                     human::bytes(nonzero_pages * 4096)
                 ));
-                self.start("rehearsal", "looking what a restored machine touches first");
+                self.start(
+                    "test-restore",
+                    "test restore: recording the pages used first",
+                );
             }
             Message::Frozen(frozen) => {
                 self.finish(&match &frozen.working_set {
@@ -116,8 +119,8 @@ impl BootStages {
                 self.start("service", "starting the service");
             }
             Event::Ready { attempts } => self.finish(&format!("ready at attempt {attempts}")),
-            Event::WarmStarted { index } => {
-                self.start("warm", &format!("running warm command {}", index + 1))
+            Event::WarmStarted { number } => {
+                self.start("warm", &format!("running warm command {number}"))
             }
             Event::WarmFinished { status, .. } => self.finish(&status.to_string()),
             Event::Quiesced => self.start("snapshot", "capturing the machine"),
@@ -133,16 +136,17 @@ fn boot_error(failed: &Failed, cpu: Level, interrupt: &Interrupt) -> anyhow::Err
     {
         return stopped.into();
     }
-    let explanation = failed.explanation();
-    let error = anyhow::Error::from(Failure::new(ExitKind::Failed, failed.reason.clone()));
-    let error = match explanation.is_empty() {
-        true => error,
-        false => anyhow::Error::msg(explanation).context(error),
-    };
-    match failed.illegal_instruction {
-        true => error.hint(illegal_instruction_hint(cpu)),
-        false => error,
+    let mut failure = Failure::new(ExitKind::Failed, failed.reason.clone());
+    for detail in failed.details() {
+        failure = failure.detail(detail);
     }
+    if let Some(hint) = &failed.hint {
+        failure = failure.hint(hint);
+    }
+    if failed.illegal_instruction {
+        failure = failure.hint(illegal_instruction_hint(cpu));
+    }
+    failure.into()
 }
 
 /// What to do about a program that uses an instruction that the machine's CPU does not have.

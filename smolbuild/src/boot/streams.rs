@@ -8,7 +8,7 @@ use regex::bytes::Regex;
 use smol_machine::devices::virtio::vsock::StreamSink;
 use smol_machine::{Stop, StopHandle};
 use smol_protocol::log::Decoder;
-use smol_protocol::{Event, ExitStatus, LineBuffer};
+use smol_protocol::{Event, GuestFailure, LineBuffer, Stage};
 
 use super::{Failed, Message, push_tail};
 
@@ -61,8 +61,13 @@ impl Observer {
     pub(super) fn failure(&self, reason: &str) -> Failed {
         let mut seen = self.lock();
         let failure = seen.failure.take().unwrap_or_else(|| Failed::new(reason));
+        let console = std::mem::take(&mut seen.console);
         Failed {
-            console: std::mem::take(&mut seen.console),
+            console: if failure.is_on_console {
+                console
+            } else {
+                Vec::new()
+            },
             log: std::mem::take(&mut seen.log),
             ..failure
         }
@@ -73,17 +78,17 @@ impl Observer {
         self.lock().failure.is_some()
     }
 
+    /// Whether the guest has reported so in this stage.
+    pub(super) fn failed_at(&self, stage: Stage) -> bool {
+        let seen = self.lock();
+        seen.failure
+            .as_ref()
+            .is_some_and(|f| f.stage == Some(stage))
+    }
+
     pub(super) fn report(&self, message: Message) {
         (self.lock().report)(message);
     }
-}
-
-/// Whether the service, or a command that one of these texts tells of, died of an instruction that the
-/// CPU does not have.
-fn is_illegal_instruction(service: Option<ExitStatus>, texts: [Option<&String>; 2]) -> bool {
-    let illegal = ExitStatus::ILLEGAL_INSTRUCTION;
-    let mut texts = texts.into_iter().flatten();
-    service == Some(illegal) || texts.any(|text| text.contains(&illegal.to_string()))
 }
 
 impl Seen {
@@ -97,36 +102,15 @@ impl Seen {
         match &event {
             Event::Snapshot => self.stop(Stop::Snapshot),
             Event::ServiceExited { status } => {
-                self.failure.get_or_insert(Failed {
-                    details: vec![format!("the service ended with {status}")],
-                    illegal_instruction: *status == ExitStatus::ILLEGAL_INSTRUCTION,
-                    ..Failed::new("the service ended before the machine was frozen")
-                });
+                let reason =
+                    format!("the service ended before the machine was frozen, with {status}");
+                let failure = GuestFailure {
+                    status: Some(*status),
+                    ..GuestFailure::at(Stage::Serve, reason)
+                };
+                self.failure.get_or_insert(Failed::of_guest(&failure));
             }
-            Event::Failed {
-                stage,
-                reason,
-                probe,
-                last_saw,
-                service_status,
-            } => {
-                let mut details = vec![format!("stage: {stage}")];
-                details.extend(probe.as_ref().map(|p| format!("probe: {p}")));
-                details.extend(
-                    last_saw
-                        .as_ref()
-                        .map(|s| format!("it last saw: {}", s.trim_end())),
-                );
-                details.extend(service_status.map(|s| format!("the service ended with {s}")));
-                self.failure = Some(Failed {
-                    details,
-                    illegal_instruction: is_illegal_instruction(
-                        *service_status,
-                        [Some(reason), last_saw.as_ref()],
-                    ),
-                    ..Failed::new(reason.clone())
-                });
-            }
+            Event::Failed(failure) => self.failure = Some(Failed::of_guest(failure)),
             _ => {}
         }
         (self.report)(Message::Guest(event));
@@ -308,24 +292,29 @@ mod tests {
     fn a_failed_probe_is_explained() {
         let (observer, _rx) = observer(None);
         let mut streams = GuestStreams::new(&observer);
-        let event = Event::Failed {
-            stage: smol_protocol::Stage::Ready,
-            reason: "not ready after 2 s".into(),
+        let event = Event::Failed(GuestFailure {
             probe: Some(smol_protocol::Probe::Tcp { port: 80 }),
             last_saw: Some("connection refused".into()),
-            service_status: None,
-        };
+            ..GuestFailure::at(Stage::Ready, "not ready within 2 s".into())
+        });
+        Console::new(&observer)
+            .write_all(b"a line of the kernel\n")
+            .unwrap();
         streams.data(
             smol_protocol::CONTROL_PORT,
             0,
             &smol_protocol::encode_line(&event).unwrap(),
         );
         let failed = observer.failure("unused");
-        assert_eq!(failed.reason, "not ready after 2 s");
-        assert!(
-            failed
-                .explanation()
-                .contains("probe: tcp 80\nit last saw: connection refused")
+        assert_eq!(failed.reason, "not ready within 2 s");
+        assert_eq!(
+            failed.details(),
+            [
+                "stage: ready",
+                "probe: tcp 80",
+                "it last saw: connection refused"
+            ],
+            "nothing of the console: the service says what is wrong with it"
         );
     }
 

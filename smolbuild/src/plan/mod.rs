@@ -8,6 +8,7 @@
 mod guest;
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -123,6 +124,13 @@ impl Plan {
     /// Wall clock at power-on and time of all files, in seconds since the Unix epoch.
     pub fn epoch(&self) -> u64 {
         self.lock.builder.epoch.into()
+    }
+
+    /// The number of `[[warm]]` commands, if there are any.
+    pub fn warm_commands(&self) -> Option<NonZeroU32> {
+        let guest = self.guest.as_ref()?;
+        // The parser allows few.
+        NonZeroU32::new(u32::try_from(guest.warm.len()).ok()?)
     }
 
     /// TCP ports of the service.

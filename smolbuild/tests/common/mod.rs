@@ -15,6 +15,7 @@ pub fn bundle_spec(name: &str, kernel: PathBuf) -> BundleSpec {
             memory: 16 << 20,
             cmdline: String::new(),
             ports: Vec::new(),
+            warm: None,
             clock: ClockMode::Virtual,
             reproducible: None,
             cpu: CpuContract {

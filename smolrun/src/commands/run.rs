@@ -17,7 +17,7 @@ use crate::images::bundle::{self, Has, absolute};
 use crate::images::{Images, Source};
 use crate::run::metrics::{Metrics, Moment};
 use crate::run::report::End;
-use crate::run::spec::RunSpec;
+use crate::run::spec::{ColdBoot, RunSpec};
 use crate::trust::Keyring;
 
 /// Runs the bundle, here or in the background.
@@ -33,7 +33,7 @@ pub fn run(args: &RunArgs, start: Moment) -> anyhow::Result<ExitCode> {
 
     let moment = Moment::now();
     let cache = paths::cache_dir()?;
-    let lazily = spec.has.snapshot && !spec.cold && !spec.emulated;
+    let lazily = spec.has.snapshot && spec.cold != ColdBoot::Always && !spec.emulated;
     if args.detach {
         let images = Source::prepare(&bundle, &cache, lazily, &session)?;
         spec.metrics.images_ms = Some(moment.elapsed_ms());
@@ -124,7 +124,7 @@ fn spec_of(
         config: config.clone(),
         has,
         ports: args.publish.clone(),
-        cold: args.cold,
+        cold: args.cold_boot(),
         verbose: args.verbose,
         emulated: selected.accel == Backend::Emulated,
         metrics_file: args.metrics_file.as_deref().map(absolute).transpose()?,

@@ -148,19 +148,19 @@ impl Tail {
         }
     }
 
-    /// Returns the message, followed by the last lines if there are any.
-    pub fn explain(&self, message: impl Into<String>) -> String {
+    /// Returns the last lines below a heading, if there are any.
+    pub fn last_lines(&self) -> Option<String> {
         let mut lines = lock(&self.0);
         lines.end_line();
-        let mut text = message.into();
-        if !lines.whole.is_empty() {
-            text += "\nlast lines of the guest's console:";
+        if lines.whole.is_empty() {
+            return None;
         }
+        let mut text = "last lines of the console:".to_owned();
         for line in &lines.whole {
             text += "\n  ";
             text += line;
         }
-        text
+        Some(text)
     }
 }
 
@@ -232,20 +232,17 @@ mod tests {
     #[test]
     fn the_tail_holds_the_last_lines_of_a_console() {
         let tail = Tail::default();
-        assert_eq!(tail.explain("it died"), "it died");
+        assert_eq!(tail.last_lines(), None);
         for n in 0..100 {
             tail.push(format!("\r\nline {n}").as_bytes());
         }
         tail.push(&[b'x'; 1000]);
-        let text = tail.explain("it died");
+        let text = tail.last_lines().unwrap();
         let lines: Vec<_> = text.lines().collect();
-        assert_eq!(
-            lines[..2],
-            ["it died", "last lines of the guest's console:"]
-        );
-        assert_eq!(lines.len(), 2 + TAIL_LINES);
-        assert!(lines[31].starts_with("  line 99xxx"));
-        assert_eq!(lines[31].len(), 2 + TAIL_LINE);
+        assert_eq!(lines[0], "last lines of the console:");
+        assert_eq!(lines.len(), 1 + TAIL_LINES);
+        assert!(lines[30].starts_with("  line 99xxx"));
+        assert_eq!(lines[30].len(), 2 + TAIL_LINE);
     }
     #[test]
     fn a_closed_output_drops_what_comes() {

@@ -1,6 +1,7 @@
 //! What is to be run, as data: the process that runs the machine may be another one than the one that
 //! the user has started, and gets it as JSON.
 
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -26,8 +27,8 @@ pub struct RunSpec {
     pub has: Has,
     /// Ports to forward.
     pub ports: Vec<Publish>,
-    /// Not to restore, although there is a snapshot.
-    pub cold: bool,
+    /// When it is booted instead of being restored.
+    pub cold: ColdBoot,
     /// Shows the guest's consoles and progress.
     pub verbose: bool,
     /// Runs in an emulated host.
@@ -40,7 +41,24 @@ pub struct RunSpec {
     pub start: Moment,
 }
 
+/// When a machine is booted instead of being restored from its snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ColdBoot {
+    /// `--cold`.
+    Always,
+    /// If its snapshot cannot be restored on this host.
+    Fallback,
+    /// `--no-cold`: then it is an error.
+    Never,
+}
+
 impl RunSpec {
+    /// The number of commands that a cold boot runs once the service is ready.
+    pub fn warm_commands(&self) -> u32 {
+        self.config.warm.map_or(0, NonZeroU32::get)
+    }
+
     /// `kvm` or `emulated`.
     pub fn accel(&self) -> &'static str {
         if self.emulated { "emulated" } else { "kvm" }
@@ -61,7 +79,7 @@ pub fn sample() -> RunSpec {
             snapshot: true,
         },
         ports: Vec::new(),
-        cold: false,
+        cold: ColdBoot::Fallback,
         verbose: false,
         emulated: false,
         metrics_file: None,

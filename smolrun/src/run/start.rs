@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use anyhow::Context as _;
 use smol_bundle::ImageKind;
-use smol_cli::{ErrorExt, ExitKind};
+use smol_cli::{ErrorExt, ExitKind, Failure};
 use smol_machine::config::{Clock, MachineConfig};
 use smol_machine::cpu::Level;
 use smol_machine::devices::Slot;
@@ -23,7 +23,7 @@ use crate::run::identity;
 use crate::run::metrics::Moment;
 use crate::run::output::{Console, Output, Tail};
 use crate::run::report::Report;
-use crate::run::spec::RunSpec;
+use crate::run::spec::{ColdBoot, RunSpec};
 
 /// Where the machine's output goes, in as many attempts as it takes to start it.
 pub struct Outputs {
@@ -58,13 +58,33 @@ pub fn start(
     outputs: &Outputs,
     report: &dyn Report,
 ) -> anyhow::Result<Ready> {
-    if !spec.cold {
-        match restore(spec, images, outputs)? {
+    let why = match spec.cold {
+        ColdBoot::Always => "--cold".to_owned(),
+        ColdBoot::Fallback | ColdBoot::Never => match restore(spec, images, outputs)? {
             Ok(ready) => return Ok(ready),
-            Err(why) => report.note(&format!("{why}: booting cold")),
-        }
-    }
+            Err(why) if spec.cold == ColdBoot::Never => return Err(not_restored(spec, &why)),
+            Err(why) => why,
+        },
+    };
+    report.note(&cold_note(&why, spec.warm_commands()));
     boot(spec, images.unpacked()?, outputs)
+}
+
+/// What is said of a cold boot: it takes the time that the snapshot would have saved.
+fn cold_note(why: &str, warm_commands: u32) -> String {
+    let warm = match warm_commands {
+        0 => String::new(),
+        1 => "; running 1 warm command".to_owned(),
+        n => format!("; running {n} warm commands"),
+    };
+    format!("booting cold ({why}){warm}")
+}
+
+fn not_restored(spec: &RunSpec, why: &str) -> anyhow::Error {
+    let message = format!("cannot restore {}: {why}", spec.config.name);
+    Failure::new(ExitKind::Host, message)
+        .hint("without --no-cold it is booted from its images, and runs its warm commands")
+        .into()
 }
 
 /// The inner error is a reason to boot cold.
@@ -77,7 +97,9 @@ fn restore(
         return Ok(Err("the bundle holds no snapshot".into()));
     }
     if let Err(why) = contract::check(&spec.config.cpu).map_err(host)? {
-        return Ok(Err(format!("the snapshot needs another host: {why}")));
+        return Ok(Err(format!(
+            "the snapshot is incompatible with this CPU: {why}"
+        )));
     }
     let state = match MachineState::from_json(&images.state()?) {
         Ok(state) => state,
@@ -191,6 +213,24 @@ impl Outputs {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cold_boot_is_told_with_its_reason_and_what_it_does_again() {
+        let why = "the bundle holds no snapshot";
+        for (warm, note) in [
+            (0, "booting cold (the bundle holds no snapshot)"),
+            (
+                1,
+                "booting cold (the bundle holds no snapshot); running 1 warm command",
+            ),
+            (
+                2,
+                "booting cold (the bundle holds no snapshot); running 2 warm commands",
+            ),
+        ] {
+            assert_eq!(cold_note(why, warm), note);
+        }
+    }
 
     #[test]
     fn a_cold_boot_serves_and_starts_all_its_cpus() {

@@ -15,11 +15,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use smol_cli::{ErrorExt, ExitKind, Failure};
+use smol_cli::{ExitKind, Failure};
 use smol_machine::cpu::Level;
 use smol_machine::devices::virtio::vsock::VsockHandle;
 use smol_machine::{Machine, Stop, StopHandle};
-use smol_protocol::{Event as GuestEvent, ExitStatus};
+use smol_protocol::{Event as GuestEvent, ExitStatus, GuestFailure, Stage};
 
 use crate::images::Images;
 use crate::run::contract;
@@ -126,6 +126,7 @@ impl Supervisor {
             deadline: Some(Instant::now() + START_TIMEOUT),
             stopping: false,
             exited: None,
+            warm_commands: if restored { 0 } else { spec.warm_commands() },
             failed: None,
         };
         self.follow(machine, supervision, streams, started)
@@ -193,8 +194,10 @@ struct Supervision<'a, F> {
     deadline: Option<Instant>,
     stopping: bool,
     exited: Option<ExitStatus>,
+    /// Warm commands that a cold boot has yet to run.
+    warm_commands: u32,
     /// The first thing that went wrong.
-    failed: Option<String>,
+    failed: Option<GuestFailure>,
 }
 
 impl<F: FnOnce(&Up)> Supervision<'_, F> {
@@ -274,28 +277,17 @@ impl<F: FnOnce(&Up)> Supervision<'_, F> {
         match event {
             GuestEvent::Resumed { .. } | GuestEvent::Ready { .. } => {
                 self.note_if_verbose(&event);
-                self.up();
+                self.up_unless_warming();
+            }
+            GuestEvent::WarmFinished { .. } => {
+                self.note_if_verbose(&event);
+                self.warm_commands = self.warm_commands.saturating_sub(1);
+                self.up_unless_warming();
             }
             GuestEvent::ServiceExited { status } => self.exited = Some(status),
-            GuestEvent::Failed {
-                stage,
-                reason,
-                probe,
-                last_saw,
-                service_status,
-            } => {
-                let mut text = format!("the guest failed at stage {stage}: {reason}");
-                for (what, value) in [
-                    ("probe", probe.map(|probe| probe.to_string())),
-                    ("last saw", last_saw),
-                    ("service", service_status.map(|status| status.to_string())),
-                ] {
-                    text += &value
-                        .map(|value| format!("\n{what}: {value}"))
-                        .unwrap_or_default();
-                }
-                // The guest is about to reset itself.
-                self.failed.get_or_insert(text);
+            // The guest is about to reset itself.
+            GuestEvent::Failed(failure) => {
+                self.failed.get_or_insert(failure);
             }
             GuestEvent::Warning { stage, reason } => {
                 self.report
@@ -315,6 +307,13 @@ impl<F: FnOnce(&Up)> Supervision<'_, F> {
     fn note_if_verbose(&self, event: &GuestEvent) {
         if self.spec.verbose {
             self.report.note(&format!("guest: {event:?}"));
+        }
+    }
+
+    /// A cold boot is up when it has run its warm commands: only then its state is that of the snapshot.
+    fn up_unless_warming(&mut self) {
+        if self.warm_commands == 0 {
+            self.up();
         }
     }
 
@@ -382,7 +381,8 @@ impl<F: FnOnce(&Up)> Supervision<'_, F> {
     }
 
     fn fail(&mut self, why: String) {
-        self.failed.get_or_insert(why);
+        let failure = GuestFailure::at(Stage::Serve, why);
+        self.failed.get_or_insert(failure);
         self.force();
     }
 
@@ -404,16 +404,10 @@ impl<F: FnOnce(&Up)> Supervision<'_, F> {
     /// Returns how the machine ended, or why it failed.
     fn finish(mut self, stopped: smol_machine::Result<Stop>) -> anyhow::Result<End> {
         self.measure();
-        let failure = |text: String| {
-            Err(Failure::new(ExitKind::Failed, self.outputs.tail.explain(text)).into())
-        };
-        if let Some(text) = &self.failed {
-            let failed = failure(text.clone());
-            return match text.contains(&ExitStatus::ILLEGAL_INSTRUCTION.to_string()) {
-                true => failed.hint(illegal_instruction(self.cpu, self.spec)),
-                false => failed,
-            };
+        if let Some(failure) = &self.failed {
+            return Err(self.failure(failure));
         }
+        let failure = |why: String| Err(self.failure(&GuestFailure::at(Stage::Serve, why)));
         if let Some(status) = self.exited {
             if status == ExitStatus::ILLEGAL_INSTRUCTION {
                 self.report.note(&illegal_instruction(self.cpu, self.spec));
@@ -434,6 +428,29 @@ impl<F: FnOnce(&Up)> Supervision<'_, F> {
             }
             Err(error) => failure(format!("the machine cannot be run: {error}")),
         }
+    }
+
+    /// Returns the error of a machine that has failed, with all that is known of it.
+    fn failure(&self, failure: &GuestFailure) -> anyhow::Error {
+        let mut error = Failure::new(ExitKind::Failed, failure.reason.clone());
+        // What is not the guest's own has no stage.
+        if failure.stage != Stage::Serve {
+            for fact in failure.facts() {
+                error = error.detail(fact);
+            }
+        }
+        if failure.is_on_console()
+            && let Some(lines) = self.outputs.tail.last_lines()
+        {
+            error = error.detail(lines);
+        }
+        if let Some(hint) = failure.hint() {
+            error = error.hint(hint);
+        }
+        if failure.is_illegal_instruction() {
+            error = error.hint(illegal_instruction(self.cpu, self.spec));
+        }
+        error.into()
     }
 }
 

@@ -1,5 +1,4 @@
-//! Builds by the clock, and builds that fail: each with a message that helps, code 1, and nothing
-//! left behind.
+//! Builds by the clock, and what bundles say of them.
 
 use std::path::{Path, PathBuf};
 
@@ -7,78 +6,13 @@ use serde_json::Value;
 
 use crate::inner::{InnerHost, MACHINES};
 use smol_tests::suite::Suite;
-use smol_tests::support::{self, LIMIT, Outcome, ask, eventually, names, run};
+use smol_tests::support::{LIMIT, Outcome, ask, eventually, run};
 
 pub fn tests<'a>(suite: &mut Suite<'a>, host: &'a InnerHost) {
     suite.group("builds");
     suite.test(
-        "a service that never gets ready fails the build, with what the probe last saw",
-        || {
-            let told = fail(host, "never");
-            contains(
-                &told,
-                &["tcp", "7777", "last saw", "efused", "not going to listen"],
-            );
-        },
-    );
-    suite.test(
-        "a service that ends at once fails the build, with its exit code and its words",
-        || {
-            let told = fail(host, "crash");
-            contains(
-                &told,
-                &["exit code 3", "service: there is no configuration"],
-            );
-        },
-    );
-    suite.test(
-        "a warm command that fails fails the build, with its exit code",
-        || {
-            let told = fail(host, "warm");
-            contains(
-                &told,
-                &["warm", "exit code 9", "service: there is no configuration"],
-            );
-        },
-    );
-    suite.test(
         "what a [[warm_restore]] request touches is in the working set",
         || asked(host),
-    );
-    suite.test(
-        "a [[warm_restore]] request that is not answered fails the build, with what came instead",
-        || {
-            let told = fail(host, "unanswered");
-            contains(
-                &told,
-                &[
-                    "the rehearsal failed: request 2 of [[warm_restore]]",
-                    "probe: exec /service --exit 9",
-                    "it last saw: exit code 9: service: there is no configuration",
-                ],
-            );
-        },
-    );
-    suite.test(
-        "a program that is not there fails the build, by its name",
-        || {
-            let told = fail(host, "absent");
-            contains(&told, &["/no/such/program"]);
-        },
-    );
-    suite.test(
-        "a program that needs another cpu fails the build, with what to write",
-        || {
-            let told = fail(host, "old-cpu");
-            contains(
-                &told,
-                &[
-                    "signal 4 (SIGILL)",
-                    "the machine's CPU (x86-64-v2) does not have",
-                    "write `cpu = \"x86-64-v3\"` in the Smolfile",
-                ],
-            );
-        },
     );
     suite.test(
         "avx registers are kept over a snapshot, and cpuinfo shows the level and nothing random",
@@ -198,33 +132,4 @@ fn contains(told: &str, wanted: &[&str]) {
     for words in wanted {
         assert!(told.contains(words), "{words:?} is not in: {told}");
     }
-}
-
-/// Builds the machine, which must fail; returns its stderr.
-#[track_caller]
-fn fail(host: &InnerHost, machine: &str) -> String {
-    let folder = Path::new("/tmp/out").join(machine);
-    std::fs::create_dir_all(&folder).unwrap();
-    let smolfile = Path::new(MACHINES).join(machine).with_extension("toml");
-    let mut command = host.tools.smolbuild();
-    let told = run(command
-        .arg(smolfile)
-        .arg("-o")
-        .arg(folder.join("x.smolmachine")))
-    .fail(1);
-    assert_eq!(
-        names(&folder),
-        Vec::<String>::new(),
-        "of a failed build nothing is written"
-    );
-    assert_eq!(
-        names(&host.tools.home.join("cache/work")),
-        Vec::<String>::new()
-    );
-    assert!(
-        support::processes()
-            .iter()
-            .all(|(process, _)| process.name != "smolbuild")
-    );
-    told
 }

@@ -1,6 +1,7 @@
 //! The inner half: on real KVM, in the emulated host.
 
 mod builds;
+mod failures;
 mod first;
 mod lifecycle;
 mod restore;
@@ -65,6 +66,7 @@ pub fn tests<'a>(host: &'a InnerHost, selection: &Selection) -> Suite<'a> {
         time::tests(&mut suite, host);
         lifecycle::tests(&mut suite, host);
         builds::tests(&mut suite, host);
+        failures::tests(&mut suite, host);
     }
     suite.filter(&selection.words)
 }

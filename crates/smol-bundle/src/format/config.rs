@@ -1,5 +1,7 @@
 //! The machine's configuration: the part of a bundle that says what the images are for.
 
+use std::num::NonZeroU32;
+
 use serde::{Deserialize, Serialize};
 
 use crate::format::limits::*;
@@ -23,6 +25,10 @@ pub struct Config {
     pub cmdline: String,
     /// TCP ports that the service listens on, in the Smolfile's order.
     pub ports: Vec<u16>,
+    /// How many commands a cold boot runs once the service is ready, to come to the state that the
+    /// snapshot has; absent: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warm: Option<NonZeroU32>,
     /// The clock that the snapshot was taken under.
     pub clock: ClockMode,
     /// Whether building again gives the same bundle; absent: nothing is claimed.
@@ -215,6 +221,7 @@ pub(crate) mod tests {
             memory,
             cmdline: "console=hvc0".into(),
             ports: vec![8080],
+            warm: NonZeroU32::new(2),
             clock: ClockMode::Virtual,
             reproducible: Some(Reproducible {
                 claimed: true,
@@ -242,6 +249,18 @@ pub(crate) mod tests {
             crate::format::json::parse::<Config>(&bytes).unwrap(),
             config
         );
+    }
+
+    #[test]
+    fn a_configuration_without_warm_commands_does_not_speak_of_them() {
+        let config = Config {
+            warm: None,
+            ..sample(4096)
+        };
+        let text = String::from_utf8(crate::format::json::canonical(&config)).unwrap();
+        assert!(!text.contains("warm"), "{text}");
+        let zero = text.replace("\"ports\"", "\"warm\":0,\"ports\"");
+        assert!(crate::format::json::parse::<Config>(zero.as_bytes()).is_err());
     }
 
     #[test]

@@ -103,6 +103,7 @@ pub fn config() -> Config {
         memory: (MEMORY_PAGES * PAGE) as u64,
         cmdline: "console=hvc0 quiet".into(),
         ports: vec![6379, 80],
+        warm: None,
         clock: ClockMode::Virtual,
         reproducible: Some(Reproducible {
             claimed: true,

@@ -4,7 +4,7 @@
 //! boot      mounts, network, identity          (mounts, network, identity)
 //! service   as its user, in its cgroup         (users, process, cgroup)
 //! ready     probes                             (probes, notify, output)
-//! warm      commands, in a build
+//! warm      commands, in a build and in a cold boot
 //! snapshot  freeze, flush, snapshot, restore   (snapshot, cpus)
 //! rehearse  in a rehearsal: probe, requests    (rehearsal)
 //! serve     forwards, requests                 (forward, requests)
@@ -49,30 +49,8 @@ use signals::Signals;
 use supervisor::{Interrupt, Supervisor};
 
 use smol_protocol::{
-    CONFIG_PATH, Event, ExitStatus, GuestConfig, Mode, Probe, RUN_MODE_WORD, Stage, Warm,
+    CONFIG_PATH, Event, ExitStatus, GuestConfig, GuestFailure, Mode, RUN_MODE_WORD, Stage, Warm,
 };
-
-/// Why the machine cannot go on; becomes [`Event::Failed`].
-#[derive(Debug)]
-struct Failure {
-    stage: Stage,
-    reason: String,
-    probe: Option<Probe>,
-    last_saw: Option<String>,
-    service_status: Option<ExitStatus>,
-}
-
-impl Failure {
-    fn at(stage: Stage, reason: String) -> Box<Self> {
-        Box::new(Failure {
-            stage,
-            reason,
-            probe: None,
-            last_saw: None,
-            service_status: None,
-        })
-    }
-}
 
 /// How a machine's life ends early or late.
 #[derive(Debug)]
@@ -82,11 +60,16 @@ enum End {
     /// It was asked to stop, with this grace time.
     Stop(Duration),
     /// Something went wrong.
-    Failed(Box<Failure>),
+    Failed(Box<GuestFailure>),
 }
 
-impl From<Box<Failure>> for End {
-    fn from(failure: Box<Failure>) -> Self {
+/// A failure of this stage, in a box: most results are none.
+fn failure_at(stage: Stage, reason: String) -> Box<GuestFailure> {
+    Box::new(GuestFailure::at(stage, reason))
+}
+
+impl From<Box<GuestFailure>> for End {
+    fn from(failure: Box<GuestFailure>) -> Self {
         End::Failed(failure)
     }
 }
@@ -99,7 +82,7 @@ pub fn run(platform: &Platform) -> ! {
     }));
     let (mut sup, failed) = first_steps(platform);
     if let Some(why) = failed {
-        tell(&mut sup, *Failure::at(Stage::Boot, why));
+        tell(&mut sup, GuestFailure::at(Stage::Boot, why));
         shutdown::reset()
     }
     let mut world = None;
@@ -128,8 +111,8 @@ fn live(
     let config = boot(platform, sup)?;
     let world = start_service(&config, sup, world)?;
     get_ready(&config, sup, world)?;
+    warm_up(&config, sup, world)?;
     if config.mode == Mode::Build {
-        warm_up(&config, sup, world)?;
         pass_snapshot(&config, platform, sup, world)?;
     }
     loop {
@@ -143,7 +126,7 @@ fn live(
 
 /// Sets up the machine, and connects to the host.
 fn boot(platform: &Platform, sup: &mut Supervisor) -> Result<GuestConfig, End> {
-    let failed = |why: String| Failure::at(Stage::Boot, why);
+    let failed = |why: String| failure_at(Stage::Boot, why);
     let config = read_config().map_err(failed)?;
     let mut warnings = match &config.rootfs {
         Some(rootfs) => mounts::enter(rootfs).map_err(failed)?,
@@ -183,13 +166,14 @@ fn boot(platform: &Platform, sup: &mut Supervisor) -> Result<GuestConfig, End> {
     Ok(config)
 }
 
-/// Runs the `[[warm]]` commands, one after the other.
+/// Runs the `[[warm]]` commands, one after the other. A cold boot does so, too: it must come to the
+/// state that the snapshot has.
 fn warm_up(config: &GuestConfig, sup: &mut Supervisor, world: &World) -> Result<(), End> {
-    for (index, warm) in (0..).zip(&config.warm) {
-        sup.control.send(&Event::WarmStarted { index });
-        let (status, output_tail) = run_command(Stage::Warm, index, warm, sup, world)?;
+    for (number, warm) in (1..).zip(&config.warm) {
+        sup.control.send(&Event::WarmStarted { number });
+        let (status, output_tail) = run_command(Stage::Warm, number, warm, sup, world)?;
         sup.control.send(&Event::WarmFinished {
-            index,
+            number,
             status,
             output_tail,
         });
@@ -260,7 +244,7 @@ fn start_service<'w>(
     sup: &mut Supervisor,
     world: &'w mut Option<World>,
 ) -> Result<&'w World, End> {
-    let failed = |why: String| Failure::at(Stage::Service, why);
+    let failed = |why: String| failure_at(Stage::Service, why);
     let cgroup = Cgroup::create(Path::new("/sys/fs/cgroup"), "service")
         .map_err(|e| failed(format!("cannot make the service's cgroup: {e}")))?;
     let mut new = World::new(&config.service, cgroup).map_err(failed)?;
@@ -280,24 +264,22 @@ fn start_service<'w>(
 }
 
 fn get_ready(config: &GuestConfig, sup: &mut Supervisor, world: &World) -> Result<(), End> {
-    let failed = |reason: String, last_saw, service_status| {
-        let probe = Some(config.ready.probe.clone());
-        Box::new(Failure {
-            stage: Stage::Ready,
-            reason,
-            probe,
+    let failed = |reason: String, last_saw, status| {
+        Box::new(GuestFailure {
+            probe: Some(config.ready.probe.clone()),
             last_saw,
-            service_status,
+            status,
+            ..GuestFailure::at(Stage::Ready, reason)
         })
     };
     let attempts = probes::wait_ready(&config.ready, sup, world).map_err(|e| match e {
         NotReady::Timeout(saw) => End::from(failed(
-            format!("not ready within {} ms", config.ready.timeout_ms),
+            format!("not ready within {}", limit(config.ready.timeout_ms)),
             Some(saw),
             None,
         )),
         NotReady::Interrupted(Interrupt::ServiceExited(status), saw) => End::from(failed(
-            format!("the service ended before it was ready: {status}"),
+            format!("the service ended before it was ready, with {status}"),
             saw,
             Some(status),
         )),
@@ -312,8 +294,8 @@ fn get_ready(config: &GuestConfig, sup: &mut Supervisor, world: &World) -> Resul
 /// Gives the machine what it must have for itself, while the service stands still.
 fn run_restore(config: &GuestConfig, sup: &mut Supervisor, world: &World) -> Result<(), End> {
     let beside = world.beside();
-    for (index, command) in (0..).zip(&config.restore) {
-        run_command(Stage::Restore, index, command, sup, &beside)?;
+    for (number, command) in (1..).zip(&config.restore) {
+        run_command(Stage::Restore, number, command, sup, &beside)?;
     }
     Ok(())
 }
@@ -321,46 +303,54 @@ fn run_restore(config: &GuestConfig, sup: &mut Supervisor, world: &World) -> Res
 /// Runs a `[[warm]]` or `[[restore]]` command, which must succeed; how it ended, and its last output.
 fn run_command(
     stage: Stage,
-    index: u32,
+    number: u32,
     command: &Warm,
     sup: &mut Supervisor,
     world: &World,
 ) -> Result<(ExitStatus, String), End> {
-    let failed = |reason: String, last_saw, service_status| {
-        let reason = format!(
-            "{stage} command {index} ({}): {reason}",
-            command.cmd.join(" ")
-        );
-        Box::new(Failure {
-            stage,
-            reason,
-            probe: None,
+    let failed = |what: String, last_saw, status| {
+        let name = format!("[[{stage}]] command {number} ({})", command.cmd.join(" "));
+        Box::new(GuestFailure {
             last_saw,
-            service_status,
+            status,
+            ..GuestFailure::at(stage, format!("{name} {what}"))
         })
     };
     let deadline = Instant::now() + Duration::from_millis(command.timeout_ms);
     let pid = sup
         .start(world, &command.cmd, Output::Separate, true)
-        .map_err(|e| failed(e, None, None))?;
+        .map_err(|e| failed(format!("cannot be started: {e}"), None, None))?;
     let (status, output_tail) = sup
         .finish(pid, deadline)
         .map_err(|interrupt| match interrupt {
             Interrupt::ServiceExited(status) => End::from(failed(
-                format!("the service ended meanwhile: {status}"),
+                format!("did not end: the service ended meanwhile with {status}"),
                 None,
                 Some(status),
             )),
             Interrupt::Stop(grace) => End::Stop(grace),
         })?;
     let Some(status) = status else {
-        let reason = format!("did not end within {} ms", command.timeout_ms);
-        return Err(failed(reason, Some(output_tail), None).into());
+        let what = format!("did not end within {}", limit(command.timeout_ms));
+        return Err(failed(what, Some(output_tail), None).into());
     };
     if status.success() {
         return Ok((status, output_tail));
     }
-    Err(failed(status.to_string(), Some(output_tail), Some(status)).into())
+    let what = format!("ended with {status}");
+    Err(failed(what, Some(output_tail), Some(status)).into())
+}
+
+/// A time limit for people: in the largest unit that needs no fraction. What passes until then is the
+/// guest's time, of which a build has more than the host.
+fn limit(ms: u64) -> String {
+    let (number, unit) = match ms {
+        _ if ms % 3_600_000 == 0 => (ms / 3_600_000, "h"),
+        _ if ms % 60_000 == 0 => (ms / 60_000, "min"),
+        _ if ms % 1000 == 0 => (ms / 1000, "s"),
+        _ => (ms, "ms"),
+    };
+    format!("{number} {unit} (guest time)")
 }
 
 /// Ends what is left of the service and tells the host how it ended.
@@ -390,25 +380,28 @@ fn finish(sup: &mut Supervisor, world: Option<&World>, end: End) {
 /// What is reported of a service that even SIGKILL has not ended within its time.
 const KILLED: ExitStatus = ExitStatus::Signaled(libc::SIGKILL);
 
-fn tell(sup: &mut Supervisor, failure: Failure) {
+fn tell(sup: &mut Supervisor, failure: GuestFailure) {
     say!("{}: {}", failure.stage, failure.reason);
     if !sup.control.is_connected() {
         // It may never have been connected, or closed for the snapshot.
         let _ = sup.control.connect();
     }
-    let Failure {
-        stage,
-        reason,
-        probe,
-        last_saw,
-        service_status,
-    } = failure;
-    sup.control.send(&Event::Failed {
-        stage,
-        reason,
-        probe,
-        last_saw,
-        service_status,
-    });
+    sup.control.send(&Event::Failed(failure));
     sup.control.close();
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_time_limit_is_told_in_its_largest_unit() {
+        for (ms, text) in [
+            (3_600_000, "1 h (guest time)"),
+            (5_400_000, "90 min (guest time)"),
+            (60_000, "1 min (guest time)"),
+            (1_000, "1 s (guest time)"),
+            (1_500, "1500 ms (guest time)"),
+        ] {
+            assert_eq!(super::limit(ms), text);
+        }
+    }
 }

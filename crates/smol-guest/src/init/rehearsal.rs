@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use super::process::World;
 use super::supervisor::{Interrupt, Supervisor};
-use super::{End, Failure, get_ready, probes};
-use smol_protocol::{Event, ExitStatus, GuestConfig, Probe, Stage, WarmRestore};
+use super::{End, get_ready, limit, probes};
+use smol_protocol::{Event, ExitStatus, GuestConfig, GuestFailure, Probe, Stage, WarmRestore};
 
 /// Shows it, and tells [`Event::Rehearsed`].
 pub(super) fn rehearse(
@@ -32,13 +32,13 @@ fn make(
     sup: &mut Supervisor,
     world: &World,
 ) -> Result<(), End> {
-    let failed = |what: &str, last_saw, service_status: Option<ExitStatus>| {
-        Box::new(Failure {
-            stage: Stage::Rehearsal,
-            reason: format!("request {number} of [[warm_restore]] {what}"),
+    let failed = |what: &str, last_saw, status: Option<ExitStatus>| {
+        let reason = format!("request {number} of [[warm_restore]] {what}");
+        Box::new(GuestFailure {
             probe: Some(request.probe.clone()),
             last_saw,
-            service_status,
+            status,
+            ..GuestFailure::at(Stage::Rehearsal, reason)
         })
     };
     let deadline = Instant::now() + Duration::from_millis(request.timeout_ms);
@@ -47,12 +47,13 @@ fn make(
         Ok(Err(saw)) => {
             let what = match Instant::now() < deadline {
                 true => "was not answered as it must be".to_owned(),
-                false => format!("was not answered within {} ms", request.timeout_ms),
+                false => format!("was not answered within {}", limit(request.timeout_ms)),
             };
             Err(failed(&what, Some(saw), None).into())
         }
         Err(Interrupt::ServiceExited(status)) => {
-            Err(failed("ended the service", None, Some(status)).into())
+            let what = format!("ended the service, with {status}");
+            Err(failed(&what, None, Some(status)).into())
         }
         Err(Interrupt::Stop(grace)) => Err(End::Stop(grace)),
     }

@@ -9,13 +9,15 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::Timespec;
 
-use super::Failure;
 use super::cgroup::Cgroup;
+use super::failure_at;
 use super::identity;
 use super::platform::Platform;
 use super::process::World;
 use super::supervisor::Supervisor;
-use smol_protocol::{Event, LineBuffer, RestoreParams, SnapshotPolicy, Stage, decode_line};
+use smol_protocol::{
+    Event, GuestFailure, LineBuffer, RestoreParams, SnapshotPolicy, Stage, decode_line,
+};
 
 const FREEZE_LIMIT: Duration = Duration::from_secs(10);
 const FLUSH_LIMIT: Duration = Duration::from_secs(10);
@@ -28,8 +30,8 @@ pub(super) fn take(
     platform: &Platform,
     sup: &mut Supervisor,
     world: &World,
-) -> Result<(), Box<Failure>> {
-    let failed = |what: &str, e: io::Error| Failure::at(Stage::Quiesce, format!("{what}: {e}"));
+) -> Result<(), Box<GuestFailure>> {
+    let failed = |what: &str, e: io::Error| failure_at(Stage::Quiesce, format!("{what}: {e}"));
     let device = platform
         .open_snapshot_device()
         .map_err(|e| failed("/dev/smol", e))?;
@@ -83,8 +85,8 @@ fn wait_for_break(sup: &mut Supervisor) -> io::Result<()> {
 pub(super) fn resume(
     platform: &Platform,
     sup: &mut Supervisor,
-) -> Result<RestoreParams, Box<Failure>> {
-    let failed = |reason: String| Failure::at(Stage::Restore, reason);
+) -> Result<RestoreParams, Box<GuestFailure>> {
+    let failed = |reason: String| failure_at(Stage::Restore, reason);
     sup.control
         .connect()
         .map_err(|e| failed(format!("no control stream to the host: {e}")))?;
@@ -96,9 +98,9 @@ pub(super) fn resume(
 }
 
 /// Lets the service run on.
-pub(super) fn thaw(world: &World) -> Result<(), Box<Failure>> {
+pub(super) fn thaw(world: &World) -> Result<(), Box<GuestFailure>> {
     let thawed = world.cgroup.as_ref().map_or(Ok(()), Cgroup::thaw);
-    thawed.map_err(|e| Failure::at(Stage::Restore, format!("cannot thaw the service: {e}")))
+    thawed.map_err(|e| failure_at(Stage::Restore, format!("cannot thaw the service: {e}")))
 }
 
 /// Opens the log stream; without one output goes to the console.

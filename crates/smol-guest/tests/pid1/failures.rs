@@ -11,7 +11,7 @@ pub fn ends_early() {
     let failure = guest.failure();
     let reason = &failure.reason;
     assert_eq!(
-        (failure.stage, failure.service_status),
+        (failure.stage, failure.status),
         (Stage::Ready, Some(ExitStatus::Exited(7)))
     );
     assert_eq!(failure.probe, Some(Probe::Tcp { port: 8080 }));
@@ -42,11 +42,14 @@ pub fn warm_fails() {
     let failure = guest.failure();
     let reason = &failure.reason;
     assert_eq!(
-        (failure.stage, failure.service_status),
+        (failure.stage, failure.status),
         (Stage::Warm, Some(ExitStatus::Exited(5)))
     );
     assert_eq!(failure.last_saw.as_deref(), Some("table is missing"));
-    assert!(reason.starts_with("warm command 0 (sh -c "), "{reason}");
+    assert_eq!(
+        reason,
+        "[[warm]] command 1 (sh -c echo table is missing >&2; exit 5) ended with exit code 5"
+    );
     guest.ends();
 }
 
@@ -64,7 +67,10 @@ pub fn restore_fails() {
     let reason = &failure.reason;
     assert_eq!(failure.stage, Stage::Restore);
     assert_eq!(failure.last_saw.as_deref(), Some("no entropy"));
-    assert!(reason.starts_with("restore command 0 (sh -c "), "{reason}");
+    assert_eq!(
+        reason,
+        "[[restore]] command 1 (sh -c echo no entropy >&2; exit 6) ended with exit code 6"
+    );
     guest.ends();
 }
 

@@ -17,15 +17,6 @@ use smol_testing::LIMIT;
 
 use super::{ROOT, itself};
 
-/// An [`Event::Failed`].
-pub struct Failure {
-    pub stage: Stage,
-    pub reason: String,
-    pub probe: Option<Probe>,
-    pub last_saw: Option<String>,
-    pub service_status: Option<ExitStatus>,
-}
-
 /// A cgroup that a guest sees as the root, so that guests and tests do not meet.
 struct GuestCgroup(PathBuf);
 
@@ -140,24 +131,10 @@ impl Guest {
     }
 
     /// Returns the next event that is a failure.
-    pub fn failure(&mut self) -> Failure {
+    pub fn failure(&mut self) -> GuestFailure {
         loop {
             match self.next() {
-                Some(Event::Failed {
-                    stage,
-                    reason,
-                    probe,
-                    last_saw,
-                    service_status,
-                }) => {
-                    return Failure {
-                        stage,
-                        reason,
-                        probe,
-                        last_saw,
-                        service_status,
-                    };
-                }
+                Some(Event::Failed(failure)) => return failure,
                 Some(_) => {}
                 None => panic!("the stream ended without a failure: {}", self.console()),
             }

@@ -25,10 +25,10 @@ pub fn build_and_restore() {
     config["warm_restore"] = json!([{"probe": visit, "timeout_ms": 600_000}]);
     let mut guest = Guest::boot(&config, |_| {});
     guest.until_ready();
-    guest.expect(&Event::WarmStarted { index: 0 });
+    guest.expect(&Event::WarmStarted { number: 1 });
     let status = ExitStatus::Exited(0);
     guest.expect(&Event::WarmFinished {
-        index: 0,
+        number: 1,
         status,
         output_tail: "warming".into(),
     });
@@ -203,7 +203,8 @@ pub fn cold_boot() -> Option<&'static str> {
     config["service"]["workdir"] = json!("/srv");
     config["rootfs"] = json!({"device": device.path});
     config["mode"] = json!("run");
-    config["warm"] = json!([{"cmd": ["false"], "timeout_ms": 1}]);
+    let migrate = "touch /srv/migrated; echo migrated";
+    config["warm"] = json!([{"cmd": ["sh", "-c", migrate], "timeout_ms": 600_000}]);
     let mut guest = Guest::boot(&config, |_| {});
     guest.expect(&Event::Booted);
     match guest.next() {
@@ -225,6 +226,13 @@ pub fn cold_boot() -> Option<&'static str> {
             other => panic!("{other:?}: {}", guest.console()),
         }
     }
+    guest.expect(&Event::WarmStarted { number: 1 });
+    guest.expect(&Event::WarmFinished {
+        number: 1,
+        status: ExitStatus::Exited(0),
+        output_tail: "migrated".into(),
+    });
+    assert!(guest.path("/srv/migrated").exists(), "a cold boot warms up");
     fs::write(guest.path("/tmp/go"), "").unwrap();
     guest.expect(&Event::ServiceExited {
         status: ExitStatus::Exited(3),
@@ -239,6 +247,7 @@ pub fn cold_boot() -> Option<&'static str> {
             "750-101-102",
             "1",
             "0::/service",
+            "migrated",
         ],
         "{err}"
     );

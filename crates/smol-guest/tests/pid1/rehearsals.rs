@@ -63,7 +63,7 @@ fn failing(requests: &[Value]) -> (String, String, Option<ExitStatus>) {
     (
         failure.reason,
         format!("{probe}: {}", failure.last_saw.unwrap_or_default()),
-        failure.service_status,
+        failure.status,
     )
 }
 
@@ -83,7 +83,7 @@ pub fn one_fails() {
     let (reason, saw, _) = failing(&[slow]);
     assert_eq!(
         reason,
-        "request 1 of [[warm_restore]] was not answered within 5000 ms"
+        "request 1 of [[warm_restore]] was not answered within 5 s (guest time)"
     );
     assert!(saw.contains(": no answer in time"), "{saw}");
 }
@@ -91,6 +91,9 @@ pub fn one_fails() {
 pub fn one_ends_the_service() {
     let end = "kill -9 $(head -n 1 /sys/fs/cgroup/service/cgroup.procs); sleep 1000";
     let (reason, _, status) = failing(&[exec(end)]);
-    assert_eq!(reason, "request 1 of [[warm_restore]] ended the service");
+    assert_eq!(
+        reason,
+        "request 1 of [[warm_restore]] ended the service, with signal 9 (SIGKILL)"
+    );
     assert_eq!(status, Some(ExitStatus::Signaled(9)));
 }
