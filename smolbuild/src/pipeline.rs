@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::Result;
 use smol_bundle::{Bundle, Prepared, PrivateKey, Written};
 use smol_cli::{ExitKind, Failure, Session, paths};
-use smol_host::{Accel, Backend, Selected};
+use smol_host::{Accel, Backend, GuestKind, Selected};
 
 use crate::assemble::{self, BuildDirs, Images};
 use crate::boot::{self, BootJob, Frozen};
@@ -20,7 +20,7 @@ use crate::pack::{self, Built};
 use crate::plan::{Plan, Sealed};
 use crate::prepare::Preparing;
 use crate::resolve::{self, Kept, Policy};
-use crate::smolfile::Loaded;
+use crate::smolfile::{Loaded, Workload};
 use crate::work::WorkDir;
 
 /// What is to be built, and how.
@@ -183,9 +183,14 @@ impl Build<'_> {
 
     /// Decides where the machine boots.
     fn host(&self) -> Result<Selected> {
-        let selected = smol_host::select(self.request.accel).classify()?;
+        let guest = match self.request.smolfile.smolfile.workload {
+            Workload::Kernel => GuestKind::Bare,
+            Workload::Service { .. } => GuestKind::Linux,
+        };
+        let selected = smol_host::select(self.request.accel, guest).classify()?;
         if let Some(why) = &selected.why {
-            self.context.session.note(why);
+            let note = format!("{why}. Details: smolbuild doctor");
+            self.context.session.note(&note);
         }
         Ok(selected)
     }

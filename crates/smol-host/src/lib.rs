@@ -19,4 +19,4 @@ pub mod lock_dir;
 pub mod select;
 
 pub use error::HostError;
-pub use select::{Accel, AccelArg, Backend, Selected, select};
+pub use select::{Accel, AccelArg, Backend, GuestKind, Selected, select};

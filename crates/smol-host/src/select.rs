@@ -16,7 +16,7 @@ pub enum Accel {
     /// KVM where it runs a real kernel, else the emulated host.
     #[default]
     Auto,
-    /// KVM, whatever the probe says of it: even a software KVM runs special guests.
+    /// KVM, or an error.
     Kvm,
     /// The emulated host.
     Emulated,
@@ -75,24 +75,34 @@ pub enum Backend {
 pub struct Selected {
     /// Where to run.
     pub accel: Backend,
-    /// One line for the user when it is not what one would expect.
+    /// One line for the user when it is not what one would expect; `doctor` says more.
     pub why: Option<String>,
 }
 
-/// Chooses the accelerator. `Auto` probes KVM (milliseconds) and falls back to the emulated host,
-/// saying why. Inside an emulated host nothing nests: there it is always KVM.
+/// What a machine runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GuestKind {
+    /// An ordinary kernel.
+    Linux,
+    /// A program without an operating system, which even a software KVM may run.
+    Bare,
+}
+
+/// Chooses the accelerator. KVM is probed (milliseconds); where it fails, `Auto` falls back to the
+/// emulated host, and says so. A bare guest that asks for `Kvm` gets it unprobed. Inside an emulated
+/// host nothing nests: there it is always KVM.
 ///
 /// # Errors
-/// `Kvm`: the device cannot be opened. `Emulated`: there is no QEMU. `Auto`: neither works. Each with
-/// the command that fixes it.
-pub fn select(requested: Accel) -> Result<Selected> {
+/// `Kvm`: it cannot be opened, or cannot run the guest. `Emulated`: there is no QEMU. `Auto`: neither
+/// works. Each with what fixes it.
+pub fn select(requested: Accel, guest: GuestKind) -> Result<Selected> {
     let host = Probes {
         inside: emulated::is_inside(),
         open: &|| probe::open(Path::new(probe::DEVICE)).map(drop),
         probe: &probe::probe,
         qemu: &|| apt::find_program(QEMU).is_some(),
     };
-    decide(requested, &host)
+    decide(requested, guest, &host)
 }
 
 /// What [`decide`] asks of the host.
@@ -103,36 +113,36 @@ struct Probes<'a> {
     qemu: &'a dyn Fn() -> bool,
 }
 
-fn decide(requested: Accel, host: &Probes) -> Result<Selected> {
+fn decide(requested: Accel, guest: GuestKind, host: &Probes) -> Result<Selected> {
     let plain = |accel| Selected { accel, why: None };
     match requested {
         _ if host.inside => Ok(plain(Backend::Kvm)),
-        Accel::Kvm => match (host.open)() {
-            Ok(()) => Ok(plain(Backend::Kvm)),
-            Err(e) => Err(HostError {
-                fix: kvm_fix(&e),
+        Accel::Kvm => {
+            let tried = match guest {
+                GuestKind::Linux => (host.probe)(),
+                GuestKind::Bare => (host.open)(),
+            };
+            tried.map_err(|e| HostError {
+                fix: Some(kvm_fix(&e).unwrap_or_else(|| USE_EMULATED.to_owned())),
                 ..HostError::new(e.to_string())
-            }),
-        },
+            })?;
+            Ok(plain(Backend::Kvm))
+        }
         Accel::Emulated if (host.qemu)() => Ok(plain(Backend::Emulated)),
         Accel::Emulated => Err(emulated::qemu_missing()),
         Accel::Auto => match (host.probe)() {
             Ok(()) => Ok(plain(Backend::Kvm)),
-            Err(e) if (host.qemu)() => Ok(Selected {
+            Err(_) if (host.qemu)() => Ok(Selected {
                 accel: Backend::Emulated,
-                why: Some(fallback_reason(&e)),
+                why: Some("KVM is not usable here; using QEMU, which is slow".to_owned()),
             }),
             Err(e) => Err(nothing_works(&e)),
         },
     }
 }
 
-fn fallback_reason(e: &ProbeError) -> String {
-    let fix = kvm_fix(e)
-        .map(|command| format!(" (for KVM: {command})"))
-        .unwrap_or_default();
-    format!("{e}: using the emulated host, which is slow{fix}")
-}
+/// What to do where KVM cannot be had.
+const USE_EMULATED: &str = "use --accel emulated, which needs QEMU and is slow";
 
 /// Fixing KVM is better than the emulated host, where it can be fixed.
 fn nothing_works(e: &ProbeError) -> HostError {
@@ -216,7 +226,7 @@ mod tests {
             probe: if probe_passes { &good } else { &bad },
             qemu: &|| qemu,
         };
-        decide(requested, &host)
+        decide(requested, GuestKind::Linux, &host)
     }
 
     #[test]
@@ -232,11 +242,13 @@ mod tests {
     }
 
     #[test]
-    fn auto_falls_back_and_says_why_in_one_line() {
+    fn auto_falls_back_and_says_so_in_one_line() {
         let selected = decide_on(Accel::Auto, false, true, false).unwrap();
         assert_eq!(selected.accel, Backend::Emulated);
-        let why = selected.why.unwrap();
-        assert!(why.contains("int3") && why.lines().count() == 1, "{why}");
+        assert_eq!(
+            selected.why.as_deref(),
+            Some("KVM is not usable here; using QEMU, which is slow")
+        );
     }
 
     #[test]
@@ -250,23 +262,33 @@ mod tests {
     }
 
     #[test]
-    fn kvm_is_forced_even_if_the_probe_would_fail() {
-        assert_eq!(
-            decide_on(Accel::Kvm, false, true, false).unwrap().accel,
-            Backend::Kvm
-        );
+    fn a_software_kvm_is_for_bare_guests_alone() {
+        let error = decide_on(Accel::Kvm, false, true, false).unwrap_err();
+        assert!(error.message.contains("int3"), "{error}");
+        assert_eq!(error.fix.as_deref(), Some(USE_EMULATED));
+        let host = Probes {
+            inside: false,
+            open: &|| Ok(()),
+            probe: &bad,
+            qemu: &|| true,
+        };
+        let selected = decide(Accel::Kvm, GuestKind::Bare, &host).unwrap();
+        assert_eq!(selected.accel, Backend::Kvm);
     }
 
     #[test]
     fn forced_kvm_without_the_device_is_an_error_not_a_fallback() {
+        let gone = || Err(ProbeError::NoDevice);
         let host = Probes {
             inside: false,
-            open: &|| Err(ProbeError::NoDevice),
-            probe: &bad,
+            open: &gone,
+            probe: &gone,
             qemu: &|| true,
         };
-        let error = decide(Accel::Kvm, &host).unwrap_err();
-        assert!(error.message.contains("/dev/kvm"), "{error}");
+        for guest in [GuestKind::Linux, GuestKind::Bare] {
+            let error = decide(Accel::Kvm, guest, &host).unwrap_err();
+            assert!(error.message.contains("/dev/kvm"), "{error}");
+        }
     }
 
     #[test]

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use smol_cli::{ExitKind, Failure, Interrupt};
 use smol_machine::config::{Clock, MachineConfig};
-use smol_machine::cpu::Level;
+use smol_machine::cpu::{Features, Level};
 use smol_machine::devices::virtio::vsock::Vsock;
 use smol_machine::machine::Hooks;
-use smol_machine::{Machine, Stop, memory};
+use smol_machine::{Machine, Stop, hv, memory};
 
 use super::guard;
 use super::rehearsal::{self, Outcome};
@@ -83,12 +83,14 @@ fn refused(error: smol_machine::Error, cpu: Level) -> anyhow::Error {
         cpu.name()
     );
     let mut failure = Failure::new(ExitKind::Host, what);
-    if cpu > Level::V2 {
+    let has_v2 =
+        hv::host_cpu().is_ok_and(|here| Features::supported(&here).lacking(Level::V2).is_empty());
+    if cpu > Level::V2 && has_v2 {
         failure = failure.hint("write `cpu = \"x86-64-v2\"` in the Smolfile");
     }
     let other = match smol_host::emulated::is_inside() {
-        true => "or install QEMU 7.2 or later, which emulates x86-64-v3",
-        false => "or build it with `--accel emulated`",
+        true => "install QEMU 7.2 or later, which emulates x86-64-v3",
+        false => "build it with --accel emulated, which is slow",
     };
     failure.hint(other).into()
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use smol_bundle::Bundle;
 use smol_cli::{ExitKind, Failure, Interrupt, Progress, Session, paths};
-use smol_host::Backend;
+use smol_host::{Backend, GuestKind};
 
 use crate::cli::RunArgs;
 use crate::host::process::{self, Standard};
@@ -108,14 +108,18 @@ fn spec_of(
     };
     let open_ms = Some(start.elapsed_ms());
     let moment = Moment::now();
-    let selected = smol_host::select(args.host.accel).map_err(emulated::host_failure)?;
+    let guest = match has.initramfs {
+        true => GuestKind::Linux,
+        false => GuestKind::Bare,
+    };
+    let selected = smol_host::select(args.host.accel, guest).map_err(emulated::host_failure)?;
     let metrics = Metrics {
         open_ms,
         accel_ms: Some(moment.elapsed_ms()),
         ..Metrics::default()
     };
     if let Some(why) = &selected.why {
-        note(progress, why);
+        note(progress, &format!("{why}. Details: smolrun doctor"));
     }
     Ok(RunSpec {
         name,

@@ -269,7 +269,7 @@ fn inner_spec(spec: &RunSpec, ports: &[Publish]) -> RunSpec {
 pub fn host_failure(error: HostError) -> anyhow::Error {
     let failure = Failure::new(ExitKind::Host, error.message);
     match error.fix {
-        Some(fix) => failure.hint(format!("to fix it: {fix}")),
+        Some(fix) => failure.hint(fix),
         None => failure,
     }
     .into()

@@ -32,7 +32,7 @@ pub fn tests<'a>(suite: &mut Suite<'a>, host: &'a InnerHost) {
     suite.group("failures");
     for (machine, what, error) in CASES {
         let title = format!("{what} fails the build, with an error that helps");
-        suite.test(&title, || assert_eq!(fail(host, machine), error));
+        suite.test(&title, move || assert_eq!(fail(host, machine), error));
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use smol_cli::Interrupt;
 use smol_host::emulated::{self, EmulatedHost, Event, JobStatus, RunningHost, SELF};
-use smol_host::{Accel, Backend, HostError};
+use smol_host::{Accel, Backend, GuestKind, HostError};
 
 use rustix::thread::{CpuSet, sched_setaffinity};
 
@@ -88,7 +88,12 @@ fn run_job(words: &[&str]) -> u8 {
             7
         }
         ["probe"] => match smol_machine::probe::probe() {
-            Ok(()) => u8::from(smol_host::select(Accel::Auto).unwrap().accel != Backend::Kvm),
+            Ok(()) => u8::from(
+                smol_host::select(Accel::Auto, GuestKind::Linux)
+                    .unwrap()
+                    .accel
+                    != Backend::Kvm,
+            ),
             Err(e) => {
                 println!("{e}");
                 1

@@ -184,6 +184,11 @@ impl Features {
         Self(found.fold(0, |set, i| set | 1 << i))
     }
 
+    /// Returns the names of those of a level that are not among these, sorted.
+    pub fn lacking(self, level: Level) -> Vec<&'static str> {
+        Self(Self::of(level).0 & !self.0).names()
+    }
+
     /// Returns their names, sorted.
     pub fn names(self) -> Vec<&'static str> {
         let mut names: Vec<_> = self.iter().map(|f| f.2).collect();
