@@ -1,5 +1,5 @@
 //! What is done with this repository: `cargo xtask demo`, `test`, `bench`, `dist`, `repeat`,
-//! `versions`.
+//! `versions`, `cast`.
 //!
 //! | module | purpose |
 //! |---|---|
@@ -12,8 +12,10 @@
 //! | [`dist`] | a release: an archive and a Debian package |
 //! | [`repeat`] | builds repeated, and compared byte for byte |
 //! | [`versions`] | how much two versions of a machine share |
+//! | [`cast`] | the README's picture of a terminal |
 
 mod bench;
+mod cast;
 mod demo;
 mod dist;
 mod packages;
@@ -58,6 +60,8 @@ enum Command {
     Repeat(repeat::RepeatOptions),
     /// Build python in three versions of its application, and tell how many bytes they share
     Versions,
+    /// Run the first commands of the README, and draw what the terminal shows: docs/cast.svg
+    Cast,
 }
 
 fn main() -> ExitCode {
@@ -68,6 +72,7 @@ fn main() -> ExitCode {
         Command::Dist => dist::run(),
         Command::Repeat(options) => repeat::run(&options),
         Command::Versions => versions::run(),
+        Command::Cast => cast::run(),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
