@@ -79,8 +79,8 @@ impl GuestFailure {
         match self.stage {
             Stage::Restore if timed_out => Some(
                 "the service stands still while [[restore]] commands run: one that asks it something \
-                 waits for ever. Ask it in [[warm]], before the snapshot; [[restore]] is for files that \
-                 each machine must have for itself",
+                 waits for ever. Ask it in [[warm]]; in [[restore]], write what each machine must have for \
+                 itself into a file, and send the service a signal if it must notice",
             ),
             _ => None,
         }
