@@ -52,10 +52,10 @@ impl GuestFailure {
     }
 
     /// Returns whether the kernel's console may explain it: what the service and commands did wrong, they
-    /// say themselves, unless a signal ended them.
+    /// say themselves, unless they were killed, as the kernel does when memory is short.
     pub fn is_on_console(&self) -> bool {
         match (self.stage, self.status) {
-            (_, Some(ExitStatus::Signaled(_))) => true,
+            (_, Some(ExitStatus::KILLED)) => true,
             (Stage::Boot | Stage::Quiesce | Stage::Serve, _) => true,
             (
                 Stage::Service | Stage::Ready | Stage::Warm | Stage::Restore | Stage::Rehearsal,
@@ -116,11 +116,13 @@ mod tests {
     }
 
     #[test]
-    fn the_console_explains_what_signals_ended_and_what_is_not_the_services() {
+    fn the_console_explains_what_was_killed_and_what_is_not_the_services() {
         let mut failure = GuestFailure::at(Stage::Ready, String::new());
         failure.status = Some(ExitStatus::Exited(1));
         assert!(!failure.is_on_console());
-        failure.status = Some(ExitStatus::Signaled(9));
+        failure.status = Some(ExitStatus::ILLEGAL_INSTRUCTION);
+        assert!(!failure.is_on_console());
+        failure.status = Some(ExitStatus::KILLED);
         assert!(
             failure.is_on_console(),
             "the kernel tells who had no memory"

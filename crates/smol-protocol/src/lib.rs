@@ -287,6 +287,9 @@ impl ExitStatus {
     /// It executed an instruction that the CPU does not have: SIGILL.
     pub const ILLEGAL_INSTRUCTION: ExitStatus = ExitStatus::Signaled(4);
 
+    /// It was killed: SIGKILL.
+    pub const KILLED: ExitStatus = ExitStatus::Signaled(9);
+
     /// The exit code a shell would report: the code itself, or 128 + the signal.
     pub fn code(self) -> i32 {
         match self {

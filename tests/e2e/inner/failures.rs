@@ -11,21 +11,71 @@ use smol_tests::support::{self, names, run};
 
 /// A machine, what is wrong with it, and the error of its build.
 const CASES: [(&str, &str, &str); 7] = [
-    ("never", "a service that never gets ready", ""),
-    ("crash", "a service that ends at once", ""),
-    ("warm", "a warm command that fails", ""),
+    (
+        "never",
+        "a service that never gets ready",
+        r#"error: not ready within 3 s (guest time)
+  stage: ready
+  probe: tcp 7777
+  it last saw: connection refused
+  last lines of the service:
+    not going to listen
+"#,
+    ),
+    (
+        "crash",
+        "a service that ends at once",
+        r#"error: the service ended before it was ready, with exit code 3
+  stage: ready
+  probe: tcp 7777
+  last lines of the service:
+    service: there is no configuration
+"#,
+    ),
+    (
+        "warm",
+        "a warm command that fails",
+        r#"error: [[warm]] command 1 (/service --exit 9) ended with exit code 9
+  stage: warm
+  its last output: service: there is no configuration
+  last lines of the service:
+    serving
+    service: there is no configuration
+"#,
+    ),
     (
         "unanswered",
         "a [[warm_restore]] request that is not answered",
-        "",
+        r#"error: the test restore failed: request 2 of [[warm_restore]] was not answered as it must be
+  stage: test restore
+  probe: exec /service --exit 9
+  it last saw: exit code 9: service: there is no configuration
+"#,
     ),
     (
         "asks-frozen",
         "a [[restore]] command that asks the frozen service",
-        "",
+        r#"error: the test restore failed: [[restore]] command 1 (/service ask ping) did not end within 1 h (guest time)
+  stage: restore
+  hint: the service stands still while [[restore]] commands run: one that asks it something waits for ever. Ask it in [[warm]]; in [[restore]], write what each machine must have for itself into a file, and send the service a signal if it must notice
+"#,
     ),
-    ("absent", "a program that is not there", ""),
-    ("old-cpu", "a program that needs another cpu", ""),
+    (
+        "absent",
+        "a program that is not there",
+        r#"error: cannot run /no/such/program: No such file or directory (os error 2)
+  stage: service
+"#,
+    ),
+    (
+        "old-cpu",
+        "a program that needs another cpu",
+        r#"error: the service ended before it was ready, with signal 4 (SIGILL)
+  stage: ready
+  probe: tcp 7777
+  hint: SIGILL: a program used an instruction that the machine's CPU (x86-64-v2) does not have; write `cpu = "x86-64-v3"` in the Smolfile
+"#,
+    ),
 ];
 
 pub fn tests<'a>(suite: &mut Suite<'a>, host: &'a InnerHost) {

@@ -368,17 +368,15 @@ fn finish(sup: &mut Supervisor, world: Option<&World>, end: End) {
                 .for_each(|world| shutdown::kill_rest(sup, world));
             status
         }
+        // Even SIGKILL may not have ended it within its time.
         (End::Stop(grace), Some(world)) => {
-            shutdown::stop_service(sup, world, grace).unwrap_or(KILLED)
+            shutdown::stop_service(sup, world, grace).unwrap_or(ExitStatus::KILLED)
         }
-        (End::Stop(_), None) => KILLED,
+        (End::Stop(_), None) => ExitStatus::KILLED,
     };
     sup.control.send(&Event::ServiceExited { status });
     sup.control.close();
 }
-
-/// What is reported of a service that even SIGKILL has not ended within its time.
-const KILLED: ExitStatus = ExitStatus::Signaled(libc::SIGKILL);
 
 fn tell(sup: &mut Supervisor, failure: GuestFailure) {
     say!("{}: {}", failure.stage, failure.reason);
