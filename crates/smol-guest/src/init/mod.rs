@@ -345,9 +345,9 @@ fn run_command(
 /// guest's time, of which a build has more than the host.
 fn limit(ms: u64) -> String {
     let (number, unit) = match ms {
-        _ if ms % 3_600_000 == 0 => (ms / 3_600_000, "h"),
-        _ if ms % 60_000 == 0 => (ms / 60_000, "min"),
-        _ if ms % 1000 == 0 => (ms / 1000, "s"),
+        _ if ms.is_multiple_of(3_600_000) => (ms / 3_600_000, "h"),
+        _ if ms.is_multiple_of(60_000) => (ms / 60_000, "min"),
+        _ if ms.is_multiple_of(1000) => (ms / 1000, "s"),
         _ => (ms, "ms"),
     };
     format!("{number} {unit} (guest time)")
