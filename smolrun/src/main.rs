@@ -28,6 +28,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::cli::{Cli, Command};
+use crate::commands::Shown;
 use crate::host::{background, emulated};
 use crate::run::metrics::Moment;
 
@@ -51,9 +52,11 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let outcome = match &cli.command {
         None => commands::run(&cli.run, start),
-        Some(Command::Ps { json }) => commands::ps(*json),
+        Some(Command::Ps { all, quiet, json }) => commands::ps(*all, Shown::of(*quiet, *json)),
         Some(Command::Logs { name, follow }) => commands::logs(name, *follow),
-        Some(Command::Stop { name, time }) => commands::stop(name, *time),
+        Some(Command::Stop { which, time }) => commands::stop(&which.names, which.all, *time),
+        Some(Command::Wait { names }) => commands::wait(names),
+        Some(Command::Rm { which, force }) => commands::rm(&which.names, which.all, *force),
         Some(Command::Doctor(args)) => commands::doctor(args.json),
         Some(Command::Completions { shell }) => commands::completions(*shell),
         Some(Command::Man { folder }) => commands::man_pages(folder),

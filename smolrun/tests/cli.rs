@@ -250,14 +250,21 @@ fn a_name_that_would_leave_its_folder_is_a_usage_error() {
 }
 
 #[test]
-fn commands_about_a_machine_that_does_not_run_say_so() {
+fn commands_about_a_machine_that_is_not_there_say_so() {
     let sample = Sample::new();
-    for args in [&["stop", "x"][..], &["logs", "x"], &["logs", "-f", "x"]] {
+    for args in [
+        &["stop", "x"][..],
+        &["logs", "x"],
+        &["logs", "-f", "x"],
+        &["wait", "x"],
+        &["rm", "x"],
+        &["rm", "--force", "x"],
+    ] {
         let (code, told) = outcome(smolrun(&sample).args(args));
         assert_eq!(code, 1);
         assert_eq!(
             told,
-            "error: no machine named x is running\n  hint: no machine is running\n"
+            "error: there is no machine named x\n  hint: no machine is running, and none has ended\n"
         );
     }
 }

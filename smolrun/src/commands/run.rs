@@ -46,11 +46,12 @@ pub fn run(args: &RunArgs, start: Moment) -> anyhow::Result<ExitCode> {
     session.check()?;
     let report = Arc::new(terminal(&spec, session.progress));
     let end = process::run(&spec, images, Standard::Output, report, &session.interrupt)?;
-    if end == End::Killed {
-        // If it was by a signal to this process, the exit code tells which.
-        session.interrupt.check()?;
+    match session.interrupt.check() {
+        // A signal to this process has stopped it: the exit code tells which, as in a shell.
+        Err(signal) if end == End::Killed => Err(signal.into()),
+        Err(signal) => Ok(smol_cli::exit_kind(&signal.into()).into()),
+        Ok(()) => Ok(end.code().into()),
     }
-    Ok(end.exit_code())
 }
 
 fn terminal(spec: &RunSpec, progress: Progress) -> Terminal {
@@ -125,6 +126,7 @@ fn spec_of(
         has,
         ports: args.publish.clone(),
         cold: args.cold,
+        auto_remove: args.remove,
         verbose: args.verbose,
         emulated: selected.accel == Backend::Emulated,
         metrics_file: args.metrics_file.as_deref().map(absolute).transpose()?,

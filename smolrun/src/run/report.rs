@@ -2,7 +2,6 @@
 //! a machine in the background, or the smolrun outside of the emulated host.
 
 use std::io;
-use std::process::ExitCode;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -56,11 +55,11 @@ pub enum End {
 
 impl End {
     /// Returns the exit code of smolrun; a stop by force counts as SIGKILL, as in a shell.
-    pub fn exit_code(self) -> ExitCode {
+    pub fn code(self) -> u8 {
         match self {
             // Codes have 8 bits.
-            End::Exited(code) => ExitCode::from((code & 0xff) as u8),
-            End::Killed => ExitCode::from(128 + 9),
+            End::Exited(code) => (code & 0xff) as u8,
+            End::Killed => 128 + 9,
         }
     }
 }

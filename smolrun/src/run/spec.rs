@@ -28,6 +28,8 @@ pub struct RunSpec {
     pub ports: Vec<Publish>,
     /// Not to restore, although there is a snapshot.
     pub cold: bool,
+    /// Whether nothing of it is to stay when it has ended in the background.
+    pub auto_remove: bool,
     /// Shows the guest's consoles and progress.
     pub verbose: bool,
     /// Runs in an emulated host.
@@ -62,6 +64,7 @@ pub fn sample() -> RunSpec {
         },
         ports: Vec::new(),
         cold: false,
+        auto_remove: false,
         verbose: false,
         emulated: false,
         metrics_file: None,
