@@ -76,8 +76,8 @@ pub struct RunArgs {
     pub detach: bool,
 
     /// With -d: keep neither the log nor the exit code when the machine has ended.
-    #[arg(long = "rm", env = "SMOL_RM", value_parser = BoolishValueParser::new())]
-    pub remove: bool,
+    #[arg(long, env = "SMOL_RM", value_parser = BoolishValueParser::new())]
+    pub rm: bool,
 
     /// Name of the instance [default: the machine's name and six hexadecimal digits].
     #[arg(long, env = "SMOL_NAME", value_parser = instance::check_name)]

@@ -126,7 +126,7 @@ fn spec_of(
         has,
         ports: args.publish.clone(),
         cold: args.cold,
-        auto_remove: args.remove,
+        auto_remove: args.rm,
         verbose: args.verbose,
         emulated: selected.accel == Backend::Emulated,
         metrics_file: args.metrics_file.as_deref().map(absolute).transpose()?,
