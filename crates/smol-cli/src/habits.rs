@@ -27,7 +27,8 @@ pub struct Habit {
     pub words: &'static [&'static str],
     /// The error. `{word}` stands for what was typed.
     pub message: &'static str,
-    /// What to do instead. `{rest}` stands for all that was typed behind the word, or is `...`.
+    /// What to do instead. `{word}` stands for what was typed, `{rest|NAME}` for all that was typed
+    /// behind it, or for `NAME` if that is nothing.
     pub hint: &'static str,
 }
 
@@ -108,12 +109,17 @@ fn explain(command: &Command, error: &Error, words: &[&str], table: &[Habit]) ->
 /// Returns the answer to a word of the table.
 fn answer(table: &[Habit], key: &str, word: &str, rest: &[&str]) -> Option<Failure> {
     let habit = table.iter().find(|habit| habit.words.contains(&key))?;
-    let rest = match rest.is_empty() {
-        true => "...".to_owned(),
-        false => rest.join(" "),
-    };
     let message = habit.message.replace("{word}", word);
-    let hint = habit.hint.replace("{rest}", &rest);
+    let mut hint = habit.hint.replace("{word}", word);
+    if let Some((before, after)) = hint.split_once("{rest|")
+        && let Some((default, after)) = after.split_once('}')
+    {
+        let rest = match rest.is_empty() {
+            true => default.to_owned(),
+            false => rest.join(" "),
+        };
+        hint = format!("{before}{rest}{after}");
+    }
     Some(Failure::new(ExitKind::Usage, message).hint(hint))
 }
 
@@ -173,7 +179,7 @@ mod tests {
         Habit {
             words: &["exec", "attach"],
             message: "no {word} yet",
-            hint: "try {rest}",
+            hint: "try {word} of {rest|NAME}!",
         },
         Habit {
             words: &["--rm", "-i"],
@@ -209,8 +215,8 @@ mod tests {
     #[test]
     fn words_of_the_table_are_answered_wherever_they_stand() {
         for (line, wanted) in [
-            ("tool exec x -p", "no exec yet\n  hint: try x -p"),
-            ("tool attach", "no attach yet\n  hint: try ..."),
+            ("tool exec x -p", "no exec yet\n  hint: try exec of x -p!"),
+            ("tool attach", "no attach yet\n  hint: try attach of NAME!"),
             ("tool --rm f", "no option --rm\n  hint: not needed"),
             ("tool f --rm", "no option --rm\n"),
             ("tool f --rm=true", "no option --rm\n"),

@@ -10,6 +10,7 @@ use smol_cli::{ExitKind, Failure, Interrupt, Progress, Session, paths};
 use smol_host::Backend;
 
 use crate::cli::RunArgs;
+use crate::habits;
 use crate::host::process::{self, Standard};
 use crate::host::terminal::Terminal;
 use crate::host::{background, emulated, instance};
@@ -69,7 +70,10 @@ fn note(progress: &Progress, text: &str) {
 
 /// Opens the bundle and checks its signature.
 fn open_trusted(path: &Path, args: &RunArgs, progress: &Progress) -> anyhow::Result<Bundle> {
-    let bundle = bundle::open(path)?;
+    let bundle = match bundle::open(path) {
+        Err(error) => return Err(habits::about_bundle(path).map_or(error, Into::into)),
+        Ok(bundle) => bundle,
+    };
     let keyring = match args.key.is_empty() {
         false => Keyring::named(&args.key)?,
         true => Keyring::of_folder(&paths::config_dir()?.join("trust"), |text| {
