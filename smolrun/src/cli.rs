@@ -70,6 +70,10 @@ pub struct RunArgs {
     #[arg(long, env = "SMOL_INSECURE_UNSIGNED", value_parser = BoolishValueParser::new())]
     pub insecure_unsigned: bool,
 
+    /// Read the whole file and check every byte before the start, also if it was unpacked before.
+    #[arg(long, env = "SMOL_VERIFY", value_parser = BoolishValueParser::new())]
+    pub verify: bool,
+
     /// Run in the background: return when the service runs, and print the instance's name. Ended,
     /// it stays listed (ps -a) with its log until it is removed (rm).
     #[arg(short = 'd', long, env = "SMOL_DETACH", value_parser = BoolishValueParser::new())]

@@ -8,6 +8,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixListener;
+use std::process::Stdio;
 
 use assert_cmd::Command;
 use smol_bundle::PrivateKey;
@@ -238,6 +239,52 @@ fn a_port_that_is_in_use_is_told_before_anything_starts() {
             told.contains("hint: choose another one: -p 127.0.0.1:PORT:80"),
             "{told}"
         );
+    }
+}
+
+#[test]
+fn a_port_that_the_bundle_does_not_declare_is_warned_about() {
+    let sample = Sample::new();
+    let warning = "smolrun: warning: sample listens on 80 by its Smolfile, not on 9999\n";
+    for (port, warned) in [("0:9999", true), ("0:80", false)] {
+        // What becomes of it then depends on the host.
+        let (_, told) = run(
+            &sample,
+            &["--insecure-unsigned", "--accel", "kvm", "-p", port],
+        );
+        assert_eq!(told.contains(warning), warned, "{told}");
+    }
+}
+
+#[test]
+fn a_reader_of_stdout_that_is_gone_is_no_error() {
+    let sample = Sample::new();
+    for args in [
+        &["ps"][..],
+        &["ps", "--all", "--json"],
+        &["--help"],
+        &["-h"],
+        &["--version"],
+        &["stop", "--help"],
+        &["completions", "bash"],
+        &["doctor"],
+        &["doctor", "--json"],
+    ] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_smolrun"));
+        command.env("SMOL_RUNTIME_DIR", sample.dir.path().join("run"));
+        command.env("SMOL_CACHE_DIR", sample.dir.path().join("cache"));
+        command.args(args).stdout(writer).stderr(Stdio::piped());
+        let child = command.spawn().unwrap().wait_with_output().unwrap();
+        let told = String::from_utf8(child.stderr).unwrap();
+        let code = child.status.code();
+        let may_fail = args[0] == "doctor"; // it is about this host
+        assert!(
+            code == Some(0) || may_fail && code == Some(5),
+            "{args:?}: {told}"
+        );
+        assert_eq!(told, "", "{args:?}");
     }
 }
 

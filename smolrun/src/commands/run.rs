@@ -17,6 +17,7 @@ use crate::host::{background, emulated, instance};
 use crate::images::bundle::{self, Has, absolute};
 use crate::images::{Images, Source};
 use crate::run::metrics::{Metrics, Moment};
+use crate::run::publish;
 use crate::run::report::End;
 use crate::run::spec::RunSpec;
 use crate::trust::Keyring;
@@ -30,6 +31,9 @@ pub fn run(args: &RunArgs, start: Moment) -> anyhow::Result<ExitCode> {
     let session = Session::new(args.shown.progress, interrupt);
     let path = args.bundle.as_deref().context("no bundle was named")?;
     let bundle = open_trusted(path, args, &session.progress)?;
+    if args.verify {
+        bundle::verify(&bundle, &session)?;
+    }
     let mut spec = spec_of(&bundle, path, args, start, &session.progress)?;
 
     let moment = Moment::now();
@@ -58,6 +62,8 @@ pub fn run(args: &RunArgs, start: Moment) -> anyhow::Result<ExitCode> {
 fn terminal(spec: &RunSpec, progress: Progress) -> Terminal {
     Terminal {
         machine: spec.config.name.clone(),
+        hint: publish::how_to_reach(&spec.config.name, &spec.config.ports, &spec.ports)
+            .filter(|_| spec.has.initramfs),
         progress,
         metrics_file: spec.metrics_file.clone(),
     }
@@ -105,6 +111,9 @@ fn spec_of(
         return Err(Failure::new(ExitKind::Usage, message)
             .hint("run it without -p")
             .into());
+    }
+    if let Some(warning) = publish::undeclared(&config.name, &config.ports, &args.publish) {
+        note(progress, &warning);
     }
     let root = instance::root()?;
     let name = match &args.name {

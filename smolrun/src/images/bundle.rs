@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use smol_bundle::{Bundle, ImageKind};
-use smol_cli::{ErrorExt, ExitKind};
+use smol_cli::{ErrorExt, ExitKind, Session, human};
 
 /// Which images a bundle holds, beside the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,6 +49,29 @@ pub fn open(path: &Path) -> anyhow::Result<Bundle> {
         (_, true) => error.kind(ExitKind::Usage).hint(hint),
         _ => error,
     })
+}
+
+/// Checks every byte of the file: also those that are in the cache already, from which the machine
+/// will run.
+///
+/// # Errors
+/// Of kind [`ExitKind::Verification`] if one is wrong.
+pub fn verify(bundle: &Bundle, session: &Session) -> anyhow::Result<()> {
+    let name = bundle.config().name.as_str();
+    let stage = session.stage("verify", &format!("verifying {name}"));
+    let verified = bundle.verify_all(&mut |done, total| stage.set(done, total));
+    verified.map_err(|error| {
+        let damaged = error.is_verification_failure();
+        let error = anyhow::Error::from(error);
+        let altered = format!("{} was altered or damaged", bundle.path().display());
+        match damaged {
+            true => error.context(altered).kind(ExitKind::Verification),
+            false => error,
+        }
+    })?;
+    stage.finish(&human::bytes(bundle.file_size()));
+    session.check()?;
+    Ok(())
 }
 
 /// Makes a path absolute.

@@ -457,6 +457,26 @@ fn a_flipped_bit_stops_a_machine_in_the_background_and_leaves_the_reason() {
     assert_eq!(cached(&scene), 0);
 }
 
+#[test]
+fn a_file_that_is_altered_after_it_was_unpacked_runs_from_the_cache_unless_it_is_to_be_verified() {
+    let Some(scene) = Scene::new(&far_kernel(["booted\n", "far: ", "\n"]), true, |_| {}) else {
+        return;
+    };
+    let verified = || scene.run().arg("--verify").output().unwrap();
+    assert_eq!(succeed(&verified()), "far: !\n");
+    assert!(is_unpacked(&scene));
+    flip(&scene, |frames| frames - 1);
+    assert_eq!(succeed(&scene.run().output().unwrap()), "far: !\n");
+    for more in [&[][..], &["-d"]] {
+        let output = scene.run().arg("--verify").args(more).output().unwrap();
+        assert_eq!(output.status.code(), Some(4), "{output:?}");
+        assert_eq!(text(&output.stdout), "");
+        let told = text(&output.stderr);
+        assert!(told.contains("was altered or damaged"), "{told}");
+    }
+    assert_eq!((cached(&scene), scene.instances()), (1, 0));
+}
+
 /// Keeps what is printed.
 #[derive(Clone, Default)]
 struct Printed(Arc<Mutex<Vec<u8>>>);

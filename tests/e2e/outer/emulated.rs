@@ -111,6 +111,7 @@ fn ctrl_c(host: &Host) {
     let mut command = host.tools.run(&host.bundle("service"), "emulated");
     let running = Running::start(command.args(["--accel", "emulated"]));
     running.await_stderr("service: restored in ");
+    running.await_stderr("service listens on 7777: add -p 17777:7777 to reach it\n");
     host.tools.ctrl_c_stops(running);
 }
 
