@@ -27,6 +27,7 @@ use crate::run::spec::ColdBoot;
 )]
 #[command(
     after_help = "Exit codes: 0 ok, 1 failed, 2 usage, 4 verification failed, 5 host unsuitable, 70 a bug in smol; \
+                        130 and 143 stopped by Ctrl-C and by SIGTERM; \
                         a machine in the foreground passes its service's own exit code on."
 )]
 pub struct Cli {
@@ -81,9 +82,18 @@ pub struct RunArgs {
     #[arg(long, env = "SMOL_INSECURE_UNSIGNED", value_parser = BoolishValueParser::new())]
     pub insecure_unsigned: bool,
 
-    /// Run in the background: return when the service runs, and print the instance's name.
+    /// Read the whole file and check every byte before the start, also if it was unpacked before.
+    #[arg(long, env = "SMOL_VERIFY", value_parser = BoolishValueParser::new())]
+    pub verify: bool,
+
+    /// Run in the background: return when the service runs, and print the instance's name. Ended,
+    /// it stays listed (ps -a) with its log until it is removed (rm).
     #[arg(short = 'd', long, env = "SMOL_DETACH", value_parser = BoolishValueParser::new())]
     pub detach: bool,
+
+    /// With -d: keep neither the log nor the exit code when the machine has ended.
+    #[arg(long, env = "SMOL_RM", value_parser = BoolishValueParser::new())]
+    pub rm: bool,
 
     /// Name of the instance [default: the machine's name and six hexadecimal digits].
     #[arg(long, env = "SMOL_NAME", value_parser = instance::check_name)]
@@ -114,30 +124,63 @@ pub struct RunArgs {
     pub shown: ProgressArg,
 }
 
+/// The machines that a command is about.
+#[derive(Debug, Args)]
+pub struct Which {
+    /// Names of instances.
+    #[arg(value_name = "NAME", required_unless_present = "all")]
+    pub names: Vec<String>,
+    /// All of them.
+    #[arg(long, conflicts_with = "names")]
+    pub all: bool,
+}
+
 /// The commands other than running.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// List the running machines.
     Ps {
+        /// List those that have ended, too: how, when and why.
+        #[arg(short, long)]
+        all: bool,
+        /// Just the names.
+        #[arg(short, long, conflicts_with = "json")]
+        quiet: bool,
         /// As a JSON array.
         #[arg(long)]
         json: bool,
     },
     /// Print what a machine's service has written (at least its last 16 MiB).
     Logs {
-        /// Name of the instance.
+        /// Name of the instance, running or ended.
         name: String,
         /// Go on until the machine ends.
         #[arg(short, long)]
         follow: bool,
     },
-    /// Stop a machine: SIGTERM to its service, after a while SIGKILL.
+    /// Stop machines: SIGTERM to the service, after a while SIGKILL.
     Stop {
-        /// Name of the instance.
-        name: String,
+        /// Which.
+        #[command(flatten)]
+        which: Which,
         /// Seconds between the two.
         #[arg(short, long, value_name = "SECS", default_value_t = GRACE.as_secs())]
         time: u64,
+    },
+    /// Wait until machines have ended, and print their exit codes.
+    Wait {
+        /// Names of instances.
+        #[arg(value_name = "NAME", required = true)]
+        names: Vec<String>,
+    },
+    /// Remove machines that have ended from the list, with their logs.
+    Rm {
+        /// Which.
+        #[command(flatten)]
+        which: Which,
+        /// Stop those that run first.
+        #[arg(short, long)]
+        force: bool,
     },
     /// Say what this host can do, and how to fix what it cannot.
     Doctor(JsonArg),
@@ -190,7 +233,7 @@ mod tests {
         assert!(cli.command.is_none() && cli.run.detach);
         assert_eq!(cli.run.publish.len(), 1);
         let cli = Cli::parse_from(["smolrun", "ps"]);
-        assert!(matches!(cli.command, Some(Command::Ps { json: false })));
+        assert!(matches!(cli.command, Some(Command::Ps { json: false, .. })));
     }
 
     #[test]

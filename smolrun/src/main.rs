@@ -1,7 +1,7 @@
 //! Runs .smolmachine bundles.
 //!
 //! ```text
-//! cli, main -> commands          one module a command
+//! cli, habits, main -> commands  one module a command
 //! commands::run                  open, trust, choose KVM or emulated host
 //!   -> images                    in the cache, or loaded lazily out of the bundle
 //!   -> host::process             the machine as an instance of this process, or
@@ -14,6 +14,7 @@
 
 mod cli;
 mod commands;
+mod habits;
 mod host;
 mod images;
 mod run;
@@ -25,9 +26,8 @@ use std::ffi::OsStr;
 use std::path::Path;
 use std::process::ExitCode;
 
-use clap::Parser;
-
-use crate::cli::{Cli, Command};
+use crate::cli::Command;
+use crate::commands::Shown;
 use crate::host::{background, emulated};
 use crate::run::metrics::Moment;
 
@@ -48,12 +48,17 @@ fn main() -> ExitCode {
         smol_machine::hv::prepare();
     }
     smol_cli::install_panic_hook();
-    let cli = Cli::parse();
+    let cli = match habits::parse() {
+        Ok(cli) => cli,
+        Err(failure) => return smol_cli::report(&failure.into()),
+    };
     let outcome = match &cli.command {
         None => commands::run(&cli.run, start),
-        Some(Command::Ps { json }) => commands::ps(*json),
+        Some(Command::Ps { all, quiet, json }) => commands::ps(*all, Shown::of(*quiet, *json)),
         Some(Command::Logs { name, follow }) => commands::logs(name, *follow),
-        Some(Command::Stop { name, time }) => commands::stop(name, *time),
+        Some(Command::Stop { which, time }) => commands::stop(&which.names, which.all, *time),
+        Some(Command::Wait { names }) => commands::wait(names),
+        Some(Command::Rm { which, force }) => commands::rm(&which.names, which.all, *force),
         Some(Command::Doctor(args)) => commands::doctor(args.json),
         Some(Command::Completions { shell }) => commands::completions(*shell),
         Some(Command::Man { folder }) => commands::man_pages(folder),

@@ -8,6 +8,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixListener;
+use std::process::Stdio;
 
 use assert_cmd::Command;
 use smol_bundle::PrivateKey;
@@ -181,10 +182,10 @@ fn a_missing_file_is_a_usage_error_that_speaks_of_registries() {
     let (code, told) = outcome(smolrun(&sample).arg("registry.example/redis:1"));
     assert_eq!(code, 2);
     assert!(
-        told.contains("error: cannot open registry.example/redis:1"),
+        told.contains("error: there is no file registry.example/redis:1"),
         "{told}"
     );
-    assert!(told.contains("hint: name a .smolmachine file"), "{told}");
+    assert!(told.contains("registries"), "{told}");
 }
 
 #[test]
@@ -242,6 +243,52 @@ fn a_port_that_is_in_use_is_told_before_anything_starts() {
 }
 
 #[test]
+fn a_port_that_the_bundle_does_not_declare_is_warned_about() {
+    let sample = Sample::new();
+    let warning = "smolrun: warning: sample listens on 80 by its Smolfile, not on 9999\n";
+    for (port, warned) in [("0:9999", true), ("0:80", false)] {
+        // What becomes of it then depends on the host.
+        let (_, told) = run(
+            &sample,
+            &["--insecure-unsigned", "--accel", "kvm", "-p", port],
+        );
+        assert_eq!(told.contains(warning), warned, "{told}");
+    }
+}
+
+#[test]
+fn a_reader_of_stdout_that_is_gone_is_no_error() {
+    let sample = Sample::new();
+    for args in [
+        &["ps"][..],
+        &["ps", "--all", "--json"],
+        &["--help"],
+        &["-h"],
+        &["--version"],
+        &["stop", "--help"],
+        &["completions", "bash"],
+        &["doctor"],
+        &["doctor", "--json"],
+    ] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_smolrun"));
+        command.env("SMOL_RUNTIME_DIR", sample.dir.path().join("run"));
+        command.env("SMOL_CACHE_DIR", sample.dir.path().join("cache"));
+        command.args(args).stdout(writer).stderr(Stdio::piped());
+        let child = command.spawn().unwrap().wait_with_output().unwrap();
+        let told = String::from_utf8(child.stderr).unwrap();
+        let code = child.status.code();
+        let may_fail = args[0] == "doctor"; // it is about this host
+        assert!(
+            code == Some(0) || may_fail && code == Some(5),
+            "{args:?}: {told}"
+        );
+        assert_eq!(told, "", "{args:?}");
+    }
+}
+
+#[test]
 fn a_name_that_would_leave_its_folder_is_a_usage_error() {
     let sample = Sample::new();
     let (code, told) = run(&sample, &["--insecure-unsigned", "--name", "../x"]);
@@ -250,14 +297,21 @@ fn a_name_that_would_leave_its_folder_is_a_usage_error() {
 }
 
 #[test]
-fn commands_about_a_machine_that_does_not_run_say_so() {
+fn commands_about_a_machine_that_is_not_there_say_so() {
     let sample = Sample::new();
-    for args in [&["stop", "x"][..], &["logs", "x"], &["logs", "-f", "x"]] {
+    for args in [
+        &["stop", "x"][..],
+        &["logs", "x"],
+        &["logs", "-f", "x"],
+        &["wait", "x"],
+        &["rm", "x"],
+        &["rm", "--force", "x"],
+    ] {
         let (code, told) = outcome(smolrun(&sample).args(args));
         assert_eq!(code, 1);
         assert_eq!(
             told,
-            "error: no machine named x is running\n  hint: no machine is running\n"
+            "error: there is no machine named x\n  hint: no machine is running, and none has ended\n"
         );
     }
 }

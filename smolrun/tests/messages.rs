@@ -1,11 +1,12 @@
 //! What smolrun prints, word for word: the tables in `tests/messages` (see [`messages`]).
 //!
-//! Their `$ sample FILE [--sign KEY]` writes a small bundle, which nothing can boot, into the folder
-//! of the table.
+//! Their `$ sample FILE [--sign KEY | --damaged]` writes a small bundle, which nothing can boot, into
+//! the folder of the table.
 
 // What of it is not used here, other tests use.
 #[allow(dead_code)]
 #[path = "../src/testing.rs"]
+#[allow(dead_code)] // other tests use the rest
 mod testing;
 
 use std::path::Path;
@@ -20,7 +21,8 @@ fn main() -> ExitCode {
     messages::main(&programs, "sample", sample)
 }
 
-/// Writes the bundle; with `--sign`, signed by a new key, whose public half goes to that file.
+/// Writes the bundle; with `--sign`, signed by a new key, whose public half goes to that file; with
+/// `--damaged`, with a wrong bit in its memory image.
 fn sample(arguments: &[String]) -> ExitCode {
     let sample = Sample::new();
     let [file, rest @ ..] = arguments else {
@@ -33,6 +35,13 @@ fn sample(arguments: &[String]) -> ExitCode {
         let key = PrivateKey::generate().unwrap();
         key.public().save(Path::new(public)).unwrap();
         smol_bundle::sign(Path::new(file), &key, Path::new(file)).unwrap();
+    }
+    if rest == ["--damaged"] {
+        let blob = sample.open().layout()[3].clone();
+        assert!(blob.media_type.contains("memory"), "{}", blob.media_type);
+        let mut bytes = std::fs::read(file).unwrap();
+        bytes[(blob.offset + blob.size / 2) as usize] ^= 1;
+        std::fs::write(file, bytes).unwrap();
     }
     ExitCode::SUCCESS
 }

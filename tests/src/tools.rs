@@ -82,18 +82,19 @@ impl Tools {
     }
 
     /// Presses Ctrl-C at a smolrun in the foreground, the only machine: its service is to say that it
-    /// stops, and nothing is left.
+    /// stops, the exit code that it was Ctrl-C, and nothing is left of it.
     #[track_caller]
     pub fn ctrl_c_stops(&self, running: Running) {
         running.signal(Signal::INT);
         let outcome = running.finish(LIMIT);
         assert_eq!(
             (outcome.code, outcome.stdout.as_str()),
-            (Some(0), "stopping\n"),
+            (Some(130), "stopping\n"),
             "{}",
             outcome.stderr
         );
-        assert_eq!(self.instances(), Vec::<String>::new());
+        assert_eq!(self.ps(), Vec::<Value>::new());
+        self.assert_left(&[]);
     }
 
     /// Returns what `smolrun ps --json` lists.
@@ -103,13 +104,16 @@ impl Tools {
         serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"))
     }
 
-    /// Returns the names in the runtime folder of instances.
-    pub fn instances(&self) -> Vec<String> {
-        support::names(&self.home.join("run/instances"))
+    /// Asserts that these machines, which have ended, and no others have left something; removes them.
+    #[track_caller]
+    pub fn assert_left(&self, names: &[&str]) {
+        assert_eq!(support::names(&self.home.join("run/instances")), names);
+        let removed = support::run(self.smolrun().args(["rm", "--all"])).succeed();
+        assert_eq!(removed.lines().collect::<Vec<_>>(), names);
     }
 }
 
-/// A machine in the background; ended on drop.
+/// A machine in the background; stopped and removed on drop.
 pub struct RunningMachine<'a> {
     tools: &'a Tools,
     /// Its name.
@@ -125,6 +129,18 @@ impl RunningMachine<'_> {
             .iter()
             .find(|record| record["name"] == self.name.as_str());
         ours.unwrap_or_else(|| panic!("{} is not in {records:?}", self.name))
+            .clone()
+    }
+
+    /// Returns its record in `ps --all`, once it has ended.
+    #[track_caller]
+    pub fn ended(&self) -> Value {
+        let mut command = self.tools.smolrun();
+        let text = support::run(command.args(["ps", "--all", "--json"])).succeed();
+        let records: Vec<Value> = serde_json::from_str(&text).expect("it is JSON");
+        let is_ours = |r: &&Value| r["name"] == self.name.as_str() && r["state"] == "ended";
+        let ours = records.iter().find(is_ours);
+        ours.unwrap_or_else(|| panic!("{} has not ended: {text}", self.name))
             .clone()
     }
 
@@ -179,5 +195,6 @@ impl Drop for RunningMachine<'_> {
             .smolrun()
             .args(["stop", &self.name, "--time", "0"])
             .output();
+        let _ = self.tools.smolrun().args(["rm", &self.name]).output();
     }
 }

@@ -15,7 +15,7 @@ use crate::host::instance;
 /// How often a followed log is read.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Prints the log of a running machine; with `follow`, until the machine ends.
+/// Prints the log of a machine, running or ended; with `follow`, until the machine ends.
 ///
 /// # Errors
 /// If there is no such machine, or its log cannot be read.
@@ -23,7 +23,10 @@ pub fn logs(name: &str, follow: bool) -> anyhow::Result<ExitCode> {
     let root = instance::root()?;
     let record = instance::find(&root, name)?;
     let mut log = instance::open_log(&root, &record.name)?;
-    let printed = show(&mut log, follow, &mut io::stdout().lock());
+    // A log without a name is that of a machine that has ended and is removed.
+    let follows =
+        |log: &File| Ok(follow && log.metadata()?.nlink() > 0 && instance::runs(&root, &record));
+    let printed = show(&mut log, follows, &mut io::stdout().lock());
     match printed {
         // The reader has closed the pipe.
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => {}
@@ -32,14 +35,19 @@ pub fn logs(name: &str, follow: bool) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn show(log: &mut File, follow: bool, out: &mut impl Write) -> io::Result<()> {
+/// Copies the log as long as it is to be followed.
+fn show(
+    log: &mut File,
+    follows: impl Fn(&File) -> io::Result<bool>,
+    out: &mut impl Write,
+) -> io::Result<()> {
     skip_hole(log)?;
     loop {
         // Checked before the copy, so that all that was written before the end is copied.
-        let ended = log.metadata()?.nlink() == 0;
+        let goes_on = follows(log)?;
         io::copy(log, out)?;
         out.flush()?;
-        if !follow || ended {
+        if !goes_on {
             return Ok(());
         }
         thread::sleep(POLL_INTERVAL);
@@ -83,7 +91,7 @@ mod tests {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(b"one\ntwo").unwrap();
         let mut shown = Vec::new();
-        show(&mut file, false, &mut shown).unwrap();
+        show(&mut file, |_| Ok(false), &mut shown).unwrap();
         assert_eq!(shown, b"one\ntwo");
     }
 
@@ -95,7 +103,7 @@ mod tests {
         let how = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         fallocate(&file, how, 0, 8192).unwrap();
         let mut shown = Vec::new();
-        show(&mut file, false, &mut shown).unwrap();
+        show(&mut file, |_| Ok(false), &mut shown).unwrap();
         let shown = String::from_utf8(shown).unwrap();
         assert!(shown.starts_with("line ") && shown.ends_with("line 1999\n"));
         assert!(shown.len() > 4000 && shown.len() <= lines.len() - 8192);
@@ -107,16 +115,18 @@ mod tests {
         let path = dir.path().join("log");
         let mut writer = File::create(&path).unwrap();
         let mut log = File::open(&path).unwrap();
+        let end = path.clone();
         let reader = thread::spawn(move || {
             let mut shown = Vec::new();
-            show(&mut log, true, &mut shown).unwrap();
+            let runs = |_: &File| Ok(path.exists());
+            show(&mut log, runs, &mut shown).unwrap();
             shown
         });
         for _ in 0..3 {
             writer.write_all(b"line\n").unwrap();
             thread::sleep(Duration::from_millis(60));
         }
-        std::fs::remove_file(&path).unwrap();
+        std::fs::remove_file(&end).unwrap();
         assert_eq!(reader.join().unwrap(), b"line\nline\nline\n");
     }
 }

@@ -1,37 +1,64 @@
 //! `smolrun ps`.
 
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use smol_cli::human;
+use smol_cli::human::{self, printable};
 
 use crate::host::instance::{self, Record, State};
 
-/// Lists the running machines.
+/// What is shown of each machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shown {
+    /// A line of a table.
+    Row,
+    /// The name.
+    Name,
+    /// All, as JSON.
+    Json,
+}
+
+impl Shown {
+    /// Returns what these options ask for.
+    pub fn of(quiet: bool, json: bool) -> Self {
+        match (quiet, json) {
+            (_, true) => Shown::Json,
+            (true, _) => Shown::Name,
+            _ => Shown::Row,
+        }
+    }
+}
+
+/// Lists the running machines; with `all`, those that have ended, too.
 ///
 /// # Errors
 /// If the runtime folder cannot be used.
-pub fn ps(json: bool) -> anyhow::Result<ExitCode> {
-    let records = instance::list(&instance::root()?);
-    if json {
-        return super::print(&(serde_json::to_string_pretty(&records)? + "\n"));
-    }
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |t| t.as_secs());
-    super::print(&table(&records, now))
+pub fn ps(all: bool, shown: Shown) -> anyhow::Result<ExitCode> {
+    let mut records = instance::list(&instance::root()?);
+    records.retain(|record| all || record.end.is_none());
+    super::print(&match shown {
+        Shown::Json => serde_json::to_string_pretty(&records)? + "\n",
+        Shown::Name => records.iter().map(|r| format!("{}\n", r.name)).collect(),
+        Shown::Row => table(&records, instance::now(), all),
+    })
 }
 
+const HEAD: [&str; 10] = [
+    "NAME", "MACHINE", "STATE", "ACCEL", "PID", "UP", "PORTS", "EXIT", "ENDED", "WHY",
+];
+/// How many columns there are without those about ends.
+const RUNNING: usize = 7;
+
 /// Columns as wide as they must be.
-fn table(records: &[Record], now: u64) -> String {
-    let head = ["NAME", "MACHINE", "STATE", "ACCEL", "PID", "UP", "PORTS"].map(String::from);
-    let rows: Vec<_> = std::iter::once(head)
+fn table(records: &[Record], now: u64, all: bool) -> String {
+    let count = if all { HEAD.len() } else { RUNNING };
+    let rows: Vec<_> = std::iter::once(HEAD.map(String::from))
         .chain(records.iter().map(|r| row(r, now)))
         .collect();
-    let mut widths = [0; 7];
+    let mut widths = [0; HEAD.len()];
     for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
-            *width = cell.len().max(*width);
+            *width = cell.chars().count().max(*width);
         }
     }
     let mut text = String::new();
@@ -39,6 +66,7 @@ fn table(records: &[Record], now: u64) -> String {
         let cells: Vec<_> = row
             .iter()
             .zip(widths)
+            .take(count)
             .map(|(cell, width)| format!("{cell:width$}"))
             .collect();
         text += cells.join("  ").trim_end();
@@ -47,7 +75,7 @@ fn table(records: &[Record], now: u64) -> String {
     text
 }
 
-fn row(record: &Record, now: u64) -> [String; 7] {
+fn row(record: &Record, now: u64) -> [String; HEAD.len()] {
     let ports: Vec<_> = record
         .ports
         .iter()
@@ -56,21 +84,36 @@ fn row(record: &Record, now: u64) -> [String; 7] {
     let state = match record.state {
         State::Starting => "starting",
         State::Running => "running",
+        State::Ended => "ended",
+    };
+    let since =
+        |then: u64, now: u64| human::duration(Duration::from_secs(now.saturating_sub(then)));
+    let (pid, until, [code, ended, why]) = match &record.end {
+        None => (record.pid.to_string(), now, Default::default()),
+        Some(end) => {
+            let ended = format!("{} ago", since(end.ended, now));
+            let about = [end.exit_code.to_string(), ended, printable(&end.reason)];
+            ("-".to_owned(), end.ended, about)
+        }
     };
     [
         record.name.clone(),
         record.machine.clone(),
         state.to_owned(),
         record.accel.clone(),
-        record.pid.to_string(),
-        human::duration(Duration::from_secs(now.saturating_sub(record.started))),
+        pid,
+        since(record.started, until),
         ports.join(", "),
+        code,
+        ended,
+        why,
     ]
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::instance::EndRecord;
     use std::path::Path;
 
     #[test]
@@ -78,14 +121,29 @@ mod tests {
         let mut record = Record::new("r", "redis", Path::new("/b"), "sha256:0", "kvm");
         (record.pid, record.started, record.state) = (42, 100, State::Running);
         record.ports = vec!["16379:6379".parse().unwrap()];
-        let text = table(&[record], 192);
+        let end = EndRecord {
+            ended: 103,
+            exit_code: 1,
+            reason: "failed: \x1b".into(),
+        };
+        let ended = Record::new("old", "redis", Path::new("/b"), "sha256:0", "emulated");
+        let ended = Record {
+            started: 100,
+            ..ended.ended(end)
+        };
         assert_eq!(
-            text,
+            table(&[record.clone()], 192, false),
             "NAME  MACHINE  STATE    ACCEL  PID  UP          PORTS\n\
              r     redis    running  kvm    42   1 min 32 s  127.0.0.1:16379->6379\n"
         );
         assert_eq!(
-            table(&[], 0),
+            table(&[ended, record], 192, true),
+            "NAME  MACHINE  STATE    ACCEL     PID  UP          PORTS                  EXIT  ENDED           WHY\n\
+             old   redis    ended    emulated  -    3.00 s                             1     1 min 29 s ago  failed: \\u{1b}\n\
+             r     redis    running  kvm       42   1 min 32 s  127.0.0.1:16379->6379\n"
+        );
+        assert_eq!(
+            table(&[], 0, false),
             "NAME  MACHINE  STATE  ACCEL  PID  UP  PORTS\n"
         );
     }

@@ -10,12 +10,14 @@ use smol_cli::{ExitKind, Failure, Interrupt, Progress, Session, paths};
 use smol_host::{Backend, GuestKind};
 
 use crate::cli::RunArgs;
+use crate::habits;
 use crate::host::process::{self, Standard};
 use crate::host::terminal::Terminal;
 use crate::host::{background, emulated, instance};
 use crate::images::bundle::{self, Has, absolute};
 use crate::images::{Images, Source};
 use crate::run::metrics::{Metrics, Moment};
+use crate::run::publish;
 use crate::run::report::End;
 use crate::run::spec::{ColdBoot, RunSpec};
 use crate::trust::Keyring;
@@ -29,6 +31,9 @@ pub fn run(args: &RunArgs, start: Moment) -> anyhow::Result<ExitCode> {
     let session = Session::new(args.shown.progress, interrupt);
     let path = args.bundle.as_deref().context("no bundle was named")?;
     let bundle = open_trusted(path, args, &session.progress)?;
+    if args.verify {
+        bundle::verify(&bundle, &session)?;
+    }
     let mut spec = spec_of(&bundle, path, args, start, &session.progress)?;
 
     let moment = Moment::now();
@@ -46,16 +51,19 @@ pub fn run(args: &RunArgs, start: Moment) -> anyhow::Result<ExitCode> {
     session.check()?;
     let report = Arc::new(terminal(&spec, session.progress));
     let end = process::run(&spec, images, Standard::Output, report, &session.interrupt)?;
-    if end == End::Killed {
-        // If it was by a signal to this process, the exit code tells which.
-        session.interrupt.check()?;
+    match session.interrupt.check() {
+        // A signal to this process has stopped it: the exit code tells which, as in a shell.
+        Err(signal) if end == End::Killed => Err(signal.into()),
+        Err(signal) => Ok(smol_cli::exit_kind(&signal.into()).into()),
+        Ok(()) => Ok(end.code().into()),
     }
-    Ok(end.exit_code())
 }
 
 fn terminal(spec: &RunSpec, progress: Progress) -> Terminal {
     Terminal {
         machine: spec.config.name.clone(),
+        hint: publish::how_to_reach(&spec.config.name, &spec.config.ports, &spec.ports)
+            .filter(|_| spec.has.initramfs),
         progress,
         metrics_file: spec.metrics_file.clone(),
     }
@@ -68,7 +76,10 @@ fn note(progress: &Progress, text: &str) {
 
 /// Opens the bundle and checks its signature.
 fn open_trusted(path: &Path, args: &RunArgs, progress: &Progress) -> anyhow::Result<Bundle> {
-    let bundle = bundle::open(path)?;
+    let bundle = match bundle::open(path) {
+        Err(error) => return Err(habits::about_bundle(path).map_or(error, Into::into)),
+        Ok(bundle) => bundle,
+    };
     let keyring = match args.key.is_empty() {
         false => Keyring::named(&args.key)?,
         true => Keyring::of_folder(&paths::config_dir()?.join("trust"), |text| {
@@ -101,6 +112,9 @@ fn spec_of(
             .hint("run it without -p")
             .into());
     }
+    if let Some(warning) = publish::undeclared(&config.name, &config.ports, &args.publish) {
+        note(progress, &warning);
+    }
     let root = instance::root()?;
     let name = match &args.name {
         Some(name) => instance::check_free(&root, name).map(|()| name.clone())?,
@@ -129,6 +143,7 @@ fn spec_of(
         has,
         ports: args.publish.clone(),
         cold: args.cold_boot(),
+        auto_remove: args.rm,
         verbose: args.verbose,
         emulated: selected.accel == Backend::Emulated,
         metrics_file: args.metrics_file.as_deref().map(absolute).transpose()?,

@@ -23,26 +23,48 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often it is checked whether the machine has ended.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Stops a machine, and returns when it is gone. Prints its name.
+/// Stops machines, all at once, and returns when they have ended. Prints their names. One that has
+/// ended already is as it should be.
 ///
 /// # Errors
 /// If there is no such machine, or it cannot be stopped.
-pub fn stop(name: &str, seconds: u64) -> anyhow::Result<ExitCode> {
+pub fn stop(names: &[String], all: bool, seconds: u64) -> anyhow::Result<ExitCode> {
     let root = instance::root()?;
-    let record = instance::find(&root, name)?;
     let grace = Duration::from_secs(seconds).min(MAX_GRACE);
-    match ask(&root, name, grace) {
+    let records = super::named(&root, names, all, |record| record.end.is_none());
+    let stop = |record: anyhow::Result<Record>| {
+        let record = record?;
+        stop_machine(&root, &record, grace).map(|()| record.name)
+    };
+    thread::scope(|scope| {
+        let stops = records.into_iter().map(|r| scope.spawn(|| stop(r)));
+        let stops: Vec<_> = stops.collect();
+        super::each(stops.into_iter().map(|stopped| {
+            let name = stopped.join().ok().context("a thread has died")??;
+            smol_cli::print(&format!("{name}\n")).map_err(Into::into)
+        }))
+    })
+}
+
+/// Stops the machine, and returns when it has ended.
+///
+/// # Errors
+/// If it cannot be stopped.
+pub fn stop_machine(root: &Path, record: &Record, grace: Duration) -> anyhow::Result<()> {
+    if record.end.is_some() {
+        return Ok(());
+    }
+    match ask(root, &record.name, grace) {
         Ok(Answer::Accepted) => {}
-        Ok(Answer::OtherVersion(version)) => return Err(other_version(&record, version)),
+        Ok(Answer::OtherVersion(version)) => return Err(other_version(record, version)),
         // The machine has ended meanwhile, or its process does not listen.
         Ok(Answer::Refused(_)) | Err(_) => {
-            if instance::runs(&root, &record) {
-                kill(&record)?;
+            if instance::runs(root, record) {
+                kill(record)?;
             }
         }
     }
-    wait_until_gone(&root, &record)?;
-    super::print(&format!("{name}\n"))
+    wait_until_released(root, record)
 }
 
 /// Makes the request and waits for the process to end, which closes the connection.
@@ -97,9 +119,9 @@ fn kill(record: &Record) -> anyhow::Result<()> {
     }
 }
 
-fn wait_until_gone(root: &Path, record: &Record) -> anyhow::Result<()> {
+fn wait_until_released(root: &Path, record: &Record) -> anyhow::Result<()> {
     let until = Instant::now() + KILL_TIMEOUT;
-    while instance::runs(root, record) {
+    while !instance::is_released(root, record) {
         if Instant::now() > until {
             let message = format!("{} still runs (process {})", record.name, record.pid);
             return Err(Failure::new(ExitKind::Failed, message).into());

@@ -6,7 +6,7 @@
 //! closed, its stderr is the instance's log.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader};
+use std::io::{self, BufRead, BufReader, Write as _};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, ExitCode, Stdio};
 use std::sync::Arc;
@@ -52,7 +52,7 @@ pub fn start(
         match messages.recv_timeout(POLL_INTERVAL) {
             Ok(Message::Note(text)) => terminal.note(&text),
             Ok(Message::Up(up)) => {
-                println!("{}", spec.name);
+                smol_cli::print(&format!("{}\n", spec.name))?;
                 terminal.up(&up)?;
                 return Ok(ExitCode::SUCCESS);
             }
@@ -143,7 +143,11 @@ pub fn main() -> anyhow::Result<ExitCode> {
             )
         });
     if !parent.waits.load(Ordering::SeqCst) {
-        return outcome.map(|end| end.exit_code());
+        // Nobody sees it: the record has it, and the log has the error.
+        return Ok(match outcome {
+            Ok(end) => end.code().into(),
+            Err(error) => smol_cli::exit_kind(&error).into(),
+        });
     }
     let message = match &outcome {
         Ok(end) => Message::ended(*end),
@@ -167,7 +171,8 @@ impl Report for Parent {
     fn note(&self, text: &str) {
         match self.waits.load(Ordering::SeqCst) {
             true => self.lines.note(text),
-            false => eprintln!("smolrun: {text}"),
+            // Into the log, which may be full.
+            false => drop(writeln!(io::stderr(), "smolrun: {text}")),
         }
     }
 

@@ -198,6 +198,7 @@ impl<F: FnOnce(&Up)> Relay<'_, F> {
         self.is_up.store(true, Ordering::SeqCst);
         let up = Up {
             ports: self.ports.clone(),
+            metrics: self.metrics.clone(),
             ..inner
         };
         if let Some(running) = self.running.take() {
@@ -356,6 +357,9 @@ mod tests {
             ports: vec!["16379:80".parse().unwrap()],
             metrics: Metrics {
                 open_ms: Some(1.0),
+                emulated_host_ms: Some(3000.0),
+                // It was known before the machine was up inside.
+                total_ms: Some(4500.0),
                 ..Metrics::default()
             },
             running: Some(|up: &Up| told = Some(up.clone())),
@@ -365,6 +369,7 @@ mod tests {
             restored: true,
             took_ms: 1500.0,
             ports: vec!["0.0.0.0:20000:80".parse().unwrap()],
+            metrics: Metrics::default(),
         };
         let metrics = Metrics {
             total_ms: Some(2.0),
@@ -383,7 +388,10 @@ mod tests {
         let lines = reported.0.into_inner().unwrap();
         assert_eq!(
             lines,
-            ["note", "m: restored in 1.50 s, 127.0.0.1:16379 -> 80"]
+            [
+                "note",
+                "m: restored in 1.50 s (4.50 s with the start of the emulated host), 127.0.0.1:16379 -> 80"
+            ]
         );
         assert!(is_up.into_inner() && told.unwrap().ports[0].guest == 80);
     }

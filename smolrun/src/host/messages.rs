@@ -121,6 +121,7 @@ mod tests {
             restored: true,
             took_ms: 1.5,
             ports: vec!["1:2".parse().unwrap()],
+            metrics: Metrics::default(),
         };
         for message in [
             Message::Up(up),

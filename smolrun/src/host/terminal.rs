@@ -12,6 +12,8 @@ use crate::run::report::{Report, Up};
 pub struct Terminal {
     /// Name of the machine.
     pub machine: String,
+    /// What to say when the service runs, below the line about that.
+    pub hint: Option<String>,
     /// The display.
     pub progress: Progress,
     /// `--metrics-file`.
@@ -25,6 +27,9 @@ impl Report for Terminal {
 
     fn up(&self, up: &Up) -> io::Result<()> {
         self.progress.note(&up.line(&self.machine));
+        if let Some(hint) = &self.hint {
+            self.progress.note(hint);
+        }
         Ok(())
     }
 

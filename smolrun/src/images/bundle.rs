@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use smol_bundle::{Bundle, ImageKind};
-use smol_cli::{ErrorExt, ExitKind};
+use smol_cli::{ErrorExt, ExitKind, Session, human};
 
 /// Which images a bundle holds, beside the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,12 +43,35 @@ pub fn open(path: &Path) -> anyhow::Result<Bundle> {
     let verification = error.is_verification_failure();
     let absent = matches!(&error, smol_bundle::Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound);
     let error = anyhow::Error::from(error);
-    let hint = "name a .smolmachine file; bundles in a registry cannot be run by reference yet";
+    let hint = "name a .smolmachine file that is there";
     Err(match (verification, absent) {
         (true, _) => error.kind(ExitKind::Verification),
         (_, true) => error.kind(ExitKind::Usage).hint(hint),
         _ => error,
     })
+}
+
+/// Checks every byte of the file: also those that are in the cache already, from which the machine
+/// will run.
+///
+/// # Errors
+/// Of kind [`ExitKind::Verification`] if one is wrong.
+pub fn verify(bundle: &Bundle, session: &Session) -> anyhow::Result<()> {
+    let name = bundle.config().name.as_str();
+    let stage = session.stage("verify", &format!("verifying {name}"));
+    let verified = bundle.verify_all(&mut |done, total| stage.set(done, total));
+    verified.map_err(|error| {
+        let damaged = error.is_verification_failure();
+        let error = anyhow::Error::from(error);
+        let altered = format!("{} was altered or damaged", bundle.path().display());
+        match damaged {
+            true => error.context(altered).kind(ExitKind::Verification),
+            false => error,
+        }
+    })?;
+    stage.finish(&human::bytes(bundle.file_size()));
+    session.check()?;
+    Ok(())
 }
 
 /// Makes a path absolute.

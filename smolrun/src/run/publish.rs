@@ -55,9 +55,90 @@ impl fmt::Display for Publish {
     }
 }
 
+/// Returns the line that says how to reach a machine that declares ports, if none is forwarded.
+pub fn how_to_reach(machine: &str, declared: &[u16], forwarded: &[Publish]) -> Option<String> {
+    if declared.is_empty() || !forwarded.is_empty() {
+        return None;
+    }
+    let option = |port: &u16| {
+        // Low ports need privileges, and the guest's own number is often taken.
+        let here = port.checked_add(10_000).unwrap_or(*port);
+        format!("-p {here}:{port}")
+    };
+    let options: Vec<_> = declared.iter().map(option).collect();
+    let (ports, options) = (list(declared), options.join(" "));
+    Some(format!(
+        "{machine} listens on {ports}: add {options} to reach it"
+    ))
+}
+
+/// Returns the warning about ports that are forwarded, but not among those that the machine declares.
+/// A machine that declares none may listen anywhere.
+pub fn undeclared(machine: &str, declared: &[u16], forwarded: &[Publish]) -> Option<String> {
+    let guests = forwarded.iter().map(|port| port.guest);
+    let others: Vec<_> = guests.filter(|port| !declared.contains(port)).collect();
+    if declared.is_empty() || others.is_empty() {
+        return None;
+    }
+    let (others, declared) = (list(&others), list(declared));
+    Some(format!(
+        "warning: {machine} listens on {declared} by its Smolfile, not on {others}"
+    ))
+}
+
+fn list(ports: &[u16]) -> String {
+    let ports: Vec<_> = ports.iter().map(u16::to_string).collect();
+    ports.join(", ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_machine_whose_ports_are_not_forwarded_says_how_to_reach_them() {
+        let forwarded = ["1:80".parse().unwrap()];
+        for (declared, forwarded, line) in [
+            (&[][..], &[][..], None),
+            (
+                &[6379],
+                &[],
+                Some("m listens on 6379: add -p 16379:6379 to reach it"),
+            ),
+            (
+                &[80, 60000],
+                &[],
+                Some("m listens on 80, 60000: add -p 10080:80 -p 60000:60000 to reach it"),
+            ),
+            (&[80, 443], &forwarded, None),
+        ] {
+            assert_eq!(how_to_reach("m", declared, forwarded).as_deref(), line);
+        }
+    }
+
+    #[test]
+    fn a_port_that_is_not_declared_is_warned_about() {
+        let ports = |texts: &[&str]| -> Vec<Publish> {
+            texts.iter().map(|text| text.parse().unwrap()).collect()
+        };
+        for (declared, forwarded, line) in [
+            (&[][..], &["1:80"][..], None),
+            (&[80], &["1:80", "2:80"], None),
+            (
+                &[8000],
+                &["18000:9999"],
+                Some("warning: m listens on 8000 by its Smolfile, not on 9999"),
+            ),
+            (
+                &[80, 443],
+                &["1:80", "2:81", "3:82"],
+                Some("warning: m listens on 80, 443 by its Smolfile, not on 81, 82"),
+            ),
+        ] {
+            let warning = undeclared("m", declared, &ports(forwarded));
+            assert_eq!(warning.as_deref(), line);
+        }
+    }
 
     fn parse(text: &str) -> Result<String, String> {
         text.parse::<Publish>().map(|p| p.to_string())

@@ -29,6 +29,8 @@ pub struct RunSpec {
     pub ports: Vec<Publish>,
     /// When it is booted instead of being restored.
     pub cold: ColdBoot,
+    /// Whether nothing of it is to stay when it has ended in the background.
+    pub auto_remove: bool,
     /// Shows the guest's consoles and progress.
     pub verbose: bool,
     /// Runs in an emulated host.
@@ -80,6 +82,7 @@ pub fn sample() -> RunSpec {
         },
         ports: Vec::new(),
         cold: ColdBoot::Fallback,
+        auto_remove: false,
         verbose: false,
         emulated: false,
         metrics_file: None,

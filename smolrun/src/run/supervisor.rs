@@ -326,18 +326,19 @@ impl<F: FnOnce(&Up)> Supervision<'_, F> {
             self.deadline = None;
         }
         let took_ms = self.begin.elapsed_ms();
+        self.metrics.up_ms = Some(took_ms);
+        self.metrics.total_ms = Some(self.spec.start.elapsed_ms());
         let up = Up {
             restored: self.restored,
             took_ms,
             ports: ports.iter().map(|p| p.publish).collect(),
+            metrics: self.metrics.clone(),
         };
         if let Some(vsock) = &self.vsock
             && let Err(e) = ports::serve(ports, vsock, &self.outputs.output, &self.report)
         {
             return self.fail(format!("cannot forward ports: {e}"));
         }
-        self.metrics.up_ms = Some(took_ms);
-        self.metrics.total_ms = Some(self.spec.start.elapsed_ms());
         self.measure();
         if let Some(running) = self.running.take() {
             running(&up);

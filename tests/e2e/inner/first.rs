@@ -156,7 +156,7 @@ fn flipped(host: &InnerHost) {
         "{told}"
     );
     assert!(!her.is_unpacked());
-    assert_eq!(her.tools.instances(), Vec::<String>::new());
+    her.tools.assert_left(&[]);
 }
 
 /// Where KVM walks page tables itself, for all that can be known, it is unpacked before.

@@ -13,8 +13,12 @@ use smol_tests::support::{self, LIMIT, Running, ask, eventually, exchange, free_
 pub fn tests<'a>(suite: &mut Suite<'a>, host: &'a InnerHost) {
     suite.group("lifecycle");
     suite.test(
-        "a machine in the background is listed, has a log, is stopped and leaves nothing",
+        "a machine in the background is listed, has a log, is stopped and stays listed as that",
         || background(host),
+    );
+    suite.test(
+        "a service in the background that ends leaves its exit code and its log",
+        || own_end(host),
     );
     suite.test(
         "the service's exit code is that of smolrun in the foreground",
@@ -26,11 +30,11 @@ pub fn tests<'a>(suite: &mut Suite<'a>, host: &'a InnerHost) {
         || stubborn(host),
     );
     suite.test(
-        "a killed smolrun leaves no process and frees its port and its name",
+        "a killed smolrun leaves no process, frees its port and its name, and is listed as that",
         || killed(host),
     );
     suite.test(
-        "a port that is in use is told and nothing is started",
+        "a port that is in use is told, also in the record of a machine in the background",
         || port_in_use(host),
     );
     suite.test("connections side by side bring every byte", || {
@@ -64,7 +68,25 @@ fn background(host: &InnerHost) {
         "its port is still open"
     );
     assert_eq!(host.tools.ps(), Vec::<serde_json::Value>::new());
-    assert_eq!(host.tools.instances(), Vec::<String>::new());
+    assert_eq!(machine.ended()["reason"], "stopped");
+    assert!(machine.log().ends_with("here I am\nstopping\n"));
+    host.tools.assert_left(&["life"]);
+}
+
+fn own_end(host: &InnerHost) {
+    let machine = host.tools.start(&host.service(), "own-end", &[7777]);
+    let port = machine.port(7777);
+    ask(port, "say a last word");
+    ask(port, "exit 7");
+    let mut wait = host.tools.smolrun();
+    assert_eq!(run(wait.args(["wait", "own-end"])).succeed(), "7\n");
+    let record = machine.ended();
+    assert_eq!(
+        (&record["exit_code"], &record["reason"]),
+        (&7.into(), &"exit code 7".into())
+    );
+    assert!(machine.log().ends_with("a last word\n"));
+    host.tools.assert_left(&["own-end"]);
 }
 
 fn exit_code(host: &InnerHost) {
@@ -74,7 +96,7 @@ fn exit_code(host: &InnerHost) {
     let outcome = running.finish(LIMIT);
     assert_eq!(outcome.code, Some(7), "{outcome:?}");
     assert_eq!(outcome.stdout, "a last word\n");
-    assert_eq!(host.tools.instances(), Vec::<String>::new());
+    host.tools.assert_left(&[]);
 }
 
 fn ctrl_c(host: &InnerHost) {
@@ -109,7 +131,7 @@ fn killed(host: &InnerHost) {
         TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok()
     });
     assert_eq!(host.tools.ps(), Vec::<serde_json::Value>::new());
-    assert_eq!(host.tools.instances(), Vec::<String>::new());
+    assert_eq!(machine.ended()["reason"], "killed");
     let again = host.tools.start(&host.service(), "victim", &[7777]);
     assert_eq!(ask(again.port(7777), "recall"), "the past");
 }
@@ -124,8 +146,9 @@ fn port_in_use(host: &InnerHost) {
             told.contains(&format!("port {port} on 127.0.0.1 is already in use")),
             "{told}"
         );
+        assert_eq!(host.tools.ps(), Vec::<serde_json::Value>::new());
     }
-    assert_eq!(host.tools.instances(), Vec::<String>::new());
+    host.tools.assert_left(&["late"]);
 }
 
 fn many_bytes(host: &InnerHost) {

@@ -7,7 +7,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use smol_tests::host::Host;
 use smol_tests::suite::Suite;
 use smol_tests::support::{
-    self, LIMIT, Running, ask, await_gone, descendants, eventually, free_port, run,
+    LIMIT, Running, ask, await_gone, descendants, eventually, free_port, run,
 };
 
 pub fn tests<'a>(suite: &mut Suite<'a>, host: &'a Host) {
@@ -32,7 +32,7 @@ pub fn tests<'a>(suite: &mut Suite<'a>, host: &'a Host) {
         early_ctrl_c(host)
     });
     suite.test(
-        "in an emulated host a machine in the background leaves nothing when it is killed",
+        "in an emulated host a machine in the background leaves no process when it is killed",
         || killed(host),
     );
 }
@@ -59,7 +59,7 @@ fn foreground(host: &Host) {
         outcome.stderr
     );
     await_gone(&below, LIMIT);
-    assert_eq!(host.tools.instances(), Vec::<String>::new());
+    host.tools.assert_left(&[]);
 }
 
 fn cpu_model(host: &Host) {
@@ -101,7 +101,7 @@ fn older_cpu(host: &Host) {
     let outcome = running.finish(LIMIT);
     assert_eq!(
         (outcome.code, outcome.stdout.as_str()),
-        (Some(0), "serving\nstopping\n"),
+        (Some(130), "serving\nstopping\n"),
         "{}",
         outcome.stderr
     );
@@ -111,6 +111,7 @@ fn ctrl_c(host: &Host) {
     let mut command = host.tools.run(&host.bundle("service"), "emulated");
     let running = Running::start(command.args(["--accel", "emulated"]));
     running.await_stderr("service: restored in ");
+    running.await_stderr("service listens on 7777: add -p 17777:7777 to reach it\n");
     host.tools.ctrl_c_stops(running);
 }
 
@@ -126,7 +127,7 @@ fn early_ctrl_c(host: &Host) {
     let outcome = running.finish(LIMIT);
     assert_eq!(outcome.code, Some(130), "{}", outcome.stderr);
     await_gone(&below, LIMIT);
-    assert_eq!(host.tools.instances(), Vec::<String>::new());
+    host.tools.assert_left(&[]);
 }
 
 fn killed(host: &Host) {
@@ -152,8 +153,6 @@ fn killed(host: &Host) {
             .then_some(())
     });
     assert_eq!(host.tools.ps(), Vec::<serde_json::Value>::new());
-    assert_eq!(
-        support::names(&host.tools.home.join("run/instances")),
-        Vec::<String>::new()
-    );
+    assert_eq!(machine.ended()["reason"], "killed");
+    host.tools.assert_left(&["doomed"]);
 }

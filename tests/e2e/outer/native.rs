@@ -48,11 +48,11 @@ fn native(host: &Host) {
         });
         running.signal(Signal::INT);
         let outcome = running.finish(LIMIT);
-        assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+        assert_eq!(outcome.code, Some(130), "{}", outcome.stderr);
         let printed = outcome.stdout.trim_start();
         assert!(printed.starts_with("round 1\nround 2\n"), "{printed}");
     }
-    assert_eq!(host.tools.instances(), Vec::<String>::new());
+    host.tools.assert_left(&[]);
 }
 
 /// A file system that is smaller than the bundle.

@@ -93,7 +93,7 @@ fn wrong_key(host: &Host) {
     assert!(told.contains("is refused"), "{told}");
     let told = run(host.tools.smolrun().arg(&bundle)).fail(4);
     assert!(told.contains("is refused"), "{told}");
-    assert_eq!(host.tools.instances(), Vec::<String>::new());
+    host.tools.assert_left(&[]);
 }
 
 fn skopeo(host: &Host) {

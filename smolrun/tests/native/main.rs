@@ -1,6 +1,8 @@
 //! Real machines without Linux: a kernel of forty bytes, which even a software KVM runs, booted,
 //! restored, stopped and detached by the real program. Without /dev/kvm there is nothing to test.
 
+mod ended;
+
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::FileExt;
@@ -247,7 +249,22 @@ impl Scene {
         command
     }
 
-    /// The names of the instances that have left something.
+    /// Waits until this many machines have ended, and returns what `ps` says of them.
+    fn ended(&self, count: usize) -> Vec<serde_json::Value> {
+        let until = Instant::now() + LIMIT;
+        loop {
+            let output = self.smolrun().args(["ps", "-a", "--json"]).output();
+            let listed = succeed(&output.unwrap());
+            let machines: Vec<serde_json::Value> = serde_json::from_str(&listed).unwrap();
+            if machines.len() == count && machines.iter().all(|m| m["state"] == "ended") {
+                return machines;
+            }
+            assert!(Instant::now() < until, "it does not end: {listed}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// How many instances have left something.
     fn instances(&self) -> usize {
         fs::read_dir(self.dir.path().join("run/instances"))
             .unwrap()
@@ -418,7 +435,7 @@ fn a_flipped_bit_in_the_working_set_stops_the_machine_before_it_says_anything() 
 }
 
 #[test]
-fn a_flipped_bit_stops_a_machine_in_the_background_and_leaves_nothing() {
+fn a_flipped_bit_stops_a_machine_in_the_background_and_leaves_the_reason() {
     let Some(scene) = Scene::new(&far_kernel(["booted\n", "far: ", "\n"]), true, |_| {}) else {
         return;
     };
@@ -426,12 +443,39 @@ fn a_flipped_bit_stops_a_machine_in_the_background_and_leaves_nothing() {
     let output = scene.run().arg("-d").output().unwrap();
     // It may be up before it needs the page.
     assert!(matches!(output.status.code(), Some(0 | 4)), "{output:?}");
-    let until = Instant::now() + LIMIT;
-    while scene.instances() > 0 {
-        assert!(Instant::now() < until, "it does not end");
-        std::thread::sleep(Duration::from_millis(10));
+    let told = text(&output.stderr);
+    let [machine] = scene.ended(1).try_into().unwrap();
+    assert_eq!(machine["exit_code"], 4);
+    let reason = machine["reason"].as_str().unwrap();
+    assert!(reason.starts_with("failed: "), "{machine}");
+    // The log has the error, whoever else was told.
+    let name = machine["name"].as_str().unwrap();
+    let log = succeed(&scene.smolrun().args(["logs", name]).output().unwrap());
+    assert!(log.contains("blake3"), "{log}");
+    if output.status.code() == Some(4) {
+        assert!(told.contains("blake3"), "{told}");
     }
     assert_eq!(cached(&scene), 0);
+}
+
+#[test]
+fn a_file_that_is_altered_after_it_was_unpacked_runs_from_the_cache_unless_it_is_to_be_verified() {
+    let Some(scene) = Scene::new(&far_kernel(["booted\n", "far: ", "\n"]), true, |_| {}) else {
+        return;
+    };
+    let verified = || scene.run().arg("--verify").output().unwrap();
+    assert_eq!(succeed(&verified()), "far: !\n");
+    assert!(is_unpacked(&scene));
+    flip(&scene, |frames| frames - 1);
+    assert_eq!(succeed(&scene.run().output().unwrap()), "far: !\n");
+    for more in [&[][..], &["-d"]] {
+        let output = scene.run().arg("--verify").args(more).output().unwrap();
+        assert_eq!(output.status.code(), Some(4), "{output:?}");
+        assert_eq!(text(&output.stdout), "");
+        let told = text(&output.stderr);
+        assert!(told.contains("was altered or damaged"), "{told}");
+    }
+    assert_eq!((cached(&scene), scene.instances()), (1, 0));
 }
 
 /// Keeps what is printed.
@@ -518,10 +562,8 @@ fn the_first_start_in_the_background_runs_out_of_the_bundle_and_leaves_it_unpack
         let meanwhile = told["on_demand"].as_bool().unwrap_or_default();
         assert_eq!(meanwhile, on_demand && start == 0, "{told}");
     }
-    let until = Instant::now() + LIMIT;
-    while scene.instances() > 0 {
-        assert!(Instant::now() < until, "it does not end");
-        std::thread::sleep(Duration::from_millis(10));
+    for machine in scene.ended(2) {
+        assert_eq!(machine["reason"], "exit code 0");
     }
 }
 
@@ -569,7 +611,7 @@ fn a_signal_stops_it_and_leaves_nothing() {
     let Some(scene) = Scene::new(&kernel(&["booted\n"], false), false, |_| {}) else {
         return;
     };
-    for number in [libc::SIGINT, libc::SIGTERM] {
+    for (number, code) in [(libc::SIGINT, 130), (libc::SIGTERM, 143)] {
         let mut child = scene
             .run()
             .stdout(Stdio::piped())
@@ -578,7 +620,7 @@ fn a_signal_stops_it_and_leaves_nothing() {
             .unwrap();
         let _rest = await_line(&mut child, "booted");
         signal(&child, number);
-        assert_eq!(await_end(&mut child).code(), Some(0));
+        assert_eq!(await_end(&mut child).code(), Some(code));
         assert_eq!(scene.instances(), 0);
     }
 }
@@ -655,7 +697,7 @@ fn a_detached_machine_is_listed_has_a_log_and_is_stopped() {
     );
     assert_eq!(await_end(&mut follower).code(), Some(0));
     rest.read_to_string(&mut String::new()).unwrap();
-    assert_eq!(scene.instances(), 0);
+    assert_eq!(scene.ended(1)[0]["reason"], "stopped");
     let metrics: serde_json::Value = serde_json::from_slice(&fs::read(metrics).unwrap()).unwrap();
     for key in [
         "open_ms",
@@ -670,11 +712,9 @@ fn a_detached_machine_is_listed_has_a_log_and_is_stopped() {
             "{key}: {metrics}"
         );
     }
-    let gone = scene.smolrun().args(["stop", "d"]).output().unwrap();
-    assert_eq!(gone.status.code(), Some(1));
-    assert!(
-        text(&gone.stderr).contains("no machine named d is running"),
-        "{gone:?}"
+    assert_eq!(
+        succeed(&scene.smolrun().args(["stop", "d"]).output().unwrap()),
+        "d\n"
     );
 }
 
@@ -690,7 +730,8 @@ fn a_detached_machine_that_cannot_run_is_reported_by_the_one_who_started_it() {
         text(&output.stderr).contains("cannot boot the machine"),
         "{output:?}"
     );
-    assert_eq!(scene.instances(), 0);
+    let reason = &scene.ended(1)[0]["reason"];
+    assert_eq!(reason, "failed: cannot boot the machine");
 }
 
 #[test]
