@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use smol_bundle::{Bundle, BundleSpec, Digest, ImageKind};
 use smol_cli::{ExitKind, Interrupt};
 use smol_rootfs::erofs::{self, Mtimes, Options};
-use smol_rootfs::{CopySpec, Device, Node, Tree};
+use smol_rootfs::{CopySpec, Device, Ignore, Node, Tree};
 use smolbuild::input::{BundleInput, InputDirs};
 use smolbuild::lock::{InputFile, Role};
 use smolbuild::rootfs::{RootfsSpec, build};
@@ -66,6 +66,7 @@ impl Scene {
             dest: dest.to_string(),
             mode: None,
             owner: None,
+            ignore: Ignore::default(),
         });
         let lock = lock(vec![InputFile {
             role: Role::Base,

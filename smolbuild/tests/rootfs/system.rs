@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anyhow::Result;
 use smol_cli::Interrupt;
-use smol_rootfs::CopySpec;
+use smol_rootfs::{CopySpec, Ignore};
 use smolbuild::fetch::Net;
 use smolbuild::input::debian::Chosen;
 use smolbuild::input::{DebianInput, DirInput, Input, InputDirs, TarInput, debian};
@@ -54,6 +54,7 @@ fn an_image_has_mount_points_and_a_name_for_localhost() {
         dest: "/etc/passwd".into(),
         mode: None,
         owner: None,
+        ignore: Ignore::default(),
     }];
     fs::create_dir(scratch.path().join("empty")).unwrap();
     let empty = DirInput(Spanned::new(0..0, "empty".into()));
