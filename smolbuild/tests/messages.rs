@@ -2,6 +2,7 @@
 //!
 //! Their `$ smolfile KEY=VALUE...` runs smolbuild on a Smolfile that is complete but for these lines
 //! of TOML, such as `service.cmd = ["a && b"]`, each of which replaces the usual one of its key.
+//! `$ sh -c '...'` is the shell, to write and to look at files.
 
 use std::process::{Command, ExitCode};
 
@@ -18,7 +19,8 @@ const USUAL: [(&str, &str); 4] = [
 ];
 
 fn main() -> ExitCode {
-    messages::main(&[("smolbuild", SMOLBUILD)], "smolfile", smolfile)
+    let programs = [("smolbuild", SMOLBUILD), ("sh", "/bin/sh")];
+    messages::main(&programs, "smolfile", smolfile)
 }
 
 fn smolfile(lines: &[String]) -> ExitCode {

@@ -152,7 +152,10 @@ impl Tree {
         relative: &[u8],
         options: &DirOptions,
     ) -> Result<()> {
-        let slashes = relative.iter().enumerate().filter(|(_, byte)| **byte == b'/');
+        let slashes = relative
+            .iter()
+            .enumerate()
+            .filter(|(_, byte)| **byte == b'/');
         let ends: Vec<usize> = slashes.map(|(at, _)| at).chain([relative.len()]).collect();
         for part in ends.into_iter().map(|end| &relative[..end]) {
             let host = path.join(OsStr::from_bytes(part));

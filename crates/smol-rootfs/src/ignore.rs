@@ -57,7 +57,11 @@ pub struct BrokenPattern {
 
 impl fmt::Display for BrokenPattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "line {}: {:?} is not a pattern: {}", self.line, self.text, self.why)
+        write!(
+            f,
+            "line {}: {:?} is not a pattern: {}",
+            self.line, self.text, self.why
+        )
     }
 }
 
@@ -109,6 +113,12 @@ impl Patterns {
         Ok(Self { list, matcher })
     }
 
+    /// The patterns with their numbers, as [`Patterns::new`] takes them.
+    pub fn lines(&self) -> impl Iterator<Item = (usize, &str)> {
+        let patterns = self.list.iter();
+        patterns.map(|pattern| (pattern.line, pattern.text.as_str()))
+    }
+
     /// The pattern that leaves this path out, if one does.
     fn ignoring(&self, path: &Path) -> Option<&Pattern> {
         // Translated patterns match files and directories alike.
@@ -125,7 +135,12 @@ impl Patterns {
         let negated = self.list.iter().filter(|pattern| pattern.negated);
         let mut fixed = negated.map(Pattern::fixed_parts);
         // One of the two begins with the other.
-        fixed.any(|fixed| fixed.iter().zip(&path).all(|(a, b)| a.as_bytes() == b.as_bytes()))
+        fixed.any(|fixed| {
+            fixed
+                .iter()
+                .zip(&path)
+                .all(|(a, b)| a.as_bytes() == b.as_bytes())
+        })
     }
 }
 
@@ -330,8 +345,16 @@ mod tests {
             ("**/*.go", "a/b/c.go", true),
             ("**/*.go", "c.go", true),
             ("*.md\n!README.md", "README.md", false),
-            ("*.md\n!README*.md\nREADME-secret.md", "README-secret.md", true),
-            ("*.md\nREADME-secret.md\n!README*.md", "README-secret.md", false),
+            (
+                "*.md\n!README*.md\nREADME-secret.md",
+                "README-secret.md",
+                true,
+            ),
+            (
+                "*.md\nREADME-secret.md\n!README*.md",
+                "README-secret.md",
+                false,
+            ),
             ("x", "x", true),
             ("x", "a/x", false),
             ("x", "x/deep/inside", true),
@@ -366,7 +389,10 @@ mod tests {
     fn a_line_that_is_no_pattern_is_named() {
         for (lines, expected) in [
             ("ok\n!", "line 2: \"!\" is not a pattern: it names nothing"),
-            ("../x", "line 1: \"../x\" is not a pattern: it leads out of the folder"),
+            (
+                "../x",
+                "line 1: \"../x\" is not a pattern: it leads out of the folder",
+            ),
             (
                 "\n# c\n[a",
                 "line 3: \"[a\" is not a pattern: unclosed character class; missing ']'",

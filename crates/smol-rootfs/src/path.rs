@@ -148,4 +148,3 @@ pub(crate) fn below(folder: &[u8], path: &[u8]) -> Vec<u8> {
         false => [folder, b"/", path].concat(),
     }
 }
-

@@ -76,7 +76,7 @@ pub fn current(
         pins = input.pin(base_dir, kept.rootfs, &mut lock, interrupt)?;
         for copy in copies {
             let (src, fixed) = (copy.src.get_ref(), copy.mode.is_some());
-            let copied = files::copy(base_dir, src, fixed, interrupt)?;
+            let copied = files::copy(base_dir, src, &copy.exclude, fixed, interrupt)?;
             lock.copies.push(copied);
         }
     }

@@ -10,6 +10,7 @@ use smol_rootfs::{CopySpec, Device, Ignore, Node, Tree};
 use smolbuild::input::{BundleInput, InputDirs};
 use smolbuild::lock::{InputFile, Role};
 use smolbuild::rootfs::{RootfsSpec, build};
+use smolbuild::source_dir::SourceDir;
 use toml::Spanned;
 
 use crate::bundles::{bundle_spec, write_bundle};
@@ -80,7 +81,7 @@ impl Scene {
             epoch: EPOCH,
         };
         let dirs = InputDirs {
-            base_dir: self.scratch.path(),
+            base_dir: &SourceDir::bare(self.scratch.path()),
             downloads: &self.path("downloads"),
             cache: &self.path("cache"),
             scratch: self.scratch.path(),

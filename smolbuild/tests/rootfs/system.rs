@@ -13,6 +13,7 @@ use smolbuild::input::debian::Chosen;
 use smolbuild::input::{DebianInput, DirInput, Input, InputDirs, TarInput, debian};
 use smolbuild::lock::{Debian, Lock, PackagePin};
 use smolbuild::rootfs::{RootfsImage, RootfsSpec, build};
+use smolbuild::source_dir::SourceDir;
 use toml::Spanned;
 
 use crate::common::*;
@@ -33,7 +34,7 @@ fn build_in(
         epoch: 1_700_000_000,
     };
     let dirs = InputDirs {
-        base_dir: scratch,
+        base_dir: &SourceDir::bare(scratch),
         downloads: &scratch.join("downloads"),
         cache: &scratch.join(format!("cache-{out}")),
         scratch,

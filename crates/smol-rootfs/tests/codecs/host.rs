@@ -244,7 +244,14 @@ fn owners_are_looked_up_in_the_image() {
 fn what_is_ignored_is_left_out_and_folders_come_with_what_is_taken_in_again() {
     let scratch = tempfile::tempdir().unwrap();
     let src = scratch.path().join("app");
-    for file in ["main.py", "main.pyc", "cache/a", "cache/deep/keep", "cache/deep/b", "lib/x.pyc"] {
+    for file in [
+        "main.py",
+        "main.pyc",
+        "cache/a",
+        "cache/deep/keep",
+        "cache/deep/b",
+        "lib/x.pyc",
+    ] {
         let file = src.join(file);
         fs::create_dir_all(file.parent().unwrap()).unwrap();
         fs::write(file, "").unwrap();
@@ -276,7 +283,8 @@ fn what_is_ignored_is_left_out_and_folders_come_with_what_is_taken_in_again() {
 fn a_folder_of_which_nothing_is_taken_is_told_with_the_pattern() {
     let scratch = tempfile::tempdir().unwrap();
     fs::create_dir(scratch.path().join("cache")).unwrap();
-    let ignore = |text: &str| Ignore::default().and(Arc::new(Patterns::parse(text).unwrap()), "app");
+    let ignore =
+        |text: &str| Ignore::default().and(Arc::new(Patterns::parse(text).unwrap()), "app");
     let hiding = |text: &str| {
         let found = ignore(text);
         let found = found.hiding_all(scratch.path()).unwrap();
