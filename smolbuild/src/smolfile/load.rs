@@ -32,6 +32,17 @@ impl Loaded {
         path.push(".lock");
         path.into()
     }
+
+    /// What names it on a command line, after a space; nothing in the current folder.
+    pub fn argument(&self) -> String {
+        let folder = folder::of(&self.path);
+        let is_default = self.path.file_name().is_some_and(|name| name == "Smolfile");
+        match (is_default, folder == Path::new(".")) {
+            (true, true) => String::new(),
+            (true, false) => format!(" {}", folder.display()),
+            (false, _) => format!(" {}", self.path.display()),
+        }
+    }
 }
 
 /// Reads a Smolfile, given its path or its folder's, and checks that the files it names exist.
