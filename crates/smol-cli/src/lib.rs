@@ -8,10 +8,11 @@
 //! | [`paths`] | cache, config and runtime folders by the XDG Base Directory Specification |
 //! | [`session`] | progress and interrupt of one run of a command, as one value |
 //! | [`args`] | command line arguments that several commands have |
+//! | [`habits`] | what a program answers to the habits of other tools' users |
 //! | [`human`] | sizes and durations for people |
 //! | [`manual`] | man pages and completions for shells, made from a command line |
 //!
-//! Results go to stdout and belong to the binaries; everything here writes to stderr only.
+//! Results go to stdout, by [`print()`]; everything else here writes to stderr only.
 //!
 //! ```no_run
 //! use smol_cli::{ErrorExt, ExitKind};
@@ -34,6 +35,7 @@
 
 pub mod args;
 pub mod error;
+pub mod habits;
 pub mod human;
 pub mod manual;
 pub mod paths;
@@ -46,12 +48,25 @@ pub use progress::{Mode, Progress, Stage};
 pub use session::Session;
 pub use signals::Interrupt;
 
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal, Write};
+
+/// Prints a result on stdout. It is no failure if the reader has closed the pipe, as `head` does:
+/// it has all that it wants.
+///
+/// # Errors
+/// If stdout cannot be written for another reason (a full disk).
+pub fn print(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error),
+        _ => Ok(()),
+    }
+}
 
 /// Returns whether stderr takes colours: it is a terminal, `NO_COLOR` is unset or empty
 /// (<https://no-color.org>) and `TERM` is not `dumb`.
 pub fn colour_on_stderr() -> bool {
     let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
     let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
-    std::io::stderr().is_terminal() && !set("NO_COLOR") && !dumb
+    io::stderr().is_terminal() && !set("NO_COLOR") && !dumb
 }
