@@ -71,7 +71,8 @@ pub fn check(source: String, path: &Path, base_dir: PathBuf) -> anyhow::Result<L
     let shown = path.display().to_string();
     let failure = |diagnostics: Vec<Diagnostic>| {
         let text = render(&diagnostics, &shown, &source, smol_cli::colour_on_stderr());
-        Failure::rendered(ExitKind::Usage, text)
+        let mistakes = diagnostics.iter().map(|one| one.mistake(&shown, &source));
+        Failure::mistakes(ExitKind::Usage, text, mistakes.collect())
     };
     let smolfile = parse(&source).map_err(failure)?;
     let lock = format!("{}.lock", path.file_name().unwrap_or_default().display());
