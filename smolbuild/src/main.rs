@@ -30,10 +30,9 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Reproduce(args) => commands::reproduce::run(&args, &interrupt)?,
         Command::Kernel(args) => commands::kernel::run(&args, &interrupt)?,
         Command::Doctor(args) => commands::doctor::run(&args)?,
-        Command::Completions { shell } => print!(
-            "{}",
-            manual::completions("smolbuild", &Cli::command(), shell)
-        ),
+        Command::Completions { shell } => {
+            smol_cli::print(&manual::completions("smolbuild", &Cli::command(), shell))?
+        }
         Command::Man { folder } => manual::man_pages(Cli::command(), &folder)?,
         Command::ReleaseKernel { folder } => commands::kernel::release(&folder, &interrupt)?,
         Command::BootJob { file } => smolbuild::boot::emulated::inner(&file, &interrupt)?,

@@ -126,7 +126,7 @@ fn report(
     let plan = &sealed.plan;
     let laps = progress.waterfall();
     if args.conditions.shown.progress != smol_cli::progress::Mode::Json {
-        eprint!("{}", render_waterfall(&laps, WIDTH));
+        let _ = std::io::stderr().write_all(render_waterfall(&laps, WIDTH).as_bytes());
     }
     if let Some(path) = &args.metadata_file {
         let facts = json!({
@@ -146,13 +146,16 @@ fn report(
     } else {
         " --insecure-unsigned"
     };
-    println!(
-        "{}  {}  {}  {}",
+    smol_cli::print(&format!(
+        "{}  {}  {}  {}\n",
         plan.name,
         human::bytes(written.file_size),
         written.digest,
         out.display()
-    );
-    println!("run it:  smolrun {}{ports}{trust}", out.display());
+    ))?;
+    smol_cli::print(&format!(
+        "run it:  smolrun {}{ports}{trust}\n",
+        out.display()
+    ))?;
     Ok(())
 }

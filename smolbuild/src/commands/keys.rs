@@ -33,12 +33,15 @@ pub fn keygen(args: &Keygen) -> Result<()> {
     let key = PrivateKey::generate().classify()?;
     key.save(&args.output).classify()?;
     key.public().save(&public_path).classify()?;
-    println!("private key  {}   keep it secret", args.output.display());
-    println!(
-        "public key   {}   give it to those who run your bundles",
+    smol_cli::print(&format!(
+        "private key  {}   keep it secret\n",
+        args.output.display()
+    ))?;
+    smol_cli::print(&format!(
+        "public key   {}   give it to those who run your bundles\n",
         public_path.display()
-    );
-    println!("key id       {}", key.public().id());
+    ))?;
+    smol_cli::print(&format!("key id       {}\n", key.public().id()))?;
     Ok(())
 }
 
@@ -52,7 +55,7 @@ pub fn sign(args: &Sign) -> Result<()> {
     let key = load_private(&args.key)?;
     let out = args.output.as_deref().unwrap_or(&args.bundle);
     let digest = smol_bundle::sign(&args.bundle, &key, out).classify()?;
-    println!("{digest} signed by {}", key.public().id());
+    smol_cli::print(&format!("{digest} signed by {}\n", key.public().id()))?;
     Ok(())
 }
 

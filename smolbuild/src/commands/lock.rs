@@ -26,12 +26,16 @@ pub fn run(args: &Lock, interrupt: &Interrupt) -> Result<()> {
         let file = loaded.lock_path();
         let only: Vec<&str> = args.only.iter().map(|part| part.name()).collect();
         match only.is_empty() {
-            true => println!("{} is up to date", file.display()),
-            false => println!("{}: {} up to date", file.display(), only.join(", ")),
+            true => smol_cli::print(&format!("{} is up to date\n", file.display()))?,
+            false => smol_cli::print(&format!(
+                "{}: {} up to date\n",
+                file.display(),
+                only.join(", ")
+            ))?,
         }
     }
     for change in changes {
-        println!("{change}");
+        smol_cli::print(&format!("{change}\n"))?;
     }
     Ok(())
 }

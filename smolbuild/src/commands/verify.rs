@@ -17,10 +17,10 @@ pub fn run(args: &Verify) -> Result<()> {
     let bundle = open_bundle(&args.bundle)?;
     bundle.verify_all(&mut |_, _| {}).classify()?;
     if args.insecure_unsigned {
-        println!(
-            "{} is intact; its signature was not checked",
+        smol_cli::print(&format!(
+            "{} is intact; its signature was not checked\n",
             bundle.digest()
-        );
+        ))?;
         return Ok(());
     }
     let signer = bundle
@@ -32,6 +32,9 @@ pub fn run(args: &Verify) -> Result<()> {
             )
         })
         .kind(ExitKind::Verification)?;
-    println!("{} is intact and signed by {signer}", bundle.digest());
+    smol_cli::print(&format!(
+        "{} is intact and signed by {signer}\n",
+        bundle.digest()
+    ))?;
     Ok(())
 }
