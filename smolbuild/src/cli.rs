@@ -222,15 +222,12 @@ pub struct Sign {
 pub struct Verify {
     /// Bundle to check
     pub bundle: PathBuf,
-    /// Public key that must have signed it; may be repeated, one suffices
-    #[arg(
-        long,
-        value_name = "PUB",
-        required_unless_present = "insecure_unsigned"
-    )]
+    /// Public key that must have signed it, instead of those in the trust folder (trust/*.pub in smol's
+    /// config folder); may be repeated, one suffices
+    #[arg(long, value_name = "PUB", env = "SMOL_KEY")]
     pub key: Vec<PathBuf>,
-    /// Check integrity alone, whoever made it
-    #[arg(long, conflicts_with = "key")]
+    /// Pass a bundle that is intact, even if it is not signed, or by unknown keys only
+    #[arg(long, env = "SMOL_INSECURE_UNSIGNED", value_parser = BoolishValueParser::new())]
     pub insecure_unsigned: bool,
 }
 

@@ -23,7 +23,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Lock(args) => commands::lock::run(&args, &interrupt)?,
         Command::Keygen(args) => commands::keys::keygen(&args)?,
         Command::Sign(args) => commands::keys::sign(&args)?,
-        Command::Verify(args) => commands::verify::run(&args)?,
+        Command::Verify(args) => commands::verify::run(&args, &interrupt)?,
         Command::Inspect(args) => commands::inspect::run(&args)?,
         // Its exit code says whether they are the same.
         Command::Diff(args) => return commands::diff::run(&args, &interrupt),

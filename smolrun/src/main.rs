@@ -19,7 +19,6 @@ mod images;
 mod run;
 #[cfg(test)]
 mod testing;
-mod trust;
 
 use std::ffi::OsStr;
 use std::path::Path;

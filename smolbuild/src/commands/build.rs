@@ -9,7 +9,6 @@ use serde_json::{Value, json};
 use smol_cli::progress::render_waterfall;
 use smol_cli::{ExitKind, Failure, Interrupt, Progress, Session, human};
 
-use super::keys;
 use crate::cli::Build;
 use crate::environment::EnvironmentInputs;
 use crate::folder;
@@ -34,7 +33,11 @@ pub fn run(args: &Build, interrupt: &Interrupt) -> Result<()> {
 }
 
 fn build(args: &Build, loaded: &Loaded, session: &Session) -> Result<()> {
-    let key = args.sign.as_deref().map(keys::load_private).transpose()?;
+    let key = args
+        .sign
+        .as_deref()
+        .map(smol_trust::load_private)
+        .transpose()?;
     let no_prebuilt = args.conditions.kernel.no_prebuilt;
     let kernels = ReadyKernels::of_process(args.no_cache, no_prebuilt)?;
     let environment = EnvironmentInputs::of_process(kernels)?;
