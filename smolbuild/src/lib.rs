@@ -34,6 +34,7 @@ pub mod error;
 pub mod extract;
 pub mod fetch;
 pub mod folder;
+pub mod habits;
 pub mod hash;
 pub mod initramfs;
 pub mod input;

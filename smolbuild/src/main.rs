@@ -2,18 +2,16 @@
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser};
+use clap::CommandFactory;
 use smol_cli::{Interrupt, manual};
 use smolbuild::cli::{Cli, Command};
-use smolbuild::commands;
+use smolbuild::{commands, habits};
 
 fn main() -> ExitCode {
     smol_host::emulated::init::main_if_requested();
     smol_cli::install_panic_hook();
-    match run(Cli::parse()) {
-        Ok(code) => code,
-        Err(error) => smol_cli::report(&error),
-    }
+    let outcome = habits::parse().map_err(anyhow::Error::from).and_then(run);
+    outcome.unwrap_or_else(|error| smol_cli::report(&error))
 }
 
 fn run(cli: Cli) -> anyhow::Result<ExitCode> {

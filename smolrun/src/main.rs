@@ -18,6 +18,7 @@ mod host;
 mod images;
 mod run;
 #[cfg(test)]
+#[allow(dead_code)] // other tests use the rest
 mod testing;
 
 use std::ffi::OsStr;

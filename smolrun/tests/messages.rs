@@ -4,6 +4,7 @@
 //! of the table.
 
 #[path = "../src/testing.rs"]
+#[allow(dead_code)] // other tests use the rest
 mod testing;
 
 use std::path::Path;

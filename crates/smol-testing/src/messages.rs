@@ -12,7 +12,7 @@ use trycmd::TestCases;
 use trycmd::schema::Bin;
 
 /// Set where a table runs its helper, which is the test program itself.
-const HELPER: &str = "SMOL_TEST_HELPER";
+const HELPER: &str = "MESSAGES_HELPER";
 
 /// Runs each table in `tests/messages` as a test. A line `$ helper ...` runs `helper` with these
 /// arguments, in the folder of the table.

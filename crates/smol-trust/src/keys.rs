@@ -107,8 +107,7 @@ mod tests {
             let folder = Folder::new(private, public);
             let text = told(&folder, load_private(&folder.path(public)));
             let expected = format!(
-                "error: cannot use the key {public}: this is a public key; signing needs the private \
-                 key\n  hint: its private key is {private}\n"
+                "error: {public}: this is a public key; signing needs the private key\n  hint: its private key is {private}\n"
             );
             assert_eq!(text, expected);
             // Another one's is not named.

@@ -25,6 +25,8 @@ pub fn run(args: &Build, interrupt: &Interrupt) -> Result<()> {
     let name = loaded.as_ref().ok().map(|it| it.smolfile.name.clone());
     let outcome = loaded.and_then(|loaded| build(args, &loaded, &session));
     if let (Err(error), Some(file)) = (&outcome, &args.metadata_file)
+        // Where there is no folder, that is the error, or one of the next build.
+        && folder::of(file).is_dir()
         && let Err(why) = write_metadata(file, &failed(name, error, &session.progress))
     {
         session.note(&format!("{why:#}"));
