@@ -17,6 +17,7 @@ const OUR_CRATES: &[(&str, &[&str])] = &[
     ("smol-rootfs", &[]),
     // What tests share. No other may depend on it but for its tests.
     ("smol-testing", &[]),
+    ("smol-trust", &["smol-bundle", "smol-cli"]),
     ("smol-host", &["smol-cli", "smol-machine"]),
     (
         "smolbuild",
@@ -27,6 +28,7 @@ const OUR_CRATES: &[(&str, &[&str])] = &[
             "smol-machine",
             "smol-protocol",
             "smol-rootfs",
+            "smol-trust",
         ],
     ),
     (
@@ -37,6 +39,7 @@ const OUR_CRATES: &[(&str, &[&str])] = &[
             "smol-host",
             "smol-machine",
             "smol-protocol",
+            "smol-trust",
         ],
     ),
 ];

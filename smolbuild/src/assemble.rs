@@ -100,16 +100,20 @@ fn build_rootfs(
     context: BuildContext,
 ) -> Result<PathBuf> {
     rootfs.input().fetch(lock, dirs.cache, context)?;
-    let copies = plan.copies.iter().map(|copy| CopySpec {
-        src: plan.host_path(copy.src.get_ref()),
-        dest: copy.dest.clone(),
-        mode: copy.mode,
-        owner: copy.owner.clone(),
+    let copies = plan.copies.iter().map(|copy| {
+        let src = copy.src.get_ref();
+        Ok(CopySpec {
+            src: plan.host_path(src),
+            dest: copy.dest.clone(),
+            mode: copy.mode,
+            owner: copy.owner.clone(),
+            ignore: plan.base_dir.ignore(src, &copy.exclude)?,
+        })
     });
     let spec = RootfsSpec {
         input: rootfs.input(),
         lock,
-        copies: &copies.collect::<Vec<_>>(),
+        copies: &copies.collect::<Result<Vec<_>>>()?,
         epoch: plan.epoch(),
     };
     let input_dirs = InputDirs {

@@ -8,6 +8,7 @@ use smol_cli::args::{JsonArg, ProgressArg};
 use smol_cli::manual::Shell;
 use smol_host::AccelArg;
 
+use crate::lock::Part;
 use crate::smolfile::DEFAULT_RECIPE;
 
 /// Turns a Smolfile into a running Linux machine, frozen at the moment it became ready, packed
@@ -33,7 +34,7 @@ pub struct Cli {
 pub enum Command {
     /// Build a machine (the default command)
     Build(Build),
-    /// Renew the lock file: the newest packages, and all inputs as they are now
+    /// Renew the lock file, or parts of it: the newest packages, and all inputs as they are now
     Lock(Lock),
     /// Build a bundle again from the Smolfile and the lock in it, and compare
     Reproduce(Reproduce),
@@ -162,6 +163,9 @@ pub struct Lock {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub smolfile: SmolfileArg,
+    /// Renew these parts alone; may be repeated, or a list by commas
+    #[arg(long, value_name = "PART", value_enum, value_delimiter = ',')]
+    pub only: Vec<Part>,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub downloads: OfflineArg,
@@ -218,15 +222,12 @@ pub struct Sign {
 pub struct Verify {
     /// Bundle to check
     pub bundle: PathBuf,
-    /// Public key that must have signed it; may be repeated, one suffices
-    #[arg(
-        long,
-        value_name = "PUB",
-        required_unless_present = "insecure_unsigned"
-    )]
+    /// Public key that must have signed it, instead of those in the trust folder (trust/*.pub in smol's
+    /// config folder); may be repeated, one suffices
+    #[arg(long, value_name = "PUB", env = "SMOL_KEY")]
     pub key: Vec<PathBuf>,
-    /// Check integrity alone, whoever made it
-    #[arg(long, conflicts_with = "key")]
+    /// Pass a bundle that is intact, even if it is not signed, or by unknown keys only
+    #[arg(long, env = "SMOL_INSECURE_UNSIGNED", value_parser = BoolishValueParser::new())]
     pub insecure_unsigned: bool,
 }
 

@@ -170,7 +170,9 @@ fn create(place: &Path) -> std::io::Result<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::input::files;
     use crate::smolfile::Workload;
+    use crate::source_dir::SourceDir;
 
     const SMOLFILE: &str = r#"
         name = "x"
@@ -289,6 +291,68 @@ mod tests {
             assert!(!matches!(outcome, Ok(missing) if missing.is_empty()));
             assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
         }
+    }
+
+    #[test]
+    fn what_was_ignored_is_in_neither_lock_nor_image_and_the_rest_is_locked_alike_once_extracted() {
+        let scratch = tempfile::tempdir().unwrap();
+        for file in [
+            "app/run",
+            "app/lib/data",
+            "app/lib/x.pyc",
+            "app/log",
+            "conf/app.conf",
+        ] {
+            let file = scratch.path().join(file);
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
+            fs::write(file, "x").unwrap();
+        }
+        fs::write(scratch.path().join(".smolignore"), "app/log").unwrap();
+        let smolfile = SMOLFILE.replace("/srv\"", "/srv\"\nexclude = [\"**/*.pyc\"]");
+        let smolfile = smolfile::parse(&smolfile).unwrap();
+        let Workload::Service { copies, .. } = smolfile.workload else {
+            unreachable!()
+        };
+        let interrupt = Interrupt::detached().unwrap();
+        let lock = |dir: &SourceDir| -> Vec<CopySource> {
+            let locked = copies.iter().map(|copy| {
+                let src = copy.src.get_ref();
+                files::copy(dir, src, &copy.exclude, false, &interrupt).unwrap()
+            });
+            locked.collect()
+        };
+        let dir = SourceDir::open(scratch.path(), "Smolfile.lock").unwrap();
+        let locked = lock(&dir);
+        let mut image = Tree::new();
+        for copy in &copies {
+            let src = copy.src.get_ref();
+            let spec = smol_rootfs::CopySpec {
+                src: dir.join(src),
+                dest: copy.dest.clone(),
+                mode: None,
+                owner: None,
+                ignore: dir.ignore(src, &copy.exclude).unwrap(),
+            };
+            image.copy(&spec).unwrap();
+        }
+        let names: Vec<String> = image
+            .walk()
+            .map(|(path, ..)| String::from_utf8(path).unwrap())
+            .collect();
+        let expected = [
+            "",
+            "etc",
+            "etc/app.conf",
+            "srv",
+            "srv/lib",
+            "srv/lib/data",
+            "srv/run",
+        ];
+        assert_eq!(names, expected);
+        let into = tempfile::tempdir().unwrap();
+        let missing = restore(&copies, &locked, &image, into.path(), &interrupt).unwrap();
+        assert_eq!(missing, [""; 0]);
+        assert_eq!(lock(&SourceDir::bare(into.path())), locked);
     }
 
     #[test]

@@ -20,7 +20,7 @@
 //! to a Smolfile. [`fetch`] downloads source packages.
 //! [`diff`] says what differs between two bundles; [`extract`] takes copied files back out of one, so
 //! that it can be built again. [`hash`] takes digests of files,
-//! [`folder`] their folders.
+//! [`folder`] their folders; [`source_dir`] is the folder of a Smolfile, without what is ignored.
 
 pub mod assemble;
 pub mod boot;
@@ -34,6 +34,7 @@ pub mod error;
 pub mod extract;
 pub mod fetch;
 pub mod folder;
+pub mod habits;
 pub mod hash;
 pub mod initramfs;
 pub mod input;
@@ -46,5 +47,6 @@ pub mod prepare;
 pub mod resolve;
 pub mod rootfs;
 pub mod smolfile;
+pub mod source_dir;
 pub mod subprocess;
 pub mod work;

@@ -2,18 +2,16 @@
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser};
+use clap::CommandFactory;
 use smol_cli::{Interrupt, manual};
 use smolbuild::cli::{Cli, Command};
-use smolbuild::commands;
+use smolbuild::{commands, habits};
 
 fn main() -> ExitCode {
     smol_host::emulated::init::main_if_requested();
     smol_cli::install_panic_hook();
-    match run(Cli::parse()) {
-        Ok(code) => code,
-        Err(error) => smol_cli::report(&error),
-    }
+    let outcome = habits::parse().map_err(anyhow::Error::from).and_then(run);
+    outcome.unwrap_or_else(|error| smol_cli::report(&error))
 }
 
 fn run(cli: Cli) -> anyhow::Result<ExitCode> {
@@ -23,17 +21,16 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Lock(args) => commands::lock::run(&args, &interrupt)?,
         Command::Keygen(args) => commands::keys::keygen(&args)?,
         Command::Sign(args) => commands::keys::sign(&args)?,
-        Command::Verify(args) => commands::verify::run(&args)?,
+        Command::Verify(args) => commands::verify::run(&args, &interrupt)?,
         Command::Inspect(args) => commands::inspect::run(&args)?,
         // Its exit code says whether they are the same.
         Command::Diff(args) => return commands::diff::run(&args, &interrupt),
         Command::Reproduce(args) => commands::reproduce::run(&args, &interrupt)?,
         Command::Kernel(args) => commands::kernel::run(&args, &interrupt)?,
         Command::Doctor(args) => commands::doctor::run(&args)?,
-        Command::Completions { shell } => print!(
-            "{}",
-            manual::completions("smolbuild", &Cli::command(), shell)
-        ),
+        Command::Completions { shell } => {
+            smol_cli::print(&manual::completions("smolbuild", &Cli::command(), shell))?
+        }
         Command::Man { folder } => manual::man_pages(Cli::command(), &folder)?,
         Command::ReleaseKernel { folder } => commands::kernel::release(&folder, &interrupt)?,
         Command::BootJob { file } => smolbuild::boot::emulated::inner(&file, &interrupt)?,

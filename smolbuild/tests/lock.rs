@@ -68,14 +68,14 @@ fn a_locked_build_ends_with_3_if_the_lock_is_missing_or_out_of_date_and_lists_wh
     };
     assert_eq!(
         build(&["--locked"]),
-        "error: there is no lock file native.toml.lock\n  hint: make it: smolbuild lock\n"
+        "error: there is no lock file native.toml.lock\n  hint: make it: smolbuild lock native.toml\n"
     );
     said(smolbuild(folder.path()).args(["lock", "native.toml"]), 0);
     fs::write(folder.path().join("guest.elf"), "ELF2").unwrap();
     assert_eq!(
         build(&["--locked"]),
         "error: the lock file native.toml.lock is out of date:\n  [kernel] path \"guest.elf\" changed\n  \
-         hint: renew it: smolbuild lock\n"
+         hint: renew what changed: smolbuild lock --only files native.toml\n  hint: a build without --locked does so, too\n"
     );
     let mut by_variable = smolbuild(folder.path());
     by_variable.args(["native.toml", "-o", "x.smolmachine"]);

@@ -2,9 +2,14 @@
 //!
 //! Their `$ smolfile KEY=VALUE...` runs smolbuild on a Smolfile that is complete but for these lines
 //! of TOML, such as `service.cmd = ["a && b"]`, each of which replaces the usual one of its key.
+//! `$ smolfile --bundle FILE` writes a small bundle, which nothing can boot. `$ sh -c '...'` is the shell, to write and to look at files.
 
+mod common;
+
+use std::path::Path;
 use std::process::{Command, ExitCode};
 
+use common::{bundle_spec, write_bundle};
 use smol_testing::messages;
 
 const SMOLBUILD: &str = env!("CARGO_BIN_EXE_smolbuild");
@@ -18,10 +23,16 @@ const USUAL: [(&str, &str); 4] = [
 ];
 
 fn main() -> ExitCode {
-    messages::main(&[("smolbuild", SMOLBUILD)], "smolfile", smolfile)
+    let programs = [("smolbuild", SMOLBUILD), ("sh", "/bin/sh")];
+    messages::main(&programs, "smolfile", smolfile)
 }
 
 fn smolfile(lines: &[String]) -> ExitCode {
+    if let [option, file] = lines
+        && option == "--bundle"
+    {
+        return bundle(Path::new(file));
+    }
     let mut text = String::new();
     for (key, usual) in USUAL {
         if !lines.iter().any(|line| line.starts_with(key)) {
@@ -38,4 +49,12 @@ fn smolfile(lines: &[String]) -> ExitCode {
     let mut command = Command::new(SMOLBUILD);
     let status = command.arg(".").current_dir(&folder).status().unwrap();
     ExitCode::from(status.code().unwrap_or(1) as u8)
+}
+
+fn bundle(file: &Path) -> ExitCode {
+    let folder = tempfile::tempdir().unwrap();
+    let kernel = folder.path().join("kernel");
+    std::fs::write(&kernel, "a kernel").unwrap();
+    write_bundle(&bundle_spec("app", kernel), file);
+    ExitCode::SUCCESS
 }

@@ -4,6 +4,8 @@
 //! A [`Failure`] is an ordinary error that carries a kind and hints. It travels in an
 //! [`anyhow::Error`] chain, and [`report`] finds it at any depth.
 
+pub mod json;
+
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::error::Error as StdError;
 use std::fmt;
@@ -39,6 +41,20 @@ impl ExitKind {
     pub fn code(self) -> u8 {
         self as u8
     }
+
+    /// Returns the name that it has in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Failed => "failed",
+            Self::Usage => "usage",
+            Self::LockStale => "lock-stale",
+            Self::Verification => "verification",
+            Self::Host => "host",
+            Self::Internal => "internal",
+            Self::Interrupted => "interrupted",
+            Self::Terminated => "terminated",
+        }
+    }
 }
 
 impl From<ExitKind> for ExitCode {
@@ -61,9 +77,30 @@ pub struct Failure {
 enum What {
     Message(String),
     /// Already drawn, with its own `error:` headings.
-    Rendered(String),
+    Rendered {
+        text: String,
+        /// The same as values, for mistakes in an input file.
+        mistakes: Vec<Mistake>,
+    },
     /// Nothing to add to the wrapped error but kind and hints.
     Wrapped(anyhow::Error),
+}
+
+/// A mistake in an input file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mistake {
+    /// What is wrong.
+    pub message: String,
+    /// More about it, if there is more to say.
+    pub cause: Option<String>,
+    /// What to do about it.
+    pub hints: Vec<String>,
+    /// The file, as the user knows it.
+    pub file: String,
+    /// Line in the file, from 1.
+    pub line: usize,
+    /// Column in the line, in characters, from 1.
+    pub column: usize,
 }
 
 impl Failure {
@@ -80,11 +117,19 @@ impl Failure {
     /// Returns a failure whose text is complete and drawn (diagnostics over a source file):
     /// [`report`] prints it as it is.
     pub fn rendered(kind: ExitKind, text: impl Into<String>) -> Self {
+        Self::mistakes(kind, text, Vec::new())
+    }
+
+    /// Returns a failure that consists of mistakes in an input file, which `text` draws.
+    pub fn mistakes(kind: ExitKind, text: impl Into<String>, mistakes: Vec<Mistake>) -> Self {
         Self {
             kind: Some(kind),
             details: Vec::new(),
             hints: Vec::new(),
-            what: What::Rendered(text.into()),
+            what: What::Rendered {
+                text: text.into(),
+                mistakes,
+            },
         }
     }
 
@@ -105,7 +150,7 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.what {
-            What::Message(text) | What::Rendered(text) => f.write_str(text),
+            What::Message(text) | What::Rendered { text, .. } => f.write_str(text),
             What::Wrapped(error) => write!(f, "{error}"),
         }
     }
@@ -185,9 +230,13 @@ fn failures(error: &anyhow::Error) -> impl Iterator<Item = &Failure> {
     error.chain().filter_map(|e| e.downcast_ref::<Failure>())
 }
 
-/// Prints the error with its causes and hints on stderr and returns the exit code.
+/// Prints the error with its causes and hints on stderr, as text or with `--progress json` as JSON, and
+/// returns the exit code.
 pub fn report(error: &anyhow::Error) -> ExitCode {
-    let text = render(error, crate::colour_on_stderr());
+    let text = match json::is_wanted() {
+        true => json::lines(error),
+        false => render(error, crate::colour_on_stderr()),
+    };
     // If stderr is closed there is nowhere else to write.
     let _ = std::io::stderr().lock().write_all(text.as_bytes());
     exit_kind(error).into()
@@ -202,23 +251,15 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
 /// ```
 pub fn render(error: &anyhow::Error, colour: bool) -> String {
     let mut out = String::new();
-    let mut causes = error.chain().filter(|e| {
-        !e.downcast_ref::<Failure>()
-            .is_some_and(|f| matches!(f.what, What::Wrapped(_)))
-    });
-    let mut above = String::new();
-    if let Some(first) = causes.next() {
-        above = first.to_string();
-        match first.downcast_ref::<Failure>() {
-            Some(Failure {
-                what: What::Rendered(text),
-                ..
-            }) => {
-                out.push_str(text.trim_end_matches('\n'));
-                out.push('\n');
-            }
-            _ => labelled(&mut out, "", "error", RED, &above, colour),
+    let causes = causes(error);
+    let mut causes = causes.iter();
+    match (rendered(error), causes.next()) {
+        (Some(text), _) => {
+            out.push_str(text.trim_end_matches('\n'));
+            out.push('\n');
         }
+        (None, Some(first)) => labelled(&mut out, "", "error", RED, first, colour),
+        (None, None) => {}
     }
     for detail in failures(error).flat_map(|failure| &failure.details) {
         for line in printable(detail).trim_end().lines() {
@@ -226,24 +267,56 @@ pub fn render(error: &anyhow::Error, colour: bool) -> String {
         }
     }
     for cause in causes {
-        // Many errors repeat their source's text in their own.
-        let text = cause.to_string();
-        if !above.ends_with(&text) {
-            labelled(&mut out, "  ", "because", RED, &text, colour);
-        }
-        above = text;
+        labelled(&mut out, "  ", "because", RED, cause, colour);
     }
-    let mut seen: Vec<&str> = Vec::new();
-    for hint in failures(error).flat_map(|failure| &failure.hints) {
-        if !seen.contains(&hint.as_str()) {
-            seen.push(hint);
-            labelled(&mut out, "  ", "hint", CYAN, hint, colour);
-        }
+    for hint in hints(error) {
+        labelled(&mut out, "  ", "hint", CYAN, &hint, colour);
     }
     if exit_kind(error) == ExitKind::Internal {
         labelled(&mut out, "  ", "hint", CYAN, BUG, colour);
     }
     out
+}
+
+/// The errors of a chain that have a text of their own, outermost first.
+fn with_text(error: &anyhow::Error) -> impl Iterator<Item = &(dyn StdError + 'static)> {
+    error.chain().filter(|e| {
+        let failure = e.downcast_ref::<Failure>();
+        !failure.is_some_and(|f| matches!(f.what, What::Wrapped(_)))
+    })
+}
+
+/// The text of an error that is drawn already.
+fn rendered(error: &anyhow::Error) -> Option<&str> {
+    match &with_text(error).next()?.downcast_ref::<Failure>()?.what {
+        What::Rendered { text, .. } => Some(text),
+        _ => None,
+    }
+}
+
+/// The texts of a chain, outermost first.
+fn causes(error: &anyhow::Error) -> Vec<String> {
+    let mut texts = Vec::new();
+    let mut above = String::new();
+    for text in with_text(error).map(ToString::to_string) {
+        // Many errors repeat their source's text in their own.
+        if texts.is_empty() || !above.ends_with(&text) {
+            texts.push(text.clone());
+        }
+        above = text;
+    }
+    texts
+}
+
+/// The hints of a chain, each once.
+fn hints(error: &anyhow::Error) -> Vec<String> {
+    let mut seen: Vec<String> = Vec::new();
+    for hint in failures(error).flat_map(|failure| &failure.hints) {
+        if !seen.contains(hint) {
+            seen.push(hint.clone());
+        }
+    }
+    seen
 }
 
 const BUG: &str = "this is a bug in smol: please report it with the lines above";
@@ -278,6 +351,11 @@ pub fn install_panic_hook() {
             "no message"
         };
         let place = info.location().map(ToString::to_string).unwrap_or_default();
+        if json::is_wanted() {
+            let line = format!("{}\n", json::of_panic(what, &place));
+            let _ = std::io::stderr().lock().write_all(line.as_bytes());
+            std::process::exit(ExitKind::Internal.code().into());
+        }
         let mut text = format!(
             "error: internal failure\n  because: {}\n  at: {place}\n  hint: {BUG}\n",
             printable(what)

@@ -10,6 +10,7 @@ use std::path::Path;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Command, Error, Parser};
 
+use crate::error::json;
 use crate::{ExitKind, Failure};
 
 /// In a table: any argument that the program does not take.
@@ -41,8 +42,20 @@ pub fn parse<P: Parser>(table: &[Habit]) -> Result<P, Failure> {
     let words: Vec<OsString> = std::env::args_os().collect();
     read(&words, table).map_err(|mistake| match mistake {
         Mistake::Habit(failure) => failure,
+        Mistake::Other(error) if error.use_stderr() && json::is_wanted() => as_failure(&error),
         Mistake::Other(error) => error.exit(),
     })
+}
+
+/// Returns clap's error as one of ours, without the usage.
+fn as_failure(error: &Error) -> Failure {
+    let text = error.render().to_string();
+    let mut paragraphs = text.split("\n\n").map(str::trim);
+    let message = paragraphs.next().unwrap_or_default();
+    let message = message.strip_prefix("error: ").unwrap_or(message);
+    let tips = paragraphs.flat_map(str::lines);
+    let tips = tips.filter_map(|line| line.trim().strip_prefix("tip: "));
+    tips.fold(Failure::new(ExitKind::Usage, message), Failure::hint)
 }
 
 /// A command line that is refused.
@@ -247,6 +260,18 @@ mod tests {
             assert!(told.contains(wanted), "{line}: {told}");
             assert!(!told.contains("as a value"), "{told}");
         }
+    }
+
+    #[test]
+    fn a_mistake_that_clap_words_is_a_failure_with_its_tips() {
+        let error = Tool::try_parse_from(["tool", "lst", "x"]).unwrap_err();
+        let error = as_failure(&error).hint("last");
+        let text = crate::error::render(&error.into(), false);
+        assert!(text.starts_with("error: ") && text.ends_with("\n  hint: last\n"));
+        assert!(
+            !text.contains("Usage") && !text.contains("--help"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::Tree;
 use crate::dir::{DirOptions, Modes, Owner};
+use crate::ignore::Ignore;
 
 /// Largest account file read, in bytes.
 const MAX_ACCOUNTS: u64 = 1 << 20;
@@ -28,6 +29,8 @@ pub struct CopySpec {
     /// without, root's. A user alone brings his group, or one of the same number if he is not in
     /// /etc/passwd.
     pub owner: Option<String>,
+    /// What of a directory is left out.
+    pub ignore: Ignore,
 }
 
 impl Tree {
@@ -56,6 +59,7 @@ impl Tree {
         let options = DirOptions {
             owner: Owner::Fixed(uid, gid),
             modes,
+            ignore: spec.ignore.clone(),
         };
         let src = fs::canonicalize(&spec.src)?;
         let mut dest = spec.dest.as_bytes().to_vec();

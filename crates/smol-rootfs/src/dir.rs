@@ -12,8 +12,9 @@ use rustix::fs::{lgetxattr, llistxattr, major, minor};
 use rustix::io::Errno;
 
 use crate::Tree;
+use crate::ignore::{Ignore, Verdict};
 use crate::inode::{Device, FileData, Inode, MAX_XATTR_VALUE, Meta, Node, Xattrs, is_linux_xattr};
-use crate::path::show;
+use crate::path::{below, show};
 
 /// Whose the files in the tree are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,13 +49,15 @@ pub enum Modes {
     Fixed(u32),
 }
 
-/// How [`Tree::apply_dir`] maps metadata. Times become the epoch of the image.
-#[derive(Clone, Copy, Debug)]
+/// What [`Tree::apply_dir`] takes, and how it maps metadata. Times become the epoch of the image.
+#[derive(Clone, Debug)]
 pub struct DirOptions {
     /// Owners.
     pub owner: Owner,
     /// Permissions.
     pub modes: Modes,
+    /// What is left out.
+    pub ignore: Ignore,
 }
 
 impl Modes {
@@ -93,26 +96,72 @@ impl Tree {
         dest: impl AsRef<[u8]>,
         options: &DirOptions,
     ) -> Result<()> {
+        let dest = dest.as_ref();
         let mut seen = Seen::new();
-        let mut todo = vec![(path.to_owned(), dest.as_ref().to_vec())];
-        while let Some((directory, dest)) = todo.pop() {
-            let context = || format!("cannot read directory {}", directory.display());
-            for entry in fs::read_dir(&directory).with_context(context)? {
+        // Directories by their path relative to `path`, and whether they are in the tree.
+        let mut todo = vec![(Vec::new(), true)];
+        while let Some((directory, is_made)) = todo.pop() {
+            let host = path.join(OsStr::from_bytes(&directory));
+            let context = || format!("cannot read directory {}", host.display());
+            for entry in fs::read_dir(&host).with_context(context)? {
                 let entry = entry.with_context(context)?;
-                let (host, name) = (entry.path(), entry.file_name());
-                let dest = [&dest, b"/".as_slice(), name.as_bytes()].concat();
                 let metadata = entry
                     .metadata()
-                    .with_context(|| format!("cannot read {}", host.display()))?;
-                // A directory over a link to a directory must not replace the link: think of /lib.
-                if !(metadata.is_dir() && self.is_directory(&dest)?) {
-                    let put = self.put(&host, &metadata, &dest, options, &mut seen);
-                    put.with_context(|| format!("cannot take {} into the image", host.display()))?;
+                    .with_context(|| format!("cannot read {}", entry.path().display()))?;
+                let relative = below(&directory, entry.file_name().as_bytes());
+                let verdict = options.ignore.verdict(&relative);
+                if verdict == Verdict::Keep {
+                    if !is_made {
+                        self.put_directories(path, dest, &directory, options)?;
+                    }
+                    self.put_entry(path, dest, &relative, &metadata, options, &mut seen)?;
                 }
-                if metadata.is_dir() {
-                    todo.push((host, dest));
+                if metadata.is_dir() && verdict != Verdict::Skip {
+                    todo.push((relative, verdict == Verdict::Keep));
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Puts the entry `relative` of the host directory `path` below `dest`, but for a directory that
+    /// is there: one over a link to a directory must not replace the link (think of /lib).
+    fn put_entry(
+        &mut self,
+        path: &Path,
+        dest: &[u8],
+        relative: &[u8],
+        metadata: &Metadata,
+        options: &DirOptions,
+        seen: &mut Seen,
+    ) -> Result<()> {
+        let host = path.join(OsStr::from_bytes(relative));
+        let dest = below(dest, relative);
+        if metadata.is_dir() && self.is_directory(&dest)? {
+            return Ok(());
+        }
+        self.put(&host, metadata, &dest, options, seen)
+            .with_context(|| format!("cannot take {} into the image", host.display()))
+    }
+
+    /// Puts the directory `relative`, and those above it, which are ignored: something in it is not.
+    fn put_directories(
+        &mut self,
+        path: &Path,
+        dest: &[u8],
+        relative: &[u8],
+        options: &DirOptions,
+    ) -> Result<()> {
+        let slashes = relative
+            .iter()
+            .enumerate()
+            .filter(|(_, byte)| **byte == b'/');
+        let ends: Vec<usize> = slashes.map(|(at, _)| at).chain([relative.len()]).collect();
+        for part in ends.into_iter().map(|end| &relative[..end]) {
+            let host = path.join(OsStr::from_bytes(part));
+            let metadata = fs::symlink_metadata(&host)
+                .with_context(|| format!("cannot read {}", host.display()))?;
+            self.put_entry(path, dest, part, &metadata, options, &mut Seen::new())?;
         }
         Ok(())
     }

@@ -11,6 +11,7 @@
 //! |---|---|
 //! | [`tree`], `inode`, `path` | the tree, what is in it, how paths are resolved inside it |
 //! | `dir`, `copy` | files of the host into a tree |
+//! | [`ignore`] | which of them are left out |
 //! | `tar`, `layer` | tar archives and OCI layers into a tree |
 //! | [`erofs`], [`cpio`] | images from a tree, and a tree from an image |
 //!
@@ -22,6 +23,7 @@ mod copy;
 pub mod cpio;
 mod dir;
 pub mod erofs;
+pub mod ignore;
 mod inode;
 mod layer;
 mod path;
@@ -30,5 +32,6 @@ pub mod tree;
 
 pub use self::copy::CopySpec;
 pub use self::dir::{DirOptions, Modes, Owner};
+pub use self::ignore::Ignore;
 pub use self::inode::{Device, FileData, Inode, Meta, Node, Xattrs};
 pub use self::tree::{InodeId, Tree};

@@ -141,3 +141,10 @@ impl Route {
         Ok(())
     }
 }
+/// A path below another, which may be empty.
+pub(crate) fn below(folder: &[u8], path: &[u8]) -> Vec<u8> {
+    match folder.is_empty() {
+        true => path.to_vec(),
+        false => [folder, b"/", path].concat(),
+    }
+}

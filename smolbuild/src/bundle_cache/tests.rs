@@ -18,7 +18,12 @@ struct Scene {
 
 fn plan(smolfile: &str, lock: Lock) -> Plan {
     let smolfile = crate::smolfile::parse(smolfile).unwrap();
-    Plan::resolve(&smolfile, Path::new("/base"), lock).unwrap()
+    Plan::resolve(
+        &smolfile,
+        &crate::source_dir::SourceDir::bare("/base"),
+        lock,
+    )
+    .unwrap()
 }
 
 fn lock() -> Lock {

@@ -1,14 +1,14 @@
 //! `smolbuild [SMOLFILE|DIR]`: from the command line to the pipeline, and the report of what was built.
 
 use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use serde_json::json;
+use serde_json::{Value, json};
 use smol_cli::progress::render_waterfall;
 use smol_cli::{ExitKind, Failure, Interrupt, Progress, Session, human};
 
-use super::keys;
 use crate::cli::Build;
 use crate::environment::EnvironmentInputs;
 use crate::folder;
@@ -16,13 +16,30 @@ use crate::kernel::ReadyKernels;
 use crate::pack::Built;
 use crate::pipeline::{self, BuildRequest, Reuse};
 use crate::resolve::Policy;
-use crate::smolfile;
+use crate::smolfile::{self, Loaded};
 
-/// Builds the machine and writes its bundle.
+/// Builds the machine and writes its bundle; and facts about it, also if it fails.
 pub fn run(args: &Build, interrupt: &Interrupt) -> Result<()> {
     let session = Session::new(args.conditions.shown.progress, interrupt.clone());
-    let loaded = smolfile::load(&args.smolfile.path)?;
-    let key = args.sign.as_deref().map(keys::load_private).transpose()?;
+    let loaded = smolfile::load(&args.smolfile.path);
+    let name = loaded.as_ref().ok().map(|it| it.smolfile.name.clone());
+    let outcome = loaded.and_then(|loaded| build(args, &loaded, &session));
+    if let (Err(error), Some(file)) = (&outcome, &args.metadata_file)
+        // Where there is no folder, that is the error, or one of the next build.
+        && folder::of(file).is_dir()
+        && let Err(why) = write_metadata(file, &failed(name, error, &session.progress))
+    {
+        session.note(&format!("{why:#}"));
+    }
+    outcome
+}
+
+fn build(args: &Build, loaded: &Loaded, session: &Session) -> Result<()> {
+    let key = args
+        .sign
+        .as_deref()
+        .map(smol_trust::load_private)
+        .transpose()?;
     let no_prebuilt = args.conditions.kernel.no_prebuilt;
     let kernels = ReadyKernels::of_process(args.no_cache, no_prebuilt)?;
     let environment = EnvironmentInputs::of_process(kernels)?;
@@ -37,7 +54,7 @@ pub fn run(args: &Build, interrupt: &Interrupt) -> Result<()> {
         check_writable(file)?;
     }
     let request = BuildRequest {
-        smolfile: &loaded,
+        smolfile: loaded,
         lock: Policy::File {
             locked: args.locked,
         },
@@ -50,7 +67,7 @@ pub fn run(args: &Build, interrupt: &Interrupt) -> Result<()> {
         out: &out,
         key: key.as_ref(),
     };
-    let built = pipeline::build_bundle(&request, &session)?;
+    let built = pipeline::build_bundle(&request, session)?;
     report(&built, args, &out, key.is_some(), &session.progress)
 }
 
@@ -67,6 +84,34 @@ fn check_writable(file: &Path) -> Result<()> {
     tempfile::tempfile_in(folder::of(file))
         .with_context(what)
         .map(drop)
+}
+
+/// The facts about a build that failed.
+fn failed(name: Option<String>, error: &anyhow::Error, progress: &Progress) -> Value {
+    let laps = progress.waterfall();
+    // The error comes out of the stage that began last of those that were not finished.
+    let stage = laps.iter().rfind(|lap| !lap.finished).map(|lap| &lap.name);
+    let of_error = smol_cli::error::json::object(error);
+    let mut failed = json!({ "stage": stage, "reason": of_error["message"] });
+    for key in ["kind", "code", "causes", "hints", "file", "line", "column"] {
+        if let Some(value) = of_error.get(key) {
+            failed[key] = value.clone();
+        }
+    }
+    json!({ "name": name, "failed": failed, "stages": laps })
+}
+
+/// Writes the metadata file, whole or not at all.
+fn write_metadata(path: &Path, facts: &Value) -> Result<()> {
+    let write = || -> std::io::Result<()> {
+        let mut file = tempfile::Builder::new()
+            // As any new file: the umask takes its part.
+            .permissions(PermissionsExt::from_mode(0o666))
+            .tempfile_in(folder::of(path))?;
+        file.write_all(&serde_json::to_vec_pretty(facts)?)?;
+        file.persist(path).map(drop).map_err(|error| error.error)
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// Waterfall, metadata and the one line that says what there is now.
@@ -86,7 +131,7 @@ fn report(
     let plan = &sealed.plan;
     let laps = progress.waterfall();
     if args.conditions.shown.progress != smol_cli::progress::Mode::Json {
-        eprint!("{}", render_waterfall(&laps, WIDTH));
+        let _ = std::io::stderr().write_all(render_waterfall(&laps, WIDTH).as_bytes());
     }
     if let Some(path) = &args.metadata_file {
         let facts = json!({
@@ -94,10 +139,7 @@ fn report(
             "signed": signed, "plan": blake3::Hash::from_bytes(sealed.digest()).to_hex().to_string(),
             "frozen": frozen, "stages": laps,
         });
-        let mut file = tempfile::NamedTempFile::new_in(folder::of(path))?;
-        file.write_all(&serde_json::to_vec_pretty(&facts)?)?;
-        file.persist(path)
-            .with_context(|| format!("cannot write {}", path.display()))?;
+        write_metadata(path, &facts)?;
     }
     let ports: String = plan
         .ports()
@@ -109,13 +151,16 @@ fn report(
     } else {
         " --insecure-unsigned"
     };
-    println!(
-        "{}  {}  {}  {}",
+    smol_cli::print(&format!(
+        "{}  {}  {}  {}\n",
         plan.name,
         human::bytes(written.file_size),
         written.digest,
         out.display()
-    );
-    println!("run it:  smolrun {}{ports}{trust}", out.display());
+    ))?;
+    smol_cli::print(&format!(
+        "run it:  smolrun {}{ports}{trust}\n",
+        out.display()
+    ))?;
     Ok(())
 }

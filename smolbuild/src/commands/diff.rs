@@ -25,9 +25,9 @@ pub fn run(args: &Diff, interrupt: &Interrupt) -> Result<ExitCode> {
     if args.format.json {
         let mut json = serde_json::to_value(&report)?;
         json["same"] = report.is_same().into();
-        println!("{}", serde_json::to_string_pretty(&json)?);
+        smol_cli::print(&format!("{}\n", serde_json::to_string_pretty(&json)?))?;
     } else {
-        print!("{}", report.text((!args.all).then_some(SHOWN)));
+        smol_cli::print(&report.text((!args.all).then_some(SHOWN)))?;
     }
     Ok(match report.is_same() {
         true => ExitCode::SUCCESS,

@@ -12,9 +12,9 @@ use crate::smolfile::DEFAULT_RECIPE;
 pub fn run(args: &JsonArg) -> Result<()> {
     let checks = doctor::checks(Tool::Build(kernel()));
     if args.json {
-        println!("{}", doctor::to_json(&checks));
+        smol_cli::print(&format!("{}\n", doctor::to_json(&checks)))?;
     } else {
-        print!("{}", doctor::render(&checks));
+        smol_cli::print(&doctor::render(&checks))?;
     }
     if doctor::able(&checks) {
         return Ok(());

@@ -14,9 +14,12 @@ use crate::error::ResultExt;
 pub fn run(args: &Inspect) -> Result<()> {
     let bundle = open_bundle(&args.bundle)?;
     if args.format.json {
-        println!("{}", serde_json::to_string_pretty(&as_json(&bundle)?)?);
+        smol_cli::print(&format!(
+            "{}\n",
+            serde_json::to_string_pretty(&as_json(&bundle)?)?
+        ))?;
     } else {
-        print!("{}", as_text(&bundle));
+        smol_cli::print(&as_text(&bundle))?;
     }
     Ok(())
 }

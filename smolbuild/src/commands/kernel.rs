@@ -30,7 +30,7 @@ pub fn run(args: &Kernel, interrupt: &Interrupt) -> Result<()> {
     };
     let Some(output) = &args.output else {
         let kernel = kernel::obtain(&request, &cache, &session)?;
-        println!("{}", kernel.vmlinux.display());
+        smol_cli::print(&format!("{}\n", kernel.vmlinux.display()))?;
         return Ok(());
     };
     let cannot = || format!("cannot write {}", output.display());
@@ -38,7 +38,7 @@ pub fn run(args: &Kernel, interrupt: &Interrupt) -> Result<()> {
     tempfile::tempfile_in(folder::of(output)).with_context(cannot)?;
     let kernel = kernel::obtain(&request, &cache, &session)?;
     copy(&kernel.vmlinux, output).with_context(cannot)?;
-    println!("{}", output.display());
+    smol_cli::print(&format!("{}\n", output.display()))?;
     Ok(())
 }
 

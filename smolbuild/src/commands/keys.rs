@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use smol_bundle::{PrivateKey, PublicKey};
-use smol_cli::{ErrorExt, ExitKind, Failure};
+use smol_bundle::PrivateKey;
+use smol_cli::{ExitKind, Failure};
 
 use crate::cli::{Keygen, Sign};
 use crate::error::ResultExt;
@@ -33,12 +33,15 @@ pub fn keygen(args: &Keygen) -> Result<()> {
     let key = PrivateKey::generate().classify()?;
     key.save(&args.output).classify()?;
     key.public().save(&public_path).classify()?;
-    println!("private key  {}   keep it secret", args.output.display());
-    println!(
-        "public key   {}   give it to those who run your bundles",
+    smol_cli::print(&format!(
+        "private key  {}   keep it secret\n",
+        args.output.display()
+    ))?;
+    smol_cli::print(&format!(
+        "public key   {}   give it to those who run your bundles\n",
         public_path.display()
-    );
-    println!("key id       {}", key.public().id());
+    ))?;
+    smol_cli::print(&format!("key id       {}\n", key.public().id()))?;
     Ok(())
 }
 
@@ -49,22 +52,9 @@ fn public_path(private: &Path) -> PathBuf {
 
 /// Signs a bundle that is already there; one signature more, the content stays as it is.
 pub fn sign(args: &Sign) -> Result<()> {
-    let key = load_private(&args.key)?;
+    let key = smol_trust::load_private(&args.key)?;
     let out = args.output.as_deref().unwrap_or(&args.bundle);
     let digest = smol_bundle::sign(&args.bundle, &key, out).classify()?;
-    println!("{digest} signed by {}", key.public().id());
+    smol_cli::print(&format!("{digest} signed by {}\n", key.public().id()))?;
     Ok(())
-}
-
-/// A private key, with the advice that a missing one deserves.
-pub(crate) fn load_private(path: &Path) -> Result<PrivateKey> {
-    PrivateKey::load(path).kind(ExitKind::Usage).hint(format!(
-        "smolbuild keygen -o {} makes a new key pair",
-        path.display()
-    ))
-}
-
-/// A public key.
-pub(crate) fn load_public(path: &Path) -> Result<PublicKey> {
-    PublicKey::load(path).kind(ExitKind::Usage)
 }

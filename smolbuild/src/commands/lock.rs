@@ -21,12 +21,21 @@ pub fn run(args: &Lock, interrupt: &Interrupt) -> Result<()> {
         environment: &EnvironmentInputs::of_process(kernels)?,
         session: &Session::new(args.shown.progress, interrupt.clone()),
     };
-    let changes = resolve::refresh(&loaded, context)?;
+    let changes = resolve::refresh(&loaded, &args.only, context)?;
     if changes.is_empty() {
-        println!("{} is up to date", loaded.lock_path().display());
+        let file = loaded.lock_path();
+        let only: Vec<&str> = args.only.iter().map(|part| part.name()).collect();
+        match only.is_empty() {
+            true => smol_cli::print(&format!("{} is up to date\n", file.display()))?,
+            false => smol_cli::print(&format!(
+                "{}: {} up to date\n",
+                file.display(),
+                only.join(", ")
+            ))?,
+        }
     }
     for change in changes {
-        println!("{change}");
+        smol_cli::print(&format!("{change}\n"))?;
     }
     Ok(())
 }

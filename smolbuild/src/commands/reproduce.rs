@@ -183,13 +183,13 @@ impl Reproduction<'_> {
         let again = open_bundle(out)?;
         let name = &bundle.config().name;
         if again.digest() == bundle.digest() {
-            println!("{name}  reproduced  {}", bundle.digest());
+            smol_cli::print(&format!("{name}  reproduced  {}\n", bundle.digest()))?;
             return Ok(());
         }
         let stage = self.session.progress.stage("diff", "comparing");
         let report = diff::compare(bundle, &again, &self.session.interrupt)?;
         stage.finish("different");
-        print!("{}", report.text(Some(SHOWN)));
+        smol_cli::print(&report.text(Some(SHOWN)))?;
         let failure = Failure::new(
             ExitKind::Failed,
             format!(

@@ -1,37 +1,31 @@
 //! `smolbuild verify`: every byte of a bundle, then who answers for it.
 
-use anyhow::{Context, Result};
-use smol_cli::{ErrorExt, ExitKind};
+use anyhow::Result;
+use smol_cli::{Interrupt, Mode, Session};
+use smol_trust::{Keyring, Purpose};
 
-use super::{keys, open_bundle};
+use super::open_bundle;
 use crate::cli::Verify;
 use crate::error::ResultExt;
 
+const VERIFY: Purpose = Purpose {
+    refused: "is not verified",
+    unsigned: INTACT,
+    unknown: Some(INTACT),
+};
+const INTACT: &str = "its bytes are intact; --insecure-unsigned asks for no more than that";
+
 /// Exits with 4, and why, for any changed bit and for a signature that is missing or wrong.
-pub fn run(args: &Verify) -> Result<()> {
-    let trusted = args
-        .key
-        .iter()
-        .map(|p| keys::load_public(p))
-        .collect::<Result<Vec<_>>>()?;
+pub fn run(args: &Verify, interrupt: &Interrupt) -> Result<()> {
+    let session = Session::new(Mode::Auto, interrupt.clone());
+    let keyring = Keyring::of_user(&args.key, |text| session.note(text))?;
     let bundle = open_bundle(&args.bundle)?;
     bundle.verify_all(&mut |_, _| {}).classify()?;
-    if args.insecure_unsigned {
-        println!(
-            "{} is intact; its signature was not checked",
-            bundle.digest()
-        );
-        return Ok(());
-    }
-    let signer = bundle
-        .verify_signature(&trusted)
-        .with_context(|| {
-            format!(
-                "{} is intact, but nobody trusted answers for it",
-                args.bundle.display()
-            )
-        })
-        .kind(ExitKind::Verification)?;
-    println!("{} is intact and signed by {signer}", bundle.digest());
-    Ok(())
+    let signer = keyring.check(&bundle, args.insecure_unsigned, VERIFY)?;
+    let digest = bundle.digest();
+    let text = match signer {
+        Some(signer) => format!("{digest} is intact and signed by {signer}\n"),
+        None => format!("{digest} is intact; it is not signed by a trusted key\n"),
+    };
+    Ok(smol_cli::print(&text)?)
 }

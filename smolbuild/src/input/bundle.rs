@@ -18,6 +18,7 @@ use toml::Spanned;
 use super::{HostPath, Input, InputDirs, LoadedTree, Pins};
 use crate::error::ResultExt;
 use crate::lock::{InputFile, Lock, Role};
+use crate::source_dir::SourceDir;
 
 /// Threads that unpack the image.
 const THREADS: usize = 2;
@@ -36,7 +37,7 @@ impl Input for BundleInput {
 
     fn pin(
         &self,
-        base_dir: &Path,
+        base_dir: &SourceDir,
         _kept: Option<&Lock>,
         lock: &mut Lock,
         _interrupt: &Interrupt,

@@ -1,7 +1,5 @@
 //! `[rootfs] dir`: a folder of the host.
 
-use std::path::Path;
-
 use anyhow::Result;
 use serde::Serialize;
 use smol_cli::Interrupt;
@@ -11,6 +9,7 @@ use toml::Spanned;
 
 use super::{HostPath, Input, InputDirs, LoadedTree, Pins, files};
 use crate::lock::{InputFile, Lock, Role};
+use crate::source_dir::SourceDir;
 
 /// A folder, by path relative to the Smolfile. Owners are kept if we are root, otherwise all files
 /// become root's; times become the epoch.
@@ -18,14 +17,16 @@ use crate::lock::{InputFile, Lock, Role};
 pub struct DirInput(pub Spanned<String>);
 
 impl DirInput {
-    /// The tree of the folder at `path`.
-    fn tree(path: &Path) -> Result<Tree> {
+    /// The tree of the folder, which is in the folder of the Smolfile.
+    fn tree(&self, base_dir: &SourceDir) -> Result<Tree> {
+        let path = self.0.get_ref();
         let options = DirOptions {
             owner: Owner::of_root_filesystem(),
             modes: Modes::Keep,
+            ignore: base_dir.ignore(path, &[])?,
         };
         let mut tree = Tree::new();
-        tree.apply_dir(path, "", &options)?;
+        tree.apply_dir(&base_dir.join(path), "", &options)?;
         Ok(tree)
     }
 }
@@ -40,13 +41,13 @@ impl Input for DirInput {
 
     fn pin(
         &self,
-        base_dir: &Path,
+        base_dir: &SourceDir,
         _kept: Option<&Lock>,
         lock: &mut Lock,
         interrupt: &Interrupt,
     ) -> Result<Pins> {
         let path = self.0.get_ref();
-        let tree = Self::tree(&base_dir.join(path))?;
+        let tree = self.tree(base_dir)?;
         lock.files.push(InputFile {
             role: Role::RootfsDir,
             path: path.clone(),
@@ -62,7 +63,7 @@ impl Input for DirInput {
         _say: &mut dyn FnMut(&str),
         _interrupt: &Interrupt,
     ) -> Result<LoadedTree> {
-        Self::tree(&dirs.base_dir.join(self.0.get_ref())).map(LoadedTree::new)
+        self.tree(dirs.base_dir).map(LoadedTree::new)
     }
 
     fn mtimes(&self) -> Mtimes {

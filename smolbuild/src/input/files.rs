@@ -10,9 +10,11 @@ use anyhow::{Context, Result, anyhow};
 use sha2::{Digest, Sha256};
 use smol_cli::{ErrorExt, ExitKind, Interrupt};
 use smol_rootfs::{Device, DirOptions, FileData, Inode, InodeId, Modes, Node, Owner, Tree};
+use toml::Spanned;
 
 use crate::hash;
 use crate::lock::{CopiedEntry, CopiedNode, CopySource};
+use crate::source_dir::SourceDir;
 
 /// SHA-256 over a whole root file system: names, metadata and contents, as the image takes them.
 ///
@@ -80,16 +82,36 @@ fn content(path: &[u8], data: &FileData) -> Result<String> {
         .with_context(|| format!("cannot read {}", path.escape_ascii()))
 }
 
-/// What a `[[copy]]` of `src`, in the folder `base`, copies. `fixed_mode` says that the Smolfile
-/// gives the mode, so that those of the files do not count.
-pub fn copy(base: &Path, src: &str, fixed_mode: bool, interrupt: &Interrupt) -> Result<CopySource> {
+/// What a `[[copy]]` of `src` copies out of the folder of the Smolfile, without what it excludes.
+/// `fixed_mode` says that the Smolfile gives the mode, so that those of the files do not count.
+///
+/// # Errors
+/// A file cannot be read; a name that a lock cannot hold; the interrupt.
+pub fn copy(
+    base: &SourceDir,
+    src: &str,
+    exclude: &[Spanned<String>],
+    fixed_mode: bool,
+    interrupt: &Interrupt,
+) -> Result<CopySource> {
     let place = base.join(src);
     let cannot = || format!("cannot read {}", place.display());
     // As the copy itself: a symbolic link here is followed, further ones are copied as links.
     let place = fs::canonicalize(&place).with_context(cannot)?;
     let metadata = fs::metadata(&place).with_context(cannot)?;
     let contents = match metadata.is_dir() {
-        true => contents(&place, fixed_mode, interrupt)?,
+        true => {
+            let modes = match fixed_mode {
+                true => Modes::Fixed(0o644),
+                false => Modes::Normal,
+            };
+            let options = DirOptions {
+                owner: Owner::Fixed(0, 0),
+                modes,
+                ignore: base.ignore(src, exclude)?,
+            };
+            contents(&place, &options, interrupt)?
+        }
         false => {
             let executable = !fixed_mode && metadata.permissions().mode() & 0o100 != 0;
             let node = CopiedNode::File {
@@ -108,17 +130,14 @@ pub fn copy(base: &Path, src: &str, fixed_mode: bool, interrupt: &Interrupt) -> 
     })
 }
 
-fn contents(folder: &Path, fixed_mode: bool, interrupt: &Interrupt) -> Result<Vec<CopiedEntry>> {
+/// What a folder holds.
+fn contents(
+    folder: &Path,
+    options: &DirOptions,
+    interrupt: &Interrupt,
+) -> Result<Vec<CopiedEntry>> {
     let mut tree = Tree::new();
-    let modes = match fixed_mode {
-        true => Modes::Fixed(0o644),
-        false => Modes::Normal,
-    };
-    let options = DirOptions {
-        owner: Owner::Fixed(0, 0),
-        modes,
-    };
-    tree.apply_dir(folder, "", &options)?;
+    tree.apply_dir(folder, "", options)?;
     let text = |bytes: &[u8]| {
         String::from_utf8(bytes.to_vec())
             .map_err(|_| {
@@ -176,7 +195,8 @@ mod tests {
     }
 
     fn copied(scratch: &Path, src: &str, fixed: bool) -> Vec<String> {
-        let copy = copy(scratch, src, fixed, &Interrupt::detached().unwrap()).unwrap();
+        let interrupt = Interrupt::detached().unwrap();
+        let copy = copy(&SourceDir::bare(scratch), src, &[], fixed, &interrupt).unwrap();
         assert_eq!(copy.src, src);
         let shown = copy.contents.into_iter().map(|CopiedEntry { path, node }| {
             let node = match node {
@@ -217,7 +237,8 @@ mod tests {
         let odd = std::ffi::OsStr::from_bytes(b"odd-\xff");
         fs::write(scratch.path().join("app").join(odd), "").unwrap();
         let interrupt = Interrupt::detached().unwrap();
-        let error = copy(scratch.path(), "app", false, &interrupt).unwrap_err();
+        let base = SourceDir::bare(scratch.path());
+        let error = copy(&base, "app", &[], false, &interrupt).unwrap_err();
         assert_eq!(smol_cli::exit_kind(&error), ExitKind::Usage);
         assert!(format!("{error:#}").contains(r"odd-\xff"), "{error:#}");
     }
@@ -230,6 +251,7 @@ mod tests {
             let options = DirOptions {
                 owner: Owner::of_root_filesystem(),
                 modes: Modes::Keep,
+                ignore: Default::default(),
             };
             let mut tree = Tree::new();
             tree.apply_dir(&app, "", &options).unwrap();

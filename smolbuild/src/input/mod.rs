@@ -26,6 +26,7 @@ use toml::Spanned;
 
 use crate::context::BuildContext;
 use crate::lock::Lock;
+use crate::source_dir::SourceDir;
 
 pub mod bundle;
 pub mod debian;
@@ -77,7 +78,7 @@ pub trait Input {
     /// A file cannot be read.
     fn pin(
         &self,
-        base_dir: &Path,
+        base_dir: &SourceDir,
         kept: Option<&Lock>,
         lock: &mut Lock,
         interrupt: &Interrupt,
@@ -138,7 +139,7 @@ pub enum Pins {
 #[derive(Clone, Copy, Debug)]
 pub struct InputDirs<'a> {
     /// Folder of the Smolfile.
-    pub base_dir: &'a Path,
+    pub base_dir: &'a SourceDir,
     /// Folder of downloads.
     pub downloads: &'a Path,
     /// Folder of what was made of downloads before.
@@ -181,6 +182,7 @@ mod tests {
     use crate::lock::{PackagePin, Role};
 
     fn pin(input: &dyn Input, base_dir: &Path, kept: Option<&Lock>) -> (Lock, Pins) {
+        let base_dir = &SourceDir::bare(base_dir);
         let mut lock = Lock::of_epoch(0);
         let interrupt = Interrupt::detached().unwrap();
         let pins = input.pin(base_dir, kept, &mut lock, &interrupt).unwrap();

@@ -1,7 +1,5 @@
 //! `[rootfs] tar`: a plain tar archive.
 
-use std::path::Path;
-
 use anyhow::Result;
 use serde::Serialize;
 use smol_cli::Interrupt;
@@ -12,6 +10,7 @@ use toml::Spanned;
 use super::{HostPath, Input, InputDirs, LoadedTree, Pins};
 use crate::hash;
 use crate::lock::{InputFile, Lock, Role};
+use crate::source_dir::SourceDir;
 
 /// A tar archive, by path relative to the Smolfile.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -27,7 +26,7 @@ impl Input for TarInput {
 
     fn pin(
         &self,
-        base_dir: &Path,
+        base_dir: &SourceDir,
         _kept: Option<&Lock>,
         lock: &mut Lock,
         _interrupt: &Interrupt,

@@ -9,10 +9,12 @@
 //! | `text.rs` | from a lock to its text and back, strictly |
 //! | `rules.rs` | what a value in it may look like |
 //! | `compare.rs` | in what two locks differ, for people |
+//! | `part.rs` | its parts, which can be renewed each on its own |
 //!
 //! Which lock a build uses is decided in `resolve/`.
 
 mod compare;
+mod part;
 pub(crate) mod rules;
 #[cfg(test)]
 mod tests;
@@ -21,6 +23,7 @@ mod text;
 use serde::{Deserialize, Serialize};
 
 pub use self::compare::differences;
+pub use self::part::Part;
 
 /// Version of the lock's format.
 pub const VERSION: u32 = 1;

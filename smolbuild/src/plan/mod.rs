@@ -9,7 +9,7 @@ mod guest;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::Serialize;
 use smol_cli::{ErrorExt, ExitKind};
@@ -20,6 +20,7 @@ use self::guest::{guest_config, ready};
 use crate::input::Rootfs;
 use crate::lock::Lock;
 use crate::smolfile::{CopyStep, KernelSource, Smolfile, Workload};
+use crate::source_dir::SourceDir;
 
 /// Wall clock of the guest at power-on and time of all files, unless SOURCE_DATE_EPOCH says
 /// otherwise: 2026-01-01T00:00:00Z in seconds since the Unix epoch.
@@ -60,7 +61,7 @@ pub struct Plan {
     pub lock: Lock,
     /// Folder of the Smolfile, which the host paths of the Plan are relative to.
     #[serde(skip)]
-    pub base_dir: PathBuf,
+    pub base_dir: SourceDir,
 }
 
 /// The kernel of a Plan.
@@ -88,7 +89,7 @@ impl Plan {
     ///
     /// Errors: the guest could not act on the result (of kind [`ExitKind::Internal`], for the
     /// parser of the Smolfile lets nothing of that kind pass).
-    pub fn resolve(smolfile: &Smolfile, base_dir: &Path, lock: Lock) -> anyhow::Result<Self> {
+    pub fn resolve(smolfile: &Smolfile, base_dir: &SourceDir, lock: Lock) -> anyhow::Result<Self> {
         let guest = guest_config(smolfile);
         if let Some(guest) = &guest {
             guest.check().kind(ExitKind::Internal)?;
@@ -117,7 +118,7 @@ impl Plan {
             copies,
             guest,
             lock,
-            base_dir: base_dir.to_owned(),
+            base_dir: base_dir.clone(),
         })
     }
 
@@ -285,7 +286,7 @@ mod tests {
     fn plan(source: &str) -> Plan {
         Plan::resolve(
             &smolfile::parse(source).unwrap(),
-            Path::new("/base"),
+            &SourceDir::bare("/base"),
             Lock::of_epoch(DEFAULT_EPOCH),
         )
         .unwrap()
@@ -359,7 +360,7 @@ mod tests {
         assert_eq!(plan.ports(), [8080]);
         assert_eq!(plan.console_ready, None);
         assert_eq!(plan.copies[0].src.get_ref(), "app.conf");
-        assert_eq!(plan.host_path("app.conf"), Path::new("/base/app.conf"));
+        assert_eq!(plan.host_path("app.conf"), PathBuf::from("/base/app.conf"));
         // What the guest reads is what it was told.
         let json = serde_json::to_vec(guest).unwrap();
         assert_eq!(&GuestConfig::parse(&json).unwrap(), guest);
@@ -397,7 +398,7 @@ mod tests {
     fn the_digest_does_not_depend_on_where_the_smolfile_lies_or_how_it_is_laid_out() {
         let smolfile = smolfile::parse(SERVICE).unwrap();
         let lock = Lock::of_epoch(DEFAULT_EPOCH);
-        let elsewhere = Plan::resolve(&smolfile, Path::new("/elsewhere"), lock).unwrap();
+        let elsewhere = Plan::resolve(&smolfile, &SourceDir::bare("/elsewhere"), lock).unwrap();
         assert_eq!(elsewhere.to_json(), plan(SERVICE).to_json());
         let other_order = SERVICE.replace(r#"["redis", "curl"]"#, r#"[ "curl",  "redis" ]"#);
         assert_eq!(plan(&other_order).to_json(), plan(SERVICE).to_json());
@@ -464,7 +465,7 @@ mod tests {
         seen.extend([more.digest(), more.seed()]);
         let smolfile = smolfile::parse(SERVICE).unwrap();
         let lock = Lock::of_epoch(0);
-        let epoch = Plan::resolve(&smolfile, Path::new("/base"), lock).unwrap();
+        let epoch = Plan::resolve(&smolfile, &SourceDir::bare("/base"), lock).unwrap();
         seen.push(sealed(epoch).digest());
         let on_base = SERVICE.replace("[rootfs]", "[base]").replace(
             r#"debian = { suite = "bookworm", packages = ["redis", "curl"] }"#,
@@ -478,7 +479,7 @@ mod tests {
                 path: "base.smolmachine".into(),
                 sha256: base.repeat(64),
             });
-            let plan = Plan::resolve(&smolfile, Path::new("/base"), lock).unwrap();
+            let plan = Plan::resolve(&smolfile, &SourceDir::bare("/base"), lock).unwrap();
             seen.push(sealed(plan).digest());
         }
         let count = seen.len();

@@ -21,7 +21,9 @@ static GUEST_SHA256: LazyLock<String> = LazyLock::new(|| hex::encode(Sha256::dig
 /// The locks whose choices are kept as long as they fit.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Kept<'a> {
-    /// That of epoch and kernel source.
+    /// That of the epoch.
+    pub epoch: Option<&'a Lock>,
+    /// That of the kernel source and its compiler.
     pub kernel: Option<&'a Lock>,
     /// That of the root file system.
     pub rootfs: Option<&'a Lock>,
@@ -31,6 +33,7 @@ impl<'a> Kept<'a> {
     /// All choices of a lock.
     pub fn all(lock: Option<&'a Lock>) -> Self {
         Self {
+            epoch: lock,
             kernel: lock,
             rootfs: lock,
         }
@@ -49,7 +52,7 @@ pub fn current(
     interrupt: &Interrupt,
 ) -> Result<(Lock, Pins)> {
     let (smolfile, base_dir) = (&loaded.smolfile, &loaded.base_dir);
-    let kept_epoch = kept.kernel.map(|lock| lock.builder.epoch);
+    let kept_epoch = kept.epoch.map(|lock| lock.builder.epoch);
     let mut lock = Lock {
         version: VERSION,
         builder: builder(environment.epoch.or(kept_epoch)),
@@ -76,7 +79,7 @@ pub fn current(
         pins = input.pin(base_dir, kept.rootfs, &mut lock, interrupt)?;
         for copy in copies {
             let (src, fixed) = (copy.src.get_ref(), copy.mode.is_some());
-            let copied = files::copy(base_dir, src, fixed, interrupt)?;
+            let copied = files::copy(base_dir, src, &copy.exclude, fixed, interrupt)?;
             lock.copies.push(copied);
         }
     }

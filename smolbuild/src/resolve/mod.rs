@@ -23,7 +23,7 @@ use crate::context::BuildContext;
 use crate::fetch::Net;
 use crate::folder;
 use crate::input::Pins;
-use crate::lock::{Lock, MAX_SIZE, differences};
+use crate::lock::{Lock, MAX_SIZE, Part, differences};
 use crate::smolfile::Loaded;
 
 /// Most changes that a build tells one by one.
@@ -78,14 +78,16 @@ pub fn resolve(loaded: &Loaded, policy: &Policy, context: BuildContext) -> Resul
         context.environment,
         &context.session.interrupt,
     )?;
-    let changes = old.as_ref().map(|old| differences(old, &lock));
     if locked {
-        match &changes {
-            None => return Err(missing(&file).into()),
-            Some(changes) if !changes.is_empty() => return Err(stale(&file, changes).into()),
-            Some(_) => {}
-        }
+        let old = old.ok_or_else(|| missing(loaded))?;
+        require_fit(loaded, &old, &lock, context)?;
+        return Ok(Resolved {
+            lock,
+            net: net(true, context.net),
+            file: None,
+        });
     }
+    let changes = old.map(|old| differences(&old, &lock));
     tell(
         changes.as_deref().unwrap_or_default(),
         &file,
@@ -95,9 +97,33 @@ pub fn resolve(loaded: &Loaded, policy: &Policy, context: BuildContext) -> Resul
     keep(&file, &lock, &context.session.progress)?;
     Ok(Resolved {
         lock,
-        net: net(locked, context.net),
+        net: net(false, context.net),
         file: Some(file),
     })
+}
+
+/// Checks that the lock file `old` is that of `current`, as `--locked` wants it. Its epoch may be
+/// another: SOURCE_DATE_EPOCH is an input of this build, often the time of a commit, which cannot be in
+/// a file of that commit.
+fn require_fit(loaded: &Loaded, old: &Lock, current: &Lock, context: BuildContext) -> Result<()> {
+    let mut locked = old.clone();
+    if let Some(epoch) = context.environment.epoch {
+        locked.builder.epoch = epoch;
+    }
+    let changes = differences(&locked, current);
+    if !changes.is_empty() {
+        let parts = Part::differing(&locked, current);
+        return Err(stale(loaded, &changes, &parts).into());
+    }
+    if locked != *old {
+        context.session.note(&format!(
+            "the epoch is SOURCE_DATE_EPOCH, {}; in {} it is {}",
+            locked.builder.epoch,
+            loaded.lock_path().display(),
+            old.builder.epoch
+        ));
+    }
+    Ok(())
 }
 
 fn net(locked: bool, allowed: Net) -> Net {
@@ -109,20 +135,28 @@ fn net(locked: bool, allowed: Net) -> Net {
 }
 
 /// Makes the lock file anew, with the newest packages and the recipe's kernel source, and returns
-/// what changed: nothing, if it was up to date. Offline, packages that fit the Smolfile stay.
+/// what changed: nothing, if it was up to date. The epoch stays unless the environment gives one.
+/// Offline, packages that fit the Smolfile stay. If `only` names parts, the others stay as they are.
 ///
 /// # Errors
-/// As for [`resolve`], but for the old file, which need not be one.
-pub fn refresh(loaded: &Loaded, context: BuildContext) -> Result<Vec<String>> {
+/// As for [`resolve`], but for the old file, which need not be one unless parts of it stay.
+pub fn refresh(loaded: &Loaded, only: &[Part], context: BuildContext) -> Result<Vec<String>> {
     let file = loaded.lock_path();
-    let old = read(&file).unwrap_or_else(|_| {
-        let note = format!("{} was no lock file: making it anew", file.display());
-        context.session.note(&note);
-        None
-    });
+    let renews = |part: Part| only.is_empty() || only.contains(&part);
+    let old = match (read(&file), only) {
+        (Ok(None), [_, ..]) => return Err(missing(loaded).into()),
+        (Err(_), []) => {
+            let note = format!("{} was no lock file: making it anew", file.display());
+            context.session.note(&note);
+            None
+        }
+        (old, _) => old?,
+    };
+    let kept = |stays: bool| old.as_ref().filter(|_| stays);
     let kept = Kept {
-        rootfs: old.as_ref().filter(|_| context.net == Net::Offline),
-        ..Kept::default()
+        epoch: old.as_ref(),
+        kernel: kept(!renews(Part::Kernel)),
+        rootfs: kept(!renews(Part::Packages) || context.net == Net::Offline),
     };
     let (mut lock, pins) = current(
         loaded,
@@ -130,7 +164,14 @@ pub fn refresh(loaded: &Loaded, context: BuildContext) -> Result<Vec<String>> {
         context.environment,
         &context.session.interrupt,
     )?;
-    choose(loaded, pins, &mut lock, context)?;
+    if renews(Part::Packages) {
+        choose(loaded, pins, &mut lock, context)?;
+    }
+    for part in Part::ALL.into_iter().filter(|part| !renews(*part)) {
+        if let Some(old) = &old {
+            part.take(&mut lock, old);
+        }
+    }
     store(&file, &lock)?;
     Ok(match old {
         Some(old) => differences(&old, &lock),
@@ -146,18 +187,28 @@ fn choose(loaded: &Loaded, pins: Pins, lock: &mut Lock, context: BuildContext) -
     }
 }
 
-fn missing(file: &Path) -> Failure {
-    let what = format!("there is no lock file {}", file.display());
-    Failure::new(ExitKind::LockStale, what).hint("make it: smolbuild lock")
+fn missing(loaded: &Loaded) -> Failure {
+    let what = format!("there is no lock file {}", loaded.lock_path().display());
+    let hint = format!("make it: smolbuild lock{}", loaded.argument());
+    Failure::new(ExitKind::LockStale, what).hint(hint)
 }
 
-fn stale(file: &Path, changes: &[String]) -> Failure {
+/// The error for a lock file that differs in `parts`. The hint renews these and no others.
+fn stale(loaded: &Loaded, changes: &[String], parts: &[Part]) -> Failure {
     let what = format!(
         "the lock file {} is out of date:\n{}",
-        file.display(),
+        loaded.lock_path().display(),
         changes.join("\n")
     );
-    Failure::new(ExitKind::LockStale, what).hint("renew it: smolbuild lock")
+    let only: Vec<&str> = parts.iter().map(|part| part.name()).collect();
+    let renew = format!(
+        "renew what changed: smolbuild lock --only {}{}",
+        only.join(","),
+        loaded.argument()
+    );
+    Failure::new(ExitKind::LockStale, what)
+        .hint(renew)
+        .hint("a build without --locked does so, too")
 }
 
 fn tell(changes: &[String], file: &Path, progress: &Progress) {
@@ -228,7 +279,7 @@ fn store(file: &Path, lock: &Lock) -> Result<()> {
             MAX_SIZE >> 20
         );
         return Err(Failure::new(ExitKind::Usage, what)
-            .hint("bring large folders along in a `[rootfs] tar` archive")
+            .hint("ignore what is not needed in .smolignore, or copy large folders as a `[rootfs] tar` archive")
             .into());
     }
     if fs::read(file).is_ok_and(|before| before == text.as_bytes()) {

@@ -64,7 +64,8 @@ impl Project {
     }
 
     fn refresh(&self) -> Vec<String> {
-        self.with(refresh).unwrap()
+        self.with(|loaded, context| refresh(loaded, &[], context))
+            .unwrap()
     }
 
     /// What `--locked` says of a lock that does not fit.
@@ -114,7 +115,7 @@ fn locked_lists_each_thing_that_differs_and_a_build_renews_those_parts() {
         "  [kernel] path \"guest.elf\" changed\n",
         "  [rootfs] dir \"root\" changed\n",
         "  [[copy]] \"app.conf\" changed\n",
-        "  hint: renew it: smolbuild lock\n",
+        "  hint: renew what changed: smolbuild lock --only files ",
     ] {
         assert!(stale.contains(line), "{line:?} is not in {stale}");
     }
@@ -179,10 +180,47 @@ fn the_epoch_of_the_lock_holds_until_the_environment_has_another() {
     project.resolve(false).unwrap();
     project.environment.epoch = None;
     assert_eq!(project.resolve(true).unwrap().lock.builder.epoch, 1_000);
+    assert_eq!(project.refresh(), [""; 0], "not even all anew changes it");
     project.environment.epoch = Some(2_000);
-    assert!(project.stale().contains("epoch: 1000 -> 2000"));
-    project.environment.epoch = None;
-    assert_eq!(project.refresh(), ["epoch: 1000 -> 1767225600"]);
+    assert_eq!(project.refresh(), ["epoch: 1000 -> 2000"]);
+}
+
+#[test]
+fn a_locked_build_takes_the_epoch_of_the_environment_and_leaves_the_lock_file_as_it_is() {
+    let mut project = Project::new();
+    project.resolve(false).unwrap();
+    let before = project.read();
+    project.environment.epoch = Some(2_000);
+    let resolved = project.resolve(true).unwrap();
+    assert_eq!((resolved.lock.builder.epoch, resolved.file), (2_000, None));
+    assert_eq!(project.read(), before);
+    // All else must fit.
+    project.write("app.conf", "b");
+    let stale = project.stale();
+    assert!(
+        stale.contains("app.conf") && !stale.contains("epoch"),
+        "{stale}"
+    );
+}
+
+#[test]
+fn a_part_is_renewed_alone_and_the_hint_names_those_that_differ() {
+    let project = Project::new();
+    let refresh =
+        |only: &[Part]| project.with(|loaded, context| super::refresh(loaded, only, context));
+    let error = refresh(&[Part::Files]).unwrap_err();
+    assert_eq!(smol_cli::exit_kind(&error), ExitKind::LockStale);
+    project.resolve(false).unwrap();
+    let older = project.read().replace(env!("CARGO_PKG_VERSION"), "0.0.9");
+    project.write("Smolfile.lock", &older);
+    project.write("app.conf", "b");
+    let hint = |parts: &str| format!("  hint: renew what changed: smolbuild lock --only {parts} ");
+    assert!(project.stale().contains(&hint("builder,files")));
+    let changed = "[[copy]] \"app.conf\" changed";
+    assert_eq!(refresh(&[Part::Files]).unwrap(), [changed]);
+    assert!(project.stale().contains(&hint("builder")));
+    assert_eq!(refresh(&[Part::Kernel, Part::Builder]).unwrap().len(), 1);
+    project.resolve(true).unwrap();
 }
 
 #[test]

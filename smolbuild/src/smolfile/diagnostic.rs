@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
+use smol_cli::error::Mistake;
 
 /// Bytes of the source, from the start of the file.
 pub type Span = Range<usize>;
@@ -50,6 +51,20 @@ impl Diagnostic {
     pub fn help(mut self, help: impl Into<String>) -> Self {
         self.help.push(help.into());
         self
+    }
+
+    /// The same for programs that read it; `path` is the name of the file.
+    pub fn mistake(&self, path: &str, source: &str) -> Mistake {
+        let before = &source[..within(&self.span, source).start];
+        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+        Mistake {
+            message: self.title.clone(),
+            cause: non_empty(&self.label).map(str::to_owned),
+            hints: self.help.clone(),
+            file: path.to_owned(),
+            line: before.matches('\n').count() + 1,
+            column: before[line_start..].chars().count() + 1,
+        }
     }
 }
 

@@ -67,6 +67,7 @@ pub const KEYS: &[Key] = &[
     key("copy", "dest", "guest path", "required", "Where it goes. A file gets this path, or goes into it if a folder is there or it ends with `/`; what a folder holds goes into it."),
     key("copy", "mode", "file mode", "`0o755` for folders and executable files, else `0o644`", "Permissions of what is copied; folders can also be entered by whoever may read them."),
     key("copy", "owner", "user", "`\"root:root\"`", "Who owns the copy."),
+    key("copy", "exclude", "list of strings", "`[]`", "What of the folder is left out: patterns relative to it, as in [`.smolignore`](#what-is-not-copied)."),
     key("service", "cmd", "command", "required", "The program and its arguments. It stays in the foreground."),
     key("service", "env", "table of strings", "`{}`", "Environment variables."),
     key("service", "user", "user", "`\"root\"`", "Who runs it."),

@@ -8,6 +8,7 @@ use smol_cli::{ErrorExt, ExitKind, Failure};
 use toml::Spanned;
 
 use crate::folder;
+use crate::source_dir::{Hidden, IGNORE_FILE, SourceDir};
 
 use super::{Diagnostic, KernelSource, MAX_SIZE, Smolfile, Workload, parse, render};
 
@@ -19,7 +20,7 @@ pub struct Loaded {
     /// Its text, as it was read.
     pub source: String,
     /// Its folder, to which its paths are relative.
-    pub base_dir: PathBuf,
+    pub base_dir: SourceDir,
     /// The file itself.
     pub path: PathBuf,
 }
@@ -30,6 +31,17 @@ impl Loaded {
         let mut path = self.path.clone().into_os_string();
         path.push(".lock");
         path.into()
+    }
+
+    /// What names it on a command line, after a space; nothing in the current folder.
+    pub fn argument(&self) -> String {
+        let folder = folder::of(&self.path);
+        let is_default = self.path.file_name().is_some_and(|name| name == "Smolfile");
+        match (is_default, folder == Path::new(".")) {
+            (true, true) => String::new(),
+            (true, false) => format!(" {}", folder.display()),
+            (false, _) => format!(" {}", self.path.display()),
+        }
     }
 }
 
@@ -59,12 +71,19 @@ pub fn check(source: String, path: &Path, base_dir: PathBuf) -> anyhow::Result<L
     let shown = path.display().to_string();
     let failure = |diagnostics: Vec<Diagnostic>| {
         let text = render(&diagnostics, &shown, &source, smol_cli::colour_on_stderr());
-        Failure::rendered(ExitKind::Usage, text)
+        let mistakes = diagnostics.iter().map(|one| one.mistake(&shown, &source));
+        Failure::mistakes(ExitKind::Usage, text, mistakes.collect())
     };
     let smolfile = parse(&source).map_err(failure)?;
+    let lock = format!("{}.lock", path.file_name().unwrap_or_default().display());
+    let base_dir = SourceDir::open(base_dir, &lock)?;
     let missing = missing_files(&smolfile, &base_dir);
     if !missing.is_empty() {
         return Err(failure(missing).into());
+    }
+    let hidden = hidden_files(&smolfile, &base_dir)?;
+    if !hidden.is_empty() {
+        return Err(failure(hidden).into());
     }
     Ok(Loaded {
         smolfile,
@@ -96,7 +115,7 @@ fn read(path: &Path) -> anyhow::Result<String> {
 
 /// A diagnostic for each file that the Smolfile names and that is not there, or is of the wrong
 /// kind.
-fn missing_files(smolfile: &Smolfile, base_dir: &Path) -> Vec<Diagnostic> {
+fn missing_files(smolfile: &Smolfile, base_dir: &SourceDir) -> Vec<Diagnostic> {
     let mut diagnostics = Vec::new();
     let mut look = |path: &Spanned<String>, wanted: &str, right: fn(&std::fs::Metadata) -> bool| {
         let title = match std::fs::metadata(base_dir.join(path.get_ref())) {
@@ -124,6 +143,44 @@ fn missing_files(smolfile: &Smolfile, base_dir: &Path) -> Vec<Diagnostic> {
     }
     diagnostics.sort_by_key(|diagnostic| diagnostic.span.start);
     diagnostics
+}
+
+/// A diagnostic for each file or folder that the Smolfile names and of which nothing would be taken,
+/// and for `exclude` where there is no folder.
+fn hidden_files(smolfile: &Smolfile, base_dir: &SourceDir) -> anyhow::Result<Vec<Diagnostic>> {
+    let Workload::Service { rootfs, copies, .. } = &smolfile.workload else {
+        return Ok(Vec::new());
+    };
+    let mut diagnostics = Vec::new();
+    let folder = rootfs.input().host_path().filter(|host| host.is_folder);
+    let folder = folder.map(|host| (host.path, &[][..]));
+    let copied = copies.iter().map(|copy| (&copy.src, &copy.exclude[..]));
+    for (src, exclude) in folder.into_iter().chain(copied) {
+        let name = src.get_ref();
+        if let Some(first) = exclude.first()
+            && !base_dir.join(name).is_dir()
+        {
+            let wrong = Diagnostic::new(first.span(), "`exclude` is for a folder");
+            diagnostics.push(wrong.context(src.span(), "this is a file"));
+            continue;
+        }
+        let wrong = Diagnostic::new(
+            src.span(),
+            "nothing of this is copied: all of it is ignored",
+        );
+        diagnostics.extend(match base_dir.hidden(name, exclude)? {
+            Some(Hidden::Line(line, pattern)) => Some(
+                wrong
+                    .label(format!("by line {line} of {IGNORE_FILE}: {pattern}"))
+                    .help(format!("remove that line, or write `!{name}` after it")),
+            ),
+            Some(Hidden::Excluded(number)) => {
+                Some(wrong.context(exclude[number].span(), "by this pattern"))
+            }
+            Some(Hidden::Always) | None => None,
+        });
+    }
+    Ok(diagnostics)
 }
 
 #[cfg(test)]
@@ -157,7 +214,7 @@ tcp = 80
         for path in [dir.path(), &dir.path().join("Smolfile")] {
             let loaded = load(path).unwrap();
             assert_eq!(
-                (loaded.smolfile.name.as_str(), loaded.base_dir.as_path()),
+                (loaded.smolfile.name.as_str(), loaded.base_dir.path()),
                 ("app", dir.path())
             );
         }

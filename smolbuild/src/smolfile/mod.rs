@@ -133,6 +133,9 @@ pub struct CopyStep {
     pub mode: Option<u32>,
     /// `name`, `uid`, `name:group` or `uid:gid`, as of the rootfs; root when absent.
     pub owner: Option<String>,
+    /// Patterns of what of a folder is left out, as in an ignore file.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub exclude: Vec<Spanned<String>>,
 }
 
 /// `[service]`.

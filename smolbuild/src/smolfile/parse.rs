@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use smol_machine::cpu::Level;
+use smol_rootfs::ignore::Patterns;
 use toml::Spanned;
 use toml::de::DeValue;
 
@@ -294,13 +295,32 @@ pub(super) fn copy(mut table: Table<'_>, errors: &mut Errors) -> Option<CopyStep
     let mode = table
         .take("mode")
         .and_then(|entry| file_mode(entry, errors));
+    let exclude = exclude(&mut table, errors);
     table.finish(errors);
     Some(CopyStep {
         src: src?,
         dest: dest?.into_inner(),
         mode,
         owner,
+        exclude,
     })
+}
+
+/// Patterns of what is left out of a folder.
+fn exclude(table: &mut Table<'_>, errors: &mut Errors) -> Vec<Spanned<String>> {
+    let what = "a list of patterns, such as [\"*.pyc\", \".git\"]";
+    let values = table.array("exclude", what, errors);
+    let texts = values
+        .into_iter()
+        .filter_map(|value| as_string(value, errors));
+    let patterns: Vec<_> = texts.collect();
+    for pattern in &patterns {
+        if let Err(broken) = Patterns::new([(1, pattern.get_ref().as_str())]) {
+            let wrong = Diagnostic::new(pattern.span(), "not a pattern").label(broken.why);
+            errors.push(wrong.help("patterns are those of a .dockerignore file"));
+        }
+    }
+    patterns
 }
 
 fn file_mode(entry: Entry<'_>, errors: &mut Errors) -> Option<u32> {

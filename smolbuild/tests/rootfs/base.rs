@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use smol_bundle::{Bundle, BundleSpec, Digest, ImageKind};
 use smol_cli::{ExitKind, Interrupt};
 use smol_rootfs::erofs::{self, Mtimes, Options};
-use smol_rootfs::{CopySpec, Device, Node, Tree};
+use smol_rootfs::{CopySpec, Device, Ignore, Node, Tree};
 use smolbuild::input::{BundleInput, InputDirs};
 use smolbuild::lock::{InputFile, Role};
 use smolbuild::rootfs::{RootfsSpec, build};
+use smolbuild::source_dir::SourceDir;
 use toml::Spanned;
 
 use crate::bundles::{bundle_spec, write_bundle};
@@ -66,6 +67,7 @@ impl Scene {
             dest: dest.to_string(),
             mode: None,
             owner: None,
+            ignore: Ignore::default(),
         });
         let lock = lock(vec![InputFile {
             role: Role::Base,
@@ -79,7 +81,7 @@ impl Scene {
             epoch: EPOCH,
         };
         let dirs = InputDirs {
-            base_dir: self.scratch.path(),
+            base_dir: &SourceDir::bare(self.scratch.path()),
             downloads: &self.path("downloads"),
             cache: &self.path("cache"),
             scratch: self.scratch.path(),

@@ -7,12 +7,13 @@ use std::process::Command;
 
 use anyhow::Result;
 use smol_cli::Interrupt;
-use smol_rootfs::CopySpec;
+use smol_rootfs::{CopySpec, Ignore};
 use smolbuild::fetch::Net;
 use smolbuild::input::debian::Chosen;
 use smolbuild::input::{DebianInput, DirInput, Input, InputDirs, TarInput, debian};
 use smolbuild::lock::{Debian, Lock, PackagePin};
 use smolbuild::rootfs::{RootfsImage, RootfsSpec, build};
+use smolbuild::source_dir::SourceDir;
 use toml::Spanned;
 
 use crate::common::*;
@@ -33,7 +34,7 @@ fn build_in(
         epoch: 1_700_000_000,
     };
     let dirs = InputDirs {
-        base_dir: scratch,
+        base_dir: &SourceDir::bare(scratch),
         downloads: &scratch.join("downloads"),
         cache: &scratch.join(format!("cache-{out}")),
         scratch,
@@ -54,6 +55,7 @@ fn an_image_has_mount_points_and_a_name_for_localhost() {
         dest: "/etc/passwd".into(),
         mode: None,
         owner: None,
+        ignore: Ignore::default(),
     }];
     fs::create_dir(scratch.path().join("empty")).unwrap();
     let empty = DirInput(Spanned::new(0..0, "empty".into()));

@@ -20,7 +20,7 @@ use crate::run::metrics::{Metrics, Moment};
 use crate::run::publish;
 use crate::run::report::End;
 use crate::run::spec::{ColdBoot, RunSpec};
-use crate::trust::Keyring;
+use smol_trust::{Keyring, Purpose};
 
 /// Runs the bundle, here or in the background.
 ///
@@ -74,19 +74,21 @@ fn note(progress: &Progress, text: &str) {
     progress.note(&format!("smolrun: {text}"));
 }
 
+const RUN: Purpose = Purpose {
+    refused: "is refused",
+    unsigned: "--insecure-unsigned runs it all the same: for bundles that you have built yourself",
+    unknown: None,
+};
+
 /// Opens the bundle and checks its signature.
 fn open_trusted(path: &Path, args: &RunArgs, progress: &Progress) -> anyhow::Result<Bundle> {
     let bundle = match bundle::open(path) {
         Err(error) => return Err(habits::about_bundle(path).map_or(error, Into::into)),
         Ok(bundle) => bundle,
     };
-    let keyring = match args.key.is_empty() {
-        false => Keyring::named(&args.key)?,
-        true => Keyring::of_folder(&paths::config_dir()?.join("trust"), |text| {
-            note(progress, text);
-        })?,
-    };
-    if keyring.check(&bundle, args.insecure_unsigned)?.is_none() {
+    let keyring = Keyring::of_user(&args.key, |text| note(progress, text))?;
+    let signer = keyring.check(&bundle, args.insecure_unsigned, RUN)?;
+    if signer.is_none() {
         let path = path.display();
         let text = format!("warning: {path} is not signed by a trusted key (--insecure-unsigned)");
         note(progress, &text);

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use smol_rootfs::erofs::{self, Options, Stats};
 use smol_rootfs::{Device, FileData, Inode, Meta, Node, Tree};
-use smol_rootfs::{DirOptions, Modes, Owner};
+use smol_rootfs::{DirOptions, Ignore, Modes, Owner};
 use smol_testing::left_out;
 
 /// Everything that matters of a tree, a line a name: compare two of these.
@@ -174,6 +174,7 @@ pub fn host_tree(path: &Path) -> Tree {
         &DirOptions {
             owner: Owner::Keep,
             modes: Modes::Keep,
+            ignore: Ignore::default(),
         },
     )
     .unwrap();

@@ -3,10 +3,12 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
+use std::sync::Arc;
 
 use smol_rootfs::Tree;
 use smol_rootfs::erofs::Options;
-use smol_rootfs::{CopySpec, DirOptions, Modes, Owner};
+use smol_rootfs::ignore::Patterns;
+use smol_rootfs::{CopySpec, DirOptions, Ignore, Modes, Owner};
 
 use crate::common::*;
 
@@ -16,6 +18,7 @@ fn copy(src: &Path, dest: &str) -> CopySpec {
         dest: dest.into(),
         mode: None,
         owner: None,
+        ignore: Ignore::default(),
     }
 }
 
@@ -59,6 +62,7 @@ fn an_image_does_not_depend_on_order_or_times_of_the_directory_it_is_made_of() {
             &DirOptions {
                 owner: Owner::Fixed(0, 0),
                 modes: Modes::Normal,
+                ignore: Ignore::default(),
             },
         )
         .unwrap();
@@ -234,4 +238,61 @@ fn owners_are_looked_up_in_the_image() {
         let error = format!("{:#}", error.unwrap_err());
         assert!(error.contains("the image has no"), "{owner}: {error}");
     }
+}
+
+#[test]
+fn what_is_ignored_is_left_out_and_folders_come_with_what_is_taken_in_again() {
+    let scratch = tempfile::tempdir().unwrap();
+    let src = scratch.path().join("app");
+    for file in [
+        "main.py",
+        "main.pyc",
+        "cache/a",
+        "cache/deep/keep",
+        "cache/deep/b",
+        "lib/x.pyc",
+    ] {
+        let file = src.join(file);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(file, "").unwrap();
+    }
+    let patterns = Patterns::parse("app/cache\n!app/cache/deep/keep").unwrap();
+    let exclude = Patterns::new([(1, "**/*.pyc")]).unwrap();
+    let mut tree = Tree::new();
+    tree.copy(&CopySpec {
+        ignore: Ignore::default()
+            .and(Arc::new(patterns), "app")
+            .and(Arc::new(exclude), ""),
+        ..copy(&src, "/srv")
+    })
+    .unwrap();
+    assert_eq!(
+        names(&tree),
+        [
+            "srv 755 0:0",
+            "srv/cache 755 0:0",
+            "srv/cache/deep 755 0:0",
+            "srv/cache/deep/keep 644 0:0",
+            "srv/lib 755 0:0",
+            "srv/main.py 644 0:0",
+        ]
+    );
+}
+
+#[test]
+fn a_folder_of_which_nothing_is_taken_is_told_with_the_pattern() {
+    let scratch = tempfile::tempdir().unwrap();
+    fs::create_dir(scratch.path().join("cache")).unwrap();
+    let ignore =
+        |text: &str| Ignore::default().and(Arc::new(Patterns::parse(text).unwrap()), "app");
+    let hiding = |text: &str| {
+        let found = ignore(text);
+        let found = found.hiding_all(scratch.path()).unwrap();
+        found.map(|(_, pattern)| pattern.text.clone())
+    };
+    assert_eq!(hiding("x\napp/*"), Some("app/*".into()));
+    assert_eq!(hiding("x"), None);
+    fs::write(scratch.path().join("cache/keep"), "").unwrap();
+    assert_eq!(hiding("app\n!app/cache/keep"), None);
+    assert_eq!(hiding("app\n!app/cache/kept"), Some("app".into()));
 }

@@ -35,6 +35,7 @@ use super::{HostPath, Input, InputDirs, LoadedTree, Pins};
 use crate::context::BuildContext;
 use crate::fetch::Net;
 use crate::lock::{self, Lock, PackagePin};
+use crate::source_dir::SourceDir;
 
 /// Installed systems, in the folder of the cache.
 const CACHE_FOLDER: &str = "debian";
@@ -87,7 +88,7 @@ impl Input for DebianInput {
 
     fn pin(
         &self,
-        _base_dir: &Path,
+        _base_dir: &SourceDir,
         kept: Option<&Lock>,
         lock: &mut Lock,
         _interrupt: &Interrupt,

@@ -47,7 +47,8 @@ fn survives(source: &str) {
     match parse(source) {
         Ok(smolfile) => {
             let lock = crate::lock::Lock::of_epoch(0);
-            let plan = Plan::resolve(&smolfile, std::path::Path::new("."), lock).unwrap();
+            let plan =
+                Plan::resolve(&smolfile, &crate::source_dir::SourceDir::bare("."), lock).unwrap();
             assert_eq!(plan.guest.is_some(), plan.rootfs.is_some());
         }
         Err(diagnostics) => {

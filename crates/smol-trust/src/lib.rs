@@ -1,13 +1,29 @@
-//! Trust: a bundle is run only if it is signed by a known key.
+//! Trust: whether a bundle is signed by a known key. smolrun runs no other, `smolbuild verify` passes
+//! no other.
 //!
 //! Known are the keys of `--key`; without that option, every `*.pub` file in the trust folder,
 //! `trust/` in smol's config folder. What the signature covers is the manifest's digest, and
 //! through it every byte of the bundle ([`Bundle::verify_signature`]).
 
+mod keys;
+
 use std::path::{Path, PathBuf};
 
 use smol_bundle::{Bundle, KeyId, PublicKey, SignatureError};
-use smol_cli::{ErrorExt, ExitKind, Failure};
+use smol_cli::{ExitKind, Failure};
+
+pub use self::keys::{load_private, load_public};
+
+/// What a bundle is checked for, in the words of its refusal.
+#[derive(Clone, Copy, Debug)]
+pub struct Purpose {
+    /// What happens to the bundle: `is refused`.
+    pub refused: &'static str,
+    /// Hint for a bundle that is not signed.
+    pub unsigned: &'static str,
+    /// Further hint for a bundle that is signed by unknown keys only.
+    pub unknown: Option<&'static str>,
+}
 
 /// The keys that count, and where they were looked for.
 #[derive(Debug)]
@@ -23,11 +39,23 @@ impl Keyring {
     /// # Errors
     /// For a file that is no public key.
     pub fn named(files: &[PathBuf]) -> anyhow::Result<Self> {
-        let load = |file: &PathBuf| PublicKey::load(file).kind(ExitKind::Usage);
+        let keys = files.iter().map(|file| load_public(file));
         Ok(Self {
-            keys: files.iter().map(load).collect::<Result<_, _>>()?,
+            keys: keys.collect::<Result<_, _>>()?,
             folder: None,
         })
+    }
+
+    /// The keys that count for a command: those of these files, or if none is named those of the trust
+    /// folder of the user. `note` is told what is passed over.
+    ///
+    /// # Errors
+    /// As for [`Keyring::named`] and [`Keyring::of_folder`]; or there is no place for a folder.
+    pub fn of_user(named: &[PathBuf], note: impl FnMut(&str)) -> anyhow::Result<Self> {
+        match named.is_empty() {
+            false => Self::named(named),
+            true => Self::of_folder(&smol_cli::paths::config_dir()?.join("trust"), note),
+        }
     }
 
     /// The keys of a trust folder, which need not exist. A file in it that is no key is reported to
@@ -67,7 +95,12 @@ impl Keyring {
     ///
     /// # Errors
     /// Of kind [`ExitKind::Verification`], with the reason and what to do.
-    pub fn check(&self, bundle: &Bundle, insecure: bool) -> anyhow::Result<Option<KeyId>> {
+    pub fn check(
+        &self,
+        bundle: &Bundle,
+        insecure: bool,
+        purpose: Purpose,
+    ) -> anyhow::Result<Option<KeyId>> {
         let error = match bundle.verify_signature(&self.keys) {
             Ok(key) => return Ok(Some(key)),
             Err(SignatureError::Unsigned | SignatureError::UnknownKey { .. }) if insecure => {
@@ -78,13 +111,14 @@ impl Keyring {
         let path = bundle.path().display();
         let refusal = Failure::new(
             ExitKind::Verification,
-            format!("{path} is refused: {error}"),
+            format!("{path} {}: {error}", purpose.refused),
         );
         Err(match &error {
-            SignatureError::Unsigned => refusal.hint(
-                "--insecure-unsigned runs it all the same: for bundles that you have built yourself",
-            ),
-            SignatureError::UnknownKey { .. } => refusal.hint(self.how_to_trust()),
+            SignatureError::Unsigned => refusal.hint(purpose.unsigned),
+            SignatureError::UnknownKey { .. } => {
+                let refusal = refusal.hint(self.how_to_trust());
+                purpose.unknown.into_iter().fold(refusal, Failure::hint)
+            }
             SignatureError::Bad { .. } => {
                 refusal.hint("get the bundle again, from where it was published")
             }
@@ -109,8 +143,69 @@ impl Keyring {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{self, Sample};
-    use smol_bundle::PrivateKey;
+    use smol_bundle::{BundleSpec, ClockMode, Config, CpuContract, PrivateKey, Tsc, TscNeeds};
+
+    /// A bundle in a folder of its own.
+    struct Sample {
+        _dir: tempfile::TempDir,
+        bundle: PathBuf,
+    }
+
+    impl Sample {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let kernel = dir.path().join("kernel");
+            std::fs::write(&kernel, "a kernel").unwrap();
+            let bundle = dir.path().join("sample.smolmachine");
+            let spec = BundleSpec {
+                config: config(),
+                kernel,
+                initramfs: None,
+                rootfs: None,
+                snapshot: None,
+                smolfile: None,
+                lock: None,
+                parent: None,
+            };
+            smol_bundle::write(&spec, &bundle, &mut |_, _| {}).unwrap();
+            Self { _dir: dir, bundle }
+        }
+
+        fn open(&self) -> Bundle {
+            Bundle::open(&self.bundle).unwrap()
+        }
+    }
+
+    fn config() -> Config {
+        Config {
+            name: "sample".into(),
+            version: None,
+            arch: "x86_64".into(),
+            cpus: 1,
+            memory: 16 << 20,
+            cmdline: String::new(),
+            ports: Vec::new(),
+            warm: None,
+            clock: ClockMode::Virtual,
+            reproducible: None,
+            cpu: CpuContract {
+                arch: "x86_64".into(),
+                features: Vec::new(),
+                physical_address_bits: 40,
+                xcr0: 0,
+                tsc: Tsc {
+                    needs: TscNeeds::None,
+                    khz: None,
+                },
+            },
+        }
+    }
+
+    const PURPOSE: Purpose = Purpose {
+        refused: "is refused",
+        unsigned: "--insecure-unsigned runs it",
+        unknown: Some("further"),
+    };
 
     fn code(outcome: anyhow::Result<Option<KeyId>>) -> (u8, String) {
         let error = outcome.unwrap_err();
@@ -132,13 +227,13 @@ mod tests {
         let sample = Sample::new();
         let bundle = sample.open();
         let key = PrivateKey::generate().unwrap();
-        let (code, text) = code(ring(&[&key]).check(&bundle, false));
+        let (code, text) = code(ring(&[&key]).check(&bundle, false, PURPOSE));
         assert_eq!(code, 4);
         assert!(
             text.contains("not signed") && text.contains("--insecure-unsigned"),
             "{text}"
         );
-        assert_eq!(ring(&[&key]).check(&bundle, true).unwrap(), None);
+        assert_eq!(ring(&[&key]).check(&bundle, true, PURPOSE).unwrap(), None);
     }
 
     #[test]
@@ -151,13 +246,15 @@ mod tests {
         smol_bundle::sign(&sample.bundle, &ours, &sample.bundle).unwrap();
         let bundle = sample.open();
         assert_eq!(
-            ring(&[&other, &ours]).check(&bundle, false).unwrap(),
+            ring(&[&other, &ours])
+                .check(&bundle, false, PURPOSE)
+                .unwrap(),
             Some(ours.public().id())
         );
-        let (code, text) = code(ring(&[&other]).check(&bundle, false));
+        let (code, text) = code(ring(&[&other]).check(&bundle, false, PURPOSE));
         assert_eq!(code, 4);
         assert!(text.contains(&ours.public().id().to_string()), "{text}");
-        assert_eq!(ring(&[&other]).check(&bundle, true).unwrap(), None);
+        assert_eq!(ring(&[&other]).check(&bundle, true, PURPOSE).unwrap(), None);
     }
 
     #[test]
@@ -178,13 +275,15 @@ mod tests {
     fn without_a_trust_folder_nobody_is_trusted() {
         let ring = Keyring::of_folder(Path::new("/nonexistent/trust"), |_| {}).unwrap();
         let sample = Sample::new();
-        testing::sign(&sample);
-        let (code, text) = code(ring.check(&sample.open(), false));
+        let key = PrivateKey::generate().unwrap();
+        smol_bundle::sign(&sample.bundle, &key, &sample.bundle).unwrap();
+        let (code, text) = code(ring.check(&sample.open(), false, PURPOSE));
         assert_eq!(code, 4);
         assert!(
             text.contains("/nonexistent/trust as a *.pub file (0 there now)"),
             "{text}"
         );
+        assert!(text.ends_with("  hint: further\n"), "{text}");
     }
 
     #[test]
