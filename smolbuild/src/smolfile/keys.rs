@@ -85,7 +85,7 @@ pub const KEYS: &[Key] = &[
     key("ready.http", "path", "string", "`\"/\"`", "Path to ask for, with its query."),
     key("ready.http", "status", "integer or list of integers, 100 to 599", "`200`", "Status codes that count as ready."),
     key("ready.http", "body", "pattern", "none", "What the first 64 KiB of the body must match as well."),
-    key("warm", "cmd", "command", "required", "Run as the service's user and in its environment; the build fails unless it exits with 0."),
+    key("warm", "cmd", "command", "required", "Run as the service's user and in its environment; the build fails unless it exits with 0. A [cold boot](cli.md#smolrun) runs it, too, before ports open."),
     key("warm", "timeout", "duration", "`\"60s\"`", "How long it may take: 1 ms to 1 h."),
     key("restore", "cmd", "command", "required", "Run as the service's user and in its environment, while the service stands still; the machine ends unless it exits with 0."),
     key("restore", "timeout", "duration", "`\"60s\"`", "How long it may take: 1 ms to 1 h."),
