@@ -103,7 +103,7 @@ pub struct Build {
     /// Boot the machine even if the same was built before; kernel and packages may be in the cache
     #[arg(long)]
     pub rebuild: bool,
-    /// Build all afresh instead of taking it from the cache: kernel, rootfs and bundle
+    /// Build kernel, rootfs and bundle again instead of taking them from the cache
     #[arg(long)]
     pub no_cache: bool,
     /// Write facts about the build as JSON
@@ -188,7 +188,7 @@ pub struct Reproduce {
     /// Keep what is built in this file
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
-    /// Build kernel and rootfs afresh instead of taking them from the cache
+    /// Build kernel and rootfs again instead of taking them from the cache
     #[arg(long)]
     pub no_cache: bool,
     #[command(flatten)]

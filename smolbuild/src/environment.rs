@@ -41,7 +41,7 @@ fn parse_epoch(text: &str) -> Result<u32, Failure> {
         Ok(seconds) if text.bytes().all(|b| b.is_ascii_digit()) => Ok(seconds),
         _ => Err(Failure::new(
             ExitKind::Usage,
-            format!("SOURCE_DATE_EPOCH is {text:?}, which is no time"),
+            format!("SOURCE_DATE_EPOCH is {text:?}, which is not a valid timestamp"),
         )
         .hint(format!(
             "set it to seconds since 1970 (0 to {}), or unset it",
@@ -63,7 +63,7 @@ mod tests {
             let message = parse_epoch(bad).unwrap_err().to_string();
             assert_eq!(
                 message,
-                format!("SOURCE_DATE_EPOCH is {bad:?}, which is no time")
+                format!("SOURCE_DATE_EPOCH is {bad:?}, which is not a valid timestamp")
             );
         }
     }

@@ -107,7 +107,9 @@ pub fn inside(folder: &Path, path: &str) -> Result<PathBuf> {
         match fs::symlink_metadata(&walked) {
             Ok(found) if found.is_dir() => {}
             Ok(_) => {
-                bail!("the bundle names {path:?}, which leads through something that is no folder")
+                bail!(
+                    "the bundle names {path:?}, which leads through something that is not a folder"
+                )
             }
             Err(_) => fs::create_dir(&walked)
                 .with_context(|| format!("cannot create {}", walked.display()))?,

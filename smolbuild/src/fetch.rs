@@ -57,7 +57,7 @@ pub struct Pin {
 ///
 /// # Errors
 /// It is not there, and may not be fetched; no apt here, or a package that it does not know (exit
-/// kind Host); only another version is on offer, and may not be taken (LockStale); a failing
+/// kind Host); only another version is available, and may not be taken (LockStale); a failing
 /// download; a digest that differs (Verification).
 pub fn package(
     pin: &Pin,
@@ -120,7 +120,8 @@ fn downloaded(pin: &Pin, downloads: &Path) -> Result<Option<PathBuf>> {
 fn offers(package: &str) -> Result<Vec<Pin>> {
     for tool in ["apt-get", "apt-cache", "dpkg-deb"] {
         if apt::find_program(tool).is_none() {
-            let what = format!("the Debian package {package} is needed, and {tool} is not here");
+            let what =
+                format!("the Debian package {package} is needed, and {tool} is not installed");
             return Err(Failure::new(ExitKind::Host, what).into());
         }
     }
@@ -161,7 +162,7 @@ fn choose(pin: &Pin, offers: &[Pin]) -> Result<Pin> {
         return offers
             .first()
             .cloned()
-            .with_context(|| format!("no version of {} is on offer", pin.package));
+            .with_context(|| format!("no version of {} is available", pin.package));
     };
     if same.sha256 != pin.sha256 {
         let Pin {
@@ -193,7 +194,7 @@ fn download(pin: &Pin, downloads: &Path, interrupt: &Interrupt) -> Result<PathBu
             )
         })
         .hint(format!(
-            "is the network up? are the package lists old? {}",
+            "check the network, or renew the package lists: {}",
             update()
         ))?;
     let files = fs::read_dir(folder.path()).with_context(cannot)?;

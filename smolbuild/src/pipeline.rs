@@ -156,12 +156,12 @@ impl Build<'_> {
             Ok(None) => return Ok(None),
             Err(error) => {
                 progress.note(&format!(
-                    "building anew, for the cache is damaged: {error:#}"
+                    "the cached bundle is damaged, building it again: {error:#}"
                 ));
                 return Ok(None);
             }
         };
-        let stage = progress.stage("build", "there is a bundle of the same in the cache");
+        let stage = progress.stage("build", "unchanged: using the cached bundle");
         let bundle = Bundle::open(&unsigned).classify()?;
         if self.request.key.is_none() {
             smol_bundle::copy(&unsigned, self.request.out).classify()?;
@@ -279,8 +279,8 @@ fn recent_epoch(epoch: u64, now: SystemTime) -> Option<String> {
     const OLD_ENOUGH: Duration = Duration::from_secs(3600);
     let old_enough = UNIX_EPOCH + Duration::from_secs(epoch) + OLD_ENOUGH <= now;
     (!old_enough).then(|| {
-        "warning: SOURCE_DATE_EPOCH is less than an hour ago: TLS libraries in machines that are \
-         restored soon may draw alike, for their clocks tell them no reason to reseed"
+        "warning: SOURCE_DATE_EPOCH is less than an hour ago: machines that are restored soon may \
+         share random values, because TLS libraries in them see no reason to reseed"
             .to_owned()
     })
 }

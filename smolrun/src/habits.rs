@@ -56,7 +56,7 @@ const TABLE: &[Habit] = &[
         "there is no command `{word}` yet: a running machine cannot be saved",
         "put its state into the bundle: [[warm]] in the Smolfile"),
     habit(&["pull", "push", "login", "logout", "search"],
-        "there is no command `{word}` yet: smolrun knows no registries",
+        "there is no command `{word}` yet: smolrun cannot use registries",
         FILES),
     habit(&["load", "import"],
         "there is no command `{word}`: bundles need not be imported",

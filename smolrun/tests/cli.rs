@@ -447,7 +447,7 @@ fn a_machine_of_another_version_is_not_stopped_and_told_so() {
         ),
         (
             b"no order: missing field\n",
-            "no control requests of version 1",
+            "not a control requests of version 1",
         ),
     ] {
         let sample = Sample::new();

@@ -300,7 +300,7 @@ fn kernel_tools(has_program: &dyn Fn(&str) -> bool, has_libelf: &dyn Fn() -> boo
         missing.push(("libelf.h", "libelf-dev"));
     }
     if missing.is_empty() {
-        return kernel_ready("all that builds a kernel is here");
+        return kernel_ready("everything that builds a kernel is installed");
     }
     let (names, packages): (Vec<_>, Vec<_>) = missing.into_iter().unzip();
     let detail = format!("a kernel cannot be built without {}", names.join(", "));
@@ -321,7 +321,7 @@ fn debian_tool(present: bool) -> Check {
     if present {
         return Check::new("mmdebstrap", Status::Ok, "is here", None);
     }
-    let detail = "is not here: Smolfiles with `[rootfs] debian` cannot be built";
+    let detail = "is not installed: Smolfiles with `[rootfs] debian` cannot be built";
     Check::new(
         "mmdebstrap",
         Status::Warn,
@@ -351,7 +351,7 @@ fn disk(tool: &Tool, dir: &Path, free: Option<u64>) -> Check {
         return Check::new(
             "cache",
             Status::Warn,
-            format!("cannot tell the free space of {place}"),
+            format!("cannot determine the free space of {place}"),
             None,
         );
     };
@@ -388,7 +388,7 @@ fn memory(meminfo: &str) -> Check {
         return Check::new(
             "memory",
             Status::Warn,
-            "/proc/meminfo does not tell the available memory",
+            "/proc/meminfo does not state the available memory",
             None,
         );
     };

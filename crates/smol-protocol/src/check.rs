@@ -51,7 +51,7 @@ impl GuestConfig {
             if let Probe::Log { .. } | Probe::File { .. } | Probe::Notify = request.probe {
                 return bad(
                     "warm_restore.probe",
-                    "exec, tcp or http: the others ask nobody",
+                    "exec, tcp or http: the others ask the service nothing",
                 );
             }
             if request.timeout_ms == 0 {

@@ -142,12 +142,12 @@ mod tests {
         fs::write(folder.path("you.key"), "rubbish").unwrap();
         let text = told(&folder, load_private(&folder.path("you.key")));
         assert!(
-            text.contains("no PEM file") && !text.contains("hint"),
+            text.contains("not a PEM file") && !text.contains("hint"),
             "{text}"
         );
         let text = told(&folder, load_public(&folder.path("you.key")));
         assert!(
-            text.contains("no PEM file") && !text.contains("hint"),
+            text.contains("not a PEM file") && !text.contains("hint"),
             "{text}"
         );
     }

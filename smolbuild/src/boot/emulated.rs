@@ -98,7 +98,7 @@ fn translate(job: &BootJob, mut host: EmulatedHost) -> Result<(BootJob, Emulated
             .canonicalize()
             .with_context(|| format!("cannot find {}", path.display()))?;
         let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
-            bail!("{} is no file", path.display());
+            bail!("{} is not a file", path.display());
         };
         let target = format!("/job/in{count}");
         count += 1;

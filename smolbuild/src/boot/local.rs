@@ -139,7 +139,7 @@ fn freeze(
     });
     let limit = Duration::from_secs(job.limit).min(REHEARSAL_LIMIT);
     let outcome = rehearsal::rehearse(job, &state, machine.contents(), limit, interrupt)
-        .context("cannot bring the frozen machine back")?;
+        .context("cannot restore the frozen machine")?;
     let set = match outcome {
         Outcome::Seen(set) => Ok(set),
         Outcome::Unseen(why) => Err(why),
@@ -190,9 +190,7 @@ fn explain(observer: &Observer, stop: &Stop, interrupt: &Interrupt, time_is_up: 
             "the guest reset itself before it was ready: a kernel panic, or its init ended"
                 .to_owned()
         }
-        Stop::Stuck => {
-            "the guest idles with no timer armed: nothing will ever happen in it".to_owned()
-        }
+        Stop::Stuck => "the guest is idle with no timer armed, and will never wake up".to_owned(),
         Stop::Crashed(what) => format!("the virtual CPU cannot go on: {what}"),
         Stop::Snapshot | Stop::Requested => "the machine stopped before it was frozen".to_owned(),
     })

@@ -165,7 +165,7 @@ impl Frozen {
         }
         if let Some(why) = &self.no_working_set {
             return Some(format!(
-                "what a restored machine touches first was not found out: {why}"
+                "the pages that a restored machine uses first were not recorded: {why}"
             ));
         }
         let at = self.first_tick_ms?;

@@ -66,7 +66,7 @@ pub(super) fn rehearse(
     demand.end();
     let touches = touches.join().expect("serving pages does not panic");
     let outcome = outcome?;
-    let touches = touches.context("cannot serve the memory of the rehearsal")?;
+    let touches = touches.context("cannot serve the memory of the test restore")?;
     if let Some(outcome) = outcome {
         return Ok(outcome);
     }
@@ -207,9 +207,7 @@ fn why(stop: &Stop, late: bool, limit: Duration) -> String {
             limit.as_secs()
         ),
         Stop::Reset => "the guest reset itself: a kernel panic, or its init ended".to_owned(),
-        Stop::Stuck => {
-            "the guest idles with no timer armed: nothing will ever happen in it".to_owned()
-        }
+        Stop::Stuck => "the guest is idle with no timer armed, and will never wake up".to_owned(),
         Stop::Crashed(what) => format!("the virtual CPU cannot go on: {what}"),
         Stop::Snapshot | Stop::Requested => "the machine stopped before its end".to_owned(),
     }

@@ -42,7 +42,9 @@ pub fn freeze(
     match outcome {
         Some(Ok(frozen)) => Ok(frozen),
         Some(Err(failed)) => Err(boot_error(&failed, job.cpu, interrupt)),
-        None => Err(Failure::new(ExitKind::Failed, "the machine ended without a word").into()),
+        None => {
+            Err(Failure::new(ExitKind::Failed, "the machine ended without reporting why").into())
+        }
     }
 }
 
@@ -100,7 +102,7 @@ impl BootStages {
                         human::bytes(set.memory_pages * 4096),
                         human::bytes(set.rootfs_pages * 4096)
                     ),
-                    None => "not found out".to_owned(),
+                    None => "not recorded".to_owned(),
                 });
                 if let Some(why) = frozen.unreproducible() {
                     self.progress

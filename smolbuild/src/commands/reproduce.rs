@@ -91,7 +91,7 @@ impl Reproduction<'_> {
             Some(context) => context.clone(),
             None => {
                 let parsed = smolfile::parse(&source)
-                    .map_err(|_| anyhow::anyhow!("the Smolfile in the bundle is none"))
+                    .map_err(|_| anyhow::anyhow!("the Smolfile in the bundle is not valid"))
                     .kind(ExitKind::Verification)?;
                 let base = self.folder.path().join("context");
                 fs::create_dir(&base)

@@ -13,7 +13,7 @@ const VERIFY: Purpose = Purpose {
     unsigned: INTACT,
     unknown: Some(INTACT),
 };
-const INTACT: &str = "its bytes are intact; --insecure-unsigned asks for no more than that";
+const INTACT: &str = "its bytes are intact; --insecure-unsigned checks no more than that";
 
 /// Exits with 4, and why, for any changed bit and for a signature that is missing or wrong.
 pub fn run(args: &Verify, interrupt: &Interrupt) -> Result<()> {

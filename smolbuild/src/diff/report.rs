@@ -117,7 +117,7 @@ impl Text {
             self.line(&format!("  - {}\n  + {}", side(a), side(b)));
         }
         if let Some(why) = &image.opaque {
-            self.line(&format!("  no files are told: {why}"));
+            self.line(&format!("  the files cannot be listed: {why}"));
         }
         if !image.files.is_empty() {
             let count = |kind| image.files.iter().filter(|file| file.kind == kind).count();

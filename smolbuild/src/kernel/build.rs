@@ -112,7 +112,8 @@ impl KernelBuild<'_> {
             return Ok(());
         }
         let Toolchain { gcc, ld } = &self.toolchain;
-        let what = format!("the lock pins a kernel by {gcc} and {ld}, and it cannot be had here");
+        let what =
+            format!("the lock pins a kernel by {gcc} and {ld}, and it is not available here");
         Err(Failure::new(ExitKind::LockStale, what)
             .hint(format!("this host has {} and {}", host.gcc, host.ld))
             .hint("`smolbuild lock` pins what is here")
@@ -228,7 +229,7 @@ impl KernelBuild<'_> {
             return Ok(pin);
         }
         let what = format!(
-            "the lock pins the kernel source {}, and it is not here",
+            "the lock pins the kernel source {}, and it is not available here",
             self.source.name
         );
         if net == Net::Open {

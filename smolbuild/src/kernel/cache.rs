@@ -56,7 +56,7 @@ impl KernelCache {
             Entry::Good(vmlinux) => Some(vmlinux),
             Entry::Damaged(vmlinux) => {
                 stage.note(&format!(
-                    "{} is damaged and will be made again",
+                    "{} is damaged and will be built again",
                     vmlinux.display()
                 ));
                 None

@@ -152,7 +152,7 @@ impl SourceBuild<'_> {
         let lost = lost_lines(self.recipe.fragment, &config);
         ensure!(
             lost.is_empty(),
-            "the kernel's Kconfig does not take (unknown here, or a dependency is off):\n{}",
+            "the kernel's Kconfig does not accept (unknown here, or a dependency is off):\n{}",
             lost.join("\n")
         );
         Ok(())

@@ -57,7 +57,10 @@ impl Description {
             lines.iter().all(|text| rules::is_line(text)),
             "source and toolchain must be lines of text"
         );
-        ensure!(rules::is_sha256(&self.sha256), "sha256 is no SHA-256");
+        ensure!(
+            rules::is_sha256(&self.sha256),
+            "sha256 is not a SHA-256 digest"
+        );
         ensure!(
             (1..=MAX_VMLINUX).contains(&self.size),
             "size is not between 1 and {MAX_VMLINUX} bytes"

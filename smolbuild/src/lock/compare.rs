@@ -160,7 +160,7 @@ fn copies(old: &[CopySource], new: &[CopySource]) -> Vec<String> {
         )
     });
     if lines.is_empty() && old != new {
-        lines.push("the [[copy]]s are others, or in another order".into());
+        lines.push("the [[copy]] entries are others, or in another order".into());
     }
     lines
 }

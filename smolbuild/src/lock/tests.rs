@@ -190,7 +190,7 @@ contents = [
 fn a_lock_that_is_none_is_refused_with_place_cause_and_what_to_do() {
     let error = parse(&full().to_text().replace("suite", "sweet")).unwrap_err();
     assert!(
-        error.starts_with("error: Smolfile.lock is no lock file that can be used:"),
+        error.starts_with("error: Smolfile.lock cannot be used as a lock file:"),
         "{error}"
     );
     for part in [
@@ -251,12 +251,12 @@ fn hostile_values_are_refused_by_name() {
         (
             "\"hardlink\", target = \"lib/aü",
             "\"hardlink\", target = \"lib/u",
-            "no file before it",
+            "not a file listed before it",
         ),
         (
             "\"hardlink\", target = \"lib/aü\\u000A\"",
             "\"hardlink\", target = \"lib\"",
-            "no file before it",
+            "not a file listed before it",
         ),
         ("\"folder\"", "\"door\"", "neither a file"),
         ("mode = \"0644\"", "mode = \"4755\"", "neither a file"),
@@ -388,7 +388,7 @@ fn every_input_that_differs_is_told_by_its_name() {
     );
     assert_eq!(
         told(|l| l.copies.reverse()),
-        ["the [[copy]]s are others, or in another order"]
+        ["the [[copy]] entries are others, or in another order"]
     );
 }
 

@@ -65,7 +65,7 @@ impl Lock {
     /// lock cannot hold.
     pub fn parse(bytes: &[u8], shown: &str) -> Result<Lock, Failure> {
         let refuse = |why: &str| {
-            let what = format!("{shown} is no lock file that can be used: {why}");
+            let what = format!("{shown} cannot be used as a lock file: {why}");
             Failure::new(ExitKind::Usage, what).hint(RENEW)
         };
         if bytes.len() > MAX_SIZE {
@@ -161,7 +161,7 @@ fn check_contents(contents: &[CopiedEntry]) -> Result<(), String> {
             )
         {
             return Err(format!(
-                "{shown} is a link to {first:?}, which is no file before it"
+                "{shown} is a link to {first:?}, which is not a file listed before it"
             ));
         }
         nodes.insert(path, node);

@@ -146,7 +146,10 @@ pub fn refresh(loaded: &Loaded, only: &[Part], context: BuildContext) -> Result<
     let old = match (read(&file), only) {
         (Ok(None), [_, ..]) => return Err(missing(loaded).into()),
         (Err(_), []) => {
-            let note = format!("{} was no lock file: making it anew", file.display());
+            let note = format!(
+                "{} is not a valid lock file: writing a new one",
+                file.display()
+            );
             context.session.note(&note);
             None
         }

@@ -133,7 +133,7 @@ fn packages_stay_as_they_are_locked_until_others_are_asked_for() {
         "debian = { suite = \"bookworm\", packages = [\"curl\"] }",
     );
     project.write("Smolfile", &debian);
-    // Offline there is nobody to ask, and the error says for what.
+    // Offline there is no service to ask, and the error says for what.
     let error = project.resolve(false).unwrap_err().to_string();
     assert!(
         error.contains("bookworm") && error.contains("curl"),

@@ -89,7 +89,7 @@ fn without_service(top: &Table<'_>, errors: &mut Errors) {
         ),
         (
             "warm_restore",
-            "[[warm_restore]] without a [service]: there is nobody to ask",
+            "[[warm_restore]] without a [service]: there is no service to ask",
         ),
         ("ports", "`ports` without a [service]: nothing would answer"),
     ];

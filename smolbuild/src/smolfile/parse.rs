@@ -512,7 +512,7 @@ pub(super) fn warm_restore(mut table: Table<'_>, errors: &mut Errors) -> Option<
     for sign in SIGNS {
         if let Some(entry) = table.take(sign) {
             signs = true;
-            let title = format!("`{sign}` asks the service nothing: it is no request");
+            let title = format!("`{sign}` cannot be a request: it asks the service nothing");
             let help = format!("write one of {}", REQUESTS.join(", "));
             errors.push(Diagnostic::new(entry.key.span(), title).help(help));
         }

@@ -156,7 +156,7 @@ pub fn main() -> anyhow::Result<ExitCode> {
     parent
         .lines
         .send(&message)
-        .context("the smolrun that started this machine is gone")?;
+        .context("the smolrun that started this machine has exited")?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -99,7 +99,7 @@ pub fn decode(line: &str) -> Result<ControlRequest, String> {
 }
 
 fn parse<T: DeserializeOwned>(line: &str) -> Result<T, String> {
-    serde_json::from_str(line).map_err(|e| format!("no control request: {e}"))
+    serde_json::from_str(line).map_err(|e| format!("not a control request: {e}"))
 }
 
 /// Sends a request to the process at the other end of `stream`, and waits for its answer.
@@ -165,7 +165,7 @@ impl ControlSocket {
 /// Serves a connection up to the reply. Returns it if it is to stay open.
 fn answer(mut stream: UnixStream, take: impl Fn(ControlRequest)) -> Option<UnixStream> {
     let _ = stream.set_read_timeout(Some(REQUEST_TIMEOUT));
-    let line = read_line(&stream).map_err(|e| format!("no control request: {e}"));
+    let line = read_line(&stream).map_err(|e| format!("not a control request: {e}"));
     let request = line.and_then(|line| decode(&line));
     let reply = match &request {
         Ok(_) => Reply::Ok,
@@ -307,7 +307,7 @@ mod tests {
         let mut reply = String::new();
         client.read_to_string(&mut reply).unwrap();
         assert!(
-            reply.starts_with("{\"version\":1,\"reply\":{\"error\":\"no control request"),
+            reply.starts_with("{\"version\":1,\"reply\":{\"error\":\"not a control request"),
             "{reply}"
         );
     }

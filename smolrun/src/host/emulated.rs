@@ -205,7 +205,7 @@ impl<F: FnOnce(&Up)> Relay<'_, F> {
             running(&up);
         }
         let told = self.report.up(&up);
-        told.context("the smolrun that started this machine is gone")
+        told.context("the smolrun that started this machine has exited")
     }
 }
 

@@ -43,7 +43,7 @@ pub fn open(path: &Path) -> anyhow::Result<Bundle> {
     let verification = error.is_verification_failure();
     let absent = matches!(&error, smol_bundle::Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound);
     let error = anyhow::Error::from(error);
-    let hint = "name a .smolmachine file that is there";
+    let hint = "name a .smolmachine file that exists";
     Err(match (verification, absent) {
         (true, _) => error.kind(ExitKind::Verification),
         (_, true) => error.kind(ExitKind::Usage).hint(hint),

@@ -389,7 +389,7 @@ impl Loader {
                     false => ExitKind::Failed,
                 };
                 return Err(error)
-                    .context("the machine was stopped: it needs a page that cannot be had")
+                    .context("the machine was stopped: it needs a page that cannot be read")
                     .kind(kind);
             }
         };
@@ -450,7 +450,7 @@ mod tests {
         let error = images.finish(|note| panic!("{note}")).unwrap_err();
         assert_eq!(smol_cli::exit_kind(&error), ExitKind::Verification);
         let text = format!("{error:#}");
-        let wanted = "the machine was stopped: it needs a page that cannot be had";
+        let wanted = "the machine was stopped: it needs a page that cannot be read";
         assert!(text.starts_with(wanted), "{text}");
     }
 

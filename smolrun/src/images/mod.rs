@@ -113,7 +113,7 @@ impl Images {
         let opened = bundle::open(bundle)?;
         if opened.digest().to_string() != digest {
             let message = format!(
-                "{} was exchanged for another bundle while it was being started",
+                "{} was replaced by another bundle while it was being started",
                 bundle.display()
             );
             return Err(Failure::new(ExitKind::Verification, message).into());
@@ -206,7 +206,7 @@ mod tests {
         let verified = sample.open().digest().to_string();
         let other = format!("sha256:{}", "0".repeat(64));
         let error = open(&source, &other).err().unwrap();
-        assert!(error.to_string().contains("was exchanged"), "{error:#}");
+        assert!(error.to_string().contains("was replaced"), "{error:#}");
         assert_eq!(smol_cli::exit_kind(&error), ExitKind::Verification);
         assert!(std::fs::read_dir(cache.path()).unwrap().next().is_none());
 

@@ -101,14 +101,14 @@ fn take_events(
     cpus: u32,
     sender: &SyncSender<Event>,
 ) -> Result<(), String> {
-    let garbled = |e| format!("the guest sent what is no event: {e}");
+    let garbled = |e| format!("the guest sent an invalid event: {e}");
     while let Some(line) = lines.next_line().map_err(garbled)? {
         let event: GuestEvent = smol_protocol::decode_line(&line).map_err(garbled)?;
         if event == GuestEvent::Restored {
             let params = identity::params(cpus).map_err(|e| format!("{e:#}"))?;
             let line = smol_protocol::encode_line(&params).map_err(garbled)?;
             let sent = stream.write_all(&line);
-            sent.map_err(|e| format!("the guest does not take its identity: {e}"))?;
+            sent.map_err(|e| format!("cannot give the guest its identity: {e}"))?;
         }
         if sender.send(Event::Guest(event)).is_err() {
             return Ok(());
@@ -225,7 +225,7 @@ mod tests {
             // It may be closed before everything is written.
             let _ = guest.write_all(garbage);
             let event = received.recv().unwrap();
-            assert!(matches!(&event, Event::Broken(why) if why.contains("no event")));
+            assert!(matches!(&event, Event::Broken(why) if why.contains("an invalid event")));
             assert!(received.recv().is_err());
         }
     }

@@ -21,7 +21,7 @@ impl FromStr for Publish {
     fn from_str(text: &str) -> Result<Self, String> {
         let port = |what: &str, text: &str, least: u16| match text.parse::<u16>() {
             Ok(port) if port >= least && text.bytes().all(|b| b.is_ascii_digit()) => Ok(port),
-            _ => Err(format!("{text:?} is no {what} port: {least} to 65535")),
+            _ => Err(format!("{text:?} is not a {what} port ({least} to 65535)")),
         };
         let (rest, guest) = text
             .rsplit_once(':')
@@ -46,7 +46,9 @@ fn parse_ip(text: &str) -> Result<IpAddr, String> {
         Some(inner) => inner.parse().map(IpAddr::V6).ok(),
         None => text.parse().map(IpAddr::V4).ok(),
     };
-    ip.ok_or_else(|| format!("{text:?} is no IP address (IPv6 in brackets, as in [::1]:8080:80)"))
+    ip.ok_or_else(|| {
+        format!("{text:?} is not an IP address (IPv6 in brackets, as in [::1]:8080:80)")
+    })
 }
 
 impl fmt::Display for Publish {

@@ -291,7 +291,7 @@ impl<F: FnOnce(&Up)> Supervision<'_, F> {
             }
             GuestEvent::Warning { stage, reason } => {
                 self.report
-                    .note(&format!("the guest warns ({stage}): {reason}"));
+                    .note(&format!("warning from the guest ({stage}): {reason}"));
             }
             GuestEvent::Booted | GuestEvent::Restored => {
                 // A cold boot's own time limits hold from here on.
@@ -344,7 +344,7 @@ impl<F: FnOnce(&Up)> Supervision<'_, F> {
             running(&up);
         }
         if self.report.up(&up).is_err() {
-            self.fail("the smolrun that started this machine is gone".into());
+            self.fail("the smolrun that started this machine has exited".into());
         }
     }
 
@@ -395,9 +395,9 @@ impl<F: FnOnce(&Up)> Supervision<'_, F> {
         }
         let limit = START_TIMEOUT.as_secs();
         let what = if self.restored {
-            "the restored guest did not run on"
+            "the restored guest did not resume"
         } else {
-            "the guest gave no sign of life"
+            "the guest did not respond"
         };
         self.fail(format!("{what} within {limit} s"));
     }
@@ -422,10 +422,10 @@ impl<F: FnOnce(&Up)> Supervision<'_, F> {
             Ok(Stop::Reset) => failure("the guest reset itself without saying why".into()),
             Ok(Stop::Crashed(what)) => failure(format!("the guest crashed: {what}")),
             Ok(Stop::Snapshot) => {
-                failure("the guest stopped for a snapshot, which nobody asked for".into())
+                failure("the guest stopped for a snapshot that was not requested".into())
             }
             Ok(Stop::Stuck) => {
-                failure("the guest stopped for ever: it has nothing to wait for".into())
+                failure("the guest is idle with no timer armed, and will never wake up".into())
             }
             Err(error) => failure(format!("the machine cannot be run: {error}")),
         }

@@ -194,7 +194,7 @@ fn expect_label(text: &str, label: &str, kind: &str) -> std::result::Result<(), 
         Some("-----BEGIN OPENSSH PRIVATE KEY-----") => "an OpenSSH key",
         Some("-----BEGIN ENCRYPTED PRIVATE KEY-----") => "an encrypted key",
         Some(_) => "another kind of PEM file",
-        None => "no PEM file",
+        None => "not a PEM file",
     };
     Err(format!(
         "this is {found}; expected an ed25519 {kind} key beginning with {label:?}"
@@ -295,7 +295,7 @@ mod tests {
         let key = PrivateKey::generate().unwrap();
         let public = key.public().to_pem();
         let cases = [
-            ("", "no PEM file"),
+            ("", "not a PEM file"),
             (public.as_str(), "public key"),
             (
                 "-----BEGIN OPENSSH PRIVATE KEY-----\nb3Bl\n-----END OPENSSH PRIVATE KEY-----\n",

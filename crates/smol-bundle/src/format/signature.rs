@@ -37,7 +37,7 @@ pub enum SignatureError {
     },
     /// There is one that names a given key but was not made by it for this bundle.
     #[error(
-        "the signature by key {key_id} is false: the bundle was altered or the signature forged"
+        "the signature by key {key_id} is invalid: the bundle was altered, or the signature forged"
     )]
     Bad {
         /// The key that is named.

@@ -416,7 +416,7 @@ fn a_forged_signature_is_bad_whoever_is_trusted() {
     );
     let mut parts = Parts::new();
     parts.signatures = vec![Signature::new(&key, &crate::Digest::of(b"another machine"))];
-    says(&parts.refusal(), "is false");
+    says(&parts.refusal(), "is invalid");
     let bytes = parts.build();
     let bundle = open(&bytes).unwrap();
     let key_id = key.public().id();

@@ -126,7 +126,7 @@ fn read_params(sup: &Supervisor) -> Result<RestoreParams, String> {
             return decode_line(&line).map_err(|e| format!("restore parameters: {e}"));
         }
         let left = deadline.saturating_duration_since(Instant::now());
-        let timeout = Timespec::try_from(left).map_err(|_| "a time limit that is none")?;
+        let timeout = Timespec::try_from(left).map_err(|_| "an invalid time limit")?;
         let ready = poll(
             &mut [PollFd::new(&stream.as_fd(), PollFlags::IN)],
             Some(&timeout),

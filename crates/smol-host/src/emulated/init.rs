@@ -167,9 +167,9 @@ fn set_up(job: &HostJob) -> Result<()> {
 
 /// Starts the other CPUs: Linux has booted on the first one alone.
 fn start_cpus() -> Result<()> {
-    for entry in fs::read_dir("/sys/devices/system/cpu").map_err(context("cannot see the CPUs"))? {
+    for entry in fs::read_dir("/sys/devices/system/cpu").map_err(context("cannot list the CPUs"))? {
         let online = entry
-            .map_err(context("cannot see the CPUs"))?
+            .map_err(context("cannot list the CPUs"))?
             .path()
             .join("online");
         // The first one, and what is no CPU, has no such file.
@@ -201,7 +201,7 @@ fn unmount(shares: &[Mount]) {
 
 /// Runs the job to its end; when it returns, all that the job wrote has been sent.
 fn serve(job: &HostJob, mut port: File, writer: &Port) -> Result<JobStatus> {
-    send(writer, FrameKind::Started, &[]).map_err(context("cannot speak to the host"))?;
+    send(writer, FrameKind::Started, &[]).map_err(context("cannot write to the host"))?;
     set_clock(&mut port)?;
     let beats = writer.clone();
     pulse::begin(job.silence, move |kind, payload| {
@@ -239,12 +239,15 @@ fn kill_all_others() {
 
 /// Sets the clock to the time of day, with which the host answers [`FrameKind::Started`].
 fn set_clock(port: &mut File) -> Result<()> {
-    let frame = wire::read_frame(port).map_err(context("cannot hear the host"))?;
+    let frame = wire::read_frame(port).map_err(context("cannot read from the host"))?;
     let Some((FrameKind::Clock, payload)) = frame else {
-        return Err("the host did not tell the time".into());
+        return Err("the host did not send the time".into());
     };
-    let nanoseconds =
-        u64::from_le_bytes(payload.try_into().map_err(|_| "the host told a bad time")?);
+    let nanoseconds = u64::from_le_bytes(
+        payload
+            .try_into()
+            .map_err(|_| "the host sent an invalid time")?,
+    );
     let time = Timespec {
         tv_sec: (nanoseconds / 1_000_000_000) as i64,
         tv_nsec: (nanoseconds % 1_000_000_000) as i64,

@@ -223,7 +223,7 @@ fn require_tools() -> Result<()> {
     for tool in ["apt-get", "apt-cache", "dpkg-deb"] {
         if apt::find_program(tool).is_none() {
             let message = format!(
-                "the emulated host's kernel comes from Debian's package {META_PACKAGE}, and {tool} is not here"
+                "the emulated host's kernel comes from Debian's package {META_PACKAGE}, and {tool} is not installed"
             );
             return Err(HostError::new(message).fix(format!(
                 "unpack a kernel package with KVM, 9p and virtio modules into a folder and set {KERNEL_ROOT_VARIABLE}=<folder>"

@@ -318,7 +318,7 @@ fn cpu(wanted: Option<OsString>) -> Result<String> {
     let model = parts.next().unwrap_or_default();
     if !is_name(model) || !parts.all(|part| part.strip_prefix('-').is_some_and(is_name)) {
         return Err(HostError::new(format!(
-            "{CPU_VARIABLE} is {name:?}, which is no name of a CPU model, such as max or max,-avx2"
+            "{CPU_VARIABLE} is {name:?}, which is not the name of a CPU model, such as max or max,-avx2"
         ))
         .fix(format!("{QEMU} -accel tcg -cpu help")));
     }
@@ -327,8 +327,10 @@ fn cpu(wanted: Option<OsString>) -> Result<String> {
 
 /// Returns the error for a host without QEMU.
 pub(crate) fn qemu_missing() -> HostError {
-    HostError::new(format!("the emulated host needs {QEMU}, which is not here"))
-        .fix(apt::install_command(&[QEMU_PACKAGE]))
+    HostError::new(format!(
+        "the emulated host needs {QEMU}, which is not installed"
+    ))
+    .fix(apt::install_command(&[QEMU_PACKAGE]))
 }
 
 /// - `panic=-1 oops=panic`: a kernel that is dead, or damaged, ends QEMU (with -no-reboot) and does not

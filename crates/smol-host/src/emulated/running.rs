@@ -130,7 +130,7 @@ impl RunningHost {
                     self.silent()?;
                     continue;
                 }
-                Err(e) => return Err(self.broken(&format!("broke off: {e}"), true)),
+                Err(e) => return Err(self.broken(&format!("stopped: {e}"), true)),
             };
             match kind {
                 FrameKind::Started => {
@@ -166,7 +166,7 @@ impl RunningHost {
     fn silent(&mut self) -> Result<()> {
         if self.up {
             let limit = self.launch.silence_timeout.as_secs();
-            let what = format!("hangs: it has not been heard of for {limit} s");
+            let what = format!("hangs: it has sent nothing for {limit} s");
             return Err(self.broken(&what, true));
         }
         let limit = self.launch.boot_timeouts[self.boots - 1].as_secs();
@@ -302,7 +302,7 @@ impl RunningHost {
         error.fault = fault;
         match kept {
             Some(Ok(path)) => error.fix(format!(
-                "run it again: the emulator has failed, not the machine (all that is known of it: {})",
+                "run it again: the emulator has failed, not the machine (details: {})",
                 path.display()
             )),
             _ => error,
@@ -469,7 +469,7 @@ mod tests {
             (
                 format!("{up} {alive} exec sleep 600"),
                 Duration::from_millis(300),
-                "has not been heard of",
+                "has sent nothing for",
                 true,
             ),
             (panic.into(), long, "ended before its job did", true),

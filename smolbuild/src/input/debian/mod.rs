@@ -178,7 +178,9 @@ fn have_packages(debian: &mut lock::Debian, cache: &Path, context: BuildContext)
     if context.net != Net::Open {
         return Err(failure.into());
     }
-    context.session.note(&format!("{failure}: choosing anew"));
+    context
+        .session
+        .note(&format!("{failure}: choosing packages again"));
     choose(debian, context)?;
     match download(debian, cache, context)? {
         gone if gone.is_empty() => Ok(()),
@@ -204,7 +206,7 @@ fn download(debian: &lock::Debian, cache: &Path, context: BuildContext) -> Resul
     if let Some(stage) = stage {
         stage.finish(match gone.is_empty() {
             true => "all there",
-            false => "some are gone",
+            false => "some are not available any more",
         });
     }
     Ok(gone)

@@ -10,7 +10,7 @@ mistake!(
     a_line_of_the_log_as_a_request,
     request(r#"log = "served""#),
     r#"
-error: `log` asks the service nothing: it is no request
+error: `log` cannot be a request: it asks the service nothing
  --> Smolfile:9:1
   |
 9 | log = "served"
@@ -24,7 +24,7 @@ mistake!(
     a_file_as_a_request,
     request(r#"file = "/run/served""#),
     r#"
-error: `file` asks the service nothing: it is no request
+error: `file` cannot be a request: it asks the service nothing
  --> Smolfile:9:1
   |
 9 | file = "/run/served"
@@ -41,7 +41,7 @@ mistake!(
 tcp = 80"#
     ),
     r#"
-error: `notify` asks the service nothing: it is no request
+error: `notify` cannot be a request: it asks the service nothing
  --> Smolfile:9:1
   |
 9 | notify = true

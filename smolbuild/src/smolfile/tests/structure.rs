@@ -326,7 +326,7 @@ log = "up"
 tcp = 80
 "#,
     r#"
-error: [[warm_restore]] without a [service]: there is nobody to ask
+error: [[warm_restore]] without a [service]: there is no service to ask
  --> Smolfile:6:3
   |
 6 | [[warm_restore]]

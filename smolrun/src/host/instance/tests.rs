@@ -226,7 +226,7 @@ fn requests_arrive_through_the_control_socket_however_long_the_path_is() {
     bad.write_all(b"nonsense\n").unwrap();
     let mut answer = String::new();
     bad.read_to_string(&mut answer).unwrap();
-    assert!(answer.contains("no control request"), "{answer}");
+    assert!(answer.contains("not a control request"), "{answer}");
     drop(instance);
     assert!(connect(&root, "r").is_err());
 }

@@ -130,7 +130,7 @@ pub(crate) fn load(config: &MachineConfig, smol: bool, cmdline: &str, ram: &Ram)
     };
     let loaded = loaded.map_err(|e| {
         bad(format!(
-            "it is no ELF vmlinux that fits into {} MiB: {e}",
+            "it is not an ELF vmlinux that fits into {} MiB: {e}",
             config.memory >> 20
         ))
     })?;

@@ -21,7 +21,7 @@ pub(super) fn smol_abi(file: &mut File) -> Result<Option<u32>, String> {
     // Told apart from an image of another kind by the operating system's reason.
     let mut header = [0; 64];
     file.read_exact_at(&mut header, 0)
-        .map_err(|e| format!("it is no ELF image: {e}"))?;
+        .map_err(|e| format!("it is not an ELF image: {e}"))?;
     find(&ReadCache::new(file))
 }
 
@@ -32,7 +32,7 @@ fn find<'a>(image: impl ReadRef<'a>) -> Result<Option<u32>, String> {
         .ok()
         .filter(|header| header.is_little_endian())
         .ok_or(
-            "it is no 64-bit little-endian ELF image (a bzImage must be unpacked to its vmlinux)",
+            "it is not a 64-bit little-endian ELF image (a bzImage must be unpacked to its vmlinux)",
         )?;
     let segments = header.program_headers(e, image);
     for segment in segments.map_err(|e| format!("its program headers: {e}"))? {
@@ -102,7 +102,7 @@ mod tests {
         let image = super::super::relocate::tests::movable_kernel();
         assert_eq!(find(&image[..]), Ok(None));
         let not_elf = find(&image[..63]).unwrap_err();
-        assert!(not_elf.starts_with("it is no 64-bit little-endian ELF image"));
+        assert!(not_elf.starts_with("it is not a 64-bit little-endian ELF image"));
         let mut big_endian = image.clone();
         big_endian[5] = 2;
         assert_eq!(find(&big_endian[..]), Err(not_elf));
