@@ -11,13 +11,17 @@
 //! whose record names no end is one of a process that died without a word; the first smolrun that
 //! notices writes that into the record. All other folders are removed, by their process or by the
 //! next smolrun that lists them, and of the ended machines the oldest.
+//!
+//! Who waits for the end of a machine holds a shared lock on its log: before a process removes its
+//! folder, it waits until nobody does.
 
 mod folders;
 mod name;
 mod record;
 
 pub use folders::{
-    check_free, connect, current, find, is_released, list, open_log, remove, root, runs, sweep,
+    check_free, connect, current, find, hold, is_released, list, open_log, remove, root, runs,
+    sweep,
 };
 pub use name::{check_name, invent_name};
 pub use record::{EndRecord, Record, State, now};
@@ -90,16 +94,23 @@ impl Instance {
     }
 
     /// Records how the machine ended, and releases its folder. If nothing of the machine is to stay,
-    /// the folder is removed.
+    /// the folder is removed, once all who wait for the end have read the record.
     pub fn end(mut self, end: EndRecord) {
         let record = self.record().clone();
-        if record.auto_remove {
-            return;
-        }
+        let keep = !record.auto_remove;
         let Some(dir) = self.dir.take() else { return };
         let _ = std::fs::remove_file(dir.path().join(SOCKET));
         // If that cannot be written, the machine counts as killed.
         let _ = record.ended(end).write(dir.path());
+        if keep {
+            let path = dir.path().to_owned();
+            drop(dir);
+            path.parent().map_or((), sweep)
+        } else {
+            let _log = folders::await_readers(dir.path());
+            // If that fails, the next smolrun that lists the folders removes it.
+            let _ = dir.remove();
+        }
     }
 
     /// Its log, new.

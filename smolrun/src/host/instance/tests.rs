@@ -100,6 +100,7 @@ fn of_killed_processes_those_stay_listed_whose_machines_are_to_stay() {
     let running = Instance::claim(root, record("running")).unwrap();
     running.set_running(&["1:2".parse().unwrap()]);
     kill(root, &record("foreground"));
+    kill(root, &record("while-removed").ended(end(0)));
     kill(root, &kept("detached"));
     fs::create_dir(root.join("half-made")).unwrap();
     let ended = Record::read(&root.join("detached")).unwrap();
