@@ -18,6 +18,10 @@ use super::{LOG, SOCKET};
 
 /// How many machines that have ended stay listed: their logs take memory.
 const MAX_ENDED: usize = 16;
+/// A smolrun that checks whether a folder is abandoned locks it for a moment: how often another one
+/// tries to lock it, and the time in between.
+pub(super) const LOCK_TRIES: usize = 20;
+pub(super) const LOCK_PAUSE: Duration = Duration::from_millis(5);
 /// How long those who wait for the end of a machine may take to notice it, when nothing of it is to
 /// stay.
 const HOLD_TIMEOUT: Duration = Duration::from_secs(1);
@@ -96,15 +100,22 @@ pub fn sweep(root: &Path) {
 /// If the folder cannot be removed.
 pub fn remove(root: &Path, record: &Record) -> anyhow::Result<bool> {
     let folder = root.join(&record.name);
-    let Some(left) = LockDir::if_abandoned(&folder) else {
-        // Gone, or taken by a new machine of that name.
-        return Ok(Record::read(&folder).is_none_or(|now| !now.is_of(record)));
-    };
-    if Record::read(&folder).is_some_and(|now| now.is_of(record)) {
-        left.remove()
-            .with_context(|| format!("cannot remove {}", folder.display()))?;
+    for _ in 0..LOCK_TRIES {
+        let left = LockDir::if_abandoned(&folder);
+        // It may be gone, or have made way for a new machine of that name.
+        let Some(now) = Record::read(&folder).filter(|now| now.is_of(record)) else {
+            return Ok(true);
+        };
+        if let Some(left) = left {
+            let what = || format!("cannot remove {}", folder.display());
+            return left.remove().map(|()| true).with_context(what);
+        }
+        if now.end.is_none() {
+            return Ok(false);
+        }
+        thread::sleep(LOCK_PAUSE);
     }
-    Ok(true)
+    Ok(false)
 }
 
 /// Returns the machine of this name, running or ended.

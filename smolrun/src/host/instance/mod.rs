@@ -30,7 +30,6 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use smol_host::lock_dir::LockDir;
@@ -59,13 +58,12 @@ impl Instance {
         let path = root.join(&record.name);
         let what = || format!("cannot make {}", path.display());
         let mut dir = None;
-        // A smolrun that checks whether the folder is abandoned locks it for a moment.
-        for _ in 0..20 {
+        for _ in 0..folders::LOCK_TRIES {
             dir = LockDir::try_claim(&path).with_context(what)?;
             if dir.is_some() {
                 break;
             }
-            thread::sleep(Duration::from_millis(5));
+            thread::sleep(folders::LOCK_PAUSE);
         }
         let dir = dir.ok_or_else(|| folders::in_use(&record.name))?;
         dir.clear().with_context(what)?;
