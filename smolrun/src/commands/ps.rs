@@ -86,8 +86,6 @@ fn row(record: &Record, now: u64) -> [String; HEAD.len()] {
         State::Running => "running",
         State::Ended => "ended",
     };
-    let since =
-        |then: u64, now: u64| human::duration(Duration::from_secs(now.saturating_sub(then)));
     let (pid, until, [code, ended, why]) = match &record.end {
         None => (record.pid.to_string(), now, Default::default()),
         Some(end) => {
@@ -108,6 +106,14 @@ fn row(record: &Record, now: u64) -> [String; HEAD.len()] {
         ended,
         why,
     ]
+}
+
+/// The time between two moments, both in whole seconds.
+fn since(then: u64, now: u64) -> String {
+    match now.saturating_sub(then) {
+        seconds @ ..60 => format!("{seconds} s"),
+        seconds => human::duration(Duration::from_secs(seconds)),
+    }
 }
 
 #[cfg(test)]
@@ -139,7 +145,7 @@ mod tests {
         assert_eq!(
             table(&[ended, record], 192, true),
             "NAME  MACHINE  STATE    ACCEL     PID  UP          PORTS                  EXIT  ENDED           WHY\n\
-             old   redis    ended    emulated  -    3.00 s                             1     1 min 29 s ago  failed: \\u{1b}\n\
+             old   redis    ended    emulated  -    3 s                                1     1 min 29 s ago  failed: \\u{1b}\n\
              r     redis    running  kvm       42   1 min 32 s  127.0.0.1:16379->6379\n"
         );
         assert_eq!(

@@ -124,14 +124,8 @@ fn with_rm_and_in_the_foreground_nothing_stays() {
     let mut run = scene.run();
     let output = run.args(["-d", "--rm", "--name", "r"]).output().unwrap();
     assert_eq!(succeed(&output), "r\n");
-    let mut waiter = scene.smolrun();
-    waiter.args(["wait", "r"]).env("NO_COLOR", "1");
-    let waiter = waiter.stderr(Stdio::piped()).spawn().unwrap();
     assert_eq!(scene.ask(&["stop", "r"]), "r\n");
     assert_eq!(scene.instances(), 0);
-    let output = waiter.wait_with_output().unwrap();
-    // It may come too late to find the machine at all.
-    assert_eq!(output.status.code(), Some(1), "{output:?}");
     let mut child = scene
         .run()
         .args(["--rm", "--name", "f"])
@@ -145,6 +139,43 @@ fn with_rm_and_in_the_foreground_nothing_stays() {
     // It was not a signal to smolrun that has stopped it.
     assert_eq!(await_end(&mut child).code(), Some(0));
     assert_eq!(scene.instances(), 0);
+}
+
+/// Waits until somebody waits for the end of this machine.
+fn await_waiter(scene: &Scene, name: &str) {
+    let log = scene
+        .dir
+        .path()
+        .join("run/instances")
+        .join(name)
+        .join("log");
+    let log = File::open(log).unwrap();
+    let until = Instant::now() + LIMIT;
+    while log.try_lock().is_ok() {
+        log.unlock().unwrap();
+        assert!(Instant::now() < until, "nobody waits");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn who_waits_gets_the_exit_code_of_a_machine_of_which_nothing_stays() {
+    let Some(scene) = halting() else { return };
+    for (name, killed, code) in [("s", false, "0\n"), ("k", true, "137\n")] {
+        let mut run = scene.run();
+        succeed(&run.args(["-d", "--rm", "--name", name]).output().unwrap());
+        let mut wait = scene.smolrun();
+        let waiter = wait.args(["wait", name]).stdout(Stdio::piped()).spawn();
+        await_waiter(&scene, name);
+        if killed {
+            // SAFETY: it touches no memory.
+            assert_eq!(unsafe { libc::kill(scene.pid(name), libc::SIGKILL) }, 0);
+        } else {
+            assert_eq!(scene.ask(&["stop", name]), format!("{name}\n"));
+        }
+        assert_eq!(succeed(&waiter.unwrap().wait_with_output().unwrap()), code);
+        assert_eq!(scene.instances(), 0);
+    }
 }
 
 /// A command whose reader is gone before it writes.

@@ -1,11 +1,13 @@
 //! The folders of all machines, seen from any smolrun.
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::ErrorKind;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use smol_cli::{ErrorExt, ExitKind, Failure};
@@ -16,6 +18,14 @@ use super::{LOG, SOCKET};
 
 /// How many machines that have ended stay listed: their logs take memory.
 const MAX_ENDED: usize = 16;
+/// A smolrun that checks whether a folder is abandoned locks it for a moment: how often another one
+/// tries to lock it, and the time in between.
+pub(super) const LOCK_TRIES: usize = 20;
+pub(super) const LOCK_PAUSE: Duration = Duration::from_millis(5);
+/// How long those who wait for the end of a machine may take to notice it, when nothing of it is to
+/// stay.
+const HOLD_TIMEOUT: Duration = Duration::from_secs(1);
+const HOLD_POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// The folder of all instances, created when absent.
 ///
@@ -39,7 +49,8 @@ pub fn root() -> anyhow::Result<PathBuf> {
 fn look(folder: &Path) -> Option<Record> {
     let record = Record::read(folder);
     // Once it has ended, what the folder's lock says is of no importance.
-    if record.as_ref().is_some_and(|record| record.end.is_some()) {
+    let stays = |record: &Record| record.end.is_some() && !record.auto_remove;
+    if record.as_ref().is_some_and(stays) {
         return record;
     }
     let Some(left) = LockDir::if_abandoned(folder) else {
@@ -47,7 +58,7 @@ fn look(folder: &Path) -> Option<Record> {
     };
     // Its process may have recorded the end, and released the folder, in between.
     match Record::read(folder) {
-        Some(record) if record.end.is_some() => Some(record),
+        Some(record) if stays(&record) => Some(record),
         Some(record) if !record.auto_remove => {
             let record = record.ended(EndRecord::killed());
             // If that cannot be written, the next smolrun tries again.
@@ -89,15 +100,22 @@ pub fn sweep(root: &Path) {
 /// If the folder cannot be removed.
 pub fn remove(root: &Path, record: &Record) -> anyhow::Result<bool> {
     let folder = root.join(&record.name);
-    let Some(left) = LockDir::if_abandoned(&folder) else {
-        // Gone, or taken by a new machine of that name.
-        return Ok(Record::read(&folder).is_none_or(|now| !now.is_of(record)));
-    };
-    if Record::read(&folder).is_some_and(|now| now.is_of(record)) {
-        left.remove()
-            .with_context(|| format!("cannot remove {}", folder.display()))?;
+    for _ in 0..LOCK_TRIES {
+        let left = LockDir::if_abandoned(&folder);
+        // It may be gone, or have made way for a new machine of that name.
+        let Some(now) = Record::read(&folder).filter(|now| now.is_of(record)) else {
+            return Ok(true);
+        };
+        if let Some(left) = left {
+            let what = || format!("cannot remove {}", folder.display());
+            return left.remove().map(|()| true).with_context(what);
+        }
+        if now.end.is_none() {
+            return Ok(false);
+        }
+        thread::sleep(LOCK_PAUSE);
     }
-    Ok(true)
+    Ok(false)
 }
 
 /// Returns the machine of this name, running or ended.
@@ -156,6 +174,27 @@ pub fn check_free(root: &Path, name: &str) -> anyhow::Result<()> {
 pub fn open_log(root: &Path, name: &str) -> anyhow::Result<File> {
     let path = root.join(name).join(LOG);
     File::open(&path).with_context(|| format!("cannot open {}", path.display()))
+}
+
+/// Holds the end of the machine of this record: its process removes nothing until this is dropped, or
+/// a short time has passed. `None` if the machine is just being started or removed.
+pub fn hold(root: &Path, record: &Record) -> Option<File> {
+    let log = File::open(root.join(&record.name).join(LOG)).ok()?;
+    log.lock_shared().ok()?;
+    (log.metadata().ok()?.nlink() > 0).then_some(log)
+}
+
+/// Waits until nobody holds the end of the machine in this folder any more; nobody can until the
+/// returned lock is dropped.
+pub(super) fn await_readers(folder: &Path) -> Option<File> {
+    let log = File::open(folder.join(LOG)).ok()?;
+    for _ in 0..HOLD_TIMEOUT.as_millis() / HOLD_POLL_INTERVAL.as_millis() {
+        match log.try_lock() {
+            Err(TryLockError::WouldBlock) => thread::sleep(HOLD_POLL_INTERVAL),
+            _ => break,
+        }
+    }
+    Some(log)
 }
 
 /// Connects to the control socket of a running machine.

@@ -11,13 +11,17 @@
 //! whose record names no end is one of a process that died without a word; the first smolrun that
 //! notices writes that into the record. All other folders are removed, by their process or by the
 //! next smolrun that lists them, and of the ended machines the oldest.
+//!
+//! Who waits for the end of a machine holds a shared lock on its log: before a process removes its
+//! folder, it waits until nobody does.
 
 mod folders;
 mod name;
 mod record;
 
 pub use folders::{
-    check_free, connect, current, find, is_released, list, open_log, remove, root, runs, sweep,
+    check_free, connect, current, find, hold, is_released, list, open_log, remove, root, runs,
+    sweep,
 };
 pub use name::{check_name, invent_name};
 pub use record::{EndRecord, Record, State, now};
@@ -26,7 +30,6 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use smol_host::lock_dir::LockDir;
@@ -55,13 +58,12 @@ impl Instance {
         let path = root.join(&record.name);
         let what = || format!("cannot make {}", path.display());
         let mut dir = None;
-        // A smolrun that checks whether the folder is abandoned locks it for a moment.
-        for _ in 0..20 {
+        for _ in 0..folders::LOCK_TRIES {
             dir = LockDir::try_claim(&path).with_context(what)?;
             if dir.is_some() {
                 break;
             }
-            thread::sleep(Duration::from_millis(5));
+            thread::sleep(folders::LOCK_PAUSE);
         }
         let dir = dir.ok_or_else(|| folders::in_use(&record.name))?;
         dir.clear().with_context(what)?;
@@ -90,16 +92,23 @@ impl Instance {
     }
 
     /// Records how the machine ended, and releases its folder. If nothing of the machine is to stay,
-    /// the folder is removed.
+    /// the folder is removed, once all who wait for the end have read the record.
     pub fn end(mut self, end: EndRecord) {
         let record = self.record().clone();
-        if record.auto_remove {
-            return;
-        }
+        let keep = !record.auto_remove;
         let Some(dir) = self.dir.take() else { return };
         let _ = std::fs::remove_file(dir.path().join(SOCKET));
         // If that cannot be written, the machine counts as killed.
         let _ = record.ended(end).write(dir.path());
+        if keep {
+            let path = dir.path().to_owned();
+            drop(dir);
+            path.parent().map_or((), sweep)
+        } else {
+            let _log = folders::await_readers(dir.path());
+            // If that fails, the next smolrun that lists the folders removes it.
+            let _ = dir.remove();
+        }
     }
 
     /// Its log, new.

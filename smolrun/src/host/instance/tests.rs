@@ -1,5 +1,6 @@
 use std::fs;
 use std::io::{Read as _, Write as _};
+use std::time::Duration;
 
 use smol_cli::ExitKind;
 
@@ -100,6 +101,7 @@ fn of_killed_processes_those_stay_listed_whose_machines_are_to_stay() {
     let running = Instance::claim(root, record("running")).unwrap();
     running.set_running(&["1:2".parse().unwrap()]);
     kill(root, &record("foreground"));
+    kill(root, &record("while-removed").ended(end(0)));
     kill(root, &kept("detached"));
     fs::create_dir(root.join("half-made")).unwrap();
     let ended = Record::read(&root.join("detached")).unwrap();
@@ -146,6 +148,22 @@ fn an_ended_machine_is_removed_and_a_running_one_is_not() {
     for _ in 0..2 {
         assert!(remove(root, &running).unwrap());
         assert!(!root.join("r").exists());
+    }
+}
+
+#[test]
+fn an_ended_machine_is_removed_while_others_look_at_it() {
+    let root = tempfile::tempdir().unwrap();
+    let root = root.path();
+    for _ in 0..50 {
+        kill(root, &kept("r").ended(end(0)));
+        let record = find(root, "r").unwrap();
+        thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| is_released(root, &record));
+            }
+            assert!(remove(root, &record).unwrap());
+        });
     }
 }
 
