@@ -20,7 +20,7 @@ pub const ARGUMENT: &str = "ARGUMENT";
 #[derive(Clone, Copy, Debug)]
 pub struct Habit {
     /// The words, as they are typed:
-    /// - `exec`: the first word of the command line, if there is no file of that name;
+    /// - `exec`: the first word of the command line, if there is no file of that name (nor a folder with a Smolfile);
     /// - `--rm`: an option, of the program itself or of any command;
     /// - `logs --tail`: an option of that command;
     /// - `-v A:B`: an option without a value, with what looks like one behind it;
@@ -28,7 +28,8 @@ pub struct Habit {
     pub words: &'static [&'static str],
     /// The error. `{word}` stands for what was typed.
     pub message: &'static str,
-    /// What to do instead. `{rest}` stands for all that was typed behind the word, or is `...`.
+    /// What to do instead. `{word}` stands for what was typed, `{rest|NAME}` for all that was typed
+    /// behind it, or for `NAME` if that is nothing.
     pub hint: &'static str,
 }
 
@@ -67,7 +68,7 @@ fn read<P: Parser>(words: &[OsString], table: &[Habit]) -> Result<P, Mistake> {
     let texts: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
     let texts: Vec<&str> = texts.iter().skip(1).map(AsRef::as_ref).collect();
     if let [first, rest @ ..] = texts.as_slice()
-        && !Path::new(first).is_file()
+        && !is_file(Path::new(first))
         && let Some(failure) = answer(table, first, first, rest)
     {
         return Err(Mistake::Habit(failure));
@@ -78,6 +79,11 @@ fn read<P: Parser>(words: &[OsString], table: &[Habit]) -> Result<P, Mistake> {
             None => Mistake::Other(without_misleading_tip(error)),
         },
     )
+}
+
+/// Whether the path is a file that a program may be given; or a folder that stands for its Smolfile.
+fn is_file(path: &Path) -> bool {
+    path.is_file() || path.join("Smolfile").is_file()
 }
 
 /// Returns the answer to clap's error, if the table has one.
@@ -108,6 +114,15 @@ fn explain(command: &Command, error: &Error, words: &[&str], table: &[Habit]) ->
     if first.is_some() {
         return None;
     }
+    if let [first, rest @ ..] = words
+        && !Path::new(first).exists()
+        && let Some(name) = similar(command, first)
+    {
+        let message = format!("there is no command and no file `{first}`");
+        let program = command.get_name();
+        let hint = format!("did you mean: {program} {name} {}", rest.join(" "));
+        return Some(Failure::new(ExitKind::Usage, message).hint(hint));
+    }
     let pairs = words.windows(2).filter(|pair| pair[1].contains(':'));
     let mut answers = pairs.filter_map(|pair| {
         let key = format!("{} A:B", pair[0]);
@@ -121,12 +136,17 @@ fn explain(command: &Command, error: &Error, words: &[&str], table: &[Habit]) ->
 /// Returns the answer to a word of the table.
 fn answer(table: &[Habit], key: &str, word: &str, rest: &[&str]) -> Option<Failure> {
     let habit = table.iter().find(|habit| habit.words.contains(&key))?;
-    let rest = match rest.is_empty() {
-        true => "...".to_owned(),
-        false => rest.join(" "),
-    };
     let message = habit.message.replace("{word}", word);
-    let hint = habit.hint.replace("{rest}", &rest);
+    let mut hint = habit.hint.replace("{word}", word);
+    if let Some((before, after)) = hint.split_once("{rest|")
+        && let Some((default, after)) = after.split_once('}')
+    {
+        let rest = match rest.is_empty() {
+            true => default.to_owned(),
+            false => rest.join(" "),
+        };
+        hint = format!("{before}{rest}{after}");
+    }
     Some(Failure::new(ExitKind::Usage, message).hint(hint))
 }
 
@@ -186,7 +206,7 @@ mod tests {
         Habit {
             words: &["exec", "attach"],
             message: "no {word} yet",
-            hint: "try {rest}",
+            hint: "try {word} of {rest|NAME}!",
         },
         Habit {
             words: &["--rm", "-i"],
@@ -222,8 +242,8 @@ mod tests {
     #[test]
     fn words_of_the_table_are_answered_wherever_they_stand() {
         for (line, wanted) in [
-            ("tool exec x -p", "no exec yet\n  hint: try x -p"),
-            ("tool attach", "no attach yet\n  hint: try ..."),
+            ("tool exec x -p", "no exec yet\n  hint: try exec of x -p!"),
+            ("tool attach", "no attach yet\n  hint: try attach of NAME!"),
             ("tool --rm f", "no option --rm\n  hint: not needed"),
             ("tool f --rm", "no option --rm\n"),
             ("tool f --rm=true", "no option --rm\n"),
@@ -233,6 +253,10 @@ mod tests {
             ("tool f -v /a:/b", "no volumes: -v /a:/b\n"),
             ("tool -v /a:/b f", "no volumes: -v /a:/b\n"),
             ("tool f g", "what is g?\n"),
+            (
+                "tool lst f",
+                "there is no command and no file `lst`\n  hint: did you mean: tool list f",
+            ),
             ("tool f list", "what is list?\n"),
             ("tool f -- list", "what is list?\n"),
         ] {
@@ -280,6 +304,11 @@ mod tests {
         }];
         let words = ["tool".into(), word.into()];
         assert!(read::<Tool>(&words, &table).is_err());
+        std::fs::create_dir(&path).unwrap();
+        assert!(read::<Tool>(&words, &table).is_err());
+        std::fs::write(path.join("Smolfile"), "").unwrap();
+        assert!(read::<Tool>(&words, &table).is_ok());
+        std::fs::remove_dir_all(&path).unwrap();
         std::fs::write(path, "").unwrap();
         assert!(read::<Tool>(&words, &table).is_ok());
     }
