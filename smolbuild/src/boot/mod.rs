@@ -6,6 +6,7 @@
 
 pub mod emulated;
 mod guard;
+mod hints;
 pub mod local;
 mod rehearsal;
 mod stages;
@@ -15,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use smol_machine::cpu::Level;
-use smol_protocol::{Event, Probe};
+use smol_protocol::{Event, ExitStatus, Probe};
 
 use crate::assemble::Images;
 use crate::plan::Sealed;
@@ -69,6 +70,8 @@ pub struct BootJob {
     pub watchdog: u64,
     /// Wall-clock limit of the whole boot, seconds.
     pub limit: u64,
+    /// The service's command, to explain how it ended; empty for a machine that is just a kernel.
+    pub service: Vec<String>,
     /// Folder for the results; it exists and is empty.
     pub out: PathBuf,
 }
@@ -100,6 +103,10 @@ impl BootJob {
                     "the parser gives a machine without a service nothing but a log probe, not {other}"
                 ),
             }),
+            service: plan
+                .guest
+                .as_ref()
+                .map_or_else(Vec::new, |guest| guest.service.cmd.clone()),
             out: out.to_owned(),
         }
     }
@@ -200,6 +207,8 @@ pub struct Failed {
     pub log: Vec<String>,
     /// The last lines of the console.
     pub console: Vec<String>,
+    /// How the service ended, if that is why.
+    pub service_status: Option<ExitStatus>,
     /// A program died of an instruction that the machine's CPU does not have.
     pub illegal_instruction: bool,
     /// The user stopped it.
@@ -214,6 +223,7 @@ impl Failed {
             details: Vec::new(),
             log: Vec::new(),
             console: Vec::new(),
+            service_status: None,
             illegal_instruction: false,
             interrupted: false,
         }

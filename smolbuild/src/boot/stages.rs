@@ -10,7 +10,7 @@ use smol_host::Backend;
 use smol_machine::cpu::Level;
 use smol_protocol::Event;
 
-use super::{BootJob, Failed, Frozen, Message, emulated, local};
+use super::{BootJob, Failed, Frozen, Message, emulated, hints, local};
 use crate::context::BuildContext;
 
 /// Boots the machine on `backend` until it is frozen. `cache` is the folder of the emulated host's
@@ -41,7 +41,7 @@ pub fn freeze(
     let outcome = stages.lock().expect("no stage panics").outcome.take();
     match outcome {
         Some(Ok(frozen)) => Ok(frozen),
-        Some(Err(failed)) => Err(boot_error(&failed, job.cpu, interrupt)),
+        Some(Err(failed)) => Err(boot_error(&failed, job.cpu, &job.service, interrupt)),
         None => Err(Failure::new(ExitKind::Failed, "the machine ended without a word").into()),
     }
 }
@@ -127,7 +127,12 @@ impl BootStages {
     }
 }
 
-fn boot_error(failed: &Failed, cpu: Level, interrupt: &Interrupt) -> anyhow::Error {
+fn boot_error(
+    failed: &Failed,
+    cpu: Level,
+    service: &[String],
+    interrupt: &Interrupt,
+) -> anyhow::Error {
     if failed.interrupted
         && let Err(stopped) = interrupt.check()
     {
@@ -139,9 +144,14 @@ fn boot_error(failed: &Failed, cpu: Level, interrupt: &Interrupt) -> anyhow::Err
         true => error,
         false => anyhow::Error::msg(explanation).context(error),
     };
-    match failed.illegal_instruction {
-        true => error.hint(illegal_instruction_hint(cpu)),
-        false => error,
+    let ended = failed.service_status;
+    let hint = match failed.illegal_instruction {
+        true => Some(illegal_instruction_hint(cpu)),
+        false => ended.and_then(|status| hints::of_service(status, service)),
+    };
+    match hint {
+        Some(hint) => error.hint(hint),
+        None => error,
     }
 }
 
@@ -154,5 +164,30 @@ fn illegal_instruction_hint(cpu: Level) -> String {
     match Level::ALL.into_iter().find(|level| *level > cpu) {
         Some(next) => format!("{what}; write `cpu = \"{}\"` in the Smolfile", next.name()),
         None => format!("{what}; install a build of the program for {name} or an older level"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use smol_protocol::ExitStatus;
+
+    use super::*;
+
+    #[test]
+    fn a_service_that_has_left_is_explained_with_its_option() {
+        let failed = Failed {
+            details: vec!["stage: ready".into()],
+            service_status: Some(ExitStatus::Exited(0)),
+            ..Failed::new("the service ended before it was ready: exit code 0")
+        };
+        let service = ["nginx".to_owned()];
+        let interrupt = Interrupt::detached().unwrap();
+        let error = boot_error(&failed, Level::default(), &service, &interrupt);
+        assert_eq!(
+            smol_cli::error::render(&error, false),
+            "error: the service ended before it was ready: exit code 0\n  because: stage: ready\n  \
+             hint: the service must stay in the foreground: the machine ends with the command that \
+             starts it; write nginx -g \"daemon off;\"\n"
+        );
     }
 }

@@ -8,7 +8,7 @@ use regex::bytes::Regex;
 use smol_machine::devices::virtio::vsock::StreamSink;
 use smol_machine::{Stop, StopHandle};
 use smol_protocol::log::Decoder;
-use smol_protocol::{Event, ExitStatus, LineBuffer};
+use smol_protocol::{Event, ExitStatus, LineBuffer, Stage};
 
 use super::{Failed, Message, push_tail};
 
@@ -99,6 +99,7 @@ impl Seen {
             Event::ServiceExited { status } => {
                 self.failure.get_or_insert(Failed {
                     details: vec![format!("the service ended with {status}")],
+                    service_status: Some(*status),
                     illegal_instruction: *status == ExitStatus::ILLEGAL_INSTRUCTION,
                     ..Failed::new("the service ended before the machine was frozen")
                 });
@@ -118,8 +119,10 @@ impl Seen {
                         .map(|s| format!("it last saw: {}", s.trim_end())),
                 );
                 details.extend(service_status.map(|s| format!("the service ended with {s}")));
+                let of_service = matches!(stage, Stage::Service | Stage::Ready);
                 self.failure = Some(Failed {
                     details,
+                    service_status: service_status.filter(|_| of_service),
                     illegal_instruction: is_illegal_instruction(
                         *service_status,
                         [Some(reason), last_saw.as_ref()],
