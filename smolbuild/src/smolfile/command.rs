@@ -72,11 +72,13 @@ fn shell_words(words: &[Spanned<String>]) -> Option<Diagnostic> {
     if program.get_ref().trim().contains(char::is_whitespace) {
         return Some(one_word(program, words));
     }
-    if reads_shell_words(program.get_ref()) {
+    if interprets(program.get_ref()) {
         return None;
     }
+    // Behind `su app -c`, or `timeout 5 sh`, there is somebody who understands them.
     let arguments = arguments.iter();
-    arguments.filter_map(|word| argument(word, words)).next()
+    let mut own = arguments.take_while(|word| !interprets(word.get_ref()));
+    own.find_map(|word| argument(word, words))
 }
 
 /// A program whose name holds its arguments, too.
@@ -142,13 +144,15 @@ fn variable(text: &str) -> Option<&str> {
     text.get(start..start + length)
 }
 
-/// Whether a program takes such words as what they are: another shell, or a language of its own.
-fn reads_shell_words(program: &str) -> bool {
-    const NAMES: [&str; 17] = [
+/// Whether a word is a program that takes such words as what they are (a shell, a language of its
+/// own), or the option before a piece of its language.
+fn interprets(word: &str) -> bool {
+    const NAMES: [&str; 20] = [
         "sh", "bash", "dash", "ash", "busybox", "zsh", "ksh", "fish", "env", "envsubst", "awk",
-        "gawk", "mawk", "perl", "test", "[", "expr",
+        "gawk", "mawk", "perl", "php", "ruby", "jq", "test", "[", "expr",
     ];
-    NAMES.contains(&name(program))
+    const OPTIONS: [&str; 4] = ["-c", "-e", "-r", "--eval"];
+    NAMES.contains(&name(word)) || OPTIONS.contains(&word)
 }
 
 /// The name of a program without its folder.
