@@ -114,6 +114,10 @@ fn build_rootfs(
         input: rootfs.input(),
         lock,
         copies: &copies.collect::<Result<Vec<_>>>()?,
+        user: plan
+            .guest
+            .as_ref()
+            .and_then(|guest| guest.service.user.as_deref()),
         epoch: plan.epoch(),
     };
     let input_dirs = InputDirs {

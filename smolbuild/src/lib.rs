@@ -16,7 +16,7 @@
 //! | pack | [`pack`] | images, state and RAM, frames | a bundle |
 //!
 //! [`pipeline`] calls them from top to bottom, unless [`bundle_cache`] has the bundle already. [`commands`]
-//! holds the subcommands, [`habits`] what users of other tools type, [`context`] what the stages share, [`environment`] what the environment adds
+//! holds the subcommands, [`habits`] answers to what other tools' users type, [`context`] what the stages share, [`environment`] what the environment adds
 //! to a Smolfile. [`fetch`] downloads source packages.
 //! [`diff`] says what differs between two bundles; [`extract`] takes copied files back out of one, so
 //! that it can be built again. [`hash`] takes digests of files,

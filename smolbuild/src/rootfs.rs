@@ -4,7 +4,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use smol_cli::Interrupt;
+use smol_cli::{ErrorExt, ExitKind, Interrupt};
 use smol_rootfs::erofs::{self, Options, Stats};
 use smol_rootfs::{CopySpec, Tree};
 use tempfile::NamedTempFile;
@@ -25,6 +25,8 @@ pub struct RootfsSpec<'a> {
     pub lock: &'a Lock,
     /// What is copied over it, in this order.
     pub copies: &'a [CopySpec],
+    /// The user of the service, by name or number, who must be there.
+    pub user: Option<&'a str>,
     /// Time of the image in seconds since 1970: no file is younger.
     pub epoch: u64,
 }
@@ -59,7 +61,13 @@ pub fn build(
     let mut loaded = spec.input.load(spec.lock, dirs, say, interrupt)?;
     let tree = &mut loaded.tree;
     for copy in spec.copies {
+        if let Some(owner) = &copy.owner {
+            require_user(tree, owner, "`owner` of [[copy]]")?;
+        }
         tree.copy(copy)?;
+    }
+    if let Some(user) = spec.user {
+        require_user(tree, user, "`user` of [service]")?;
     }
     add_runtime_files(tree)?;
     interrupt.check()?;
@@ -77,6 +85,18 @@ pub fn build(
         size: stats.image_bytes,
         stats,
     })
+}
+
+/// Checks that the root file system has the user, before a machine boots in vain.
+fn require_user(tree: &Tree, user: &str, what: &str) -> Result<()> {
+    tree.resolve_owner(user)
+        .with_context(|| format!("cannot use {user:?} as {what}"))
+        .kind(ExitKind::Usage)
+        .hint(
+            "Debian packages make their users; else write numbers, such as \"1000:1000\", or copy an \
+             /etc/passwd and /etc/group of your own by [[copy]]",
+        )
+        .map(drop)
 }
 
 /// Adds mount points, and the one file without which `localhost` has no address. The image is mounted

@@ -343,7 +343,7 @@ fn options_have_twins_in_the_environment() {
         .arg(&sample.bundle);
     let (code, told) = outcome(&mut command);
     assert_eq!(code, 2);
-    assert!(told.contains("\"none\" is no guest port"), "{told}");
+    assert!(told.contains("\"none\" is not a guest port"), "{told}");
 }
 
 #[test]

@@ -20,7 +20,7 @@ pub const ARGUMENT: &str = "ARGUMENT";
 #[derive(Clone, Copy, Debug)]
 pub struct Habit {
     /// The words, as they are typed:
-    /// - `exec`: the first word of the command line, if there is no file of that name;
+    /// - `exec`: the first word of the command line, if there is no file of that name (nor a folder with a Smolfile);
     /// - `--rm`: an option, of the program itself or of any command;
     /// - `logs --tail`: an option of that command;
     /// - `-v A:B`: an option without a value, with what looks like one behind it;
@@ -68,7 +68,7 @@ fn read<P: Parser>(words: &[OsString], table: &[Habit]) -> Result<P, Mistake> {
     let texts: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
     let texts: Vec<&str> = texts.iter().skip(1).map(AsRef::as_ref).collect();
     if let [first, rest @ ..] = texts.as_slice()
-        && !Path::new(first).is_file()
+        && !is_file(Path::new(first))
         && let Some(failure) = answer(table, first, first, rest)
     {
         return Err(Mistake::Habit(failure));
@@ -79,6 +79,11 @@ fn read<P: Parser>(words: &[OsString], table: &[Habit]) -> Result<P, Mistake> {
             None => Mistake::Other(without_misleading_tip(error)),
         },
     )
+}
+
+/// Whether the path is a file that a program may be given; or a folder that stands for its Smolfile.
+fn is_file(path: &Path) -> bool {
+    path.is_file() || path.join("Smolfile").is_file()
 }
 
 /// Returns the answer to clap's error, if the table has one.
@@ -108,6 +113,15 @@ fn explain(command: &Command, error: &Error, words: &[&str], table: &[Habit]) ->
     }
     if first.is_some() {
         return None;
+    }
+    if let [first, rest @ ..] = words
+        && !Path::new(first).exists()
+        && let Some(name) = similar(command, first)
+    {
+        let message = format!("there is no command and no file `{first}`");
+        let program = command.get_name();
+        let hint = format!("did you mean: {program} {name} {}", rest.join(" "));
+        return Some(Failure::new(ExitKind::Usage, message).hint(hint));
     }
     let pairs = words.windows(2).filter(|pair| pair[1].contains(':'));
     let mut answers = pairs.filter_map(|pair| {
@@ -239,6 +253,10 @@ mod tests {
             ("tool f -v /a:/b", "no volumes: -v /a:/b\n"),
             ("tool -v /a:/b f", "no volumes: -v /a:/b\n"),
             ("tool f g", "what is g?\n"),
+            (
+                "tool lst f",
+                "there is no command and no file `lst`\n  hint: did you mean: tool list f",
+            ),
             ("tool f list", "what is list?\n"),
             ("tool f -- list", "what is list?\n"),
         ] {
@@ -286,6 +304,11 @@ mod tests {
         }];
         let words = ["tool".into(), word.into()];
         assert!(read::<Tool>(&words, &table).is_err());
+        std::fs::create_dir(&path).unwrap();
+        assert!(read::<Tool>(&words, &table).is_err());
+        std::fs::write(path.join("Smolfile"), "").unwrap();
+        assert!(read::<Tool>(&words, &table).is_ok());
+        std::fs::remove_dir_all(&path).unwrap();
         std::fs::write(path, "").unwrap();
         assert!(read::<Tool>(&words, &table).is_ok());
     }

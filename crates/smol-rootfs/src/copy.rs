@@ -88,8 +88,11 @@ impl Tree {
         self.put_file(&src, &dest, &options)
     }
 
-    /// Numbers of a `USER` or `USER:GROUP`.
-    fn resolve_owner(&self, owner: &str) -> Result<(u32, u32)> {
+    /// Returns the numbers of a `USER` or `USER:GROUP`, as [`CopySpec::owner`] describes it.
+    ///
+    /// # Errors
+    /// A name that the tree's account files do not have.
+    pub fn resolve_owner(&self, owner: &str) -> Result<(u32, u32)> {
         let (user, group) = match owner.split_once(':') {
             Some((user, group)) => (user, Some(group)),
             None => (owner, None),

@@ -6,6 +6,7 @@
 
 pub mod emulated;
 mod guard;
+mod hints;
 pub mod local;
 mod rehearsal;
 mod stages;
@@ -15,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use smol_machine::cpu::Level;
-use smol_protocol::{Event, GuestFailure, Probe, Stage};
+use smol_protocol::{Event, ExitStatus, GuestFailure, Probe, Stage};
 
 use crate::assemble::Images;
 use crate::plan::Sealed;
@@ -69,6 +70,8 @@ pub struct BootJob {
     pub watchdog: u64,
     /// Wall-clock limit of the whole boot, seconds.
     pub limit: u64,
+    /// The service's command, to explain how it ended; empty for a machine that is just a kernel.
+    pub service: Vec<String>,
     /// Folder for the results; it exists and is empty.
     pub out: PathBuf,
 }
@@ -100,6 +103,10 @@ impl BootJob {
                     "the parser gives a machine without a service nothing but a log probe, not {other}"
                 ),
             }),
+            service: plan
+                .guest
+                .as_ref()
+                .map_or_else(Vec::new, |guest| guest.service.cmd.clone()),
             out: out.to_owned(),
         }
     }
@@ -206,6 +213,8 @@ pub struct Failed {
     pub is_on_console: bool,
     /// What to do about it, where the guest's stage says so.
     pub hint: Option<String>,
+    /// How the service ended, if that is why.
+    pub service_status: Option<ExitStatus>,
     /// A program died of an instruction that the machine's CPU does not have.
     pub illegal_instruction: bool,
     /// The user stopped it.
@@ -223,6 +232,7 @@ impl Failed {
             console: Vec::new(),
             is_on_console: true,
             hint: None,
+            service_status: None,
             illegal_instruction: false,
             interrupted: false,
         }
@@ -234,6 +244,9 @@ impl Failed {
             stage: Some(failure.stage),
             facts: failure.facts(),
             is_on_console: failure.is_on_console(),
+            service_status: failure
+                .status
+                .filter(|_| matches!(failure.stage, Stage::Service | Stage::Ready | Stage::Serve)),
             hint: failure.hint().map(str::to_owned),
             illegal_instruction: failure.is_illegal_instruction(),
             ..Self::new(failure.reason.clone())

@@ -10,7 +10,7 @@ use smol_host::Backend;
 use smol_machine::cpu::Level;
 use smol_protocol::Event;
 
-use super::{BootJob, Failed, Frozen, Message, emulated, local};
+use super::{BootJob, Failed, Frozen, Message, emulated, hints, local};
 use crate::context::BuildContext;
 
 /// Boots the machine on `backend` until it is frozen. `cache` is the folder of the emulated host's
@@ -41,7 +41,7 @@ pub fn freeze(
     let outcome = stages.lock().expect("no stage panics").outcome.take();
     match outcome {
         Some(Ok(frozen)) => Ok(frozen),
-        Some(Err(failed)) => Err(boot_error(&failed, job.cpu, interrupt)),
+        Some(Err(failed)) => Err(boot_error(&failed, job.cpu, &job.service, interrupt)),
         None => {
             Err(Failure::new(ExitKind::Failed, "the machine ended without reporting why").into())
         }
@@ -132,7 +132,12 @@ impl BootStages {
     }
 }
 
-fn boot_error(failed: &Failed, cpu: Level, interrupt: &Interrupt) -> anyhow::Error {
+fn boot_error(
+    failed: &Failed,
+    cpu: Level,
+    service: &[String],
+    interrupt: &Interrupt,
+) -> anyhow::Error {
     if failed.interrupted
         && let Err(stopped) = interrupt.check()
     {
@@ -145,8 +150,13 @@ fn boot_error(failed: &Failed, cpu: Level, interrupt: &Interrupt) -> anyhow::Err
     if let Some(hint) = &failed.hint {
         failure = failure.hint(hint);
     }
-    if failed.illegal_instruction {
-        failure = failure.hint(illegal_instruction_hint(cpu));
+    let ended = failed.service_status;
+    let hint = match failed.illegal_instruction {
+        true => Some(illegal_instruction_hint(cpu)),
+        false => ended.and_then(|status| hints::of_service(status, service)),
+    };
+    if let Some(hint) = hint {
+        failure = failure.hint(hint);
     }
     failure.into()
 }
@@ -160,5 +170,30 @@ fn illegal_instruction_hint(cpu: Level) -> String {
     match Level::ALL.into_iter().find(|level| *level > cpu) {
         Some(next) => format!("{what}; write `cpu = \"{}\"` in the Smolfile", next.name()),
         None => format!("{what}; install a build of the program for {name} or an older level"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use smol_protocol::{ExitStatus, GuestFailure};
+
+    use super::*;
+
+    #[test]
+    fn a_service_that_has_left_is_explained_with_its_option() {
+        let reason = "the service ended before it was ready, with exit code 0";
+        let failed = Failed::of_guest(&GuestFailure {
+            status: Some(ExitStatus::Exited(0)),
+            ..GuestFailure::at(smol_protocol::Stage::Ready, reason.into())
+        });
+        let service = ["nginx".to_owned()];
+        let interrupt = Interrupt::detached().unwrap();
+        let error = boot_error(&failed, Level::default(), &service, &interrupt);
+        assert_eq!(
+            smol_cli::error::render(&error, false),
+            "error: the service ended before it was ready, with exit code 0\n  stage: ready\n  \
+             hint: the service must stay in the foreground: the machine ends with the command that \
+             starts it; write nginx -g \"daemon off;\"\n"
+        );
     }
 }

@@ -16,12 +16,12 @@ use crate::kernel::ReadyKernels;
 use crate::pack::Built;
 use crate::pipeline::{self, BuildRequest, Reuse};
 use crate::resolve::Policy;
-use crate::smolfile::{self, Loaded};
+use crate::smolfile::Loaded;
 
 /// Builds the machine and writes its bundle; and facts about it, also if it fails.
 pub fn run(args: &Build, interrupt: &Interrupt) -> Result<()> {
     let session = Session::new(args.conditions.shown.progress, interrupt.clone());
-    let loaded = smolfile::load(&args.smolfile.path);
+    let loaded = super::load_smolfile(&args.smolfile.path);
     let name = loaded.as_ref().ok().map(|it| it.smolfile.name.clone());
     let outcome = loaded.and_then(|loaded| build(args, &loaded, &session));
     if let (Err(error), Some(file)) = (&outcome, &args.metadata_file)

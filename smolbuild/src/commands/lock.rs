@@ -9,11 +9,10 @@ use crate::environment::EnvironmentInputs;
 use crate::fetch::Net;
 use crate::kernel::ReadyKernels;
 use crate::resolve;
-use crate::smolfile;
 
 /// Renews the lock file and prints what changed, one line an input.
 pub fn run(args: &Lock, interrupt: &Interrupt) -> Result<()> {
-    let loaded = smolfile::load(&args.smolfile.path)?;
+    let loaded = super::load_smolfile(&args.smolfile.path)?;
     let kernels = ReadyKernels::of_process(false, args.kernel.no_prebuilt)?;
     let context = BuildContext {
         downloads: &paths::cache_dir()?.join("downloads"),

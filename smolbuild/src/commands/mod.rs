@@ -16,6 +16,16 @@ use smol_bundle::Bundle;
 use smol_cli::{ExitKind, Failure};
 
 use crate::error::ResultExt;
+use crate::habits;
+use crate::smolfile::{self, Loaded};
+
+/// Reads the Smolfile that the command line names, by itself or by its folder.
+pub(crate) fn load_smolfile(path: &Path) -> anyhow::Result<Loaded> {
+    match habits::about_smolfile(path) {
+        Some(failure) => Err(failure.into()),
+        None => smolfile::load(path),
+    }
+}
 
 /// Opens the bundle that the command line names. One that is not there is a mistake in the command.
 pub(crate) fn open_bundle(path: &Path) -> anyhow::Result<Bundle> {

@@ -7,6 +7,7 @@
 //! | [`state`] | vCPUs and devices, by path |
 //! | [`memory`], [`guest`] | pages of memory, by owner |
 //! | [`pages`], [`values`] | what these stand on: images by page, documents by key |
+//! | [`summary`] | owners of pages by kind |
 //! | [`report`] | all of it as text |
 //!
 //! Nothing is read that has not been verified: images are unpacked by the bundle's own reader,
@@ -22,6 +23,7 @@ pub mod memory;
 pub mod pages;
 pub mod report;
 pub mod state;
+pub mod summary;
 pub mod values;
 
 use anyhow::{Context, Result};

@@ -5,9 +5,10 @@ use std::fmt::Write as _;
 use smol_cli::human::{self, printable};
 
 use super::Report;
-use super::files::{FileChange, Kind};
+use super::files::{self, FileChange};
 use super::images::ImageChange;
 use super::memory::{Group, Memory, Place};
+use super::summary::{self, Kind};
 use super::values::Change;
 
 /// Longest value that is shown whole, in characters.
@@ -15,7 +16,7 @@ const MAX_VALUE: usize = 100;
 
 impl Report {
     /// The report for people: a line if the bundles are the same, else a heading for each section
-    /// that differs and its first `limit` items (`None`: all).
+    /// that differs and its first `limit` items (`None`: all, and of memory each page).
     pub fn text(&self, limit: Option<usize>) -> String {
         if self.is_same() {
             return format!("the same: {}\n", self.digests[0]);
@@ -121,8 +122,8 @@ impl Text {
         }
         if !image.files.is_empty() {
             let count = |kind| image.files.iter().filter(|file| file.kind == kind).count();
-            let (added, removed) = (count(Kind::Added), count(Kind::Removed));
-            let changed = count(Kind::Changed);
+            let (added, removed) = (count(files::Kind::Added), count(files::Kind::Removed));
+            let changed = count(files::Kind::Changed);
             self.line(&format!(
                 "  files: {added} added, {removed} removed, {changed} changed"
             ));
@@ -137,7 +138,10 @@ impl Text {
         let (pages, bytes) = (counted(memory.pages, "page"), counted(memory.bytes, "byte"));
         self.line(&format!("\nmemory: {pages}, {bytes}, by owner"));
         match self.limit {
-            Some(_) => self.items(&memory.owners, group),
+            Some(_) => {
+                self.items(&summary::kinds(memory), kind);
+                self.line("  (which pages, and where: --all)");
+            }
             None => memory.owners.iter().for_each(|owner| {
                 self.line(&format!("  {}", group(owner)));
                 owner
@@ -167,15 +171,20 @@ fn change(change: &Change) -> String {
 
 fn file(file: &FileChange) -> String {
     let sign = match file.kind {
-        Kind::Added => '+',
-        Kind::Removed => '-',
-        Kind::Changed => '~',
+        files::Kind::Added => '+',
+        files::Kind::Removed => '-',
+        files::Kind::Changed => '~',
     };
     let details: Vec<String> = file.details.iter().map(|detail| short(detail)).collect();
     match details.is_empty() {
         true => format!("{sign} {}", file.path),
         false => format!("{sign} {}: {}", file.path, details.join("; ")),
     }
+}
+
+fn kind(kind: &Kind) -> String {
+    let pages = counted(kind.pages, "page");
+    format!("{pages} of {}{}", kind.name, kind.remark())
 }
 
 fn group(group: &Group) -> String {
@@ -243,7 +252,7 @@ mod tests {
                 versions: None,
                 files: vec![FileChange {
                     path: "/etc/motd\x1b[2J".into(),
-                    kind: Kind::Changed,
+                    kind: files::Kind::Changed,
                     details: vec!["mode 644 -> 755".into()],
                 }],
                 opaque: None,
@@ -274,8 +283,9 @@ mod tests {
             "state: 3 values",
             "  ... 1 more (--all)",
             "memory: 3 pages, 12 bytes, by owner",
-            "  2 pages of process sh (7), heap, first at 0x5555 (physical 0x0), 4 bytes; in B of free memory",
-            "  1 page of kernel: jiffies at 0x5555 (physical 0x2000), 4 bytes",
+            "  2 pages of process sh (7): heap",
+            "  1 page of variables of the kernel: jiffies",
+            "  (which pages, and where: --all)",
             "  (B: no table)",
         ] {
             assert!(
@@ -296,6 +306,9 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("      0x5555 (physical 0x1000)"), "{text}");
+        let first = "2 pages of process sh (7), heap, first at 0x5555 (physical 0x0), 4 bytes; \
+                     in B of free memory";
+        assert!(text.contains(first), "{text}");
         report.digests[1] = report.digests[0].clone();
         assert_eq!(report.text(None), "the same: sha256:a\n");
     }

@@ -113,11 +113,22 @@ pub(super) fn heading(table: &str) -> String {
 /// stand in another table here are found through [`KEYS`].
 #[rustfmt::skip]
 const FOREIGN: &[(&str, &str)] = &[
-    ("image", "container images are not supported yet: describe the files in [rootfs], with `debian`, `tar` or `dir`"),
+    ("image", CONTAINER_IMAGE),
     ("entrypoint", "write the whole command as `cmd` in [service]"),
     ("init", "write the commands as [[warm]]: they run once, after ready and before the snapshot"),
     ("net", "machines have no network of their own yet: `smolrun -p` forwards the `ports` to the service"),
     ("network", "machines have no network of their own yet: `smolrun -p` forwards the `ports` to the service"),
+    ("healthcheck", "write the check as [ready]: it decides when the snapshot is taken"),
+    ("from", CONTAINER_IMAGE),
+    ("FROM", CONTAINER_IMAGE),
+    ("build", CONTAINER_IMAGE),
+    ("run", "[[run]] steps are not possible yet: install with `packages` in [rootfs] debian, copy with [[copy]]; for what the running service is to do before the snapshot there is [[warm]]"),
+    ("RUN", "[[run]] steps are not possible yet: install with `packages` in [rootfs] debian, copy with [[copy]]; for what the running service is to do before the snapshot there is [[warm]]"),
+    ("users", "[users] is not possible yet: Debian packages make their users; else write a number, user = \"1000\", or copy an /etc/passwd of your own with [[copy]]"),
+    ("expose", "write ports = [80]"),
+    ("hostname", "the host name is the machine's `name`"),
+    ("packages", "write them into [rootfs]: debian = { suite = \"bookworm\", packages = [...] }"),
+    ("depends_on", "remove it: a Smolfile describes one machine"),
     ("health", "write the check as [ready]: it decides when the snapshot is taken"),
     ("secrets", "secrets are not supported yet; do not put them into [service] `env`, for a snapshot holds all memory"),
     ("volumes", "put the files into the machine with [[copy]]"),
@@ -130,6 +141,40 @@ const FOREIGN: &[(&str, &str)] = &[
     ("docker_socket", "remove it: a machine takes nothing over from the host"),
     ("dev", "remove it: there is one way to build a machine"),
 ];
+
+const CONTAINER_IMAGE: &str = "container images are not supported yet: describe the files in [rootfs], with `debian`, `tar` or `dir`";
+
+/// What other tools call a key of a table, and what to write here.
+#[rustfmt::skip]
+const OTHER_NAMES: &[(&str, &[&str], &str)] = &[
+    ("service", &["command", "run", "exec", "entrypoint", "args", "start", "ExecStart"], "write `cmd`, with all arguments"),
+    ("service", &["environment", "environ"], "write `env`"),
+    ("service", &["working_dir", "workingdir", "cwd", "dir", "directory"], "write `workdir`"),
+    ("service", &["ports", "expose"], "`ports` stands at the top of the file, before any [table]"),
+    ("service", &["uid", "runas"], "write `user`"),
+    ("service", &["healthcheck", "health"], "write the check as [ready]"),
+    ("copy", &["chmod", "permissions", "perms"], "write `mode`"),
+    ("copy", &["chown", "user", "uid"], "write `owner`"),
+    ("copy", &["from", "source", "path", "file"], "write `src`"),
+    ("copy", &["to", "target", "destination", "dst", "into"], "write `dest`"),
+    ("copy", &["ignore", "excludes", "except"], "write `exclude`"),
+    ("ready", &["url"], "write `http`"),
+    ("ready", &["port"], "write `tcp`"),
+    ("ready", &["cmd", "command", "test"], "write `exec`"),
+    ("ready", &["retries", "start_period"], "write `timeout`: attempts are made until then"),
+    ("warm", &["command", "run", "exec"], "write `cmd`"),
+    ("restore", &["command", "run", "exec"], "write `cmd`"),
+    ("rootfs", &["image", "from"], CONTAINER_IMAGE),
+    ("rootfs", &["path", "folder"], "write `dir`, or `tar` for an archive"),
+    ("rootfs", &["packages", "suite"], "it stands in `debian`: { suite = \"bookworm\", packages = [...] }"),
+];
+
+/// What to write for a key that other tools know by this name.
+fn other_name(table: &str, name: &str) -> Option<&'static str> {
+    let mut all = OTHER_NAMES.iter();
+    let found = all.find(|(of, names, _)| *of == table && names.contains(&name));
+    found.map(|(.., help)| *help)
+}
 
 /// The diagnostic for a key that the table does not have.
 pub(super) fn unknown(table: &str, name: &str, span: Span) -> Diagnostic {
@@ -145,6 +190,9 @@ pub(super) fn unknown(table: &str, name: &str, span: Span) -> Diagnostic {
     }
     let diagnostic = Diagnostic::new(span, format!("unknown key `{shown}`"))
         .label(format!("not a key of {place}"));
+    if let Some(help) = other_name(table, name) {
+        return diagnostic.help(help);
+    }
     if let Some(near) = nearest(
         name,
         KEYS.iter()

@@ -6,6 +6,7 @@
 //! | file | what it holds |
 //! |---|---|
 //! | `parse.rs` | the sections, from TOML tables to the types of this file |
+//! | `command.rs` | commands, and what goes wrong with them |
 //! | `check.rs` | what sections ask of each other |
 //! | `values.rs` | sizes, durations, paths and the like, from strings |
 //! | `table.rs` | taking typed keys out of a spanned table |
@@ -22,6 +23,7 @@ use toml::Spanned;
 use toml::de::DeTable;
 
 mod check;
+mod command;
 pub mod diagnostic;
 pub mod keys;
 mod load;

@@ -8,9 +8,10 @@ use smol_rootfs::ignore::Patterns;
 use toml::Spanned;
 use toml::de::DeValue;
 
+use super::command::{self, command, env_list, port_help};
 use super::diagnostic::Diagnostic;
 use super::keys;
-use super::table::{Entry, Errors, Table, as_integer, as_string, mismatch, parsed, to_u64};
+use super::table::{Entry, Errors, Table, as_integer, as_string, parsed, to_u64};
 use super::values::{self, MIB};
 use super::{
     CopyStep, Http, KernelSection, KernelSource, Probe, Ready, Service, Warm, WarmRestore,
@@ -65,13 +66,9 @@ pub(super) fn ports(top: &mut Table<'_>, errors: &mut Errors) -> Vec<u16> {
     for value in top.array("ports", "a list of ports, such as [8080]", errors) {
         let span = value.span();
         if let DeValue::String(text) = value.get_ref()
-            && text.contains(':')
+            && let Some(wrong) = port_help(text, span.clone())
         {
-            errors.push(
-                Diagnostic::new(span, "a port of the service alone is wanted here").help(
-                    "the port of the host is chosen when the machine runs: `smolrun -p HOST:GUEST`",
-                ),
-            );
+            errors.push(wrong);
             continue;
         }
         let Some(port) = port(value, errors) else {
@@ -350,57 +347,17 @@ fn file_mode(entry: Entry<'_>, errors: &mut Errors) -> Option<u32> {
     parsed(text, errors, values::mode).map(Spanned::into_inner)
 }
 
-/// A command: a list of words, or a line for the shell.
-fn command(table: &mut Table<'_>, key: &str, errors: &mut Errors) -> Vec<String> {
-    let Some(entry) = table.take(key) else {
-        return Vec::new();
-    };
-    let span = entry.value.span();
-    let words = match entry.value.into_inner() {
-        DeValue::String(line) => {
-            let line = as_string(Spanned::new(span.clone(), DeValue::String(line)), errors);
-            let Some(line) = line.map(Spanned::into_inner) else {
-                return Vec::new();
-            };
-            // A blank line is as empty as an empty list.
-            let program = if line.trim().is_empty() {
-                ""
-            } else {
-                "/bin/sh"
-            };
-            vec![program.to_owned(), "-c".to_owned(), line]
-        }
-        DeValue::Array(words) => {
-            let count = words.len();
-            let words: Vec<String> = words
-                .into_iter()
-                .filter_map(|word| as_string(word, errors))
-                .map(Spanned::into_inner)
-                .collect();
-            // A word that is no string was reported; the rest says nothing about emptiness.
-            if words.len() < count {
-                return words;
-            }
-            words
-        }
-        other => {
-            let expected = "a command: a list of strings, or a string for /bin/sh";
-            errors.push(mismatch(span, &other, expected));
-            return Vec::new();
-        }
-    };
-    if words.first().is_none_or(String::is_empty) {
-        let help = "write the program and its arguments, such as [\"program\", \"argument\"]";
-        errors.push(Diagnostic::new(span, format!("`{key}` is an empty command")).help(help));
-    }
-    words
-}
-
 pub(super) fn service(mut table: Table<'_>, errors: &mut Errors) -> Service {
     table.require("cmd", "cmd = [\"program\", \"argument\"]", errors);
-    let cmd = command(&mut table, "cmd", errors);
+    let cmd = command::service(&mut table, errors);
     let mut env = BTreeMap::new();
-    if let Some(mut variables) = table.table("env", "service.env", errors) {
+    let help = table.list("env").and_then(env_list);
+    let before = errors.0.len();
+    let variables = table.table("env", "service.env", errors);
+    if let (Some(help), Some(wrong)) = (help, errors.0.get_mut(before)) {
+        wrong.help.push(help);
+    }
+    if let Some(mut variables) = variables {
         for Entry { key, value } in variables.take_all() {
             let name = key.get_ref();
             if name.is_empty() || name.contains(|c: char| !c.is_ascii_alphanumeric() && c != '_') {

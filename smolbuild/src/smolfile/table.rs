@@ -62,6 +62,23 @@ impl<'i> Table<'i> {
             .map(|entry| entry.key.span())
     }
 
+    /// Where the value of the key stands.
+    pub(super) fn value_span(&self, key: &str) -> Option<Span> {
+        let mut entries = self.entries.iter();
+        let entry = entries.find(|entry| entry.key.get_ref() == key)?;
+        Some(entry.value.span())
+    }
+
+    /// The list that the key has as its value.
+    pub(super) fn list(&self, key: &str) -> Option<&[Spanned<DeValue<'i>>]> {
+        let mut entries = self.entries.iter();
+        let entry = entries.find(|entry| entry.key.get_ref() == key)?;
+        match entry.value.get_ref() {
+            DeValue::Array(list) => Some(list),
+            _ => None,
+        }
+    }
+
     /// Whether the key has a string as its value.
     pub(super) fn is_string(&self, key: &str) -> bool {
         self.entries.iter().any(|entry| {

@@ -78,6 +78,7 @@ impl Scene {
             input: &BundleInput(Spanned::new(0..0, "base".into())),
             lock: &lock,
             copies: &copies.collect::<Vec<_>>(),
+            user: None,
             epoch: EPOCH,
         };
         let dirs = InputDirs {

@@ -41,7 +41,14 @@ fn differ(host: &Host) {
     let outcome = run(host.tools.smolbuild().arg("diff").args([&a, &b]));
     assert_eq!(outcome.code, Some(1), "{}", outcome.stderr);
     let said = outcome.stdout;
-    for words in ["COLOUR", "+ /etc/note", "~ /smol/config.json", "\nmemory: "] {
+    for words in [
+        "COLOUR",
+        "+ /etc/note",
+        "~ /smol/config.json",
+        "\nmemory: ",
+        " of process service (",
+        "\n  (which pages, and where: --all)\n",
+    ] {
         assert!(said.contains(words), "{words:?} is not in: {said}");
     }
     let mut json = host.tools.smolbuild();

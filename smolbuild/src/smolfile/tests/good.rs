@@ -401,3 +401,29 @@ fn a_system_that_is_not_slim_is_whole() {
         assert_eq!(debian.slim, None, "{lines}");
     }
 }
+
+#[test]
+fn words_that_only_look_like_those_of_a_shell_are_arguments() {
+    for cmd in [
+        r#"["sh", "-c", "echo $HOME && exec app"]"#,
+        r#"["/bin/bash", "-c", "$APP", "&&"]"#,
+        r#"["su", "app", "-c", "$HOME/run"]"#,
+        r#"["timeout", "5", "sh", "-c", "$HOME/run"]"#,
+        r#"["awk", "{ print $NF }"]"#,
+        r#"["find", "/x", "-exec", "rm", "{}", ";"]"#,
+        r#"["app", "--price", "$5", "--pattern", "^a$", "--shell", "a $HOME b"]"#,
+        r#"["app", "a&&b"]"#,
+        r#""app --port $PORT && sleep 1""#,
+        r#""app 2>&1 | tee /tmp/log""#,
+        r#""app >&""#,
+        r#""service-manager run""#,
+    ] {
+        let source = with("[\"app\"]", cmd);
+        if let Err(diagnostics) = parse(&source) {
+            panic!(
+                "{cmd}: {}",
+                render(&diagnostics, "Smolfile", &source, false)
+            );
+        }
+    }
+}

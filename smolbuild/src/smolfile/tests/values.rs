@@ -275,7 +275,7 @@ error: a port of the service alone is wanted here
 2 | ports = ["8080:80"]
   |          ^^^^^^^^^
   |
-  = help: the port of the host is chosen when the machine runs: `smolrun -p HOST:GUEST`
+  = help: write 80; the port of the host is chosen when the machine runs: smolrun -p 8080:80
 "#
 );
 

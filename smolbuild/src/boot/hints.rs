@@ -1,0 +1,133 @@
+//! What to do about a service that ended before the machine was frozen, by how it ended.
+
+use smol_protocol::ExitStatus;
+
+/// Programs that go into the background unless they are told not to, and what tells them.
+const FOREGROUND: &[(&[&str], &str)] = &[
+    (&["nginx"], "nginx -g \"daemon off;\""),
+    (&["redis-server", "valkey-server"], "--daemonize no"),
+    (&["sshd"], "sshd -D"),
+    (&["dropbear"], "dropbear -F"),
+    (
+        &["apache2", "apache2ctl", "apachectl", "httpd"],
+        "apachectl -D FOREGROUND",
+    ),
+    (&["memcached"], "memcached without -d"),
+    (
+        &["haproxy"],
+        "haproxy -db, and no `daemon` in its configuration",
+    ),
+    (&["lighttpd"], "lighttpd -D"),
+    (
+        &["php-fpm", "php-fpm8.2", "php-fpm8.4"],
+        "php-fpm --nodaemonize",
+    ),
+    (
+        &["mysqld_safe", "mariadbd-safe"],
+        "mariadbd or mysqld itself",
+    ),
+    (&["mysqld", "mariadbd"], "without --daemonize"),
+    (
+        &["pg_ctl", "pg_ctlcluster"],
+        "postgres itself, with -D and its data directory",
+    ),
+    (&["named"], "named -f"),
+    (&["unbound"], "unbound -d"),
+    (&["dnsmasq"], "dnsmasq --keep-in-foreground"),
+    (
+        &["cron", "crond", "atd", "smbd", "nmbd"],
+        "the option -f or --foreground",
+    ),
+    (&["postfix"], "postfix start-fg"),
+    (&["exim4", "exim"], "exim4 -bdf"),
+    (&["squid"], "squid --foreground"),
+    (&["vsftpd"], "vsftpd -obackground=NO"),
+    (&["proftpd"], "proftpd --nodaemon"),
+    (&["slapd"], "slapd -d 0"),
+    (
+        &["rsyslogd", "supervisord", "chronyd", "ntpd"],
+        "the option -n",
+    ),
+    (&["mosquitto"], "mosquitto without -d"),
+    (&["mongod"], "mongod without --fork"),
+    (&["gunicorn"], "gunicorn without --daemon"),
+    (&["uwsgi"], "uwsgi without --daemonize"),
+    (&["caddy"], "caddy run"),
+];
+
+/// Returns what to do about a service, started by `cmd`, that ended with `status`.
+pub fn of_service(status: ExitStatus, cmd: &[String]) -> Option<String> {
+    match status {
+        ExitStatus::Exited(0) => Some(stay(cmd)),
+        ExitStatus::Exited(126) => Some(
+            "exit code 126: a program is there and cannot be executed; a file of a [[copy]] gets \
+             mode = \"0755\""
+                .into(),
+        ),
+        ExitStatus::Exited(127) => Some(
+            "exit code 127: a program is not there; name its package in `packages` of [rootfs] \
+             debian, or copy it by [[copy]]"
+                .into(),
+        ),
+        ExitStatus::Exited(_) | ExitStatus::Signaled(_) => None,
+    }
+}
+
+/// Advice for a service that has ended without a complaint.
+fn stay(cmd: &[String]) -> String {
+    let general = "the service must stay in the foreground: the machine ends with the command that \
+                   starts it";
+    let words = cmd.iter().flat_map(|word| word.split_whitespace());
+    let names = words.map(|word| word.rsplit('/').next().unwrap_or(word));
+    let mut known = names.filter_map(|name| {
+        let mut all = FOREGROUND.iter();
+        all.find(|(programs, _)| programs.contains(&name))
+    });
+    match known.next() {
+        Some((_, how)) => format!("{general}; write {how}"),
+        None => {
+            format!("{general}; look for its option (--foreground, --no-daemon, -D, -F, -f, -n)")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hint(code: i32, cmd: &[&str]) -> Option<String> {
+        let cmd: Vec<String> = cmd.iter().map(|word| word.to_string()).collect();
+        of_service(ExitStatus::Exited(code), &cmd)
+    }
+
+    #[test]
+    fn a_service_that_goes_into_the_background_is_told_its_option() {
+        for (cmd, how) in [
+            (&["nginx"][..], "; write nginx -g \"daemon off;\""),
+            (&["/usr/sbin/sshd", "-e"], "; write sshd -D"),
+            (
+                &["/bin/sh", "-c", "mkdir -p /run/x && exec redis-server"],
+                "; write --daemonize no",
+            ),
+            (
+                &["my-service"],
+                "; look for its option (--foreground, --no-daemon, -D, -F, -f, -n)",
+            ),
+        ] {
+            let hint = hint(0, cmd).unwrap();
+            assert!(
+                hint.starts_with("the service must stay in the foreground"),
+                "{hint}"
+            );
+            assert!(hint.ends_with(how), "{hint}");
+        }
+    }
+
+    #[test]
+    fn what_the_shell_says_of_a_program_is_explained_and_other_codes_are_the_services_own() {
+        assert!(hint(126, &["x"]).unwrap().contains("mode = \"0755\""));
+        assert!(hint(127, &["x"]).unwrap().contains("`packages`"));
+        assert_eq!(hint(1, &["nginx"]), None);
+        assert_eq!(of_service(ExitStatus::Signaled(11), &[]), None);
+    }
+}
