@@ -5,6 +5,7 @@
 //! [`anyhow::Error`] chain, and [`report`] finds it at any depth.
 
 pub mod json;
+mod report;
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::error::Error as StdError;
@@ -13,6 +14,8 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use crate::human::printable;
+
+pub use report::Report;
 
 /// Kinds of failure; the number is the exit code of the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,12 +79,13 @@ pub struct Failure {
 #[derive(Debug)]
 enum What {
     Message(String),
-    /// Already drawn, with its own `error:` headings.
-    Rendered {
+    /// Mistakes in an input file, which `text` draws with `error:` headings of its own.
+    Mistakes {
         text: String,
-        /// The same as values, for mistakes in an input file.
         mistakes: Vec<Mistake>,
     },
+    /// An error of another process.
+    Reported(Report),
     /// Nothing to add to the wrapped error but kind and hints.
     Wrapped(anyhow::Error),
 }
@@ -114,22 +118,23 @@ impl Failure {
         }
     }
 
-    /// Returns a failure whose text is complete and drawn (diagnostics over a source file):
-    /// [`report`] prints it as it is.
-    pub fn rendered(kind: ExitKind, text: impl Into<String>) -> Self {
-        Self::mistakes(kind, text, Vec::new())
-    }
-
-    /// Returns a failure that consists of mistakes in an input file, which `text` draws.
+    /// Returns a failure that consists of mistakes in an input file, which `text` draws: [`report`] prints
+    /// it as it is.
     pub fn mistakes(kind: ExitKind, text: impl Into<String>, mistakes: Vec<Mistake>) -> Self {
         Self {
-            kind: Some(kind),
-            details: Vec::new(),
-            hints: Vec::new(),
-            what: What::Rendered {
+            what: What::Mistakes {
                 text: text.into(),
                 mistakes,
             },
+            ..Self::new(kind, "")
+        }
+    }
+
+    /// Returns the failure that another process has reported.
+    pub fn reported(kind: ExitKind, report: Report) -> Self {
+        Self {
+            what: What::Reported(report),
+            ..Self::new(kind, "")
         }
     }
 
@@ -150,7 +155,8 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.what {
-            What::Message(text) | What::Rendered { text, .. } => f.write_str(text),
+            What::Message(text) | What::Mistakes { text, .. } => f.write_str(text),
+            What::Reported(report) => f.write_str(&report.message),
             What::Wrapped(error) => write!(f, "{error}"),
         }
     }
@@ -251,72 +257,38 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
 /// ```
 pub fn render(error: &anyhow::Error, colour: bool) -> String {
     let mut out = String::new();
-    let causes = causes(error);
-    let mut causes = causes.iter();
-    match (rendered(error), causes.next()) {
-        (Some(text), _) => {
+    let report = Report::of(error);
+    match drawn(error) {
+        Some(text) => {
             out.push_str(text.trim_end_matches('\n'));
             out.push('\n');
         }
-        (None, Some(first)) => labelled(&mut out, "", "error", RED, first, colour),
-        (None, None) => {}
+        None => labelled(&mut out, "", "error", RED, &report.message, colour),
     }
-    for detail in failures(error).flat_map(|failure| &failure.details) {
+    for detail in &report.details {
         for line in printable(detail).trim_end().lines() {
             out.push_str(&format!("  {line}\n"));
         }
     }
-    for cause in causes {
+    for cause in &report.causes {
         labelled(&mut out, "  ", "because", RED, cause, colour);
     }
-    for hint in hints(error) {
-        labelled(&mut out, "  ", "hint", CYAN, &hint, colour);
-    }
-    if exit_kind(error) == ExitKind::Internal {
-        labelled(&mut out, "  ", "hint", CYAN, BUG, colour);
+    for hint in &report.hints {
+        labelled(&mut out, "  ", "hint", CYAN, hint, colour);
     }
     out
 }
 
-/// The errors of a chain that have a text of their own, outermost first.
-fn with_text(error: &anyhow::Error) -> impl Iterator<Item = &(dyn StdError + 'static)> {
-    error.chain().filter(|e| {
-        let failure = e.downcast_ref::<Failure>();
-        !failure.is_some_and(|f| matches!(f.what, What::Wrapped(_)))
-    })
-}
-
-/// The text of an error that is drawn already.
-fn rendered(error: &anyhow::Error) -> Option<&str> {
-    match &with_text(error).next()?.downcast_ref::<Failure>()?.what {
-        What::Rendered { text, .. } => Some(text),
+/// The text of mistakes, which is drawn already.
+fn drawn(error: &anyhow::Error) -> Option<&str> {
+    match &report::with_text(error)
+        .next()
+        .and_then(report::failure)?
+        .what
+    {
+        What::Mistakes { text, .. } => Some(text),
         _ => None,
     }
-}
-
-/// The texts of a chain, outermost first.
-fn causes(error: &anyhow::Error) -> Vec<String> {
-    let mut texts = Vec::new();
-    let mut above = String::new();
-    for text in with_text(error).map(ToString::to_string) {
-        // Many errors repeat their source's text in their own.
-        if texts.is_empty() || !above.ends_with(&text) {
-            texts.push(text.clone());
-        }
-        above = text;
-    }
-    texts
-}
-
-/// The hints of a chain, each once.
-fn hints(error: &anyhow::Error) -> Vec<String> {
-    let mut seen: Vec<String> = Vec::new();
-    for hint in failures(error).flat_map(|failure| &failure.hints) {
-        if !seen.contains(hint) {
-            seen.push(hint.clone());
-        }
-    }
-    seen
 }
 
 const BUG: &str = "this is a bug in smol: please report it with the lines above";
@@ -470,7 +442,7 @@ mod tests {
     #[test]
     fn text_that_is_already_drawn_is_printed_as_it_is() {
         let error: anyhow::Error =
-            Failure::rendered(ExitKind::Usage, "error: a\n --> f:1:1\n\n").into();
+            Failure::mistakes(ExitKind::Usage, "error: a\n --> f:1:1\n\n", Vec::new()).into();
         assert_eq!(render(&error, true), "error: a\n --> f:1:1\n");
         assert_eq!(exit_kind(&error), ExitKind::Usage);
     }

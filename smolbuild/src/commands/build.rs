@@ -93,7 +93,9 @@ fn failed(name: Option<String>, error: &anyhow::Error, progress: &Progress) -> V
     let stage = laps.iter().rfind(|lap| !lap.finished).map(|lap| &lap.name);
     let of_error = smol_cli::error::json::object(error);
     let mut failed = json!({ "stage": stage, "reason": of_error["message"] });
-    for key in ["kind", "code", "causes", "hints", "file", "line", "column"] {
+    for key in [
+        "kind", "code", "details", "causes", "hints", "file", "line", "column",
+    ] {
         if let Some(value) = of_error.get(key) {
             failed[key] = value.clone();
         }

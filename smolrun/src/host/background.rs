@@ -57,7 +57,7 @@ pub fn start(
                 return Ok(ExitCode::SUCCESS);
             }
             Ok(Message::Metrics(_)) => {}
-            Ok(Message::Failed(code, text)) => break Some(failure(code, text)),
+            Ok(Message::Failed(code, report)) => break Some(failure(code, report)),
             Ok(Message::Ended(code)) => break Some(ended_early(code)),
             Err(RecvTimeoutError::Disconnected) => break None,
             Err(RecvTimeoutError::Timeout) if interrupt.is_set() && !stopping => {

@@ -179,7 +179,7 @@ impl<F: FnOnce(&Up)> Relay<'_, F> {
             Message::Up(inner) => self.up(inner)?,
             Message::Ended(Some(code)) => self.end = Some(Ok(End::Exited(code))),
             Message::Ended(None) => self.end = Some(Ok(End::Killed)),
-            Message::Failed(code, text) => self.end = Some(Err(failure(code, text))),
+            Message::Failed(code, report) => self.end = Some(Err(failure(code, report))),
         }
         Ok(())
     }
@@ -324,6 +324,7 @@ pub fn inner(spec: &str) -> anyhow::Result<ExitCode> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use smol_cli::error::Report as ErrorReport;
     use std::io;
     use std::sync::Mutex;
 
@@ -379,7 +380,7 @@ mod tests {
             Message::Note("note".into()),
             Message::Metrics(metrics),
             Message::Up(up),
-            Message::Failed(4, "error: bad\n".into()),
+            Message::Failed(4, ErrorReport::default()),
         ] {
             relay.take(message).unwrap();
         }

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
+use smol_cli::error::Report as ErrorReport;
 use smol_cli::{ExitKind, Failure};
 
 use crate::run::metrics::Metrics;
@@ -22,17 +23,14 @@ pub enum Message {
     Metrics(Metrics),
     /// The machine has ended; the service's exit code, none if the machine was stopped by force.
     Ended(Option<i32>),
-    /// The machine could not be run, or failed: exit code and complete text of the error.
-    Failed(u8, String),
+    /// The machine could not be run, or failed: the exit code, and what is told of the error.
+    Failed(u8, ErrorReport),
 }
 
 impl Message {
     /// Returns the message of an error.
     pub fn failed(error: &anyhow::Error) -> Self {
-        Message::Failed(
-            smol_cli::exit_kind(error).code(),
-            smol_cli::error::render(error, false),
-        )
+        Message::Failed(smol_cli::exit_kind(error).code(), ErrorReport::of(error))
     }
 
     /// Returns the message of a machine that has ended.
@@ -45,7 +43,7 @@ impl Message {
 }
 
 /// Returns the error of [`Message::Failed`].
-pub fn failure(code: u8, text: String) -> anyhow::Error {
+pub fn failure(code: u8, report: ErrorReport) -> anyhow::Error {
     use ExitKind::*;
     let kinds = [
         Usage,
@@ -60,7 +58,7 @@ pub fn failure(code: u8, text: String) -> anyhow::Error {
         .into_iter()
         .find(|kind| kind.code() == code)
         .unwrap_or(Failed);
-    Failure::rendered(kind, text).into()
+    Failure::reported(kind, report).into()
 }
 
 /// A stream of [`Message`] lines.
@@ -106,10 +104,10 @@ mod tests {
     #[test]
     fn an_error_keeps_its_exit_code_and_text_on_its_way_to_another_process() {
         let error: anyhow::Error = Failure::new(ExitKind::Verification, "no").hint("do").into();
-        let Message::Failed(code, text) = Message::failed(&error) else {
+        let Message::Failed(code, report) = Message::failed(&error) else {
             panic!()
         };
-        let back = failure(code, text);
+        let back = failure(code, report);
         assert_eq!(smol_cli::exit_kind(&back), ExitKind::Verification);
         let text = smol_cli::error::render(&back, false);
         assert_eq!(text, "error: no\n  hint: do\n");

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 
 use serde_json::{Value, json};
 
-use super::{BUG, ExitKind, Mistake, What, causes, exit_kind, hints, rendered};
+use super::{BUG, ExitKind, Mistake, Report, What, exit_kind};
 
 /// Returns whether errors of this process are to be JSON: its command line has `--progress json`, or
 /// the variable SMOL_PROGRESS says so and the command line nothing else. An error may come before the
@@ -42,49 +42,50 @@ pub fn lines(error: &anyhow::Error) -> String {
     objects.iter().map(|object| format!("{object}\n")).collect()
 }
 
-/// Returns the error as one object: `event`, `message`, `causes`, `hints`, `kind` and `code`; and for
-/// mistakes in an input file the first one's place.
+/// Returns the error as one object: `event`, `message`, `details`, `causes`, `hints`, `kind` and `code`;
+/// and for mistakes in an input file the first one's place.
 pub fn object(error: &anyhow::Error) -> Value {
     let kind = exit_kind(error);
-    if let [first, ..] = mistakes(error) {
-        return of_mistake(first, kind);
+    match mistakes(error) {
+        [first, ..] => of_mistake(first, kind),
+        [] => event(&Report::of(error), kind),
     }
-    let (mut texts, mut advice) = match rendered(error) {
-        Some(text) => parse(text),
-        None => (causes(error), Vec::new()),
-    };
-    for hint in hints(error) {
-        if !advice.contains(&hint) {
-            advice.push(hint);
-        }
-    }
-    if kind == ExitKind::Internal {
-        advice.push(BUG.to_owned());
-    }
-    let causes = texts.split_off(1.min(texts.len()));
-    let message = texts.pop().unwrap_or_default();
-    event(message, &causes, &advice, kind)
 }
 
 /// Returns the object of a panic.
 pub fn of_panic(what: &str, place: &str) -> Value {
-    let message = "internal failure".to_owned();
-    let causes = [what.to_owned()];
-    let mut object = event(message, &causes, &[BUG.to_owned()], ExitKind::Internal);
+    let report = Report {
+        message: "internal failure".to_owned(),
+        causes: vec![what.to_owned()],
+        hints: vec![BUG.to_owned()],
+        ..Report::default()
+    };
+    let mut object = event(&report, ExitKind::Internal);
     object["at"] = place.into();
     object
 }
 
-fn event(message: String, causes: &[String], hints: &[String], kind: ExitKind) -> Value {
+fn event(report: &Report, kind: ExitKind) -> Value {
+    let Report {
+        message,
+        details,
+        causes,
+        hints,
+    } = report;
     json!({
-        "event": "error", "message": message, "causes": causes, "hints": hints,
+        "event": "error", "message": message, "details": details, "causes": causes, "hints": hints,
         "kind": kind.name(), "code": kind.code(),
     })
 }
 
 fn of_mistake(mistake: &Mistake, kind: ExitKind) -> Value {
-    let causes: Vec<String> = mistake.cause.iter().cloned().collect();
-    let mut object = event(mistake.message.clone(), &causes, &mistake.hints, kind);
+    let report = Report {
+        message: mistake.message.clone(),
+        causes: mistake.cause.iter().cloned().collect(),
+        hints: mistake.hints.clone(),
+        ..Report::default()
+    };
+    let mut object = event(&report, kind);
     object["file"] = mistake.file.clone().into();
     object["line"] = mistake.line.into();
     object["column"] = mistake.column.into();
@@ -96,41 +97,10 @@ pub fn mistakes(error: &anyhow::Error) -> &[Mistake] {
     let mut failures = super::failures(error);
     failures
         .find_map(|failure| match &failure.what {
-            What::Rendered { mistakes, .. } => Some(mistakes.as_slice()),
+            What::Mistakes { mistakes, .. } => Some(mistakes.as_slice()),
             _ => None,
         })
         .unwrap_or_default()
-}
-
-/// Message and causes, and hints, of the text that [`super::render`] makes.
-fn parse(text: &str) -> (Vec<String>, Vec<String>) {
-    let (mut texts, mut hints): (Vec<String>, Vec<String>) = Default::default();
-    let mut in_hint = false;
-    for line in text.lines() {
-        let begin = [
-            ("error: ", false),
-            ("  because: ", false),
-            ("  hint: ", true),
-        ];
-        let begin = begin.into_iter().find_map(|(label, hint)| {
-            let rest = line.strip_prefix(label)?;
-            Some((rest.to_owned(), hint))
-        });
-        match begin {
-            Some((rest, hint)) => {
-                in_hint = hint;
-                if hint { &mut hints } else { &mut texts }.push(rest);
-            }
-            None => {
-                let list = if in_hint { &mut hints } else { &mut texts };
-                match list.last_mut() {
-                    Some(last) => *last += &format!("\n{}", line.trim_start()),
-                    None => list.push(line.to_owned()),
-                }
-            }
-        }
-    }
-    (texts, hints)
 }
 
 #[cfg(test)]
@@ -148,12 +118,8 @@ mod tests {
 
     #[test]
     fn an_error_is_one_object_with_causes_hints_and_code() {
-        let expected = r#"{"causes":["No such file or directory (os error 2)"],"code":2,"event":"error","hints":["look for it"],"kind":"usage","message":"cannot read x"}"#;
+        let expected = r#"{"causes":["No such file or directory (os error 2)"],"code":2,"details":[],"event":"error","hints":["look for it"],"kind":"usage","message":"cannot read x"}"#;
         assert_eq!(lines(&no_file()), format!("{expected}\n"));
-        // One that comes rendered from another process is the same.
-        let text = crate::error::render(&no_file(), false);
-        let again = Failure::rendered(ExitKind::Usage, text).into();
-        assert_eq!(lines(&again), format!("{expected}\n"));
     }
 
     #[test]
@@ -178,14 +144,6 @@ mod tests {
         assert_eq!(objects[0]["file"], "Smolfile");
         assert_eq!(objects[0]["causes"], json!(["must be 1 to 2"]));
         assert_eq!(objects[0]["code"], 2);
-    }
-
-    #[test]
-    fn texts_of_several_lines_stay_one() {
-        let text = "error: out of date:\n  a\n  b\n  hint: do\n    this\n  hint: or that\n";
-        let (texts, hints) = parse(text);
-        assert_eq!(texts, ["out of date:\na\nb"]);
-        assert_eq!(hints, ["do\nthis", "or that"]);
     }
 
     #[test]

@@ -83,8 +83,6 @@ impl EndRecord {
             Err(error) => {
                 let text = error.to_string();
                 let line = text.lines().next().unwrap_or_default();
-                // The text of an error out of the emulated host is complete.
-                let line = line.strip_prefix("error: ").unwrap_or(line);
                 (smol_cli::exit_kind(error).code(), format!("failed: {line}"))
             }
         };
@@ -188,6 +186,7 @@ pub fn sample(name: &str) -> Record {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use smol_cli::error::Report as ErrorReport;
     use smol_cli::{ExitKind, Failure};
 
     #[test]
@@ -201,7 +200,12 @@ mod tests {
     #[test]
     fn an_end_is_told_in_a_few_words() {
         let failure = || Failure::new(ExitKind::Verification, "no good\nlast lines: x");
-        let inside = Failure::rendered(ExitKind::Failed, "error: crashed\n  hint: none\n");
+        let inside = ErrorReport {
+            message: "crashed".into(),
+            hints: vec!["none".into()],
+            ..ErrorReport::default()
+        };
+        let inside = Failure::reported(ExitKind::Failed, inside);
         for (outcome, stopped, exit_code, reason) in [
             (Ok(End::Exited(0)), false, 0, "exit code 0"),
             (Ok(End::Exited(3)), false, 3, "exit code 3"),
