@@ -107,6 +107,7 @@ impl Demo {
         let mut restore = self.smolrun();
         restore.arg(self.path("redis.smolmachine")).args([
             "-d",
+            "--rm",
             "--name",
             NAME,
             "-p",
