@@ -32,6 +32,12 @@ const LONGEST_WAIT: Duration = Duration::from_millis(1200);
 const HOLD: Duration = Duration::from_secs(8);
 /// Columns of the screen; longer lines are cut.
 const COLUMNS: usize = 112;
+/// Rows of the screen; then it scrolls.
+const ROWS: usize = 32;
+/// Height of a row, pixels.
+const HEIGHT: usize = 17;
+/// Around the screen, pixels.
+const MARGIN: usize = 16;
 
 /// A line on the screen.
 struct Line {
@@ -114,45 +120,49 @@ fn record(command: &str, folder: &Path, lines: &mut Vec<Line>) -> Result<()> {
     Ok(())
 }
 
-/// Returns the picture: each line is there from its time on, and all of them where nothing moves.
+/// Returns the picture: each line appears at its time, and the screen scrolls. Where nothing moves, the
+/// last lines are shown.
 fn draw(lines: &[Line]) -> String {
-    const LINE: usize = 17;
-    const MARGIN: usize = 16;
     let total = lines
         .last()
         .map_or(HOLD, |line| line.at + HOLD)
         .as_secs_f64();
-    let (width, height) = (2 * MARGIN + COLUMNS * 8, 2 * MARGIN + lines.len() * LINE);
-    let mut style = String::new();
-    let mut body = String::new();
+    let percent = |line: &Line| 100.0 * line.at.as_secs_f64() / total;
+    let (mut style, mut scroll, mut body) = (String::new(), String::new(), String::new());
     for (n, line) in lines.iter().enumerate() {
-        let percent = 100.0 * line.at.as_secs_f64() / total;
-        if n > 0 {
-            let _ = writeln!(
-                style,
-                "@keyframes k{n} {{ 0%, {percent:.2}% {{ opacity: 0 }} {:.2}%, 100% {{ opacity: 1 }} }}\n\
-                 .k{n} {{ animation: k{n} {total:.1}s infinite }}",
-                percent + 0.01
-            );
-        }
+        let at = percent(line);
+        let offset = HEIGHT * (n + 1).saturating_sub(ROWS);
+        let _ = write!(scroll, "{at:.2}% {{ transform: translateY(-{offset}px) }} ");
+        let _ = writeln!(
+            style,
+            "@keyframes k{n} {{ 0% {{ opacity: 0 }} {at:.2}% {{ opacity: 1 }} }} .k{n} {{ animation-name: k{n} }}"
+        );
         let class = if line.command { "command" } else { "output" };
-        let y = MARGIN + LINE * (n + 1) - 4;
         let _ = writeln!(
             body,
-            "<text class=\"{class} k{n}\" x=\"{MARGIN}\" y=\"{y}\">{}</text>",
+            "<text class=\"{class} k{n}\" y=\"{}\">{}</text>",
+            HEIGHT * (n + 1) - 4,
             escape(&line.text)
         );
     }
+    let (width, height) = (2 * MARGIN + COLUMNS * 8, 2 * MARGIN + ROWS * HEIGHT);
+    let end = HEIGHT * lines.len().saturating_sub(ROWS);
     format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" width=\"{width}\">\n\
          <style>\n\
          text {{ font: 13px ui-monospace, Menlo, Consolas, monospace; white-space: pre }}\n\
          .command {{ fill: #7ee787 }} .output {{ fill: #c9d1d9 }}\n\
+         text, .lines {{ animation: {total:.1}s step-end infinite }}\n\
+         .lines {{ transform: translateY(-{end}px); animation-name: scroll }}\n\
+         @keyframes scroll {{ {scroll}}}\n\
          {style}\
-         @media (prefers-reduced-motion: reduce) {{ text {{ animation: none }} }}\n\
+         @media (prefers-reduced-motion: reduce) {{ text, .lines {{ animation: none }} }}\n\
          </style>\n\
          <rect width=\"100%\" height=\"100%\" rx=\"8\" fill=\"#0d1117\"/>\n\
-         {body}</svg>\n"
+         <svg x=\"{MARGIN}\" y=\"{MARGIN}\" width=\"{}\" height=\"{}\">\n\
+         <g class=\"lines\">\n{body}</g>\n</svg>\n</svg>\n",
+        COLUMNS * 8,
+        ROWS * HEIGHT,
     )
 }
 
@@ -187,7 +197,7 @@ mod tests {
         let picture = draw(&[line(0, "a < b & c"), line(2, &"x".repeat(200))]);
         assert!(picture.contains(">a &lt; b &amp; c</text>"), "{picture}");
         assert!(picture.contains(&format!(">{}…</text>", "x".repeat(COLUMNS - 1))));
-        assert!(picture.contains("@keyframes k1 { 0%, 20.00% { opacity: 0 } 20.01%, 100%"));
+        assert!(picture.contains("@keyframes k1 { 0% { opacity: 0 } 20.00% { opacity: 1 } }"));
         assert_eq!(picture.matches("<text ").count(), 2);
     }
 }

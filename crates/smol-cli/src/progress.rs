@@ -89,8 +89,8 @@ const PLAIN_INTERVAL: Duration = Duration::from_secs(10);
 const JSON_INTERVAL: Duration = Duration::from_millis(200);
 
 /// A stage of unknown length, and one that counts (templates of indicatif).
-const SPINNER: &str = "{spinner:.cyan} {prefix:<10} {msg} {elapsed:.dim}";
-const BAR: &str = "{spinner:.cyan} {prefix:<10} {msg} [{bar:24}] {percent:>3}% {elapsed:.dim}";
+const SPINNER: &str = "{spinner:.cyan} {prefix:<12} {msg} {elapsed:.dim}";
+const BAR: &str = "{spinner:.cyan} {prefix:<12} {msg} [{bar:24}] {percent:>3}% {elapsed:.dim}";
 
 impl Progress {
     /// Shows progress on stderr. Starts the clock of the waterfall.
@@ -278,7 +278,7 @@ impl Stage {
         if event == "start" && matches!(self.progress.0.display, Display::Bars(_)) {
             return;
         }
-        let plain = format!("{:<10} {}", self.name, human::printable(text));
+        let plain = format!("{:<12} {}", self.name, human::printable(text));
         self.progress.line(&plain, || {
             let mut object = json!({ "event": event, "stage": self.name, "message": text });
             if let (Some(object), serde_json::Value::Object(extra)) =
@@ -384,9 +384,9 @@ mod tests {
         progress.note("no /dev/kvm: using the emulated host");
         let text = sink.text();
         let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(lines[0], "kernel     building kernel smol-6.1");
-        assert_eq!(lines[1], "kernel     compiling\\u{1b}[2J");
-        assert!(lines[2].starts_with("kernel     14.0 MiB ("), "{text}");
+        assert_eq!(lines[0], "kernel       building kernel smol-6.1");
+        assert_eq!(lines[1], "kernel       compiling\\u{1b}[2J");
+        assert!(lines[2].starts_with("kernel       14.0 MiB ("), "{text}");
         assert_eq!(lines[3], "no /dev/kvm: using the emulated host");
         assert_eq!(lines.len(), 4, "{text}");
     }

@@ -25,7 +25,7 @@ pub fn load_private(path: &Path) -> anyhow::Result<PrivateKey> {
     let Ok(public) = PublicKey::load(path) else {
         return Err(error);
     };
-    let found = beside(path, "key").find(|file| {
+    let found = candidates(path, "key").find(|file| {
         let private = PrivateKey::load(file);
         private.is_ok_and(|private| private.public() == public)
     });
@@ -33,6 +33,11 @@ pub fn load_private(path: &Path) -> anyhow::Result<PrivateKey> {
         Some(file) => error.hint(format!("its private key is {}", file.display())),
         None => error,
     })
+}
+
+/// Returns the file of this public key, if it lies next to that of its private key.
+pub fn public_file(private: &Path, key: &PublicKey) -> Option<PathBuf> {
+    candidates(private, "pub").find(|file| PublicKey::load(file).is_ok_and(|found| found == *key))
 }
 
 /// Reads a public key.
@@ -48,9 +53,7 @@ pub fn load_public(path: &Path) -> anyhow::Result<PublicKey> {
     let Ok(private) = PrivateKey::load(path) else {
         return Err(error);
     };
-    let mut files = beside(path, "pub");
-    let found = files.find(|file| PublicKey::load(file).is_ok_and(|it| it == private.public()));
-    Err(error.hint(match found {
+    Err(error.hint(match public_file(path, &private.public()) {
         Some(file) => format!("its public key is {}", file.display()),
         None => {
             let private = path.display();
@@ -60,7 +63,7 @@ pub fn load_public(path: &Path) -> anyhow::Result<PublicKey> {
 }
 
 /// Where the other half of a pair may lie: `me.key` for `me.pub`, `id.pub` for `id`.
-fn beside(path: &Path, ending: &str) -> impl Iterator<Item = PathBuf> + use<> {
+fn candidates(path: &Path, ending: &str) -> impl Iterator<Item = PathBuf> + use<> {
     let places = [
         path.with_extension(ending),
         path.with_added_extension(ending),

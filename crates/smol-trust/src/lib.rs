@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use smol_bundle::{Bundle, KeyId, PublicKey, SignatureError};
 use smol_cli::{ExitKind, Failure};
 
-pub use self::keys::{load_private, load_public};
+pub use self::keys::{load_private, load_public, public_file};
 
 /// What a bundle is checked for, in the words of its refusal.
 #[derive(Clone, Copy, Debug)]

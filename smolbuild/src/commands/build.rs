@@ -68,7 +68,11 @@ fn build(args: &Build, loaded: &Loaded, session: &Session) -> Result<()> {
         key: key.as_ref(),
     };
     let built = pipeline::build_bundle(&request, session)?;
-    report(&built, args, &out, key.is_some(), &session.progress)
+    // Whoever runs it needs the public key.
+    let signer = args.sign.as_deref().zip(key.as_ref()).map(|(file, key)| {
+        smol_trust::public_file(file, &key.public()).unwrap_or_else(|| "PUBLIC.pub".into())
+    });
+    report(&built, args, &out, signer.as_deref(), &session.progress)
 }
 
 /// Finds out before the work, not after it, whether there is a place for its result.
@@ -121,7 +125,7 @@ fn report(
     built: &Built,
     args: &Build,
     out: &Path,
-    signed: bool,
+    signer: Option<&Path>,
     progress: &Progress,
 ) -> Result<()> {
     const WIDTH: usize = 40;
@@ -138,7 +142,7 @@ fn report(
     if let Some(path) = &args.metadata_file {
         let facts = json!({
             "name": plan.name, "digest": written.digest.to_string(), "fileSize": written.file_size,
-            "signed": signed, "plan": blake3::Hash::from_bytes(sealed.digest()).to_hex().to_string(),
+            "signed": signer.is_some(), "plan": blake3::Hash::from_bytes(sealed.digest()).to_hex().to_string(),
             "frozen": frozen, "stages": laps,
         });
         write_metadata(path, &facts)?;
@@ -148,10 +152,9 @@ fn report(
         .iter()
         .map(|p| format!(" -p {}:{p}", if *p < 10000 { 10000 + *p } else { *p }))
         .collect();
-    let trust = if signed {
-        " --key PUBLIC.pub"
-    } else {
-        " --insecure-unsigned"
+    let trust = match signer {
+        Some(public) => format!(" --key {}", public.display()),
+        None => " --insecure-unsigned".to_owned(),
     };
     smol_cli::print(&format!(
         "{}  {}  {}  {}\n",
