@@ -90,10 +90,7 @@ impl BootStages {
                     "{} of memory in use",
                     human::bytes(nonzero_pages * 4096)
                 ));
-                self.start(
-                    "test-restore",
-                    "test restore: recording the pages used first",
-                );
+                self.start("test-restore", "recording the pages used first");
             }
             Message::Frozen(frozen) => {
                 self.finish(&match &frozen.working_set {

@@ -28,6 +28,8 @@ use crate::smolfile::Loaded;
 
 /// Most changes that a build tells one by one.
 const MOST_TOLD: usize = 8;
+/// Changes that the error of `--locked` lists.
+const MOST_LISTED: usize = 20;
 
 /// Where the lock of a build comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -201,7 +203,7 @@ fn stale(loaded: &Loaded, changes: &[String], parts: &[Part]) -> Failure {
     let what = format!(
         "the lock file {} is out of date:\n{}",
         loaded.lock_path().display(),
-        changes.join("\n")
+        abridged(changes, MOST_LISTED).join("\n")
     );
     let only: Vec<&str> = parts.iter().map(|part| part.name()).collect();
     let renew = format!(
@@ -209,20 +211,46 @@ fn stale(loaded: &Loaded, changes: &[String], parts: &[Part]) -> Failure {
         only.join(","),
         loaded.argument()
     );
-    Failure::new(ExitKind::LockStale, what)
+    let failure = Failure::new(ExitKind::LockStale, what)
         .hint(renew)
-        .hint("a build without --locked does so, too")
+        .hint("a build without --locked does so, too");
+    match changes.iter().find_map(|change| unintended(change)) {
+        Some(name) => failure.hint(format!(
+            "if {name} does not belong into the machine, leave it out: a line `**/{name}` in .smolignore"
+        )),
+        None => failure,
+    }
+}
+
+/// The name of a folder that tools keep next to sources, if this change is in one.
+fn unintended(change: &str) -> Option<&'static str> {
+    const KEPT_BY_TOOLS: [&str; 7] = [
+        ".git",
+        "__pycache__",
+        "node_modules",
+        ".venv",
+        ".mypy_cache",
+        ".idea",
+        ".vscode",
+    ];
+    let mut parts = change.split(['/', '"']);
+    parts.find_map(|part| KEPT_BY_TOOLS.into_iter().find(|name| *name == part))
 }
 
 fn tell(changes: &[String], file: &Path, progress: &Progress) {
     let name = file.file_name().unwrap_or_default().display();
-    for change in changes.iter().take(MOST_TOLD) {
+    for change in abridged(changes, MOST_TOLD) {
         progress.note(&format!("{name}: {change}"));
     }
-    if changes.len() > MOST_TOLD {
-        let more = changes.len() - MOST_TOLD;
-        progress.note(&format!("{name}: and {more} more changes"));
+}
+
+/// The first of these lines, and how many more there are.
+fn abridged(lines: &[String], most: usize) -> Vec<String> {
+    let mut shown: Vec<String> = lines.iter().take(most).cloned().collect();
+    if lines.len() > most {
+        shown.push(format!("and {} more changes", lines.len() - most));
     }
+    shown
 }
 
 /// The lock in a file; nothing if there is none.

@@ -56,7 +56,7 @@ mod tests {
 
     use flate2::read::GzDecoder;
 
-    use super::super::{DOCUMENTS, tests};
+    use super::super::{DOCUMENTS, FOLDERS, tests};
     use super::*;
 
     fn packed() -> Vec<u8> {
@@ -83,7 +83,7 @@ mod tests {
             let header = entry.header();
             assert_eq!((header.uid().unwrap(), header.gid().unwrap()), (0, 0));
             assert_eq!(header.mtime().unwrap(), 1_234_567);
-            let program = path.starts_with("bin/");
+            let program = path.starts_with("bin/") || path.ends_with("/start");
             let mode = if program { 0o755 } else { 0o644 };
             assert_eq!(header.mode().unwrap(), mode, "{path}");
             let mut bytes = Vec::new();
@@ -115,7 +115,7 @@ mod tests {
         // The kernel has its licence, two files of it, and its recipe.
         assert_eq!(
             contents.len(),
-            2 * (1 + 1 + 3) + (1 + 2 + 2) + DOCUMENTS.len()
+            2 * (1 + 1 + 3) + (1 + 2 + 2) + DOCUMENTS.len() + FOLDERS.len()
         );
     }
 }

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use super::{DOCUMENTS, PROGRAMS, read};
+use super::{DOCUMENTS, FOLDERS, PROGRAMS, read};
 use crate::shell::{self, capture};
 
 /// Shells, and where each of them looks for the completions of a program, with `{}` for its name.
@@ -20,6 +21,9 @@ const COMPLETIONS: [(&str, &str); 3] = [
 const KERNELS: &str = "share/smol/kernels";
 /// What belongs to every kernel: its licence, and where its source is.
 const KERNEL_LICENCE: [&str; 2] = ["COPYING", "GPL-2.0"];
+
+/// What builds leave next to a Smolfile.
+const LEFT_BY_BUILDS: [&str; 2] = [".lock", ".smolmachine"];
 
 /// A file of a release.
 pub struct Entry {
@@ -54,6 +58,11 @@ pub fn collect(programs: &Path, workspace: &Path) -> Result<Content> {
     content.extend(kernels(&programs.join("smolbuild"), workspace)?);
     for name in DOCUMENTS {
         content.insert(name.to_owned(), text(read(&workspace.join(name))?));
+    }
+    for folder in FOLDERS {
+        let mut found = files(&workspace.join(folder))?;
+        found.retain(|path, _| !LEFT_BY_BUILDS.iter().any(|ending| path.ends_with(ending)));
+        content.extend(below(folder, found));
     }
     Ok(content)
 }
@@ -108,7 +117,9 @@ fn files(folder: &Path) -> Result<Content> {
                 folders.push(path);
             } else {
                 let relative = path.strip_prefix(folder)?.to_str().context("UTF-8")?;
-                found.insert(relative.to_owned(), text(read(&path)?));
+                let executable = path.metadata().with_context(cannot)?.mode() & 0o100 != 0;
+                let bytes = read(&path)?;
+                found.insert(relative.to_owned(), Entry { bytes, executable });
             }
         }
     }

@@ -17,7 +17,7 @@ use anyhow::{Context, Result};
 use flate2::{Compression, GzBuilder};
 
 use super::content::{Content, Entry};
-use super::write as write_file;
+use super::{FOLDERS, write as write_file};
 use crate::shell::{self, capture};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -89,6 +89,11 @@ fn installed(content: &Content) -> Result<Content> {
         } else if path.starts_with("share/man/") {
             path += ".gz";
             bytes = gzip(&bytes)?;
+        } else if FOLDERS
+            .iter()
+            .any(|folder| path.starts_with(&format!("{folder}/")))
+        {
+            path = format!("share/doc/smol/{path}");
         } else if !path.contains('/') {
             continue;
         }

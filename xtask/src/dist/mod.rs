@@ -31,6 +31,8 @@ use crate::shell::{self, capture, cargo, command};
 const PROGRAMS: [&str; 2] = ["smolbuild", "smolrun"];
 /// Documents at the top of the archive.
 const DOCUMENTS: [&str; 4] = ["CHANGELOG.md", "LICENSE-APACHE", "LICENSE-MIT", "README.md"];
+/// Folders of documents and examples, to which the README leads.
+const FOLDERS: [&str; 2] = ["docs", "recipes"];
 /// Digests of files, in the form of sha256sum(1).
 const SUMS: &str = "SHA256SUMS";
 
@@ -135,6 +137,14 @@ esac
         for name in DOCUMENTS {
             write(&folder.path().join(name), name.as_bytes()).unwrap();
         }
+        for name in FOLDERS {
+            let inner = folder.path().join(name).join("inner");
+            fs::create_dir_all(&inner).unwrap();
+            write(&inner.join("start"), name.as_bytes()).unwrap();
+            let mode = fs::Permissions::from_mode(0o755);
+            fs::set_permissions(inner.join("start"), mode).unwrap();
+            write(&inner.join("Smolfile.lock"), b"of a build").unwrap();
+        }
         content::collect(folder.path(), folder.path()).unwrap()
     }
 
@@ -142,6 +152,13 @@ esac
     fn digests_are_in_the_form_of_sha256sum() {
         let line = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855  empty\n";
         assert_eq!(sums([("empty", &[][..])].into_iter()), line);
+    }
+
+    #[test]
+    fn a_release_brings_documents_and_recipes_without_what_builds_leave() {
+        let content = content();
+        assert!(content["recipes/inner/start"].executable);
+        assert!(!content.contains_key("recipes/inner/Smolfile.lock"));
     }
 
     #[test]
