@@ -181,8 +181,9 @@ fn leaves(cmd: &[String]) -> Option<Diagnostic> {
     let background = "this starts a service in the background";
     let (title, unit) = match (name(program), rest) {
         ("systemctl", [.., unit]) => ("there is no systemd in the machine", *unit),
-        ("service" | "rc-service", [unit, ..]) => (background, *unit),
-        (unit, _) if program.contains("/init.d/") => (background, unit),
+        // A program of one's own may have this name.
+        ("service" | "rc-service", [unit, "start" | "restart"]) => (background, *unit),
+        (unit, ["start" | "restart"]) if program.contains("/init.d/") => (background, unit),
         _ => return None,
     };
     let what = unit.trim_end_matches(".service");

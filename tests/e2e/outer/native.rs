@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use rustix::process::Signal;
+use serde_json::Value;
 
 use smol_tests::host::Host;
 use smol_tests::suite::{Suite, Verdict};
@@ -17,7 +18,7 @@ pub fn tests<'a>(suite: &mut Suite<'a>, host: &'a Host) {
         || with_kvm(|| native(host)),
     );
     suite.test(
-        "a build onto a full disk says so and leaves nothing",
+        "a build onto a full disk says so and leaves nothing but the facts",
         || with_kvm(|| full_disk(host)),
     );
 }
@@ -83,6 +84,11 @@ fn full_disk(host: &Host) -> Verdict {
     };
     let told = run(&mut build(host, &folder.join("x.smolmachine"))).fail(1);
     assert!(told.contains("No space left on device"), "{told}");
-    assert_eq!(names(&folder), Vec::<String>::new());
+    // Nothing but the facts, for which there is space again.
+    assert_eq!(names(&folder), ["x.json"]);
+    let facts = fs::read(folder.join("x.json")).unwrap();
+    let facts: Value = serde_json::from_slice(&facts).unwrap();
+    assert_eq!(facts["failed"]["stage"], "sign", "{facts}");
+    assert_eq!(facts["failed"]["code"], 1, "{facts}");
     Verdict::Passed
 }

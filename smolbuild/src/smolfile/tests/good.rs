@@ -416,7 +416,8 @@ fn words_that_only_look_like_those_of_a_shell_are_arguments() {
         r#""app --port $PORT && sleep 1""#,
         r#""app 2>&1 | tee /tmp/log""#,
         r#""app >&""#,
-        r#""service-manager run""#,
+        r#"["/service", "--exit", "3"]"#,
+        r#""service --port 80""#,
     ] {
         let source = with("[\"app\"]", cmd);
         if let Err(diagnostics) = parse(&source) {
