@@ -14,7 +14,7 @@ use crate::run::publish::Publish;
 use crate::run::request::GRACE;
 use crate::run::spec::ColdBoot;
 
-/// Runs .smolmachine bundles: restores a machine with its memory, in milliseconds.
+/// Runs .smolmachine bundles: resumes a machine from its snapshot, in milliseconds.
 ///
 /// `smolrun BUNDLE` verifies the bundle, restores its machine and stays with it: the service's
 /// output comes out here, Ctrl-C stops it, and its exit code is smolrun's.

@@ -12,7 +12,7 @@ pub struct GuestFailure {
     pub stage: Stage,
     /// What, and why.
     pub reason: String,
-    /// The probe, when it was about readiness or a request of a rehearsal.
+    /// The probe, when it was about readiness or a request of a test restore.
     #[serde(default)]
     pub probe: Option<Probe>,
     /// What the probe last saw, or the last output of the command that failed.
@@ -58,7 +58,7 @@ impl GuestFailure {
             (_, Some(ExitStatus::KILLED)) => true,
             (Stage::Boot | Stage::Quiesce | Stage::Serve, _) => true,
             (
-                Stage::Service | Stage::Ready | Stage::Warm | Stage::Restore | Stage::Rehearsal,
+                Stage::Service | Stage::Ready | Stage::Warm | Stage::Restore | Stage::TestRestore,
                 _,
             ) => false,
         }

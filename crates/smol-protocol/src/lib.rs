@@ -87,7 +87,7 @@ pub struct GuestConfig {
     /// before it starts, in this order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub restore: Vec<Warm>,
-    /// Requests to make in a rehearsal once the service has proved ready again, in this order.
+    /// Requests to make in a test restore once the service has proved ready again, in this order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warm_restore: Vec<WarmRestore>,
     /// When the service counts as ready.
@@ -147,7 +147,7 @@ pub struct Warm {
     pub timeout_ms: u64,
 }
 
-/// A request to the service in a rehearsal, so that the pages which it needs are seen. It is made
+/// A request to the service in a test restore, so that the pages which it needs are seen. It is made
 /// once, and must be answered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -347,8 +347,8 @@ pub enum Stage {
     Quiesce,
     /// Taking up the new identity after a restore.
     Restore,
-    /// The requests of a rehearsal.
-    Rehearsal,
+    /// The requests of a test restore.
+    TestRestore,
     /// The service is being served.
     Serve,
 }
@@ -362,7 +362,7 @@ impl fmt::Display for Stage {
             Stage::Warm => "warm",
             Stage::Quiesce => "quiesce",
             Stage::Restore => "restore",
-            Stage::Rehearsal => "test restore",
+            Stage::TestRestore => "test restore",
             Stage::Serve => "serve",
         })
     }
@@ -373,8 +373,8 @@ impl fmt::Display for Stage {
 /// A build: `Booted ServiceStarted ProbeFailed* Ready (WarmStarted WarmFinished)* Quiesced`,
 /// then the stream is closed and the snapshot asked for (through `/dev/smol`, or by
 /// `Snapshot` on the still open stream where the kernel has no such device).
-/// A restore, on a new stream: `Restored`, the host's [`RestoreParams`], `Resumed`; in a rehearsal
-/// then `Ready` (unless readiness is told once only), and `Rehearsed` when all requests were answered.
+/// A restore, on a new stream: `Restored`, the host's [`RestoreParams`], `Resumed`; in a test restore
+/// then `Ready` (unless readiness is told once only), and `TestRestored` when all requests were answered.
 /// A cold boot: `Booted ServiceStarted ProbeFailed* Ready (WarmStarted WarmFinished)*`.
 /// Any of them may end with `Failed`, or with `Stopping` and `ServiceExited`; after these
 /// the guest resets itself.
@@ -427,9 +427,9 @@ pub enum Event {
         /// machines tell the same.
         sample: String,
     },
-    /// In a rehearsal: the service was asked once more whether it is ready, and was, and has
+    /// In a test restore: the service was asked once more whether it is ready, and was, and has
     /// answered every request of [`GuestConfig::warm_restore`].
-    Rehearsed,
+    TestRestored,
     /// The service ended. The guest resets itself after this.
     ServiceExited {
         /// How it ended.
@@ -466,9 +466,9 @@ pub struct RestoreParams {
     #[serde(default = "one_cpu")]
     pub online_cpus: u8,
     /// The builder looks what a restore touches: the guest shows what it does first, once, and
-    /// tells [`Event::Rehearsed`].
+    /// tells [`Event::TestRestored`].
     #[serde(default)]
-    pub rehearsal: bool,
+    pub test_restore: bool,
 }
 
 fn one_cpu() -> u8 {

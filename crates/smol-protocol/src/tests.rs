@@ -44,10 +44,10 @@ fn events_keep_their_form_on_the_wire() {
             },
             r#"{"service_exited":{"status":{"signaled":15}}}"#,
         ),
-        (Event::Rehearsed, r#""rehearsed""#),
+        (Event::TestRestored, r#""test_restored""#),
         (
             Event::Failed(GuestFailure {
-                stage: Stage::Rehearsal,
+                stage: Stage::TestRestore,
                 reason: "request 1 failed".into(),
                 probe: Some(Probe::Exec {
                     cmd: vec!["ask".into()],
@@ -55,7 +55,7 @@ fn events_keep_their_form_on_the_wire() {
                 last_saw: Some("no".into()),
                 status: None,
             }),
-            r#"{"failed":{"stage":"rehearsal","reason":"request 1 failed","probe":{"exec":{"cmd":["ask"]}},"last_saw":"no","status":null}}"#,
+            r#"{"failed":{"stage":"test_restore","reason":"request 1 failed","probe":{"exec":{"cmd":["ask"]}},"last_saw":"no","status":null}}"#,
         ),
         (Event::Stopping, r#""stopping""#),
         (
@@ -107,7 +107,7 @@ fn restore_parameters_come_through_and_hide_their_entropy() {
         machine_id: MachineId::from_random([0xff; 16]),
         hostname: Some("clone-1".into()),
         online_cpus: 4,
-        rehearsal: false,
+        test_restore: false,
     };
     let line = encode_line(&params).unwrap();
     assert_eq!(decode_line::<RestoreParams>(&line).unwrap(), params);

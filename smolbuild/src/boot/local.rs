@@ -13,12 +13,12 @@ use smol_machine::machine::Hooks;
 use smol_machine::{Machine, Stop, hv, memory};
 
 use super::guard;
-use super::rehearsal::{self, Outcome};
 use super::streams::{Console, GuestStreams, Observer};
+use super::test_restore::{self, Outcome};
 use super::{BootJob, Failed, Frozen, MEMORY_FILE, Message, STATE_FILE, Touched, WORKING_SET_FILE};
 
-/// Wall-clock limit of the rehearsal: the service is up already.
-const REHEARSAL_LIMIT: Duration = Duration::from_secs(5 * 60);
+/// Wall-clock limit of the test restore: the service is up already.
+const TEST_RESTORE_LIMIT: Duration = Duration::from_secs(5 * 60);
 
 /// Boots the job's machine and freezes it. Its messages go to `report`, the last of which is
 /// [`Message::Frozen`] or [`Message::Failed`].
@@ -118,7 +118,7 @@ fn seed(hex: &str) -> Result<[u8; 32]> {
     Ok(*seed.as_bytes())
 }
 
-/// Writes the machine down and rehearses its restore. The inner error is a rehearsal that failed.
+/// Writes the machine down and restores it for a test. The inner error is a test restore that failed.
 fn freeze(
     job: &BootJob,
     machine: &mut Machine,
@@ -137,8 +137,8 @@ fn freeze(
     observer.report(Message::Captured {
         nonzero_pages: stats.nonzero,
     });
-    let limit = Duration::from_secs(job.limit).min(REHEARSAL_LIMIT);
-    let outcome = rehearsal::rehearse(job, &state, machine.contents(), limit, interrupt)
+    let limit = Duration::from_secs(job.limit).min(TEST_RESTORE_LIMIT);
+    let outcome = test_restore::test_restore(job, &state, machine.contents(), limit, interrupt)
         .context("cannot restore the frozen machine")?;
     let set = match outcome {
         Outcome::Seen(set) => Ok(set),

@@ -8,9 +8,9 @@ pub mod emulated;
 mod guard;
 mod hints;
 pub mod local;
-mod rehearsal;
 mod stages;
 mod streams;
+mod test_restore;
 
 use std::path::{Path, PathBuf};
 
@@ -64,7 +64,7 @@ pub struct BootJob {
     pub kernel_seed: String,
     /// For a machine without smol-guest: the console line (a regular expression) that means ready.
     pub ready_line: Option<String>,
-    /// Whether the rehearsal makes requests, which must all be answered.
+    /// Whether the test restore makes requests, which must all be answered.
     pub requests: bool,
     /// Wall-clock time that the guest may run without a VM exit until it gets ticks, seconds.
     pub watchdog: u64,

@@ -98,7 +98,7 @@ pub enum Workload {
         warm: Vec<Warm>,
         /// Commands in each restored machine before its service runs on, in order.
         restore: Vec<Warm>,
-        /// Requests that the rehearsal makes, in order.
+        /// Requests that the test restore makes, in order.
         warm_restore: Vec<WarmRestore>,
     },
 }

@@ -30,7 +30,7 @@ pub fn params(cpus: u32) -> anyhow::Result<RestoreParams> {
         machine_id: MachineId::from_random(random()?),
         hostname: None,
         online_cpus: u8::try_from(cpus).unwrap_or(u8::MAX),
-        rehearsal: false,
+        test_restore: false,
     })
 }
 

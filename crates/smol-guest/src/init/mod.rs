@@ -6,7 +6,7 @@
 //! ready     probes                             (probes, notify, output)
 //! warm      commands, in a build and in a cold boot
 //! snapshot  freeze, flush, snapshot, restore   (snapshot, cpus)
-//! rehearse  in a rehearsal: probe, requests    (rehearsal)
+//! test      in a test restore: probe, requests    (test_restore)
 //! serve     forwards, requests                 (forward, requests)
 //! end       stop, tell, reset                  (shutdown)
 //! ```
@@ -25,13 +25,13 @@ mod output;
 pub mod platform;
 mod probes;
 mod process;
-mod rehearsal;
 mod requests;
 mod shutdown;
 mod signals;
 mod snapshot;
 mod streams;
 mod supervisor;
+mod test_restore;
 pub mod users;
 
 use std::convert::Infallible;
@@ -197,8 +197,8 @@ fn pass_snapshot(
     let sample = identity::random_sample();
     sup.control.send(&Event::Resumed { sample });
     warn(sup, Stage::Restore, cpus::bring_online(params.online_cpus));
-    if params.rehearsal {
-        rehearsal::rehearse(config, sup, world)?;
+    if params.test_restore {
+        test_restore::test_restore(config, sup, world)?;
     }
     Ok(())
 }

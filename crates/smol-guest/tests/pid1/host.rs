@@ -174,8 +174,8 @@ impl Guest {
     }
 
     /// Answers Restored with an identity.
-    pub fn give_identity(&mut self, rehearsal: bool) {
-        self.give_parameters(rehearsal);
+    pub fn give_identity(&mut self, test_restore: bool) {
+        self.give_parameters(test_restore);
         let event = self.next();
         let Some(Event::Resumed { sample }) = event else {
             panic!("{event:?} {}", self.console());
@@ -184,7 +184,7 @@ impl Guest {
         assert_ne!(sample, "0".repeat(32));
     }
 
-    pub fn give_parameters(&mut self, rehearsal: bool) {
+    pub fn give_parameters(&mut self, test_restore: bool) {
         self.meet_again();
         let params = RestoreParams {
             entropy: Entropy::new(vec![7; 64]).unwrap(),
@@ -192,7 +192,7 @@ impl Guest {
             machine_id: MachineId::from_random([9; 16]),
             hostname: Some("clone".into()),
             online_cpus: 1,
-            rehearsal,
+            test_restore,
         };
         self.send(&encode_line(&params).unwrap());
         self.log = accept(&self.logs);

@@ -79,7 +79,7 @@ pub fn build_and_restore() {
     assert!(guest.get(8081, "/").contains("refused"));
     assert!(
         !guest.path("/run/visited").exists(),
-        "requests are made in a rehearsal alone"
+        "requests are made in a test restore alone"
     );
 
     assert_eq!(

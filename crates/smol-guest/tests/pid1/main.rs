@@ -8,7 +8,7 @@
 mod failures;
 mod host;
 mod life;
-mod rehearsals;
+mod test_restores;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -104,16 +104,16 @@ fn trials() -> Vec<Trial> {
             failures::restore_fails,
         ),
         trial(
-            "a rehearsal makes all requests in order, with the new identity",
-            rehearsals::all_are_made,
+            "a test restore makes all requests in order, with the new identity",
+            test_restores::all_are_made,
         ),
         trial(
-            "a request that is not answered ends the rehearsal, with what it saw",
-            rehearsals::one_fails,
+            "a request that is not answered ends the test restore, with what it saw",
+            test_restores::one_fails,
         ),
         trial(
             "a request that ends the service is named",
-            rehearsals::one_ends_the_service,
+            test_restores::one_ends_the_service,
         ),
         trial(
             "a service that ignores SIGTERM is killed after the grace time",

@@ -1,12 +1,12 @@
-//! Rehearsals: what a restored machine is asked while the builder looks on.
+//! Test restores: what a restored machine is asked while the builder records the pages that it uses.
 
 use serde_json::{Value, json};
 use smol_protocol::*;
 
 use super::host::{Guest, config};
 
-/// A web server that is frozen, and brought back for a rehearsal with these requests.
-fn rehearse(requests: &[Value]) -> Guest {
+/// A web server that is frozen, and brought back for a test restore with these requests.
+fn test_restore(requests: &[Value]) -> Guest {
     let mut config = config(
         "exec httpd -f -p 8080 -h /www",
         &json!({"tcp": {"port": 8080}}),
@@ -31,13 +31,13 @@ fn http(path: &str) -> Value {
 }
 
 pub fn all_are_made() {
-    let mut guest = rehearse(&[
+    let mut guest = test_restore(&[
         exec("cat /etc/machine-id /sys/fs/cgroup/service/cgroup.events > /run/seen"),
         exec("grep -q 0909 /run/seen && hostname > /www/made"),
         http("/made"),
         json!({"probe": {"tcp": {"port": 8080}}, "timeout_ms": 600_000}),
     ]);
-    guest.expect(&Event::Rehearsed);
+    guest.expect(&Event::TestRestored);
     let seen = guest.read("/run/seen");
     assert!(
         seen.contains("frozen 0"),
@@ -55,9 +55,9 @@ pub fn all_are_made() {
 /// Makes these requests, one of which fails; returns the reason, what the probe saw, and how the
 /// service ended.
 fn failing(requests: &[Value]) -> (String, String, Option<ExitStatus>) {
-    let mut guest = rehearse(requests);
+    let mut guest = test_restore(requests);
     let failure = guest.failure();
-    assert_eq!(failure.stage, Stage::Rehearsal);
+    assert_eq!(failure.stage, Stage::TestRestore);
     let probe = failure.probe.expect("what was asked").to_string();
     guest.ends();
     (

@@ -31,7 +31,7 @@ use super::{BootJob, Failed, Message, guard};
 /// How long a machine that is just a kernel runs if it prints nothing.
 const QUIET_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How a rehearsal came out.
+/// How a test restore came out.
 pub(super) enum Outcome {
     /// With what the machine touched.
     Seen(WorkingSet),
@@ -46,7 +46,7 @@ pub(super) enum Outcome {
 ///
 /// # Errors
 /// If the machine cannot be restored at all.
-pub(super) fn rehearse(
+pub(super) fn test_restore(
     job: &BootJob,
     state: &MachineState,
     contents: Contents,
@@ -151,11 +151,11 @@ fn run(
 ) -> Result<Option<Outcome>> {
     let seed = blake3::Hash::from_hex(&job.seed).context("the seed of the job")?;
     let mut random = blake3::Hasher::new_keyed(seed.as_bytes())
-        .update(b"rehearsal")
+        .update(b"test restore")
         .finalize_xof();
     let bare = job.ready_line.is_some();
     let (observer, host) = FakeHost::new(params(job, state, &mut random));
-    let rehearsed = host.rehearsed.clone();
+    let test_restored = host.test_restored.clone();
     let console = || -> Box<dyn Write + Send> {
         match bare {
             true => Box::new(Line::new(&observer)),
@@ -186,7 +186,7 @@ fn run(
     drop(done);
     let late = guard.join().expect("the guard does not panic");
     let stop = stop?;
-    let unanswered = job.requests && !rehearsed.load(Ordering::Relaxed);
+    let unanswered = job.requests && !test_restored.load(Ordering::Relaxed);
     // What fails here, fails in each restored machine.
     if (unanswered || observer.failed_at(Stage::Restore)) && !interrupt.is_set() {
         let failed = observer.failure(&why(&stop, late, limit));
@@ -199,7 +199,7 @@ fn run(
     Ok((late && !bare).then(unseen))
 }
 
-/// Why a machine that has not complained did not get through its rehearsal.
+/// Why a machine that has not complained did not get through its test restore.
 fn why(stop: &Stop, late: bool, limit: Duration) -> String {
     match stop {
         Stop::Requested if late => format!(
@@ -226,7 +226,7 @@ fn params(job: &BootJob, state: &MachineState, random: &mut blake3::OutputReader
         machine_id: MachineId::from_random(id),
         hostname: None,
         online_cpus: 1,
-        rehearsal: true,
+        test_restore: true,
     }
 }
 
@@ -264,7 +264,7 @@ impl Write for Line {
     }
 }
 
-/// Stands in for smolrun: tells smol-guest who it is, and ends the machine when the rehearsal is
+/// Stands in for smolrun: tells smol-guest who it is, and ends the machine when the test restore is
 /// over, successful or not.
 struct FakeHost {
     params: RestoreParams,
@@ -273,7 +273,7 @@ struct FakeHost {
     /// The events of the streams.
     events: mpsc::Receiver<Event>,
     /// Whether the guest has shown everything.
-    rehearsed: Arc<AtomicBool>,
+    test_restored: Arc<AtomicBool>,
 }
 
 impl FakeHost {
@@ -292,7 +292,7 @@ impl FakeHost {
             observer: observer.clone(),
             streams: GuestStreams::new(&observer),
             events,
-            rehearsed: Arc::default(),
+            test_restored: Arc::default(),
         };
         (observer, host)
     }
@@ -310,8 +310,8 @@ impl StreamSink for FakeHost {
                 Event::Restored => {
                     answer.extend(smol_protocol::encode_line(&self.params).expect("it is small"));
                 }
-                Event::Rehearsed => {
-                    self.rehearsed.store(true, Ordering::Relaxed);
+                Event::TestRestored => {
+                    self.test_restored.store(true, Ordering::Relaxed);
                     self.observer.stop();
                 }
                 Event::Failed { .. } | Event::ServiceExited { .. } => self.observer.stop(),
@@ -383,7 +383,7 @@ mod tests {
             machine_id: MachineId::from_random([9; 16]),
             hostname: None,
             online_cpus: 1,
-            rehearsal: true,
+            test_restore: true,
         })
     }
 
@@ -405,9 +405,9 @@ mod tests {
         ] {
             assert!(say(&mut host, &event).is_empty());
         }
-        assert!(!host.rehearsed.load(Ordering::Relaxed));
-        assert!(say(&mut host, &Event::Rehearsed).is_empty());
-        assert!(host.rehearsed.load(Ordering::Relaxed));
+        assert!(!host.test_restored.load(Ordering::Relaxed));
+        assert!(say(&mut host, &Event::TestRestored).is_empty());
+        assert!(host.test_restored.load(Ordering::Relaxed));
         assert!(!observer.guest_failed());
     }
 
@@ -418,10 +418,10 @@ mod tests {
         let failed = GuestFailure {
             probe: Some(Probe::Tcp { port: 80 }),
             last_saw: Some("connection refused".into()),
-            ..GuestFailure::at(Stage::Rehearsal, reason.into())
+            ..GuestFailure::at(Stage::TestRestore, reason.into())
         };
         say(&mut host, &Event::Failed(failed));
-        assert!(!host.rehearsed.load(Ordering::Relaxed));
+        assert!(!host.test_restored.load(Ordering::Relaxed));
         let failed = observer.failure("unused");
         assert!(failed.reason.starts_with("request 2 of "), "{failed:?}");
         assert_eq!(
@@ -438,7 +438,7 @@ mod tests {
     fn rubbish_is_no_answer() {
         let (observer, mut host) = fake_host();
         host.data(CONTROL_PORT, 0, b"{}\n");
-        assert!(!host.rehearsed.load(Ordering::Relaxed) && observer.guest_failed());
+        assert!(!host.test_restored.load(Ordering::Relaxed) && observer.guest_failed());
     }
 
     #[test]

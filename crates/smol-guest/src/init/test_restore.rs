@@ -8,8 +8,8 @@ use super::supervisor::{Interrupt, Supervisor};
 use super::{End, get_ready, limit, probes};
 use smol_protocol::{Event, ExitStatus, GuestConfig, GuestFailure, Probe, Stage, WarmRestore};
 
-/// Shows it, and tells [`Event::Rehearsed`].
-pub(super) fn rehearse(
+/// Shows it, and tells [`Event::TestRestored`].
+pub(super) fn test_restore(
     config: &GuestConfig,
     sup: &mut Supervisor,
     world: &World,
@@ -21,7 +21,7 @@ pub(super) fn rehearse(
     for (number, request) in (1..).zip(&config.warm_restore) {
         make(number, request, sup, world)?;
     }
-    sup.control.send(&Event::Rehearsed);
+    sup.control.send(&Event::TestRestored);
     Ok(())
 }
 
@@ -38,7 +38,7 @@ fn make(
             probe: Some(request.probe.clone()),
             last_saw,
             status,
-            ..GuestFailure::at(Stage::Rehearsal, reason)
+            ..GuestFailure::at(Stage::TestRestore, reason)
         })
     };
     let deadline = Instant::now() + Duration::from_millis(request.timeout_ms);
