@@ -4,8 +4,6 @@
 //! the folder of the table. `$ sample --ended NAME REASON CODE` leaves what a machine in the background
 //! leaves that has ended so.
 
-// What of it is not used here, other tests use.
-#[allow(dead_code)]
 #[path = "../src/testing.rs"]
 #[allow(dead_code)] // other tests use the rest
 mod testing;

@@ -85,7 +85,7 @@ enum What {
         mistakes: Vec<Mistake>,
     },
     /// An error of another process.
-    Reported(Report),
+    Reported(Box<Report>),
     /// Nothing to add to the wrapped error but kind and hints.
     Wrapped(anyhow::Error),
 }
@@ -133,7 +133,7 @@ impl Failure {
     /// Returns the failure that another process has reported.
     pub fn reported(kind: ExitKind, report: Report) -> Self {
         Self {
-            what: What::Reported(report),
+            what: What::Reported(Box::new(report)),
             ..Self::new(kind, "")
         }
     }

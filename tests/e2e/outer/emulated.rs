@@ -90,8 +90,12 @@ fn older_cpu(host: &Host) {
     let mut command = host.tools.run(&host.bundle("service"), "older");
     command.args(["--accel", "emulated", "-p", &format!("{port}:7777")]);
     let running = Running::start(command.env("SMOL_EMULATED_CPU", "max,-avx2"));
-    running.await_stderr("this host's CPU lacks avx2");
+    running.await_stderr(
+        "smolrun: booting cold (the snapshot is incompatible with this CPU: \
+         this host's CPU lacks avx2); running 1 warm command\n",
+    );
     running.await_stderr("service: booted in ");
+    assert_eq!(ask(port, "recall"), "the past");
     let info = ask(port, "read /proc/cpuinfo");
     assert!(
         info.contains(" sse4_2 ") && !info.contains(" avx "),
@@ -101,7 +105,7 @@ fn older_cpu(host: &Host) {
     let outcome = running.finish(LIMIT);
     assert_eq!(
         (outcome.code, outcome.stdout.as_str()),
-        (Some(130), "serving\nstopping\n"),
+        (Some(130), "serving\nok\nstopping\n"),
         "{}",
         outcome.stderr
     );

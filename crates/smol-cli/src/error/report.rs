@@ -28,7 +28,7 @@ impl Report {
             Some(Failure {
                 what: What::Reported(report),
                 ..
-            }) => report.clone(),
+            }) => (**report).clone(),
             _ => Self::of_chain(error),
         };
         for failure in failures(error) {
