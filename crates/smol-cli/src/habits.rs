@@ -58,6 +58,39 @@ fn as_failure(error: &Error) -> Failure {
     tips.fold(Failure::new(ExitKind::Usage, message), Failure::hint)
 }
 
+/// Returns the words of a table that are in it twice, or that the program knows itself: there are to be
+/// none.
+pub fn clashes(table: &[Habit], command: &Command) -> Vec<String> {
+    let words: Vec<&str> = table
+        .iter()
+        .flat_map(|habit| habit.words)
+        .copied()
+        .collect();
+    let twice = (1..words.len()).filter(|n| words[..*n].contains(&words[*n]));
+    let twice = twice.map(|n| format!("{} is there twice", words[n]));
+    let known = words.iter().filter(|word| knows(command, word));
+    twice
+        .chain(known.map(|word| format!("{word} is known")))
+        .collect()
+}
+
+/// Whether the program has this command, or this option.
+fn knows(command: &Command, word: &str) -> bool {
+    let (of, option) = match word.split_once(' ') {
+        // An option that means something else there.
+        Some((_, "A:B")) => return false,
+        Some((name, option)) => (command.find_subcommand(name), option),
+        None => (Some(command), word),
+    };
+    let is_option = |arg: &clap::Arg| {
+        let long = arg.get_long().map(|long| format!("--{long}"));
+        let short = arg.get_short().map(|short| format!("-{short}"));
+        [long, short].iter().flatten().any(|name| name == option)
+    };
+    command.find_subcommand(word).is_some()
+        || of.is_some_and(|of| of.get_arguments().any(is_option))
+}
+
 /// A command line that is refused.
 enum Mistake {
     Habit(Failure),

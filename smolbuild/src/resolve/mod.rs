@@ -216,7 +216,7 @@ fn stale(loaded: &Loaded, changes: &[String], parts: &[Part]) -> Failure {
         .hint("a build without --locked does so, too");
     match changes.iter().find_map(|change| unintended(change)) {
         Some(name) => failure.hint(format!(
-            "if {name} does not belong into the machine, leave it out: a line `**/{name}` in .smolignore"
+            "if {name} does not belong in the machine, leave it out: a line `**/{name}` in .smolignore"
         )),
         None => failure,
     }

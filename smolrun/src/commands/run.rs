@@ -17,9 +17,9 @@ use crate::host::{background, emulated, instance};
 use crate::images::bundle::{self, Has, absolute};
 use crate::images::{Images, Source};
 use crate::run::metrics::{Metrics, Moment};
-use crate::run::publish;
 use crate::run::report::End;
 use crate::run::spec::{ColdBoot, RunSpec};
+use crate::run::{ports, publish};
 use smol_trust::{Keyring, Purpose};
 
 /// Runs the bundle, here or in the background.
@@ -122,6 +122,8 @@ fn spec_of(
         Some(name) => instance::check_free(&root, name).map(|()| name.clone())?,
         None => instance::invent_name(&root, &config.name)?,
     };
+    // The machine binds them again. This tells of one that is taken before anything is unpacked.
+    drop(ports::bind(&args.publish)?);
     let open_ms = Some(start.elapsed_ms());
     let moment = Moment::now();
     let guest = match has.initramfs {

@@ -83,7 +83,7 @@ fn other_version(record: &Record, version: Option<u32>) -> anyhow::Error {
     let ours = control::VERSION;
     let takes = match version {
         Some(theirs) => format!("control requests of version {theirs}, not {ours}"),
-        None => format!("not a control requests of version {ours}"),
+        None => format!("no control requests of version {ours}"),
     };
     let message = format!("{name} is run by another version of smolrun, which takes {takes}");
     Failure::new(ExitKind::Failed, message)
