@@ -4,8 +4,8 @@ use std::net::{Ipv4Addr, TcpStream};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use smol_tests::host::Host;
-use smol_tests::suite::Suite;
+use smol_tests::host::{Host, smolfile};
+use smol_tests::suite::{Suite, Verdict};
 use smol_tests::support::{
     LIMIT, Running, ask, await_gone, descendants, eventually, free_port, run,
 };
@@ -23,6 +23,10 @@ pub fn tests<'a>(suite: &mut Suite<'a>, host: &'a Host) {
     suite.test(
         "a host whose cpu lacks something says what, and boots the machine cold",
         || older_cpu(host),
+    );
+    suite.test(
+        "--accel kvm is refused where kvm runs no ordinary kernel, with what doctor says of it",
+        || software_kvm(host),
     );
     suite.test(
         "in an emulated host ctrl-c asks the service to stop",
@@ -159,4 +163,24 @@ fn killed(host: &Host) {
     assert_eq!(host.tools.ps(), Vec::<serde_json::Value>::new());
     assert_eq!(machine.ended()["reason"], "killed");
     host.tools.assert_left(&["doomed"]);
+}
+
+fn software_kvm(host: &Host) -> Verdict {
+    let Err(why) = smol_machine::probe::probe() else {
+        return Verdict::Skipped("this host's KVM runs ordinary kernels".into());
+    };
+    let bundle = host.folder("software-kvm").join("x.smolmachine");
+    let mut build = host.tools.smolbuild();
+    build.arg(smolfile(host, "service")).arg("-o").arg(&bundle);
+    let mut start = host.tools.run(&host.bundle("service"), "kvm");
+    for command in [&mut build, &mut start] {
+        let told = run(command.args(["--accel", "kvm"])).fail(5);
+        assert_eq!(
+            told,
+            format!("error: {why}\n  hint: use --accel emulated, which needs QEMU and is slow\n")
+        );
+    }
+    let doctor = run(host.tools.smolrun().arg("doctor")).succeed();
+    assert!(doctor.contains(&why.to_string()), "{doctor}");
+    Verdict::Passed
 }

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
-use smol_tests::host::{Host, smolfile, text};
+use smol_tests::host::{Host, text};
 use smol_tests::suite::{Suite, Verdict};
 use smol_tests::support::{names, run};
 
@@ -17,10 +17,6 @@ pub fn tests<'a>(suite: &mut Suite<'a>, host: &'a Host) {
     suite.test("a Smolfile that is not there is a usage error", || {
         no_smolfile(host)
     });
-    suite.test(
-        "--accel kvm is refused where kvm runs no ordinary kernel, with what doctor says of it",
-        || software_kvm(host),
-    );
     suite.test(
         "a program that may not use /dev/kvm says so and how to fix it",
         || no_permission(host),
@@ -115,25 +111,5 @@ fn no_permission(host: &Host) -> Verdict {
     assert!(told.contains("no permission to open /dev/kvm"), "{told}");
     assert!(told.contains("hint: ") && told.contains("sudo "), "{told}");
     assert!(!folder.join("out.smolmachine").exists());
-    Verdict::Passed
-}
-
-fn software_kvm(host: &Host) -> Verdict {
-    let Err(why) = smol_machine::probe::probe() else {
-        return Verdict::Skipped("this host's KVM runs ordinary kernels".into());
-    };
-    let bundle = host.folder("software-kvm").join("x.smolmachine");
-    let mut build = host.tools.smolbuild();
-    build.arg(smolfile(host, "service")).arg("-o").arg(&bundle);
-    let mut start = host.tools.run(&host.bundle("service"), "kvm");
-    for command in [&mut build, &mut start] {
-        let told = run(command.args(["--accel", "kvm"])).fail(5);
-        assert_eq!(
-            told,
-            format!("error: {why}\n  hint: use --accel emulated, which needs QEMU and is slow\n")
-        );
-    }
-    let doctor = run(host.tools.smolrun().arg("doctor")).succeed();
-    assert!(doctor.contains(&why.to_string()), "{doctor}");
     Verdict::Passed
 }
