@@ -172,6 +172,7 @@ fn software_kvm(host: &Host) -> Verdict {
     let bundle = host.folder("software-kvm").join("x.smolmachine");
     let mut build = host.tools.smolbuild();
     build.arg(smolfile(host, "service")).arg("-o").arg(&bundle);
+    build.arg("--rebuild");
     let mut start = host.tools.run(&host.bundle("service"), "kvm");
     for command in [&mut build, &mut start] {
         let told = run(command.args(["--accel", "kvm"])).fail(5);
