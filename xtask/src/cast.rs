@@ -160,7 +160,7 @@ fn draw(lines: &[Line]) -> String {
          </style>\n\
          <rect width=\"100%\" height=\"100%\" rx=\"8\" fill=\"#0d1117\"/>\n\
          <svg x=\"{MARGIN}\" y=\"{MARGIN}\" width=\"{}\" height=\"{}\">\n\
-         <g class=\"lines\">\n{body}</g>\n</svg>\n</svg>\n",
+         <g class=\"lines\" xml:space=\"preserve\">\n{body}</g>\n</svg>\n</svg>\n",
         COLUMNS * 8,
         ROWS * HEIGHT,
     )
