@@ -1,6 +1,8 @@
-//! What to do about a service that ended before the machine was frozen, by how it ended.
+//! What to do about a service that ended, or did not get ready, before the machine was frozen.
 
-use smol_protocol::ExitStatus;
+use smol_protocol::{ExitStatus, Stage};
+
+use super::{Failed, Service};
 
 /// Programs that go into the background unless they are told not to, and what tells them.
 const FOREGROUND: &[(&[&str], &str)] = &[
@@ -55,8 +57,20 @@ const FOREGROUND: &[(&[&str], &str)] = &[
     (&["caddy"], "caddy run"),
 ];
 
+/// Returns what to do about a failure of the service.
+pub fn of_service(failed: &Failed, service: &Service) -> Option<String> {
+    match failed.service_status {
+        Some(status) => of_end(status, &service.cmd),
+        None if failed.stage == Some(Stage::Ready) && service.warms_up => Some(
+            "the [[warm]] commands run after [ready] holds: a probe must not need what they make"
+                .into(),
+        ),
+        None => None,
+    }
+}
+
 /// Returns what to do about a service, started by `cmd`, that ended with `status`.
-pub fn of_service(status: ExitStatus, cmd: &[String]) -> Option<String> {
+fn of_end(status: ExitStatus, cmd: &[String]) -> Option<String> {
     match status {
         ExitStatus::Exited(0) => Some(stay(cmd)),
         ExitStatus::Exited(126) => Some(
@@ -97,7 +111,7 @@ mod tests {
 
     fn hint(code: i32, cmd: &[&str]) -> Option<String> {
         let cmd: Vec<String> = cmd.iter().map(|word| word.to_string()).collect();
-        of_service(ExitStatus::Exited(code), &cmd)
+        of_end(ExitStatus::Exited(code), &cmd)
     }
 
     #[test]
@@ -124,10 +138,30 @@ mod tests {
     }
 
     #[test]
+    fn a_probe_that_may_need_what_warm_commands_make_is_told_their_order() {
+        let failed = |stage| Failed {
+            stage: Some(stage),
+            ..Failed::new("not ready within 1 min (guest time)")
+        };
+        let service = |warms_up| Service {
+            cmd: Vec::new(),
+            warms_up,
+        };
+        assert_eq!(
+            of_service(&failed(Stage::Ready), &service(true)).as_deref(),
+            Some(
+                "the [[warm]] commands run after [ready] holds: a probe must not need what they make"
+            )
+        );
+        assert_eq!(of_service(&failed(Stage::Ready), &service(false)), None);
+        assert_eq!(of_service(&failed(Stage::Warm), &service(true)), None);
+    }
+
+    #[test]
     fn what_the_shell_says_of_a_program_is_explained_and_other_codes_are_the_services_own() {
         assert!(hint(126, &["x"]).unwrap().contains("mode = \"0755\""));
         assert!(hint(127, &["x"]).unwrap().contains("`packages`"));
         assert_eq!(hint(1, &["nginx"]), None);
-        assert_eq!(of_service(ExitStatus::Signaled(11), &[]), None);
+        assert_eq!(of_end(ExitStatus::Signaled(11), &[]), None);
     }
 }

@@ -70,10 +70,20 @@ pub struct BootJob {
     pub watchdog: u64,
     /// Wall-clock limit of the whole boot, seconds.
     pub limit: u64,
-    /// The service's command, to explain how it ended; empty for a machine that is just a kernel.
-    pub service: Vec<String>,
+    /// What is known of the service, to explain a failure.
+    pub service: Service,
     /// Folder for the results; it exists and is empty.
     pub out: PathBuf,
+}
+
+/// What explains the failure of a service; nothing for a machine that is just a kernel.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Service {
+    /// Its command.
+    pub cmd: Vec<String>,
+    /// Whether `[[warm]]` commands follow when it is ready.
+    pub warms_up: bool,
 }
 
 impl BootJob {
@@ -106,7 +116,10 @@ impl BootJob {
             service: plan
                 .guest
                 .as_ref()
-                .map_or_else(Vec::new, |guest| guest.service.cmd.clone()),
+                .map_or_else(Service::default, |guest| Service {
+                    cmd: guest.service.cmd.clone(),
+                    warms_up: !guest.warm.is_empty(),
+                }),
             out: out.to_owned(),
         }
     }

@@ -10,7 +10,7 @@ use smol_host::Backend;
 use smol_machine::cpu::Level;
 use smol_protocol::Event;
 
-use super::{BootJob, Failed, Frozen, Message, emulated, hints, local};
+use super::{BootJob, Failed, Frozen, Message, Service, emulated, hints, local};
 use crate::context::BuildContext;
 
 /// Boots the machine on `backend` until it is frozen. `cache` is the folder of the emulated host's
@@ -132,7 +132,7 @@ impl BootStages {
 fn boot_error(
     failed: &Failed,
     cpu: Level,
-    service: &[String],
+    service: &Service,
     interrupt: &Interrupt,
 ) -> anyhow::Error {
     if failed.interrupted
@@ -147,10 +147,9 @@ fn boot_error(
     if let Some(hint) = &failed.hint {
         failure = failure.hint(hint);
     }
-    let ended = failed.service_status;
     let hint = match failed.illegal_instruction {
         true => Some(illegal_instruction_hint(cpu)),
-        false => ended.and_then(|status| hints::of_service(status, service)),
+        false => hints::of_service(failed, service),
     };
     if let Some(hint) = hint {
         failure = failure.hint(hint);
@@ -183,7 +182,10 @@ mod tests {
             status: Some(ExitStatus::Exited(0)),
             ..GuestFailure::at(smol_protocol::Stage::Ready, reason.into())
         });
-        let service = ["nginx".to_owned()];
+        let service = Service {
+            cmd: vec!["nginx".to_owned()],
+            warms_up: true,
+        };
         let interrupt = Interrupt::detached().unwrap();
         let error = boot_error(&failed, Level::default(), &service, &interrupt);
         assert_eq!(
