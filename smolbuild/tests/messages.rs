@@ -35,7 +35,10 @@ fn smolfile(lines: &[String]) -> ExitCode {
     }
     let mut text = String::new();
     for (key, usual) in USUAL {
-        if !lines.iter().any(|line| line.starts_with(key)) {
+        let table = key.split('.').next().unwrap_or(key);
+        let replaces =
+            |line: &String| line.starts_with(key) || line.starts_with(&format!("{table} = {{"));
+        if !lines.iter().any(replaces) {
             text += usual;
             text.push('\n');
         }

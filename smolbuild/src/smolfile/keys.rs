@@ -176,6 +176,20 @@ fn other_name(table: &str, name: &str) -> Option<&'static str> {
     found.map(|(.., help)| *help)
 }
 
+/// Whether a key that the table does not have is probably meant to be `key`: the diagnostic for it says so.
+pub(super) fn stands_for(table: &str, name: &str, key: &str) -> bool {
+    match other_name(table, name) {
+        Some(help) => help.contains(&format!("`{key}`")),
+        None => misspelt(table, name) == Some(key),
+    }
+}
+
+/// The key of the table that `name` is probably a misspelling of.
+fn misspelt(table: &str, name: &str) -> Option<&'static str> {
+    let keys = KEYS.iter().filter(|key| key.table == table);
+    nearest(name, keys.map(|key| key.name))
+}
+
 /// The diagnostic for a key that the table does not have.
 pub(super) fn unknown(table: &str, name: &str, span: Span) -> Diagnostic {
     let shown = name.escape_debug();
@@ -193,12 +207,7 @@ pub(super) fn unknown(table: &str, name: &str, span: Span) -> Diagnostic {
     if let Some(help) = other_name(table, name) {
         return diagnostic.help(help);
     }
-    if let Some(near) = nearest(
-        name,
-        KEYS.iter()
-            .filter(|key| key.table == table)
-            .map(|key| key.name),
-    ) {
+    if let Some(near) = misspelt(table, name) {
         return diagnostic.help(format!("did you mean `{near}`?"));
     }
     let elsewhere: Vec<String> = KEYS

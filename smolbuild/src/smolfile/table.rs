@@ -99,9 +99,10 @@ impl<'i> Table<'i> {
         std::mem::take(&mut self.entries)
     }
 
-    /// Reports a key that has to be there.
+    /// Reports a key that has to be there; but not if another one stands for it, which is reported itself.
     pub(super) fn require(&self, key: &str, example: &str, errors: &mut Errors) {
-        if !self.has(key) {
+        let stands_for_it = |entry: &Entry| keys::stands_for(self.name, entry.key.get_ref(), key);
+        if !self.has(key) && !self.entries.iter().any(stands_for_it) {
             let title = match self.name {
                 "" => format!("`{key}` is missing"),
                 name => format!("`{key}` is missing in {}", keys::heading(name)),

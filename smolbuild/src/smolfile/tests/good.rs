@@ -330,7 +330,8 @@ cdm = "x"
         .iter()
         .map(|d| source[..d.span.start].matches('\n').count() + 1)
         .collect();
-    assert_eq!(lines, [1, 2, 3, 4, 4, 6, 8, 10, 12, 13, 14, 15]);
+    // That `cmd` is missing in line 14 is told by the key that is probably meant to be it.
+    assert_eq!(lines, [1, 2, 3, 4, 4, 6, 8, 10, 12, 13, 15]);
 }
 
 #[test]
