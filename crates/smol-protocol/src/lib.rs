@@ -467,8 +467,12 @@ pub struct RestoreParams {
     pub online_cpus: u8,
     /// The builder looks what a restore touches: the guest shows what it does first, once, and
     /// tells [`Event::TestRestored`].
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_false")]
     pub test_restore: bool,
+}
+
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 fn one_cpu() -> u8 {
