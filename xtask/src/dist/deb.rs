@@ -154,8 +154,8 @@ Homepage: {HOMEPAGE}
 Description: frozen Linux machines in one reproducible, signed file
  smolbuild turns a Smolfile into a running Linux machine, freezes it at the
  moment its service is ready, and writes one signed file: a .smolmachine.
- smolrun verifies that file and lets the machine run on with its memory, as
- often as one likes.
+ smolrun verifies that file and resumes the machine from its snapshot, memory
+ and all, as often as one likes.
  .
  Both need KVM, or QEMU, in which they run a KVM host of their own. The kernel
  of the machines is in this package.

@@ -1,4 +1,4 @@
-//! Signatures: who vouches for a bundle's digest.
+//! Signatures of a bundle's digest.
 //!
 //! A signature is an OCI manifest whose `subject` is the machine's manifest, so it is outside the
 //! bundle's digest and two builders who got the same bits can both sign them.

@@ -13,7 +13,7 @@ use crate::{Bundle, Digest, Error, PrivateKey, Result, Signature};
 /// the same path and is replaced when the new file is complete. Returns the bundle's digest, which
 /// signing does not change.
 ///
-/// The whole bundle is verified first: nobody should vouch for broken bytes.
+/// The whole bundle is verified first: broken bytes are not to be signed.
 pub fn sign(bundle: &Path, key: &PrivateKey, out: &Path) -> Result<Digest> {
     let bundle = Bundle::open(bundle)?;
     bundle.verify_all(&mut |_, _| {})?;
