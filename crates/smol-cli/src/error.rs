@@ -15,7 +15,7 @@ use std::process::ExitCode;
 
 use crate::human::printable;
 
-pub use report::Report;
+pub use report::ErrorReport;
 
 /// Kinds of failure; the number is the exit code of the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,7 +85,7 @@ enum What {
         mistakes: Vec<Mistake>,
     },
     /// An error of another process.
-    Reported(Box<Report>),
+    Reported(Box<ErrorReport>),
     /// Nothing to add to the wrapped error but kind and hints.
     Wrapped(anyhow::Error),
 }
@@ -131,7 +131,7 @@ impl Failure {
     }
 
     /// Returns the failure that another process has reported.
-    pub fn reported(kind: ExitKind, report: Report) -> Self {
+    pub fn reported(kind: ExitKind, report: ErrorReport) -> Self {
         Self {
             what: What::Reported(Box::new(report)),
             ..Self::new(kind, "")
@@ -257,7 +257,7 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
 /// ```
 pub fn render(error: &anyhow::Error, colour: bool) -> String {
     let mut out = String::new();
-    let report = Report::of(error);
+    let report = ErrorReport::of(error);
     match drawn(error) {
         Some(text) => {
             out.push_str(text.trim_end_matches('\n'));

@@ -49,6 +49,17 @@ fn three_digits(value: f64) -> String {
     format!("{value:.decimals$}")
 }
 
+/// Returns the options that forward these ports of a guest: `-p 16379:6379`, one for each.
+///
+/// Low ports of the host need privileges, and the guest's own numbers are often taken.
+pub fn publish_options(ports: &[u16]) -> String {
+    let option = |port: &u16| {
+        let here = port.checked_add(10_000).unwrap_or(*port);
+        format!("-p {here}:{port}")
+    };
+    ports.iter().map(option).collect::<Vec<_>>().join(" ")
+}
+
 /// Returns the text with control characters escaped, newlines and tabs kept.
 ///
 /// Console lines and names out of a bundle end up in messages; they must not drive the terminal.
@@ -88,6 +99,12 @@ mod tests {
         assert_eq!(duration(Duration::from_millis(15_240)), "15.2 s");
         assert_eq!(duration(Duration::from_secs(192)), "3 min 12 s");
         assert_eq!(duration(Duration::from_millis(3_599_700)), "1 h 00 min");
+    }
+
+    #[test]
+    fn ports_are_forwarded_from_higher_ones_where_there_are_any() {
+        assert_eq!(publish_options(&[80, 60000]), "-p 10080:80 -p 60000:60000");
+        assert_eq!(publish_options(&[]), "");
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! What to do about a service that ended, or did not get ready, before the machine was frozen.
 
-use smol_protocol::{ExitStatus, Stage};
+use smol_protocol::{ExitStatus, GuestFailure, Stage};
 
-use super::{Failed, Service};
+use super::Service;
 
 /// Programs that go into the background unless they are told not to, and what tells them.
 const FOREGROUND: &[(&[&str], &str)] = &[
@@ -57,15 +57,17 @@ const FOREGROUND: &[(&[&str], &str)] = &[
     (&["caddy"], "caddy run"),
 ];
 
-/// Returns what to do about a failure of the service.
-pub fn of_service(failed: &Failed, service: &Service) -> Option<String> {
-    match failed.service_status {
-        Some(status) => of_end(status, &service.cmd),
-        None if failed.stage == Some(Stage::Ready) && service.warms_up => Some(
+/// Returns what to do about a failure that the guest reports, where it is the service's.
+pub fn of_service(failure: &GuestFailure, service: &Service) -> Option<String> {
+    match (failure.stage, failure.status) {
+        (Stage::Service | Stage::Ready | Stage::Serve, Some(status)) => {
+            of_end(status, &service.cmd)
+        }
+        (Stage::Ready, None) if service.warms_up => Some(
             "the [[warm]] commands run after [ready] holds: a probe must not need what they make"
                 .into(),
         ),
-        None => None,
+        _ => None,
     }
 }
 
@@ -139,10 +141,7 @@ mod tests {
 
     #[test]
     fn a_probe_that_may_need_what_warm_commands_make_is_told_their_order() {
-        let failed = |stage| Failed {
-            stage: Some(stage),
-            ..Failed::new("not ready within 1 min (guest time)")
-        };
+        let failed = |stage| GuestFailure::at(stage, "not ready within 1 min".into());
         let service = |warms_up| Service {
             cmd: Vec::new(),
             warms_up,

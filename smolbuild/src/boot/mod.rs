@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use smol_machine::cpu::Level;
-use smol_protocol::{Event, ExitStatus, GuestFailure, Probe, Stage};
+use smol_protocol::{Event, GuestFailure, Probe};
 
 use crate::assemble::Images;
 use crate::plan::Sealed;
@@ -214,22 +214,12 @@ pub struct Touched {
 pub struct Failed {
     /// One sentence.
     pub reason: String,
-    /// Where in the guest's life, if the guest says so.
-    pub stage: Option<Stage>,
-    /// Facts, one a line: the stage, the probe, what it last saw.
-    pub facts: Vec<String>,
+    /// What the guest reports, if it is its failure.
+    pub guest: Option<GuestFailure>,
     /// The last lines of the service.
     pub log: Vec<String>,
     /// The last lines of the console.
     pub console: Vec<String>,
-    /// Whether the console may explain it.
-    pub is_on_console: bool,
-    /// What to do about it, where the guest's stage says so.
-    pub hint: Option<String>,
-    /// How the service ended, if that is why.
-    pub service_status: Option<ExitStatus>,
-    /// A program died of an instruction that the machine's CPU does not have.
-    pub illegal_instruction: bool,
     /// The user stopped it.
     pub interrupted: bool,
 }
@@ -239,41 +229,32 @@ impl Failed {
     pub fn new(reason: impl Into<String>) -> Self {
         Self {
             reason: reason.into(),
-            stage: None,
-            facts: Vec::new(),
+            guest: None,
             log: Vec::new(),
             console: Vec::new(),
-            is_on_console: true,
-            hint: None,
-            service_status: None,
-            illegal_instruction: false,
             interrupted: false,
         }
     }
 
     /// The failure that the guest reports.
-    fn of_guest(failure: &GuestFailure) -> Self {
+    fn of_guest(failure: GuestFailure) -> Self {
         Self {
-            stage: Some(failure.stage),
-            facts: failure.facts(),
-            is_on_console: failure.is_on_console(),
-            service_status: failure
-                .status
-                .filter(|_| matches!(failure.stage, Stage::Service | Stage::Ready | Stage::Serve)),
-            hint: failure.hint().map(str::to_owned),
-            illegal_instruction: failure.is_illegal_instruction(),
-            ..Self::new(failure.reason.clone())
+            reason: failure.reason.clone(),
+            guest: Some(failure),
+            ..Self::new("")
         }
     }
 
     /// Everything that is told below the reason.
     pub fn details(&self) -> Vec<String> {
-        let mut details = self.facts.clone();
-        for (title, lines) in [
-            ("last lines of the service:", &self.log),
-            ("last lines of the console:", &self.console),
+        let guest = self.guest.as_ref();
+        let mut details = guest.map_or_else(Vec::new, GuestFailure::facts);
+        let shows_console = guest.is_none_or(GuestFailure::is_on_console);
+        for (title, lines, is_shown) in [
+            ("last lines of the service:", &self.log, true),
+            ("last lines of the console:", &self.console, shows_console),
         ] {
-            if !lines.is_empty() {
+            if is_shown && !lines.is_empty() {
                 let lines = lines.iter().map(|line| format!("\n  {line}"));
                 details.push(std::iter::once(title.to_owned()).chain(lines).collect());
             }

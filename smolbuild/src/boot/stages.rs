@@ -144,17 +144,15 @@ fn boot_error(
     for detail in failed.details() {
         failure = failure.detail(detail);
     }
-    if let Some(hint) = &failed.hint {
-        failure = failure.hint(hint);
-    }
-    let hint = match failed.illegal_instruction {
-        true => Some(illegal_instruction_hint(cpu)),
-        false => hints::of_service(failed, service),
-    };
-    if let Some(hint) = hint {
-        failure = failure.hint(hint);
-    }
-    failure.into()
+    let hints = failed.guest.as_ref().map(|guest| {
+        let of_service = match guest.is_illegal_instruction() {
+            true => Some(illegal_instruction_hint(cpu)),
+            false => hints::of_service(guest, service),
+        };
+        [guest.hint().map(str::to_owned), of_service]
+    });
+    let hints = hints.into_iter().flatten().flatten();
+    hints.fold(failure, Failure::hint).into()
 }
 
 /// What to do about a program that uses an instruction that the machine's CPU does not have.
@@ -178,7 +176,7 @@ mod tests {
     #[test]
     fn a_service_that_has_left_is_explained_with_its_option() {
         let reason = "the service ended before it was ready, with exit code 0";
-        let failed = Failed::of_guest(&GuestFailure {
+        let failed = Failed::of_guest(GuestFailure {
             status: Some(ExitStatus::Exited(0)),
             ..GuestFailure::at(smol_protocol::Stage::Ready, reason.into())
         });

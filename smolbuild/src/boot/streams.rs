@@ -61,13 +61,8 @@ impl Observer {
     pub(super) fn failure(&self, reason: &str) -> Failed {
         let mut seen = self.lock();
         let failure = seen.failure.take().unwrap_or_else(|| Failed::new(reason));
-        let console = std::mem::take(&mut seen.console);
         Failed {
-            console: if failure.is_on_console {
-                console
-            } else {
-                Vec::new()
-            },
+            console: std::mem::take(&mut seen.console),
             log: std::mem::take(&mut seen.log),
             ..failure
         }
@@ -81,9 +76,8 @@ impl Observer {
     /// Whether the guest has reported so in this stage.
     pub(super) fn failed_at(&self, stage: Stage) -> bool {
         let seen = self.lock();
-        seen.failure
-            .as_ref()
-            .is_some_and(|f| f.stage == Some(stage))
+        let guest = seen.failure.as_ref().and_then(|f| f.guest.as_ref());
+        guest.is_some_and(|guest| guest.stage == stage)
     }
 
     pub(super) fn report(&self, message: Message) {
@@ -108,9 +102,9 @@ impl Seen {
                     status: Some(*status),
                     ..GuestFailure::at(Stage::Serve, reason)
                 };
-                self.failure.get_or_insert(Failed::of_guest(&failure));
+                self.failure.get_or_insert(Failed::of_guest(failure));
             }
-            Event::Failed(failure) => self.failure = Some(Failed::of_guest(failure)),
+            Event::Failed(failure) => self.failure = Some(Failed::of_guest(failure.clone())),
             _ => {}
         }
         (self.report)(Message::Guest(event));

@@ -115,6 +115,7 @@ fn write_metadata(path: &Path, facts: &Value) -> Result<()> {
             .permissions(PermissionsExt::from_mode(0o666))
             .tempfile_in(folder::of(path))?;
         file.write_all(&serde_json::to_vec_pretty(facts)?)?;
+        file.as_file().sync_all()?;
         file.persist(path).map(drop).map_err(|error| error.error)
     };
     write().with_context(|| format!("cannot write {}", path.display()))
@@ -147,11 +148,10 @@ fn report(
         });
         write_metadata(path, &facts)?;
     }
-    let ports: String = plan
-        .ports()
-        .iter()
-        .map(|p| format!(" -p {}:{p}", if *p < 10000 { 10000 + *p } else { *p }))
-        .collect();
+    let ports = match plan.ports() {
+        [] => String::new(),
+        ports => format!(" {}", human::publish_options(ports)),
+    };
     let trust = match signer {
         Some(public) => format!(" --key {}", public.display()),
         None => " --insecure-unsigned".to_owned(),

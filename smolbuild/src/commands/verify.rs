@@ -1,4 +1,4 @@
-//! `smolbuild verify`: every byte of a bundle, then who answers for it.
+//! `smolbuild verify`: every byte of a bundle, then its signature.
 
 use anyhow::Result;
 use smol_cli::{Interrupt, Mode, Session};

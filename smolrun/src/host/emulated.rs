@@ -324,7 +324,7 @@ pub fn inner(spec: &str) -> anyhow::Result<ExitCode> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use smol_cli::error::Report as ErrorReport;
+    use smol_cli::error::ErrorReport;
     use std::io;
     use std::sync::Mutex;
 

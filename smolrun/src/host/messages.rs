@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
-use smol_cli::error::Report as ErrorReport;
+use smol_cli::error::ErrorReport;
 use smol_cli::{ExitKind, Failure};
 
 use crate::run::metrics::Metrics;

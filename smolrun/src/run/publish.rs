@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use smol_cli::human;
 
 /// A port of this host and the port of the guest that it leads to: `[ip:]host:guest`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,13 +63,7 @@ pub fn how_to_reach(machine: &str, declared: &[u16], forwarded: &[Publish]) -> O
     if declared.is_empty() || !forwarded.is_empty() {
         return None;
     }
-    let option = |port: &u16| {
-        // Low ports need privileges, and the guest's own number is often taken.
-        let here = port.checked_add(10_000).unwrap_or(*port);
-        format!("-p {here}:{port}")
-    };
-    let options: Vec<_> = declared.iter().map(option).collect();
-    let (ports, options) = (list(declared), options.join(" "));
+    let (ports, options) = (list(declared), human::publish_options(declared));
     Some(format!(
         "{machine} listens on {ports}: add {options} to reach it"
     ))

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 
 use serde_json::{Value, json};
 
-use super::{BUG, ExitKind, Mistake, Report, What, exit_kind};
+use super::{BUG, ErrorReport, ExitKind, Mistake, What, exit_kind};
 
 /// Returns whether errors of this process are to be JSON: its command line has `--progress json`, or
 /// the variable SMOL_PROGRESS says so and the command line nothing else. An error may come before the
@@ -48,25 +48,25 @@ pub fn object(error: &anyhow::Error) -> Value {
     let kind = exit_kind(error);
     match mistakes(error) {
         [first, ..] => of_mistake(first, kind),
-        [] => event(&Report::of(error), kind),
+        [] => event(&ErrorReport::of(error), kind),
     }
 }
 
 /// Returns the object of a panic.
 pub fn of_panic(what: &str, place: &str) -> Value {
-    let report = Report {
+    let report = ErrorReport {
         message: "internal failure".to_owned(),
         causes: vec![what.to_owned()],
         hints: vec![BUG.to_owned()],
-        ..Report::default()
+        ..ErrorReport::default()
     };
     let mut object = event(&report, ExitKind::Internal);
     object["at"] = place.into();
     object
 }
 
-fn event(report: &Report, kind: ExitKind) -> Value {
-    let Report {
+fn event(report: &ErrorReport, kind: ExitKind) -> Value {
+    let ErrorReport {
         message,
         details,
         causes,
@@ -79,11 +79,11 @@ fn event(report: &Report, kind: ExitKind) -> Value {
 }
 
 fn of_mistake(mistake: &Mistake, kind: ExitKind) -> Value {
-    let report = Report {
+    let report = ErrorReport {
         message: mistake.message.clone(),
         causes: mistake.cause.iter().cloned().collect(),
         hints: mistake.hints.clone(),
-        ..Report::default()
+        ..ErrorReport::default()
     };
     let mut object = event(&report, kind);
     object["file"] = mistake.file.clone().into();

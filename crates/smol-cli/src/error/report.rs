@@ -10,7 +10,7 @@ use super::{BUG, ExitKind, Failure, What, exit_kind, failures};
 /// Everything that a user or a script is told of an error.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Report {
+pub struct ErrorReport {
     /// What failed.
     pub message: String,
     /// Facts that are neither causes nor hints, each of one line or more.
@@ -21,7 +21,7 @@ pub struct Report {
     pub hints: Vec<String>,
 }
 
-impl Report {
+impl ErrorReport {
     /// Returns the report of an error: the texts of its chain, and what every [`Failure`] in it adds.
     pub fn of(error: &anyhow::Error) -> Self {
         let mut report = match with_text(error).next().and_then(failure) {
@@ -93,12 +93,15 @@ mod tests {
             .detail("probe: tcp 80")
             .hint("get it again");
         let there = anyhow::Error::from(there).context("cannot run x");
-        let sent = serde_json::to_string(&Report::of(&there)).unwrap();
-        let report: Report = serde_json::from_str(&sent).unwrap();
+        let sent = serde_json::to_string(&ErrorReport::of(&there)).unwrap();
+        let report: ErrorReport = serde_json::from_str(&sent).unwrap();
         let here = anyhow::Error::from(Failure::reported(ExitKind::Verification, report));
-        assert_eq!(Report::of(&here), Report::of(&there));
+        assert_eq!(ErrorReport::of(&here), ErrorReport::of(&there));
         let more = here.hint("or build it").hint("get it again");
-        assert_eq!(Report::of(&more).hints, ["get it again", "or build it"]);
+        assert_eq!(
+            ErrorReport::of(&more).hints,
+            ["get it again", "or build it"]
+        );
     }
 
     #[test]
@@ -106,6 +109,6 @@ mod tests {
         let error = Err::<(), _>(std::io::Error::from_raw_os_error(2))
             .context("cannot open x: No such file or directory (os error 2)")
             .unwrap_err();
-        assert_eq!(Report::of(&error).causes, Vec::<String>::new());
+        assert_eq!(ErrorReport::of(&error).causes, Vec::<String>::new());
     }
 }

@@ -186,7 +186,7 @@ pub fn sample(name: &str) -> Record {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use smol_cli::error::Report as ErrorReport;
+    use smol_cli::error::ErrorReport;
     use smol_cli::{ExitKind, Failure};
 
     #[test]
