@@ -80,7 +80,8 @@ mod tests {
         let kicker = receiver.recv().unwrap();
         while !blocked.is_finished() {
             kicker.kick();
-            std::thread::yield_now();
+            // Signals are queued: kicks without a pause can keep the thread in their handler for ever.
+            std::thread::sleep(std::time::Duration::from_millis(1));
         }
         assert_eq!(blocked.join().unwrap(), Err(rustix::io::Errno::INTR));
         kicker.kick();
