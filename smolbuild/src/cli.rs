@@ -69,7 +69,7 @@ pub enum Command {
         /// Folder that exists.
         folder: PathBuf,
     },
-    /// Runs one boot job; what an emulated host is started with.
+    /// Runs one boot job: the process of a machine that is built.
     #[command(name = "boot-job", hide = true)]
     BootJob {
         /// Job description.

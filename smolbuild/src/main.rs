@@ -33,7 +33,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         }
         Command::Man { folder } => manual::man_pages(Cli::command(), &folder)?,
         Command::ReleaseKernel { folder } => commands::kernel::release(&folder, &interrupt)?,
-        Command::BootJob { file } => smolbuild::boot::emulated::inner(&file, &interrupt)?,
+        Command::BootJob { file } => smolbuild::boot::process::main(&file, &interrupt)?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -7,6 +7,7 @@ use anyhow::Result;
 use smol_bundle::{Bundle, Prepared, PrivateKey, Written};
 use smol_cli::{ExitKind, Failure, Session, paths};
 use smol_host::{Accel, Backend, GuestKind, Selected};
+use smol_sandbox::Mode;
 
 use crate::assemble::{self, BuildDirs, Images};
 use crate::boot::{self, BootJob, Frozen};
@@ -75,6 +76,7 @@ impl Reuse {
 /// Whatever keeps a stage from being done.
 pub fn build_bundle(request: &BuildRequest, session: &Session) -> Result<Built> {
     let (loaded, cache) = (request.smolfile, paths::cache_dir()?);
+    let sandbox = Mode::from_environment()?;
     let context = BuildContext {
         downloads: &cache.join("downloads"),
         net: Net::allowed(request.offline),
@@ -89,6 +91,7 @@ pub fn build_bundle(request: &BuildRequest, session: &Session) -> Result<Built> 
     let build = Build {
         request,
         cache: &cache,
+        sandbox,
         work: WorkDir::create(&cache)?,
         context: BuildContext {
             net: resolved.net,
@@ -131,6 +134,8 @@ struct Build<'a> {
     request: &'a BuildRequest<'a>,
     /// The cache that all builds share.
     cache: &'a Path,
+    /// Whether the machine's process is confined.
+    sandbox: Mode,
     work: WorkDir,
     context: BuildContext<'a>,
 }
@@ -192,6 +197,9 @@ impl Build<'_> {
             let note = format!("{why}. Details: smolbuild doctor");
             self.context.session.note(&note);
         }
+        if let Some(warning) = smol_sandbox::warning(self.sandbox) {
+            self.context.session.note(&format!("warning: {warning}"));
+        }
         Ok(selected)
     }
 
@@ -245,7 +253,7 @@ impl Build<'_> {
         out: &Path,
     ) -> Result<(Frozen, Prepared)> {
         let (request, context) = (self.request, self.context);
-        let job = BootJob::new(sealed, images, request.watchdog, out);
+        let job = BootJob::new(sealed, images, request.watchdog, self.sandbox, out);
         let preparing = Preparing::begin(images, &context.session.interrupt);
         let frozen = boot::freeze(&job, host.accel, self.cache, request.verbose, context)?;
         Ok((frozen, preparing.end()))

@@ -45,6 +45,21 @@ impl ExitKind {
         self as u8
     }
 
+    /// Returns the kind with this exit code; [`Failed`](Self::Failed) for a code that is none's.
+    pub fn of_code(code: u8) -> Self {
+        let kinds = [
+            Self::Usage,
+            Self::LockStale,
+            Self::Verification,
+            Self::Host,
+            Self::Internal,
+            Self::Interrupted,
+            Self::Terminated,
+        ];
+        let found = kinds.into_iter().find(|kind| kind.code() == code);
+        found.unwrap_or(Self::Failed)
+    }
+
     /// Returns the name that it has in JSON.
     pub fn name(self) -> &'static str {
         match self {

@@ -132,6 +132,13 @@ impl ProcessGroup {
         self.leader.stderr.take()
     }
 
+    /// Sends SIGTERM to the leader, unless it has been waited for.
+    pub fn terminate(&self) {
+        if let Some(leader) = Pid::from_raw(self.leader.id().cast_signed()) {
+            let _ = rustix::process::kill_process(leader, Signal::TERM);
+        }
+    }
+
     /// Waits for the leader's end.
     ///
     /// # Errors
@@ -165,20 +172,23 @@ pub struct Kept {
 }
 
 /// Spawns `command` with [`kill_with_parent`] on a thread that lives as long as the child and waits
-/// for it. `keep` is dropped once the child has been spawned.
+/// for it. Before that, `confine` restricts the thread, and with it the child. `keep` is dropped once
+/// the child has been spawned.
 ///
 /// # Errors
-/// Those of [`Command::spawn`] and of starting a thread.
+/// Those of [`Command::spawn`], of starting a thread, and of `confine`.
 pub fn spawn_on_keeper(
     name: &str,
     mut command: Command,
+    confine: impl FnOnce() -> io::Result<()> + Send + 'static,
     keep: impl Send + 'static,
 ) -> io::Result<Kept> {
     kill_with_parent(&mut command);
     let (send_process, process) = mpsc::channel();
     let (send_status, ended) = mpsc::channel();
     let keeper = move || {
-        let spawned = command.spawn().and_then(|child| {
+        let spawned = confine().and_then(|()| command.spawn());
+        let spawned = spawned.and_then(|child| {
             let pid = Pid::from_raw(child.id().cast_signed()).ok_or(io::ErrorKind::NotFound)?;
             Ok((child, pidfd_open(pid, PidfdFlags::empty())?))
         });
@@ -259,7 +269,7 @@ mod tests {
                 let (read, write) = io::pipe().unwrap();
                 let mut command = shell("echo $$; exec sleep 600");
                 command.stdout(write);
-                let kept = spawn_on_keeper("keeper", command, ()).unwrap();
+                let kept = spawn_on_keeper("keeper", command, || Ok(()), ()).unwrap();
                 println!("\npid {}", first_line(read));
                 std::mem::forget(kept);
             }
@@ -322,9 +332,21 @@ mod tests {
 
     #[test]
     fn the_end_of_a_kept_child_is_told() {
-        let kept = spawn_on_keeper("keeper", shell("exit 3"), ()).unwrap();
+        let free = || Ok(());
+        let kept = spawn_on_keeper("keeper", shell("exit 3"), free, ()).unwrap();
         assert_eq!(kept.ended.recv().unwrap().code(), Some(3));
-        assert!(spawn_on_keeper("keeper", Command::new("/no/such/program"), ()).is_err());
+        assert!(spawn_on_keeper("keeper", Command::new("/no/such/program"), free, ()).is_err());
+    }
+
+    #[test]
+    fn a_kept_child_that_cannot_be_confined_is_not_started() {
+        let dir = tempfile::tempdir().unwrap();
+        let started = dir.path().join("started");
+        let command = shell(&format!("touch {}", started.display()));
+        let refuse = || Err(io::Error::other("no"));
+        let error = spawn_on_keeper("keeper", command, refuse, ()).unwrap_err();
+        assert_eq!(error.to_string(), "no");
+        assert!(!started.exists());
     }
 
     #[test]

@@ -4,25 +4,19 @@
 //! job's folder, which both sides see under the same name.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use smol_cli::Interrupt;
 use smol_host::emulated::{EmulatedHost, Event, SELF};
 
-use super::{BootJob, Message, local};
+use super::process::{self, Messages};
+use super::{BootJob, GRACE, Message};
 use crate::error::{LibraryError, ResultExt};
 
-/// Name of the hidden command that the inner program is started with.
-pub const INNER_COMMAND: &str = "boot-job";
-/// BootJob description in the job's folder.
-const JOB_FILE: &str = "job.json";
 /// Where the inner program sees the results folder and the images.
 const OUT: &str = "/job/out";
-/// After an interrupt the inner program has this long to come to its end by itself.
-const GRACE: Duration = Duration::from_secs(3);
 
-/// Boots the job in an emulated host. As [`local::run`] otherwise.
+/// Boots the job in an emulated host. As [`super::local::run`] otherwise.
 ///
 /// # Errors
 /// When there is no emulated host to be had, with the command that fixes it.
@@ -32,19 +26,18 @@ pub fn run(
     interrupt: &Interrupt,
     mut report: impl FnMut(Message),
 ) -> Result<()> {
-    let (inner, mut host) = translate(job, EmulatedHost::new(cache))?;
-    let text = serde_json::to_vec(&inner)?;
-    std::fs::write(job.out.join(JOB_FILE), text).context("cannot write the job description")?;
+    let (inner, mut host) = translate(job, EmulatedHost::new(cache).sandbox(job.sandbox))?;
+    let file = process::write_job(&inner, &job.out)?;
     let guest_mib = u32::try_from(job.memory >> 20).context("guest memory")?;
     host = host.memory(guest_mib).share(&job.out, OUT, false).job([
         SELF,
-        INNER_COMMAND,
-        "/job/out/job.json",
+        process::COMMAND,
+        &format!("{OUT}/{}", process::JOB_FILE),
     ]);
     let mut running = host.spawn().classify()?;
     running.controller().stop_on(interrupt.clone(), GRACE);
 
-    let mut stdout = Vec::new();
+    let mut messages = Messages::default();
     let mut stderr = Vec::new();
     let status = loop {
         let event = running.next_event().map_err(|error| {
@@ -54,40 +47,28 @@ pub fn run(
         })?;
         match event {
             Event::Stdout(bytes) => {
-                stdout.extend(bytes);
-                for message in complete_lines(&mut stdout)? {
-                    report(message);
-                }
+                messages
+                    .push(&bytes)
+                    .into_iter()
+                    .try_for_each(|message| process::deliver(message?, &mut report))?;
             }
             Event::Stderr(bytes) => stderr.extend(bytes),
             Event::Started | Event::Channel(_) => {}
             Event::Exited(status) => break status,
         }
     };
-    let _ = std::fs::remove_file(job.out.join(JOB_FILE));
-    if status.shell_code() != 0 {
-        interrupt.check()?;
-        let words = String::from_utf8_lossy(&stderr);
-        bail!(
-            "the build inside the emulated host failed (exit {}): {}",
-            status.shell_code(),
-            words.trim()
-        );
+    let _ = std::fs::remove_file(file);
+    if status.shell_code() == 0 {
+        return Ok(());
     }
-    Ok(())
-}
-
-/// The inner side: runs the job that `file` describes and prints its messages.
-///
-/// # Errors
-/// As [`local::run`].
-pub fn inner(file: &Path, interrupt: &Interrupt) -> Result<()> {
-    let text = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
-    let job: BootJob = serde_json::from_slice(&text).context("the job description")?;
-    local::run(&job, interrupt, |message| {
-        let line = serde_json::to_string(&message).expect("messages serialise");
-        println!("{line}");
-    })
+    interrupt.check()?;
+    Err(process::died(
+        &format!(
+            "the build inside the emulated host failed (exit {})",
+            status.shell_code()
+        ),
+        &stderr,
+    ))
 }
 
 /// The job as the inner program sees it. Every image gets its folder shared read-only.
@@ -113,23 +94,4 @@ fn translate(job: &BootJob, mut host: EmulatedHost) -> Result<(BootJob, Emulated
         ..job.clone()
     };
     Ok((inner, host))
-}
-
-fn complete_lines(buffer: &mut Vec<u8>) -> Result<Vec<Message>> {
-    let Some(end) = buffer.iter().rposition(|b| *b == b'\n') else {
-        return Ok(Vec::new());
-    };
-    let lines: Vec<u8> = buffer.drain(..=end).collect();
-    lines
-        .split(|b| *b == b'\n')
-        .filter(|l| !l.is_empty())
-        .map(|l| {
-            serde_json::from_slice(l).with_context(|| {
-                format!(
-                    "message of the emulated host: {}",
-                    String::from_utf8_lossy(l)
-                )
-            })
-        })
-        .collect()
 }

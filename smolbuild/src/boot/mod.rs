@@ -1,22 +1,26 @@
 //! Boots the machine headless, waits until it is ready and freezes it.
 //!
-//! One [`BootJob`] describes it; it is run by [`local`] in this process, or, where this host has no
-//! usable KVM, by the same program inside an emulated host ([`emulated`]). Either way the caller
-//! sees the same [`Message`]s, and finds the frozen machine in the job's folder.
+//! One [`BootJob`] describes it; it is run ([`local`]) by this program in a process of its own, here
+//! ([`process`]) or, where this host has no usable KVM, inside an emulated host ([`emulated`]). Either
+//! way the caller sees the same [`Message`]s, and finds the frozen machine in the job's folder.
 
 pub mod emulated;
 mod guard;
 mod hints;
 pub mod local;
+pub mod process;
 mod stages;
 mod streams;
 mod test_restore;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use smol_cli::error::ErrorReport;
 use smol_machine::cpu::Level;
 use smol_protocol::{Event, GuestFailure, Probe};
+use smol_sandbox::Mode;
 
 use crate::assemble::Images;
 use crate::plan::Sealed;
@@ -34,6 +38,9 @@ pub const WORKING_SET_FILE: &str = "working-set.json";
 /// Wall-clock limit of a boot, seconds. Waiting costs no time on virtual time, so only a guest
 /// that works all the while comes near it.
 const BOOT_LIMIT: u64 = 20 * 60;
+
+/// After an interrupt the machine's process has this long to come to its end by itself.
+const GRACE: Duration = Duration::from_secs(3);
 
 /// Lines of console and service output that an error shows.
 const TAIL_LINES: usize = 25;
@@ -72,6 +79,8 @@ pub struct BootJob {
     pub limit: u64,
     /// What is known of the service, to explain a failure.
     pub service: Service,
+    /// Whether the process that runs the machine is confined to it.
+    pub sandbox: Mode,
     /// Folder for the results; it exists and is empty.
     pub out: PathBuf,
 }
@@ -89,7 +98,7 @@ pub struct Service {
 impl BootJob {
     /// The boot of the sealed Plan's machine from its images, which is frozen into the folder `out`.
     /// After `watchdog` seconds a guest that never pauses gets a tick.
-    pub fn new(sealed: &Sealed, images: &Images, watchdog: u64, out: &Path) -> Self {
+    pub fn new(sealed: &Sealed, images: &Images, watchdog: u64, sandbox: Mode, out: &Path) -> Self {
         let plan = &sealed.plan;
         let ready = plan.console_ready.as_ref();
         let warm_restore = plan.guest.as_ref().map(|guest| &guest.warm_restore);
@@ -120,6 +129,7 @@ impl BootJob {
                     cmd: guest.service.cmd.clone(),
                     warms_up: !guest.warm.is_empty(),
                 }),
+            sandbox,
             out: out.to_owned(),
         }
     }
@@ -144,6 +154,8 @@ pub enum Message {
     Frozen(Frozen),
     /// It is not going to be.
     Failed(Failed),
+    /// It cannot even be tried: the exit code, and what is told of the error. Only between processes.
+    Error(u8, ErrorReport),
 }
 
 /// Facts about a frozen machine.

@@ -10,7 +10,7 @@ use smol_host::Backend;
 use smol_machine::cpu::Level;
 use smol_protocol::Event;
 
-use super::{BootJob, Failed, Frozen, Message, Service, emulated, hints, local};
+use super::{BootJob, Failed, Frozen, Message, Service, emulated, hints, process};
 use crate::context::BuildContext;
 
 /// Boots the machine on `backend` until it is frozen. `cache` is the folder of the emulated host's
@@ -35,7 +35,7 @@ pub fn freeze(
         move |message| stages.lock().expect("no stage panics").message(message)
     };
     match backend {
-        Backend::Kvm => local::run(job, interrupt, report)?,
+        Backend::Kvm => process::run(job, interrupt, report)?,
         Backend::Emulated => emulated::run(job, cache, interrupt, report)?,
     }
     let outcome = stages.lock().expect("no stage panics").outcome.take();
@@ -108,6 +108,8 @@ impl BootStages {
                 self.outcome = Some(Ok(frozen));
             }
             Message::Failed(failed) => self.outcome = Some(Err(failed)),
+            // Who runs the process takes it out of the stream.
+            Message::Error(..) => {}
         }
     }
 

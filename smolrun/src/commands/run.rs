@@ -7,13 +7,15 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use smol_bundle::Bundle;
 use smol_cli::{ExitKind, Failure, Interrupt, Progress, Session, paths};
-use smol_host::{Backend, GuestKind};
+use smol_host::emulated::kernel::HostKernel;
+use smol_host::{Accel, Backend, GuestKind, Selected};
+use smol_sandbox::Mode;
 
 use crate::cli::RunArgs;
 use crate::habits;
 use crate::host::process::{self, Standard};
 use crate::host::terminal::Terminal;
-use crate::host::{background, emulated, instance};
+use crate::host::{background, confine, emulated, instance};
 use crate::images::bundle::{self, Has, absolute};
 use crate::images::{Images, Source};
 use crate::run::metrics::{Metrics, Moment};
@@ -30,11 +32,15 @@ pub fn run(args: &RunArgs, start: Moment) -> anyhow::Result<ExitCode> {
     let interrupt = Interrupt::install().context("cannot catch signals")?;
     let session = Session::new(args.shown.progress, interrupt);
     let path = args.bundle.as_deref().context("no bundle was named")?;
+    let sandbox = Mode::from_environment()?;
+    let selected = select_early(args, path)?;
+    confine(args, path, selected.as_ref(), sandbox, &session.progress)?;
     let bundle = open_trusted(path, args, &session.progress)?;
     if args.verify {
         bundle::verify(&bundle, &session)?;
     }
-    let mut spec = spec_of(&bundle, path, args, start, &session.progress)?;
+    let mut spec = spec_of(&bundle, path, args, start, selected, &session.progress)?;
+    spec.sandbox = sandbox;
 
     let moment = Moment::now();
     let cache = paths::cache_dir()?;
@@ -57,6 +63,45 @@ pub fn run(args: &RunArgs, start: Moment) -> anyhow::Result<ExitCode> {
         Err(signal) => Ok(smol_cli::exit_kind(&signal.into()).into()),
         Ok(()) => Ok(end.code().into()),
     }
+}
+
+/// Chooses where to run before the bundle is opened, where that does not depend on it: only who may
+/// have to start QEMU keeps the right to. Has the emulated host's kernel downloaded if it is to be used
+/// and not there, for which this process needs the network.
+fn select_early(args: &RunArgs, bundle: &Path) -> anyhow::Result<Option<Selected>> {
+    if args.host.accel == Accel::Kvm || !bundle.is_file() {
+        return Ok(None);
+    }
+    // Without any way to run a machine, the bundle's own errors are told first.
+    let selected = smol_host::select(args.host.accel, GuestKind::Linux).ok();
+    if selected
+        .as_ref()
+        .is_some_and(|s| s.accel == Backend::Emulated)
+    {
+        HostKernel::obtain(&paths::cache_dir()?).map_err(emulated::host_failure)?;
+    }
+    Ok(selected)
+}
+
+/// Restricts this process to what it takes to start the bundle, and says if it cannot be.
+fn confine(
+    args: &RunArgs,
+    bundle: &Path,
+    selected: Option<&Selected>,
+    mode: Mode,
+    progress: &Progress,
+) -> anyhow::Result<()> {
+    if let Some(why) = smol_sandbox::warning(mode) {
+        note(progress, &format!("warning: {why}"));
+    }
+    let start = confine::Start {
+        bundle,
+        keys: &args.key,
+        ports: &args.publish,
+        metrics_file: args.metrics_file.as_deref(),
+        emulated: selected.is_some_and(|selected| selected.accel == Backend::Emulated),
+    };
+    confine::before_bundle(&start, mode)
 }
 
 fn terminal(spec: &RunSpec, progress: Progress) -> Terminal {
@@ -102,6 +147,7 @@ fn spec_of(
     path: &Path,
     args: &RunArgs,
     start: Moment,
+    selected: Option<Selected>,
     progress: &Progress,
 ) -> anyhow::Result<RunSpec> {
     let (config, has) = (bundle.config(), Has::of(bundle));
@@ -130,7 +176,10 @@ fn spec_of(
         true => GuestKind::Linux,
         false => GuestKind::Bare,
     };
-    let selected = smol_host::select(args.host.accel, guest).map_err(emulated::host_failure)?;
+    let selected = match selected {
+        Some(selected) => selected,
+        None => smol_host::select(args.host.accel, guest).map_err(emulated::host_failure)?,
+    };
     let metrics = Metrics {
         open_ms,
         accel_ms: Some(moment.elapsed_ms()),
@@ -150,6 +199,7 @@ fn spec_of(
         auto_remove: args.rm,
         verbose: args.verbose,
         emulated: selected.accel == Backend::Emulated,
+        sandbox: Mode::On,
         metrics_file: args.metrics_file.as_deref().map(absolute).transpose()?,
         metrics,
         start,

@@ -26,8 +26,8 @@ use smol_host::emulated::{self, Controller, EmulatedHost, Event, JobStatus, Runn
 use smol_protocol::LineBuffer;
 use smol_protocol::log::Stream;
 
-use crate::host::control;
 use crate::host::messages::{Message, MessageLines, failure};
+use crate::host::{confine, control};
 use crate::images::Images;
 use crate::images::cache::CachedImages;
 use crate::run::metrics::{Metrics, Moment};
@@ -81,6 +81,7 @@ impl Outer {
             .share(images, IMAGES, true)
             .memory(memory)
             .job([SELF, "internal-inner", &inner]);
+        host = host.sandbox(spec.sandbox);
         for (port, inside) in ports.iter().zip(FIRST_PORT..) {
             let IpAddr::V4(address) = port.host.ip() else {
                 let message = "the emulated host forwards ports of IPv4 addresses only";
@@ -88,6 +89,7 @@ impl Outer {
             };
             host = host.forward(address, port.host.port(), inside);
         }
+        confine::before_emulated_host(spec, &host)?;
         let spawned = Moment::now();
         let running = host.spawn().map_err(host_failure)?;
         let shared = Shared {
@@ -310,6 +312,7 @@ pub fn inner(spec: &str) -> anyhow::Result<ExitCode> {
     });
     let output = Arc::new(Output::new(true, None));
     let mut images = Images::Cached(CachedImages::new(IMAGES.into(), spec.has));
+    confine::inside(&spec, Path::new(IMAGES))?;
     let outcome = supervisor.run(&spec, &mut images, output, lines.clone(), || {}, |_| {});
     let message = match outcome {
         Ok(end) => Message::ended(end),

@@ -44,21 +44,7 @@ impl Message {
 
 /// Returns the error of [`Message::Failed`].
 pub fn failure(code: u8, report: ErrorReport) -> anyhow::Error {
-    use ExitKind::*;
-    let kinds = [
-        Usage,
-        LockStale,
-        Verification,
-        Host,
-        Internal,
-        Interrupted,
-        Terminated,
-    ];
-    let kind = kinds
-        .into_iter()
-        .find(|kind| kind.code() == code)
-        .unwrap_or(Failed);
-    Failure::reported(kind, report).into()
+    Failure::reported(ExitKind::of_code(code), report).into()
 }
 
 /// A stream of [`Message`] lines.

@@ -2,6 +2,7 @@
 //! background, or in the emulated host.
 
 pub mod background;
+pub mod confine;
 pub mod control;
 pub mod emulated;
 pub mod instance;

@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use smol_cli::Interrupt;
 
 use crate::host::instance::{self, EndRecord, Instance, Record};
-use crate::host::{control, emulated};
+use crate::host::{confine, control, emulated};
 use crate::images::Images;
 use crate::run::output::Output;
 use crate::run::report::{End, Report, Up};
@@ -77,6 +77,7 @@ fn run_instance(
         let _ = sweep();
         return host.run(spec, &output, &*report, running);
     }
+    confine::before_machine(spec, &images)?;
     let supervisor = Supervisor::new();
     let control = instance.control()?;
     let requests = || noting(stopped, supervisor.requests());

@@ -101,12 +101,17 @@ impl CachedImages {
     }
 }
 
+/// Returns the folder of all unpacked bundles under `cache`.
+pub fn root(cache: &Path) -> PathBuf {
+    cache.join("bundles")
+}
+
 /// Returns where the bundle's images are under `cache`, or will be, and whether they are there.
 ///
 /// # Errors
 /// If the cache cannot be used.
 pub fn lookup(bundle: &Bundle, cache: &Path) -> anyhow::Result<(PathBuf, bool)> {
-    let root = cache.join("bundles");
+    let root = root(cache);
     create_private(&root)?;
     let done = root.join(bundle.digest().hex());
     let complete = is_complete(bundle, &done)?;

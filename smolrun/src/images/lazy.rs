@@ -128,6 +128,16 @@ impl LazyImages {
         }
     }
 
+    /// Returns the bundle's file.
+    pub fn bundle(&self) -> &Path {
+        self.loader.bundle.path()
+    }
+
+    /// Returns the folder that the bundle is unpacked into.
+    pub fn cache(&self) -> PathBuf {
+        cache::root(&self.cache)
+    }
+
     /// Reads the machine state, verified.
     ///
     /// # Errors

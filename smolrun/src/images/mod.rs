@@ -121,6 +121,22 @@ impl Images {
         Self::load(opened, cache, true, session)
     }
 
+    /// Returns the files and folders that are read while a machine uses the images.
+    pub fn read(&self) -> Vec<&Path> {
+        match self {
+            Images::Cached(images) => vec![images.folder()],
+            Images::Lazy(images) => vec![images.bundle()],
+        }
+    }
+
+    /// Returns the folder that is written to while a machine uses the images, if there is one.
+    pub fn written(&self) -> Option<PathBuf> {
+        match self {
+            Images::Cached(_) => None,
+            Images::Lazy(images) => Some(images.cache()),
+        }
+    }
+
     /// Whether pages are loaded when they are touched.
     pub fn are_lazy(&self) -> bool {
         matches!(self, Images::Lazy(_))

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use smol_bundle::Config;
+use smol_sandbox::Mode;
 
 use crate::images::bundle::Has;
 use crate::run::metrics::{Metrics, Moment};
@@ -35,6 +36,8 @@ pub struct RunSpec {
     pub verbose: bool,
     /// Runs in an emulated host.
     pub emulated: bool,
+    /// Whether the processes that run it are confined.
+    pub sandbox: Mode,
     /// Where to write [`Metrics`].
     pub metrics_file: Option<PathBuf>,
     /// What was measured before.
@@ -85,6 +88,7 @@ pub fn sample() -> RunSpec {
         auto_remove: false,
         verbose: false,
         emulated: false,
+        sandbox: Mode::On,
         metrics_file: None,
         metrics: Metrics::default(),
         start: Moment::now(),

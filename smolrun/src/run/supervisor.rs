@@ -15,11 +15,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use smol_cli::{ExitKind, Failure};
+use smol_cli::{ErrorExt, ExitKind, Failure};
 use smol_machine::cpu::Level;
 use smol_machine::devices::virtio::vsock::VsockHandle;
 use smol_machine::{Machine, Stop, StopHandle};
 use smol_protocol::{Event as GuestEvent, ExitStatus, GuestFailure, Stage};
+use smol_sandbox::Filter;
 
 use crate::images::Images;
 use crate::run::contract;
@@ -93,6 +94,11 @@ impl Supervisor {
             first_output: Arc::default(),
         };
         let ready = start::start(spec, images, &outputs, &*report)?;
+        // From here on nothing is made any more: the machine is complete.
+        Filter::Machine
+            .restrict_process(spec.sandbox)
+            .map_err(anyhow::Error::from)
+            .kind(ExitKind::Host)?;
         let metrics = Metrics {
             restored: Some(ready.restored),
             on_demand: (ready.restored && images.are_lazy()).then_some(true),

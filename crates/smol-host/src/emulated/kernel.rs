@@ -146,8 +146,8 @@ impl HostKernel {
     }
 }
 
-fn kernels(cache: &Path) -> PathBuf {
-    cache.join("emulated-host")
+pub(super) fn kernels(cache: &Path) -> PathBuf {
+    cache.join(super::FOLDER)
 }
 
 fn remove_command(dir: &Path) -> String {

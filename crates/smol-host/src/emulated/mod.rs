@@ -31,10 +31,13 @@ mod running;
 pub mod wire;
 
 pub use fault::FOLDER as FAULTS;
-pub use qemu::EmulatedHost;
+pub use qemu::{EmulatedHost, qemu_access};
 pub(crate) use qemu::{QEMU, qemu_missing};
 pub use running::{Controller, Event, RunningHost};
 pub use wire::JobStatus;
+
+/// Folder in the cache of all that is kept of emulated hosts.
+pub const FOLDER: &str = "emulated-host";
 
 /// Path of the running program inside the emulated host: what a job names to run itself there.
 pub const SELF: &str = "/smol";

@@ -11,6 +11,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use rustix::fs::MemfdFlags;
+use smol_sandbox::{Access, Filter, Mode};
 
 use crate::child::{self, Kept};
 use crate::error::{HostError, Result};
@@ -44,6 +45,9 @@ pub(super) struct Launch {
     pub qemu: PathBuf,
     pub initramfs: File,
     pub arguments: Arguments,
+    /// What it may use of this host.
+    pub access: Access,
+    pub sandbox: Mode,
     /// How long the first boot may take, and the second.
     pub boot_timeouts: [Duration; 2],
     /// How long nothing may be received from it once it is up.
@@ -93,10 +97,15 @@ pub(super) fn boot(launch: &Launch, timeout: Duration) -> Result<Booting> {
 
     // On a thread of its own: the one that starts it may end before the machine does. QEMU's end of
     // the socket must be the only one, so that its end is seen.
+    let (access, sandbox) = (launch.access.clone(), launch.sandbox);
+    let confine = move || {
+        access.restrict_thread(sandbox)?;
+        Filter::Local.restrict_thread(sandbox)
+    };
     let Kept { process, ended } =
-        child::spawn_on_keeper("qemu-keeper", command, (fds, inner)).map_err(HostError::io(
-            format!("cannot start {}", launch.qemu.display()),
-        ))?;
+        child::spawn_on_keeper("qemu-keeper", command, confine, (fds, inner)).map_err(
+            HostError::io(format!("cannot start {}", launch.qemu.display())),
+        )?;
     port.set_read_timeout(Some(timeout))
         .map_err(HostError::io("cannot set a time limit"))?;
     Ok(Booting {

@@ -5,13 +5,14 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::kernel::HostKernel;
+use super::kernel::{self, HostKernel};
 use super::process::{Fds, Launch, memory_file};
 use super::running::{self, RunningHost};
 use super::wire::{HostJob, Mount};
 use super::{INIT_ARGUMENT, SELF, cpio};
 use crate::apt;
 use crate::error::{HostError, Result};
+use smol_sandbox::{Access, Mode};
 
 /// The emulator we run.
 pub(crate) const QEMU: &str = "qemu-system-x86_64";
@@ -34,6 +35,8 @@ const CPU: &str = "max";
 const CPUS: usize = 3;
 /// Memory beside what the job asks for: Linux, the initramfs and what lies in tmpfs.
 const BASE_MEMORY_MIB: u32 = 1024;
+/// What QEMU denies itself by seccomp once it is set up: programs, other users, priorities.
+const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
 /// Name of the virtio-serial port that carries the frames.
 pub(super) const PORT_NAME: &str = "smol";
 
@@ -62,6 +65,7 @@ pub struct EmulatedHost {
     env: Vec<(String, String)>,
     cwd: String,
     silence_timeout: Duration,
+    sandbox: Mode,
 }
 
 #[derive(Clone, Debug)]
@@ -90,6 +94,7 @@ impl EmulatedHost {
             env: Vec::new(),
             cwd: "/".into(),
             silence_timeout: running::SILENCE_TIMEOUT,
+            sandbox: Mode::On,
         }
     }
 
@@ -151,6 +156,12 @@ impl EmulatedHost {
         self
     }
 
+    /// Sets whether QEMU is confined to what it needs of this host; it is by default.
+    pub fn sandbox(mut self, mode: Mode) -> Self {
+        self.sandbox = mode;
+        self
+    }
+
     /// Starts it. The kernel is fetched first if it is not cached.
     ///
     /// # Errors
@@ -158,7 +169,7 @@ impl EmulatedHost {
     /// not exist; the running program is not static. What happens after the start (a port is taken,
     /// the kernel dies) comes out of [`RunningHost::next_event`].
     pub fn spawn(&self) -> Result<RunningHost> {
-        let qemu = apt::find_program(QEMU).ok_or_else(qemu_missing)?;
+        let qemu = program()?;
         for share in &self.shares {
             if !share.host.is_dir() {
                 return Err(HostError::new(format!(
@@ -172,6 +183,8 @@ impl EmulatedHost {
         let initramfs = memory_file("initramfs", &self.initramfs(&kernel)?)?;
         let (host, vmlinux) = (self.clone(), kernel.vmlinux());
         running::start(Launch {
+            access: self.access()?,
+            sandbox: self.sandbox,
             qemu,
             initramfs,
             arguments: Box::new(move |fds| host.command_line(&cpu, &vmlinux, fds)),
@@ -239,6 +252,23 @@ impl EmulatedHost {
         wanted
     }
 
+    /// Returns what QEMU may use of this host: itself, its kernel, what the job shares, and the ports
+    /// that are forwarded.
+    ///
+    /// # Errors
+    /// There is no QEMU.
+    pub fn access(&self) -> Result<Access> {
+        let mut access = qemu_access()?.read(kernel::kernels(&self.cache));
+        for share in &self.shares {
+            access = match share.read_only {
+                true => access.read(&share.host),
+                false => access.write(&share.host),
+            };
+        }
+        let ports = self.forwards.iter().map(|forward| forward.host_port);
+        Ok(ports.fold(access, Access::bind))
+    }
+
     fn command_line(&self, cpu: &str, vmlinux: &Path, fds: &Fds) -> Vec<String> {
         let mut line = Vec::new();
         let mut option = |name: &str, value: String| line.extend([format!("-{name}"), value]);
@@ -285,6 +315,9 @@ impl EmulatedHost {
         }
         line.extend(["-nodefaults", "-no-user-config", "-no-reboot"].map(String::from));
         line.extend(["-display", "none", "-monitor", "none"].map(String::from));
+        if self.sandbox == Mode::On {
+            line.extend(["-sandbox", SANDBOX].map(String::from));
+        }
         line
     }
 
@@ -301,6 +334,42 @@ impl EmulatedHost {
         }
         netdev
     }
+}
+
+fn program() -> Result<PathBuf> {
+    apt::find_program(QEMU).ok_or_else(qemu_missing)
+}
+
+/// Returns what QEMU uses of this host whatever it emulates: itself, its firmware and its libraries.
+///
+/// # Errors
+/// There is none.
+pub fn qemu_access() -> Result<Access> {
+    let qemu = program()?;
+    let mut access = Access::none().write("/dev/null");
+    for file in [
+        "/dev/urandom",
+        "/dev/random",
+        "/proc",
+        "/sys",
+        "/etc/ld.so.cache",
+    ] {
+        access = access.read(file);
+    }
+    for folder in ["/usr", "/bin", "/lib", "/lib64"] {
+        access = access.execute(folder);
+    }
+    // In the stores of Nix and Guix, each library is in a folder of its own.
+    for store in ["/nix/store", "/gnu/store"] {
+        access = access.execute(store);
+    }
+    let qemu = qemu.canonicalize().unwrap_or(qemu);
+    if let Some(prefix) = qemu.parent().and_then(Path::parent) {
+        for folder in ["bin", "lib", "libexec", "share"] {
+            access = access.execute(prefix.join(folder));
+        }
+    }
+    Ok(access.execute(&qemu))
 }
 
 /// Returns the emulated CPU by the value of [`CPU_VARIABLE`]: the name of a model, from which features can be

@@ -384,6 +384,8 @@ mod tests {
     use std::os::fd::AsRawFd;
     use std::path::Path;
 
+    use smol_sandbox::{Access, Mode};
+
     use super::super::process::memory_file;
     use super::*;
 
@@ -401,6 +403,8 @@ mod tests {
             boot_timeouts: [Duration::from_millis(500), Duration::from_secs(600)],
             silence_timeout: Duration::from_secs(600),
             cache: std::env::temp_dir(),
+            access: Access::none(),
+            sandbox: Mode::Off,
         }
     }
 

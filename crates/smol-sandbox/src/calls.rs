@@ -1,0 +1,288 @@
+//! The system calls of each filter, with what is asked of their arguments.
+//!
+//! Those of memory, threads and time are what the standard library and the C library make use of;
+//! which of them, depends on the version and on the host, so the list has the whole family where
+//! all of it is harmless.
+
+use std::collections::BTreeMap;
+
+use libc::c_long;
+use seccompiler::SeccompCmpArgLen::Dword;
+use seccompiler::SeccompCmpOp::{Eq, MaskedEq};
+use seccompiler::{SeccompCmpOp, SeccompCondition, SeccompRule};
+
+/// What is asked of the arguments of a call: one of the rules must hold. None: nothing is asked.
+pub(crate) type Rules = BTreeMap<c_long, Vec<SeccompRule>>;
+
+/// Linux's ioctl numbers have the driver's letter in their second byte
+/// (Documentation/userspace-api/ioctl/ioctl-number.rst).
+const DRIVER: u64 = 0xff00;
+const KVM: u64 = 0xae00;
+const USERFAULTFD: u64 = 0xaa00;
+
+// include/uapi/linux/kvm.h
+const KVM_RUN: u64 = 0xae80;
+const KVM_IRQ_LINE: u64 = 0x4008_ae61;
+const KVM_GET_REGS: u64 = 0x8090_ae81;
+const KVM_TRANSLATE: u64 = 0xc018_ae85;
+
+/// Returns the rules of calls whose arguments do not matter.
+fn plain(calls: &[c_long]) -> Rules {
+    calls.iter().map(|call| (*call, Vec::new())).collect()
+}
+
+/// Returns the rule that an argument, of which the lower 32 bits count, is like this.
+fn argument(index: u8, operator: SeccompCmpOp, value: u64) -> SeccompRule {
+    let condition = SeccompCondition::new(index, Dword, operator, value);
+    let condition = condition.expect("a call has six arguments");
+    SeccompRule::new(vec![condition]).expect("it has a condition")
+}
+
+/// Returns the rules that an argument is one of these.
+fn one_of(index: u8, values: &[u64]) -> Vec<SeccompRule> {
+    values
+        .iter()
+        .map(|value| argument(index, Eq, *value))
+        .collect()
+}
+
+/// Returns the calls of a program that reads and writes files, on several threads.
+pub(crate) fn files() -> Rules {
+    let mut rules = plain(&[
+        // Files, which Landlock decides about, and descriptors.
+        libc::SYS_openat,
+        libc::SYS_openat2,
+        libc::SYS_close,
+        libc::SYS_close_range,
+        libc::SYS_read,
+        libc::SYS_readv,
+        libc::SYS_pread64,
+        libc::SYS_preadv,
+        libc::SYS_write,
+        libc::SYS_writev,
+        libc::SYS_pwrite64,
+        libc::SYS_pwritev,
+        libc::SYS_lseek,
+        libc::SYS_copy_file_range,
+        libc::SYS_ftruncate,
+        libc::SYS_fallocate,
+        libc::SYS_fadvise64,
+        libc::SYS_fsync,
+        libc::SYS_fdatasync,
+        libc::SYS_statx,
+        libc::SYS_newfstatat,
+        libc::SYS_fstat,
+        libc::SYS_statfs,
+        libc::SYS_fstatfs,
+        libc::SYS_faccessat,
+        libc::SYS_faccessat2,
+        libc::SYS_readlinkat,
+        libc::SYS_getdents64,
+        libc::SYS_getcwd,
+        libc::SYS_flock,
+        libc::SYS_fchmod,
+        libc::SYS_fchmodat,
+        libc::SYS_utimensat,
+        libc::SYS_mkdirat,
+        libc::SYS_renameat,
+        libc::SYS_renameat2,
+        libc::SYS_linkat,
+        libc::SYS_unlinkat,
+        libc::SYS_fgetxattr,
+        libc::SYS_getxattr,
+        libc::SYS_lgetxattr,
+        libc::SYS_flistxattr,
+        libc::SYS_listxattr,
+        libc::SYS_llistxattr,
+        libc::SYS_dup,
+        libc::SYS_dup3,
+        libc::SYS_pipe2,
+        libc::SYS_memfd_create,
+        libc::SYS_ppoll,
+        // Memory.
+        libc::SYS_munmap,
+        libc::SYS_mremap,
+        libc::SYS_madvise,
+        libc::SYS_msync,
+        libc::SYS_mincore,
+        libc::SYS_brk,
+        libc::SYS_membarrier,
+        // Threads.
+        libc::SYS_futex,
+        libc::SYS_clone3,
+        libc::SYS_set_robust_list,
+        libc::SYS_rseq,
+        libc::SYS_gettid,
+        libc::SYS_getpid,
+        libc::SYS_getppid,
+        libc::SYS_sched_yield,
+        libc::SYS_sched_getaffinity,
+        libc::SYS_sched_setaffinity,
+        libc::SYS_getcpu,
+        libc::SYS_setpriority,
+        libc::SYS_getpriority,
+        libc::SYS_exit,
+        libc::SYS_exit_group,
+        // Signals to this process.
+        libc::SYS_rt_sigaction,
+        libc::SYS_rt_sigprocmask,
+        libc::SYS_rt_sigreturn,
+        libc::SYS_sigaltstack,
+        libc::SYS_restart_syscall,
+        // Time, where the vDSO does not know it, random numbers, and who this is.
+        libc::SYS_clock_gettime,
+        libc::SYS_clock_getres,
+        libc::SYS_clock_nanosleep,
+        libc::SYS_nanosleep,
+        libc::SYS_gettimeofday,
+        libc::SYS_getrandom,
+        libc::SYS_getuid,
+        libc::SYS_geteuid,
+        libc::SYS_getgid,
+        libc::SYS_getegid,
+        libc::SYS_uname,
+        libc::SYS_sysinfo,
+        libc::SYS_getrusage,
+    ]);
+    rules.extend(old_calls());
+    let not_executable = || vec![argument(2, MaskedEq(libc::PROT_EXEC as u64), 0)];
+    rules.insert(libc::SYS_mmap, not_executable());
+    rules.insert(libc::SYS_mprotect, not_executable());
+    let thread = libc::CLONE_THREAD as u64;
+    rules.insert(libc::SYS_clone, vec![argument(0, MaskedEq(thread), thread)]);
+    let us = std::process::id().into();
+    rules.insert(libc::SYS_tgkill, vec![argument(0, Eq, us)]);
+    rules.insert(
+        libc::SYS_prlimit64,
+        vec![argument(0, Eq, 0), argument(0, Eq, us)],
+    );
+    // Names of threads and of memory: the C library's, for /proc.
+    let names = [libc::PR_SET_NAME, libc::PR_GET_NAME, libc::PR_SET_VMA];
+    rules.insert(libc::SYS_prctl, one_of(0, &names.map(unsigned)));
+    rules.insert(libc::SYS_fcntl, one_of(1, &FCNTL.map(unsigned)));
+    rules.insert(libc::SYS_ioctl, one_of(1, &TERMINAL));
+    rules
+}
+
+/// Flags and locks; not F_SETOWN, which sends signals to others.
+const FCNTL: [libc::c_int; 9] = [
+    libc::F_GETFD,
+    libc::F_SETFD,
+    libc::F_GETFL,
+    libc::F_SETFL,
+    libc::F_DUPFD,
+    libc::F_DUPFD_CLOEXEC,
+    libc::F_OFD_SETLK,
+    libc::F_OFD_SETLKW,
+    libc::F_GET_SEALS,
+];
+
+/// What is asked of a terminal: whether it is one, and its size; and FIONBIO.
+const TERMINAL: [u64; 3] = [libc::TCGETS, libc::TIOCGWINSZ, libc::FIONBIO];
+
+fn unsigned(value: libc::c_int) -> u64 {
+    u64::from(value.cast_unsigned())
+}
+
+/// Returns the older calls that the C library still makes on x86-64, and later processors lack.
+#[cfg(target_arch = "x86_64")]
+fn old_calls() -> Rules {
+    plain(&[
+        libc::SYS_open,
+        libc::SYS_stat,
+        libc::SYS_lstat,
+        libc::SYS_access,
+        libc::SYS_readlink,
+        libc::SYS_mkdir,
+        libc::SYS_rmdir,
+        libc::SYS_rename,
+        libc::SYS_link,
+        libc::SYS_unlink,
+        libc::SYS_chmod,
+        libc::SYS_dup2,
+        libc::SYS_poll,
+        libc::SYS_time,
+    ])
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn old_calls() -> Rules {
+    Rules::new()
+}
+
+/// Returns what a machine that runs needs beside files.
+pub(crate) fn machine() -> Rules {
+    let mut rules = streams();
+    let mut ioctls = vec![KVM_RUN, KVM_IRQ_LINE, KVM_GET_REGS, KVM_TRANSLATE];
+    ioctls.extend(TERMINAL);
+    let mut ioctls = one_of(1, &ioctls);
+    ioctls.push(argument(1, MaskedEq(DRIVER), USERFAULTFD));
+    rules.insert(libc::SYS_ioctl, ioctls);
+    rules
+}
+
+/// Returns what the build of a machine needs beside files.
+pub(crate) fn build() -> Rules {
+    let mut rules = streams();
+    rules.extend(plain(&[libc::SYS_userfaultfd, libc::SYS_eventfd2]));
+    let mut ioctls = one_of(1, &TERMINAL);
+    ioctls.extend([KVM, USERFAULTFD].map(|driver| argument(1, MaskedEq(DRIVER), driver)));
+    rules.insert(libc::SYS_ioctl, ioctls);
+    rules
+}
+
+/// Returns what connections need that others have opened: no socket can be made but a pair.
+fn streams() -> Rules {
+    let mut rules = plain(&[
+        libc::SYS_accept4,
+        libc::SYS_recvfrom,
+        libc::SYS_sendto,
+        libc::SYS_shutdown,
+        libc::SYS_getsockname,
+        libc::SYS_getpeername,
+        libc::SYS_getsockopt,
+        libc::SYS_setsockopt,
+    ]);
+    let unix = vec![argument(0, Eq, unsigned(libc::AF_UNIX))];
+    rules.insert(libc::SYS_socketpair, unix);
+    rules
+}
+
+/// Returns the call by which newer C libraries make threads. Its flags are in memory, where no filter
+/// sees them.
+pub(crate) fn clone3() -> Rules {
+    plain(&[libc::SYS_clone3])
+}
+
+/// Returns the calls that reach beyond the program's own files and children.
+pub(crate) fn remote() -> Rules {
+    plain(&[
+        // Others: to connect to, to trace.
+        libc::SYS_connect,
+        libc::SYS_ptrace,
+        libc::SYS_process_vm_readv,
+        libc::SYS_process_vm_writev,
+        libc::SYS_pidfd_getfd,
+        // The host.
+        libc::SYS_mount,
+        libc::SYS_umount2,
+        libc::SYS_pivot_root,
+        libc::SYS_chroot,
+        libc::SYS_setns,
+        libc::SYS_init_module,
+        libc::SYS_finit_module,
+        libc::SYS_delete_module,
+        libc::SYS_kexec_load,
+        libc::SYS_reboot,
+        libc::SYS_swapon,
+        libc::SYS_settimeofday,
+        libc::SYS_clock_settime,
+        libc::SYS_open_by_handle_at,
+        libc::SYS_bpf,
+        libc::SYS_perf_event_open,
+        libc::SYS_add_key,
+        libc::SYS_request_key,
+        libc::SYS_keyctl,
+        libc::SYS_io_uring_setup,
+    ])
+}

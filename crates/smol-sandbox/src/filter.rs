@@ -1,0 +1,96 @@
+//! Filters of system calls, by what a process does.
+
+use std::io;
+
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
+
+use crate::calls::{self, Rules};
+use crate::mode::Mode;
+use crate::support::{Support, failed};
+
+/// System calls that a process may make. The first three list what is allowed; any other call kills
+/// the process at once, before it does anything. The last one lists what is forbidden, which fails
+/// (EPERM): it is inherited by programs that are not ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Filter {
+    /// A machine that runs: its vCPUs, its devices, its ports, and its bundle, which may be being
+    /// unpacked. It opens files, and cannot open sockets, start programs, make executable memory,
+    /// signal or trace others, or change its machine.
+    Machine,
+    /// A machine that is built: also makes machines, and captures them.
+    Build,
+    /// Reads files and writes others: parsing and unpacking. It has no sockets, no programs, and no
+    /// devices.
+    Files,
+    /// A program that is yet to start a machine, or a helper that does so: it may do what it likes
+    /// but connect to others, trace or inspect them, and reconfigure the host.
+    Local,
+}
+
+impl Filter {
+    /// Restricts the calling thread, and all threads and programs that it starts from here on.
+    ///
+    /// # Errors
+    /// Those of the kernel; not its lack of seccomp ([`crate::missing`]).
+    pub fn restrict_thread(self, mode: Mode) -> io::Result<()> {
+        self.install(mode, |program| seccompiler::apply_filter(program))
+    }
+
+    /// Restricts all threads of this process, and all that they start from here on.
+    ///
+    /// # Errors
+    /// As for [`Filter::restrict_thread`]; or if a thread has a filter of its own.
+    pub fn restrict_process(self, mode: Mode) -> io::Result<()> {
+        self.install(mode, |program| {
+            seccompiler::apply_filter_all_threads(program)
+        })
+    }
+
+    fn install(
+        self,
+        mode: Mode,
+        apply: impl Fn(&BpfProgram) -> seccompiler::Result<()>,
+    ) -> io::Result<()> {
+        let forbidden = match (mode, self) {
+            (Mode::On, Filter::Local) => errno(libc::EPERM),
+            (Mode::On, _) => SeccompAction::KillProcess,
+            (Mode::Log, _) => SeccompAction::Log,
+            (Mode::Off, _) => return Ok(()),
+        };
+        if !Support::here().seccomp {
+            return Ok(());
+        }
+        let compile = |rules, mismatch, matched| {
+            let target = TargetArch::try_from(std::env::consts::ARCH)?;
+            BpfProgram::try_from(SeccompFilter::new(rules, mismatch, matched, target)?)
+        };
+        let allow = SeccompAction::Allow;
+        let programs = match self {
+            Filter::Local => vec![compile(calls::remote(), allow, forbidden)],
+            listed => vec![
+                // The C library then calls clone, whose flags a filter can see.
+                compile(calls::clone3(), allow.clone(), errno(libc::ENOSYS)),
+                compile(listed.allowed(), forbidden, allow),
+            ],
+        };
+        for program in programs {
+            let program = program.map_err(|e| failed("seccomp", e))?;
+            apply(&program).map_err(|e| failed("seccomp", e))?;
+        }
+        Ok(())
+    }
+
+    fn allowed(self) -> Rules {
+        let mut rules = calls::files();
+        match self {
+            Filter::Machine => rules.extend(calls::machine()),
+            Filter::Build => rules.extend(calls::build()),
+            Filter::Files | Filter::Local => {}
+        }
+        rules
+    }
+}
+
+fn errno(number: i32) -> SeccompAction {
+    SeccompAction::Errno(number.unsigned_abs())
+}

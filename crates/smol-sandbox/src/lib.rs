@@ -1,0 +1,30 @@
+//! Confinement of this process by the kernel: even if a bundle or a guest took it over, it could
+//! not do more than what it is there for.
+//!
+//! | what | by | module |
+//! |---|---|---|
+//! | files, programs, TCP ports, signals to others, abstract sockets | Landlock ([`Access`]) | `access` |
+//! | system calls and their arguments | seccomp ([`Filter`]) | `filter`, `calls` |
+//! | core dumps, being traced | prctl(2), setrlimit(2) ([`keep_memory_private`]) | `memory` |
+//!
+//! Both are inherited by threads and programs that are started from then on, and nothing takes them
+//! back. They are on unless [`Mode`] says otherwise. A kernel that lacks one of them does not keep a
+//! machine from running; [`missing`] says what is lacking, and the caller tells the user.
+//!
+//! Landlock: Documentation/userspace-api/landlock.rst; seccomp: Documentation/userspace-api/
+//! seccomp_filter.rst, both of the Linux kernel.
+
+mod access;
+mod calls;
+mod filter;
+mod memory;
+mod mode;
+mod support;
+mod thread;
+
+pub use access::Access;
+pub use filter::Filter;
+pub use memory::keep_memory_private;
+pub use mode::{MODE_VARIABLE, Mode, warning};
+pub use support::{Support, missing};
+pub use thread::confined;
