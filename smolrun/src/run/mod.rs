@@ -6,6 +6,8 @@
 //!                              +-> report, metrics, output, ports
 //! ```
 
+#[cfg(feature = "backdoor")]
+pub mod backdoor;
 pub mod contract;
 pub mod event;
 pub mod guest;

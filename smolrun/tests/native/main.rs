@@ -1,6 +1,7 @@
 //! Real machines without Linux: a kernel of forty bytes, which even a software KVM runs, booted,
 //! restored, stopped and detached by the real program. Without /dev/kvm there is nothing to test.
 
+mod backdoor;
 mod ended;
 
 use std::fs::{self, File};
@@ -234,7 +235,11 @@ impl Scene {
     }
 
     fn smolrun(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_smolrun"));
+        self.command(Path::new(env!("CARGO_BIN_EXE_smolrun")))
+    }
+
+    fn command(&self, program: &Path) -> Command {
+        let mut command = Command::new(program);
         for (name, folder) in [("CACHE", "cache"), ("RUNTIME", "run"), ("CONFIG", "config")] {
             command.env(format!("SMOL_{name}_DIR"), self.dir.path().join(folder));
         }
@@ -242,7 +247,11 @@ impl Scene {
     }
 
     fn run(&self) -> Command {
-        let mut command = self.smolrun();
+        self.run_by(Path::new(env!("CARGO_BIN_EXE_smolrun")))
+    }
+
+    fn run_by(&self, program: &Path) -> Command {
+        let mut command = self.command(program);
         command
             .arg(&self.bundle)
             .args(["--insecure-unsigned", "--accel", "kvm"]);
