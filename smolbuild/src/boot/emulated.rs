@@ -85,8 +85,8 @@ pub fn inner(file: &Path, interrupt: &Interrupt) -> Result<()> {
     let text = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
     let job: BootJob = serde_json::from_slice(&text).context("the job description")?;
     local::run(&job, interrupt, |message| {
-        let line = serde_json::to_string(&message).expect("messages serialise");
-        println!("{line}");
+        // Nobody reads it any more only if the emulated host is ending.
+        let _ = smol_cli::print_json_line(&message);
     })
 }
 
