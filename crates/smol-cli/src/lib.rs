@@ -33,6 +33,8 @@
 //! }
 //! ```
 
+#![expect(clippy::disallowed_methods, reason = "everybody prints by this crate")]
+
 pub mod args;
 pub mod error;
 pub mod habits;

@@ -122,6 +122,7 @@ fn spawn() -> io::Result<Child> {
 ///
 /// # Errors
 /// If it was not started by [`start`], or the parent has ended.
+#[expect(clippy::disallowed_methods, reason = "stdout is the parent's")]
 pub fn main() -> anyhow::Result<ExitCode> {
     let session = Session {
         progress: Progress::silent(),

@@ -1,6 +1,8 @@
 //! Where the guest's output goes: the service's to our own stdout and stderr and to the
 //! instance's log, the consoles' last lines into memory, for error messages.
 
+#![expect(clippy::disallowed_methods, reason = "the service's output, as it is")]
+
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
