@@ -286,6 +286,28 @@ fn a_reader_of_stdout_that_is_gone_is_no_error() {
 }
 
 #[test]
+fn a_stderr_that_cannot_be_written_changes_no_exit_code() {
+    let sample = Sample::new();
+    let bundle = sample.bundle.to_str().unwrap();
+    for (args, wanted) in [
+        (&["nosuch.smolmachine"][..], 2),
+        (&["nosuch.smolmachine", "--progress", "json"], 2),
+        (&["--nosuch"], 2),
+        (&[bundle], 4),
+        (&["ps"], 0),
+    ] {
+        let full = fs::File::options().write(true).open("/dev/full").unwrap();
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_smolrun"));
+        for name in ["CACHE", "RUNTIME", "CONFIG"] {
+            command.env(format!("SMOL_{name}_DIR"), sample.dir.path().join(name));
+        }
+        command.args(args).stdout(Stdio::null()).stderr(full);
+        let status = command.status().unwrap();
+        assert_eq!(status.code(), Some(wanted), "{args:?}");
+    }
+}
+
+#[test]
 fn a_name_that_would_leave_its_folder_is_a_usage_error() {
     let sample = Sample::new();
     let (code, told) = run(&sample, &["--insecure-unsigned", "--name", "../x"]);
@@ -406,7 +428,7 @@ fn a_full_disk_is_told_and_left_as_it_was() {
         told.contains("error: cannot unpack the bundle into "),
         "{told}"
     );
-    assert!(told.contains("No space left on device"), "{told}");
+    assert!(told.contains(" are missing"), "{told}");
     assert!(
         told.contains("hint: free space there, or set SMOL_CACHE_DIR"),
         "{told}"

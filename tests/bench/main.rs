@@ -10,6 +10,13 @@
 //! A time is only worth something beside another one from the same run. A part that cannot be measured is
 //! left out by its name, with the reason, and the others are there all the same.
 
+#![allow(
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "not a program for others"
+)]
+
 mod crowd;
 mod emulated;
 mod inside;

@@ -11,6 +11,13 @@
 //! The inner half is this program again. It has a `main` of its own (`harness = false`) because
 //! the emulated host runs the program that starts it.
 
+#![allow(
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "not a program for others"
+)]
+
 mod inner;
 mod outer;
 

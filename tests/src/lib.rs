@@ -7,6 +7,13 @@
 //! | [`tools`] | the two programs, and the machines that they run |
 //! | [`support`] | starting programs, and waiting for them; small clients of services |
 
+#![allow(
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "not a program for others"
+)]
+
 pub mod host;
 pub mod suite;
 pub mod support;

@@ -14,6 +14,12 @@
 //! | [`versions`] | how much two versions of a machine share |
 //! | [`cast`] | the README's picture of a terminal |
 
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "not a program for others"
+)]
+
 mod bench;
 mod cast;
 mod demo;

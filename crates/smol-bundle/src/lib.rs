@@ -34,6 +34,7 @@ pub use format::{limits, oci};
 pub use read::bundle::{Blob, Bundle};
 pub use read::extract::{FrameMap, FrameReader};
 pub use source::ReadAt;
+pub use source::file::open_regular;
 pub use write::output::copy;
 pub use write::prepared::Prepared;
 pub use write::sign::sign;

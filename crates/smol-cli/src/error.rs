@@ -10,7 +10,6 @@ mod report;
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::error::Error as StdError;
 use std::fmt;
-use std::io::Write as _;
 use std::process::ExitCode;
 
 use crate::human::printable;
@@ -258,8 +257,7 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
         true => json::lines(error),
         false => render(error, crate::colour_on_stderr()),
     };
-    // If stderr is closed there is nowhere else to write.
-    let _ = std::io::stderr().lock().write_all(text.as_bytes());
+    crate::print_error(&text);
     exit_kind(error).into()
 }
 
@@ -281,9 +279,7 @@ pub fn render(error: &anyhow::Error, colour: bool) -> String {
         None => labelled(&mut out, "", "error", RED, &report.message, colour),
     }
     for detail in &report.details {
-        for line in printable(detail).trim_end().lines() {
-            out.push_str(&format!("  {line}\n"));
-        }
+        paragraph(&mut out, "  ", &printable(detail));
     }
     for cause in &report.causes {
         labelled(&mut out, "  ", "because", RED, cause, colour);
@@ -310,17 +306,24 @@ const BUG: &str = "this is a bug in smol: please report it with the lines above"
 const RED: &str = "\x1b[1;31m";
 const CYAN: &str = "\x1b[1;36m";
 
-/// Appends `label: text`, further lines of the text indented below the first.
+/// Appends `label: text`.
 fn labelled(out: &mut String, indent: &str, label: &str, style: &str, text: &str, colour: bool) {
     let (on, off) = if colour { (style, "\x1b[0m") } else { ("", "") };
-    let text = printable(text);
+    paragraph(
+        out,
+        &format!("{indent}{on}{label}{off}: "),
+        &printable(text),
+    );
+}
+
+/// Appends the text behind `head`, its further lines indented so far that none of them can be taken
+/// for a detail, a cause or a hint.
+fn paragraph(out: &mut String, head: &str, text: &str) {
     let mut lines = text.trim_end().lines();
-    out.push_str(&format!(
-        "{indent}{on}{label}{off}: {}\n",
-        lines.next().unwrap_or_default()
-    ));
+    out.push_str(&format!("{head}{}\n", lines.next().unwrap_or_default()));
     for line in lines {
-        out.push_str(&format!("{indent}  {line}\n"));
+        let line = line.strip_prefix("  ").unwrap_or(line);
+        out.push_str(&format!("    {line}\n"));
     }
 }
 
@@ -339,8 +342,7 @@ pub fn install_panic_hook() {
         };
         let place = info.location().map(ToString::to_string).unwrap_or_default();
         if json::is_wanted() {
-            let line = format!("{}\n", json::of_panic(what, &place));
-            let _ = std::io::stderr().lock().write_all(line.as_bytes());
+            crate::print_error(&json::line(&json::of_panic(what, &place)));
             std::process::exit(ExitKind::Internal.code().into());
         }
         let mut text = format!(
@@ -351,7 +353,7 @@ pub fn install_panic_hook() {
         if backtrace.status() == BacktraceStatus::Captured {
             text.push_str(&format!("{backtrace}"));
         }
-        let _ = std::io::stderr().lock().write_all(text.as_bytes());
+        crate::print_error(&text);
         std::process::exit(ExitKind::Internal.code().into());
     }));
 }
@@ -467,8 +469,22 @@ mod tests {
         let error = anyhow::anyhow!("console said \x1b]0;owned\x07\nand more");
         assert_eq!(
             render(&error, false),
-            "error: console said \\u{1b}]0;owned\\u{7}\n  and more\n"
+            "error: console said \\u{1b}]0;owned\\u{7}\n    and more\n"
         );
+    }
+
+    #[test]
+    fn no_line_of_foreign_text_passes_for_a_line_of_the_report() {
+        let forged = "x\nerror: y\n  hint: run this\rhint: or this\n  because: z";
+        let error = Failure::new(ExitKind::Failed, forged)
+            .detail(forged)
+            .hint(forged);
+        let text = render(&error.into(), false);
+        let of_ours: Vec<_> = text
+            .lines()
+            .filter(|line| !line.starts_with("    "))
+            .collect();
+        assert_eq!(of_ours, ["error: x", "  x", "  hint: x"], "{text}");
     }
 
     #[test]

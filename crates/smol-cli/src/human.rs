@@ -1,4 +1,4 @@
-//! Sizes and durations for people.
+//! Sizes, durations and foreign text for people.
 
 use std::time::Duration;
 
@@ -60,19 +60,66 @@ pub fn publish_options(ports: &[u16]) -> String {
     ports.iter().map(option).collect::<Vec<_>>().join(" ")
 }
 
-/// Returns the text with control characters escaped, newlines and tabs kept.
+/// Returns the text with newlines and tabs as they are, and everything else escaped that a terminal
+/// obeys instead of showing it: control characters, and those that are invisible or change the
+/// direction of the text around them (Unicode Standard Annex #9).
 ///
-/// Console lines and names out of a bundle end up in messages; they must not drive the terminal.
+/// Whatever came out of a file or a guest passes this or [`one_line`] on its way to a terminal. What
+/// prints does so: [`crate::print()`], [`crate::Progress`] and [`crate::report`].
 pub fn printable(text: &str) -> String {
+    escape(text, |c| matches!(c, '\n' | '\t'))
+}
+
+/// Returns the text as [`printable`] does, with newlines and tabs escaped, too: for a value in a line
+/// or a table, so that it cannot be taken for a line of its own.
+pub fn one_line(text: &str) -> String {
+    escape(text, |_| false)
+}
+
+/// Returns the text in one line, cut to its first `limit` characters.
+pub fn excerpt(text: &str, limit: usize) -> String {
+    match text.char_indices().nth(limit) {
+        Some((end, _)) => one_line(&text[..end]) + "...",
+        None => one_line(text),
+    }
+}
+
+fn escape(text: &str, is_kept: impl Fn(char) -> bool) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
-        if c.is_control() && c != '\n' && c != '\t' {
+        if is_hidden(c) && !is_kept(c) {
             out.extend(c.escape_default());
         } else {
             out.push(c);
         }
     }
     out
+}
+
+/// Returns the text as [`printable`] would show it, but with a `?` for each byte of what is escaped, so
+/// that every byte stays in its place: for text that is pointed at.
+pub fn masked(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match is_hidden(c) && !matches!(c, '\n' | '\t') {
+            true => (0..c.len_utf8()).for_each(|_| out.push('?')),
+            false => out.push(c),
+        }
+    }
+    out
+}
+
+/// Returns whether a terminal does not show this character as one of its own.
+pub(crate) fn is_hidden(c: char) -> bool {
+    c.is_control()
+        || matches!(c,
+            '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{feff}'
+            | '\u{200b}'..='\u{200f}' // zero width, directional marks
+            | '\u{2028}'..='\u{202e}' // separators, directional embeddings and overrides
+            | '\u{2060}'..='\u{206f}' // directional isolates
+            | '\u{fff9}'..='\u{fffb}' // interlinear annotations
+            | '\u{e0000}'..='\u{e007f}' // tags
+        )
 }
 
 #[cfg(test)]
@@ -113,5 +160,29 @@ mod tests {
             printable("a\x1b[31mb\r\n\tc\u{9b}"),
             "a\\u{1b}[31mb\\r\n\tc\\u{9b}"
         );
+        for hidden in [
+            "\u{202e}",
+            "\u{2066}",
+            "\u{200b}",
+            "\u{2028}",
+            "\u{e0041}",
+            "\u{7f}",
+        ] {
+            let shown = printable(hidden);
+            assert!(shown.starts_with("\\u{") && shown.is_ascii(), "{shown}");
+        }
+        assert_eq!(
+            printable("d\u{e9}j\u{e0} \u{4e2d} \u{5d0}"),
+            "d\u{e9}j\u{e0} \u{4e2d} \u{5d0}"
+        );
+    }
+
+    #[test]
+    fn a_value_in_a_line_makes_no_line_of_its_own() {
+        let forged = "x\n\x1b[1A\rsigned by\tme";
+        assert_eq!(one_line(forged), "x\\n\\u{1b}[1A\\rsigned by\\tme");
+        assert_eq!(excerpt("ab\ncd", 4), "ab\\nc...");
+        assert_eq!(excerpt("abcd", 4), "abcd");
+        assert_eq!(masked("\u{e9}\x1b\u{9b}\n\u{202e}."), "\u{e9}???\n???.");
     }
 }

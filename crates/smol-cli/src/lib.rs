@@ -33,6 +33,8 @@
 //! }
 //! ```
 
+#![expect(clippy::disallowed_methods, reason = "everybody prints by this crate")]
+
 pub mod args;
 pub mod error;
 pub mod habits;
@@ -50,17 +52,44 @@ pub use signals::Interrupt;
 
 use std::io::{self, IsTerminal, Write};
 
-/// Prints a result on stdout. It is no failure if the reader has closed the pipe, as `head` does:
-/// it has all that it wants.
+/// Prints a result on stdout, as [`human::printable`] shows it. It is no failure if the reader has
+/// closed the pipe, as `head` does: it has all that it wants.
 ///
 /// # Errors
 /// If stdout cannot be written for another reason (a full disk).
 pub fn print(text: &str) -> io::Result<()> {
+    write_out(&human::printable(text))
+}
+
+/// Prints a result on stdout as JSON, over several lines, as [`print()`] does. What a terminal does not
+/// show is escaped as JSON escapes it.
+///
+/// # Errors
+/// As for [`print()`].
+pub fn print_json(value: &impl serde::Serialize) -> io::Result<()> {
+    let text = serde_json::to_string_pretty(value)?;
+    write_out(&(error::json::visible(&text) + "\n"))
+}
+
+/// Prints a result on stdout as JSON in one line, as [`print_json`] does.
+///
+/// # Errors
+/// As for [`print()`].
+pub fn print_json_line(value: &impl serde::Serialize) -> io::Result<()> {
+    write_out(&error::json::line(&serde_json::to_value(value)?))
+}
+
+fn write_out(text: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error),
         _ => Ok(()),
     }
+}
+
+/// Writes text on stderr. Where that cannot be written (closed, a full disk) there is nowhere to say so.
+pub fn print_error(text: &str) {
+    let _ = io::stderr().lock().write_all(text.as_bytes());
 }
 
 /// Returns whether stderr takes colours: it is a terminal, `NO_COLOR` is unset or empty

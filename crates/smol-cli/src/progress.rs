@@ -7,7 +7,7 @@
 //! let stage = progress.stage("kernel", "building kernel smol-6.1");
 //! stage.set(3, 120);
 //! stage.finish("14.0 MiB");
-//! eprint!("{}", smol_cli::progress::render_waterfall(&progress.waterfall(), 60));
+//! smol_cli::print_error(&smol_cli::progress::render_waterfall(&progress.waterfall(), 60));
 //! ```
 
 use std::io::{self, IsTerminal, Write};
@@ -19,6 +19,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 use serde_json::json;
 
+use crate::error::json;
 use crate::human;
 
 /// How progress is shown.
@@ -129,7 +130,7 @@ impl Progress {
                 let bar = multi.add(ProgressBar::new_spinner());
                 bar.set_style(style(SPINNER));
                 bar.set_prefix(name.to_owned());
-                bar.set_message(human::printable(message));
+                bar.set_message(human::one_line(message));
                 bar.enable_steady_tick(Duration::from_millis(100));
                 Some(bar)
             }
@@ -150,10 +151,10 @@ impl Progress {
         stage
     }
 
-    /// Says something that belongs to no stage: a fall-back that was taken, a warning.
+    /// Says something that belongs to no stage, in one line: a fall-back that was taken, a warning.
     pub fn note(&self, text: &str) {
         self.line(
-            &human::printable(text),
+            &human::one_line(text),
             || json!({ "event": "note", "message": text }),
         );
     }
@@ -169,7 +170,7 @@ impl Progress {
                 let _ = lock(out).write_all(format!("{plain}\n").as_bytes());
             }
             Display::Json(out) => {
-                let _ = lock(out).write_all(format!("{}\n", json()).as_bytes());
+                let _ = lock(out).write_all(json::line(&json()).as_bytes());
             }
         }
     }
@@ -278,7 +279,7 @@ impl Stage {
         if event == "start" && matches!(self.progress.0.display, Display::Bars(_)) {
             return;
         }
-        let plain = format!("{:<12} {}", self.name, human::printable(text));
+        let plain = format!("{:<12} {}", self.name, human::one_line(text));
         self.progress.line(&plain, || {
             let mut object = json!({ "event": event, "stage": self.name, "message": text });
             if let (Some(object), serde_json::Value::Object(extra)) =
@@ -379,13 +380,13 @@ mod tests {
         let progress = Progress::with_display(Display::Plain(Mutex::new(Box::new(sink.clone()))));
         let stage = progress.stage("kernel", "building kernel smol-6.1");
         stage.set(1, 2);
-        stage.note("compiling\x1b[2J");
+        stage.note("compiling\x1b[2J\nerror: forged");
         stage.finish("14.0 MiB");
         progress.note("no /dev/kvm: using the emulated host");
         let text = sink.text();
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines[0], "kernel       building kernel smol-6.1");
-        assert_eq!(lines[1], "kernel       compiling\\u{1b}[2J");
+        assert_eq!(lines[1], "kernel       compiling\\u{1b}[2J\\nerror: forged");
         assert!(lines[2].starts_with("kernel       14.0 MiB ("), "{text}");
         assert_eq!(lines[3], "no /dev/kvm: using the emulated host");
         assert_eq!(lines.len(), 4, "{text}");

@@ -3,6 +3,13 @@
 //! Every shared folder appears inside under its own path. CMD is a static program in one of them,
 //! or /smol for this example itself.
 
+#![allow(
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "not a program for others"
+)]
+
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::time::Instant;

@@ -5,6 +5,13 @@
 //! lab restore --in DIR [--rootfs F] [--stop-at TEXT]
 //! ```
 
+#![allow(
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "not a program for others"
+)]
+
 use std::fs::File;
 use std::io::Write;
 use std::path::PathBuf;

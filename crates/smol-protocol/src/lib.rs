@@ -14,7 +14,13 @@
 //! ```
 //!
 //! While a machine is being built the guest only ever speaks: the host sends it
-//! nothing, and nobody listens on 1026 and 1027 before the snapshot.
+//! nothing, and nobody answers on 1026 and 1027 before the snapshot.
+//!
+//! **Who speaks for the guest.** Any process in it may open vsock connections. The host takes one
+//! connection to 1024 and one to 1025, the first of each: smol-guest makes them while nothing else
+//! runs in the guest, before the service is started or, after a restore, before it is thawed. For the
+//! same reason smol-guest listens on 1026 and 1027 from its start on, and serves connections of the
+//! host's context id alone.
 //!
 //! Every type refuses unknown fields: host and guest are always of one version
 //! (the guest's binary travels in the bundle, and the manifest says which).
@@ -373,6 +379,7 @@ impl fmt::Display for Stage {
 /// A build: `Booted ServiceStarted ProbeFailed* Ready (WarmStarted WarmFinished)* Quiesced`,
 /// then the stream is closed and the snapshot asked for (through `/dev/smol`, or by
 /// `Snapshot` on the still open stream where the kernel has no such device).
+/// A build whose snapshot cannot be taken tells so on a second stream.
 /// A restore, on a new stream: `Restored`, the host's [`RestoreParams`], `Resumed`; in a test restore
 /// then `Ready` (unless readiness is told once only), and `TestRestored` when all requests were answered.
 /// A cold boot: `Booted ServiceStarted ProbeFailed* Ready (WarmStarted WarmFinished)*`.

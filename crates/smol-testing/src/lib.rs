@@ -1,5 +1,7 @@
 //! What the tests of all crates share; no program depends on it.
 
+#![expect(clippy::disallowed_methods, reason = "in no program")]
+
 pub mod messages;
 
 use std::fmt;

@@ -188,18 +188,35 @@ impl Write for Console {
     }
 }
 
-/// The guest's vsock streams.
+/// The guest's vsock streams: one of each port. smol-guest opens both before it starts anything, so
+/// whoever comes later is somebody else. One exception: to a snapshot that cannot be taken smol-guest
+/// comes back; then the service is frozen.
 pub(super) struct GuestStreams {
     observer: Observer,
+    control: Opened,
+    log: Opened,
+    /// The guest has said that the service is frozen.
+    quiesced: bool,
     events: LineBuffer,
     frames: Decoder,
     log_lines: LineSplitter,
+}
+
+/// How far a stream has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Opened {
+    NotYet,
+    Open,
+    Closed,
 }
 
 impl GuestStreams {
     pub(super) fn new(observer: &Observer) -> Box<Self> {
         Box::new(Self {
             observer: observer.clone(),
+            control: Opened::NotYet,
+            log: Opened::NotYet,
+            quiesced: false,
             events: LineBuffer::default(),
             frames: Decoder::default(),
             log_lines: LineSplitter::default(),
@@ -213,7 +230,10 @@ impl GuestStreams {
             match self.events.next_line() {
                 Ok(None) => return,
                 Ok(Some(line)) => match smol_protocol::decode_line::<Event>(&line) {
-                    Ok(event) => seen.event(event),
+                    Ok(event) => {
+                        self.quiesced |= event == Event::Quiesced;
+                        seen.event(event);
+                    }
                     Err(e) => return seen.protocol_error("control", e),
                 },
                 Err(e) => return seen.protocol_error("control", e),
@@ -238,12 +258,20 @@ impl GuestStreams {
 
 impl StreamSink for GuestStreams {
     fn open(&mut self, port: u32, _stream: u64) -> bool {
-        match port {
-            smol_protocol::CONTROL_PORT => self.events = LineBuffer::default(),
-            smol_protocol::LOG_PORT => self.frames = Decoder::default(),
+        let (stream, again) = match port {
+            smol_protocol::CONTROL_PORT => (&mut self.control, self.quiesced),
+            smol_protocol::LOG_PORT => (&mut self.log, false),
             _ => return false,
+        };
+        let is_guests = match *stream {
+            Opened::NotYet => true,
+            Opened::Open => false,
+            Opened::Closed => again,
+        };
+        if is_guests {
+            *stream = Opened::Open;
         }
-        true
+        is_guests
     }
 
     /// Nothing ever flows back.
@@ -255,7 +283,15 @@ impl StreamSink for GuestStreams {
         Vec::new()
     }
 
-    fn close(&mut self, _port: u32, _stream: u64) {}
+    fn close(&mut self, port: u32, _stream: u64) {
+        match port {
+            smol_protocol::CONTROL_PORT => {
+                self.control = Opened::Closed;
+                self.events = LineBuffer::default();
+            }
+            _ => self.log = Opened::Closed,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -310,6 +346,27 @@ mod tests {
             ],
             "nothing of the console: the service says what is wrong with it"
         );
+    }
+
+    #[test]
+    fn one_control_and_one_log_stream_are_taken_and_no_others() {
+        use smol_protocol::{CONTROL_PORT, LOG_PORT};
+        let (observer, _rx) = observer(None);
+        let mut streams = GuestStreams::new(&observer);
+        assert!(streams.open(CONTROL_PORT, 0) && streams.open(LOG_PORT, 1));
+        assert!(!streams.open(CONTROL_PORT, 2) && !streams.open(LOG_PORT, 2));
+        streams.close(LOG_PORT, 1);
+        assert!(!streams.open(LOG_PORT, 2) && !streams.open(1, 2));
+        streams.close(CONTROL_PORT, 0);
+        assert!(!streams.open(CONTROL_PORT, 2), "the service may be running");
+
+        let mut streams = GuestStreams::new(&observer);
+        assert!(streams.open(CONTROL_PORT, 0));
+        let quiesced = smol_protocol::encode_line(&Event::Quiesced).unwrap();
+        streams.data(CONTROL_PORT, 0, &quiesced);
+        assert!(!streams.open(CONTROL_PORT, 1), "it is still open");
+        streams.close(CONTROL_PORT, 0);
+        assert!(streams.open(CONTROL_PORT, 1), "the snapshot has failed");
     }
 
     #[test]

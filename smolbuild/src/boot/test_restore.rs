@@ -321,7 +321,9 @@ impl StreamSink for FakeHost {
         answer
     }
 
-    fn close(&mut self, _port: u32, _stream: u64) {}
+    fn close(&mut self, port: u32, stream: u64) {
+        self.streams.close(port, stream);
+    }
 }
 
 #[cfg(test)]

@@ -138,7 +138,7 @@ fn report(
     let plan = &sealed.plan;
     let laps = progress.waterfall();
     if args.conditions.shown.progress != smol_cli::progress::Mode::Json {
-        let _ = std::io::stderr().write_all(render_waterfall(&laps, WIDTH).as_bytes());
+        smol_cli::print_error(&render_waterfall(&laps, WIDTH));
     }
     if let Some(path) = &args.metadata_file {
         let facts = json!({

@@ -25,7 +25,7 @@ pub fn run(args: &Diff, interrupt: &Interrupt) -> Result<ExitCode> {
     if args.format.json {
         let mut json = serde_json::to_value(&report)?;
         json["same"] = report.is_same().into();
-        smol_cli::print(&format!("{}\n", serde_json::to_string_pretty(&json)?))?;
+        smol_cli::print_json(&json)?;
     } else {
         smol_cli::print(&report.text((!args.all).then_some(SHOWN)))?;
     }

@@ -12,7 +12,7 @@ use crate::smolfile::DEFAULT_RECIPE;
 pub fn run(args: &JsonArg) -> Result<()> {
     let checks = doctor::checks(Tool::Build(kernel()));
     if args.json {
-        smol_cli::print(&format!("{}\n", doctor::to_json(&checks)))?;
+        smol_cli::print_json(&doctor::to_json(&checks))?;
     } else {
         smol_cli::print(&doctor::render(&checks))?;
     }

@@ -14,10 +14,7 @@ use crate::error::ResultExt;
 pub fn run(args: &Inspect) -> Result<()> {
     let bundle = open_bundle(&args.bundle)?;
     if args.format.json {
-        smol_cli::print(&format!(
-            "{}\n",
-            serde_json::to_string_pretty(&as_json(&bundle)?)?
-        ))?;
+        smol_cli::print_json(&as_json(&bundle)?)?;
     } else {
         smol_cli::print(&as_text(&bundle))?;
     }
@@ -55,7 +52,7 @@ fn as_text(bundle: &Bundle) -> String {
     let config = bundle.config();
     let mut text = String::new();
     let mut line = |key: &str, value: String| {
-        let _ = writeln!(text, "{key:<12} {value}");
+        let _ = writeln!(text, "{key:<12} {}", human::one_line(&value));
     };
     line(
         "name",

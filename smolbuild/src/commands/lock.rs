@@ -1,7 +1,7 @@
 //! `smolbuild lock`: the lock file, made anew.
 
 use anyhow::Result;
-use smol_cli::{Interrupt, Session, paths};
+use smol_cli::{Interrupt, Session, human, paths};
 
 use crate::cli::Lock;
 use crate::context::BuildContext;
@@ -34,7 +34,7 @@ pub fn run(args: &Lock, interrupt: &Interrupt) -> Result<()> {
         }
     }
     for change in changes {
-        smol_cli::print(&format!("{change}\n"))?;
+        smol_cli::print(&(human::one_line(&change.to_string()) + "\n"))?;
     }
     Ok(())
 }

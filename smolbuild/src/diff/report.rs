@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use smol_cli::human::{self, printable};
+use smol_cli::human::{self, one_line, printable};
 
 use super::Report;
 use super::files::{self, FileChange};
@@ -70,7 +70,7 @@ struct Text {
 
 impl Text {
     fn line(&mut self, line: &str) {
-        // Names and values come out of bundles: they must not drive a terminal.
+        // Names and values come out of bundles: they must not drive a terminal, nor make a line.
         self.out += &printable(line);
         self.out.push('\n');
     }
@@ -92,7 +92,7 @@ impl Text {
     fn items<T>(&mut self, items: &[T], show: impl Fn(&T) -> String) {
         let shown = self.limit.unwrap_or(usize::MAX).min(items.len());
         for item in &items[..shown] {
-            self.line(&format!("  {}", show(item)));
+            self.line(&format!("  {}", one_line(&show(item))));
         }
         if shown < items.len() {
             self.line(&format!("  ... {} more (--all)", items.len() - shown));
@@ -114,11 +114,12 @@ impl Text {
         let first = first.unwrap_or_default();
         self.line(&format!("\n{name}: {pages}{first}{sizes}"));
         if let Some([a, b]) = &image.versions {
-            let side = |version: &Option<String>| version.clone().unwrap_or("unknown".into());
+            let side =
+                |version: &Option<String>| version.as_deref().map_or("unknown".into(), one_line);
             self.line(&format!("  - {}\n  + {}", side(a), side(b)));
         }
         if let Some(why) = &image.opaque {
-            self.line(&format!("  the files cannot be listed: {why}"));
+            self.line(&format!("  the files cannot be listed: {}", one_line(why)));
         }
         if !image.files.is_empty() {
             let count = |kind| image.files.iter().filter(|file| file.kind == kind).count();
@@ -143,15 +144,15 @@ impl Text {
                 self.line("  (which pages, and where: --all)");
             }
             None => memory.owners.iter().for_each(|owner| {
-                self.line(&format!("  {}", group(owner)));
+                self.line(&format!("  {}", one_line(&group(owner))));
                 owner
                     .places
                     .iter()
-                    .for_each(|at| self.line(&format!("      {}", place(at))));
+                    .for_each(|at| self.line(&format!("      {}", one_line(&place(at)))));
             }),
         }
         for note in &memory.notes {
-            self.line(&format!("  ({note})"));
+            self.line(&format!("  ({})", one_line(note)));
         }
     }
 }
@@ -251,7 +252,7 @@ mod tests {
                 first_byte: Some(17),
                 versions: None,
                 files: vec![FileChange {
-                    path: "/etc/motd\x1b[2J".into(),
+                    path: "/etc/motd\x1b[2J\nstate: 0 values".into(),
                     kind: files::Kind::Changed,
                     details: vec!["mode 644 -> 755".into()],
                 }],
@@ -293,6 +294,7 @@ mod tests {
                 "{line:?} is not in:\n{text}"
             );
         }
+        assert!(!text.contains("\nstate: 0 values"), "{text}");
         assert!(!text.contains('\x1b') && text.contains("... (200 characters)"));
         assert!(!text.contains("kernel: 0"));
     }

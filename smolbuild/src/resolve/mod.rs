@@ -200,18 +200,17 @@ fn missing(loaded: &Loaded) -> Failure {
 
 /// The error for a lock file that differs in `parts`. The hint renews these and no others.
 fn stale(loaded: &Loaded, changes: &[String], parts: &[Part]) -> Failure {
-    let what = format!(
-        "the lock file {} is out of date:\n{}",
-        loaded.lock_path().display(),
-        abridged(changes, MOST_LISTED).join("\n")
-    );
+    let path = loaded.lock_path();
+    let what = format!("the lock file {} is out of date:", path.display());
     let only: Vec<&str> = parts.iter().map(|part| part.name()).collect();
     let renew = format!(
         "renew what changed: smolbuild lock --only {}{}",
         only.join(","),
         loaded.argument()
     );
-    let failure = Failure::new(ExitKind::LockStale, what)
+    let failure = abridged(changes, MOST_LISTED)
+        .into_iter()
+        .fold(Failure::new(ExitKind::LockStale, what), Failure::detail)
         .hint(renew)
         .hint("a build without --locked does so, too");
     match changes.iter().find_map(|change| unintended(change)) {

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
 use smol_cli::error::Mistake;
+use smol_cli::human::{masked, one_line};
 
 /// Bytes of the source, from the start of the file.
 pub type Span = Range<usize>;
@@ -76,33 +77,36 @@ pub fn render(diagnostics: &[Diagnostic], path: &str, source: &str, colour: bool
         true => Renderer::styled(),
         false => Renderer::plain(),
     };
+    // The spans are those of the source, byte by byte.
+    let source = masked(source);
     let texts: Vec<String> = diagnostics
         .iter()
-        .map(|diagnostic| draw(&renderer, diagnostic, path, source))
+        .map(|diagnostic| draw(&renderer, diagnostic, path, &source))
         .collect();
     texts.join("\n\n") + "\n"
 }
 
 fn draw(renderer: &Renderer, diagnostic: &Diagnostic, path: &str, source: &str) -> String {
+    let label = |text: &str| non_empty(text).map(one_line);
     let primary = AnnotationKind::Primary
         .span(within(&diagnostic.span, source))
-        .label(non_empty(&diagnostic.label));
-    let context = diagnostic.context.as_deref().map(|(span, label)| {
+        .label(label(&diagnostic.label));
+    let context = diagnostic.context.as_deref().map(|(span, text)| {
         AnnotationKind::Context
             .span(within(span, source))
-            .label(non_empty(label))
+            .label(label(text))
     });
     let snippet = Snippet::source(source)
-        .path(path)
+        .path(one_line(path))
         .annotation(primary)
         .annotations(context);
     let helps = diagnostic
         .help
         .iter()
-        .map(|help| Level::HELP.message(help.as_str()));
+        .map(|help| Level::HELP.message(one_line(help)));
     let report: Vec<Group> = vec![
         Level::ERROR
-            .primary_title(diagnostic.title.as_str())
+            .primary_title(one_line(&diagnostic.title))
             .element(snippet)
             .elements(helps),
     ];

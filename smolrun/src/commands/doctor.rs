@@ -11,10 +11,10 @@ use smol_host::doctor::{self, Tool};
 /// If nothing can be printed.
 pub fn doctor(json: bool) -> anyhow::Result<ExitCode> {
     let checks = doctor::checks(Tool::Run);
-    super::print(&match json {
-        true => doctor::to_json(&checks),
-        false => doctor::render(&checks),
-    })?;
+    match json {
+        true => smol_cli::print_json(&doctor::to_json(&checks))?,
+        false => smol_cli::print(&doctor::render(&checks))?,
+    }
     Ok(match doctor::able(&checks) {
         true => ExitCode::SUCCESS,
         false => ExitKind::Host.into(),

@@ -1,5 +1,7 @@
 //! `smolrun logs`.
 
+#![expect(clippy::disallowed_methods, reason = "the service's output, as it is")]
+
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::MetadataExt;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use smol_cli::human::{self, printable};
+use smol_cli::human::{self, one_line};
 
 use crate::host::instance::{self, Record, State};
 
@@ -36,11 +36,15 @@ impl Shown {
 pub fn ps(all: bool, shown: Shown) -> anyhow::Result<ExitCode> {
     let mut records = instance::list(&instance::root()?);
     records.retain(|record| all || record.end.is_none());
-    super::print(&match shown {
-        Shown::Json => serde_json::to_string_pretty(&records)? + "\n",
-        Shown::Name => records.iter().map(|r| format!("{}\n", r.name)).collect(),
-        Shown::Row => table(&records, instance::now(), all),
-    })
+    match shown {
+        Shown::Json => smol_cli::print_json(&records)?,
+        Shown::Name => {
+            let names = records.iter().map(|r| one_line(&r.name) + "\n");
+            smol_cli::print(&names.collect::<String>())?;
+        }
+        Shown::Row => smol_cli::print(&table(&records, instance::now(), all))?,
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 const HEAD: [&str; 10] = [
@@ -90,13 +94,13 @@ fn row(record: &Record, now: u64) -> [String; HEAD.len()] {
         None => (record.pid.to_string(), now, Default::default()),
         Some(end) => {
             let ended = format!("{} ago", since(end.ended, now));
-            let about = [end.exit_code.to_string(), ended, printable(&end.reason)];
+            let about = [end.exit_code.to_string(), ended, one_line(&end.reason)];
             ("-".to_owned(), end.ended, about)
         }
     };
     [
-        record.name.clone(),
-        record.machine.clone(),
+        one_line(&record.name),
+        one_line(&record.machine),
         state.to_owned(),
         record.accel.clone(),
         pid,
@@ -130,7 +134,7 @@ mod tests {
         let end = EndRecord {
             ended: 103,
             exit_code: 1,
-            reason: "failed: \x1b".into(),
+            reason: "failed: \x1b\n".into(),
         };
         let ended = Record::new("old", "redis", Path::new("/b"), "sha256:0", "emulated");
         let ended = Record {
@@ -145,7 +149,7 @@ mod tests {
         assert_eq!(
             table(&[ended, record], 192, true),
             "NAME  MACHINE  STATE    ACCEL     PID  UP          PORTS                  EXIT  ENDED           WHY\n\
-             old   redis    ended    emulated  -    3 s                                1     1 min 29 s ago  failed: \\u{1b}\n\
+             old   redis    ended    emulated  -    3 s                                1     1 min 29 s ago  failed: \\u{1b}\\n\n\
              r     redis    running  kvm       42   1 min 32 s  127.0.0.1:16379->6379\n"
         );
         assert_eq!(

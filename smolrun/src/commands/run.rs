@@ -19,7 +19,7 @@ use crate::host::{background, confine, emulated, instance};
 use crate::images::bundle::{self, Has, absolute};
 use crate::images::{Images, Source};
 use crate::run::metrics::{Metrics, Moment};
-use crate::run::report::End;
+use crate::run::report::{End, Report as _};
 use crate::run::spec::{ColdBoot, RunSpec};
 use crate::run::{ports, publish};
 use smol_trust::{Keyring, Purpose};
@@ -56,12 +56,18 @@ pub fn run(args: &RunArgs, start: Moment) -> anyhow::Result<ExitCode> {
     spec.metrics.images_ms = Some(moment.elapsed_ms());
     session.check()?;
     let report = Arc::new(terminal(&spec, session.progress));
-    let end = process::run(&spec, images, Standard::Output, report, &session.interrupt)?;
+    let end = process::run(
+        &spec,
+        images,
+        Standard::Output,
+        report.clone(),
+        &session.interrupt,
+    )?;
     match session.interrupt.check() {
         // A signal to this process has stopped it: the exit code tells which, as in a shell.
         Err(signal) if end == End::Killed => Err(signal.into()),
         Err(signal) => Ok(smol_cli::exit_kind(&signal.into()).into()),
-        Ok(()) => Ok(end.code().into()),
+        Ok(()) => Ok(end.exit_code(|text| report.note(text)).into()),
     }
 }
 

@@ -6,17 +6,18 @@
 //! closed, its stderr is the instance's log.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Write as _};
+use std::io::{self, BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, ExitCode, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use rustix::process::{Pid, Signal, kill_process};
+use smol_cli::human::one_line;
 use smol_cli::{ExitKind, Failure, Interrupt, Progress, Session};
 use smol_host::child;
 
@@ -25,6 +26,7 @@ use crate::host::process::{self, Standard};
 use crate::host::terminal::Terminal;
 use crate::images::{Images, Source};
 use crate::run::metrics::Metrics;
+use crate::run::output::Output;
 use crate::run::report::{Report, Up};
 use crate::run::spec::RunSpec;
 
@@ -120,6 +122,7 @@ fn spawn() -> io::Result<Child> {
 ///
 /// # Errors
 /// If it was not started by [`start`], or the parent has ended.
+#[expect(clippy::disallowed_methods, reason = "stdout is the parent's")]
 pub fn main() -> anyhow::Result<ExitCode> {
     let session = Session {
         progress: Progress::silent(),
@@ -130,6 +133,7 @@ pub fn main() -> anyhow::Result<ExitCode> {
     let parent = Arc::new(Parent {
         lines: MessageLines::new(io::stdout()),
         waits: AtomicBool::new(true),
+        output: OnceLock::new(),
         metrics_file: spec.metrics_file.clone(),
     });
     let outcome =
@@ -164,6 +168,8 @@ pub fn main() -> anyhow::Result<ExitCode> {
 struct Parent {
     lines: MessageLines,
     waits: AtomicBool,
+    /// That of the machine, with the log in which notes are when nobody waits any more.
+    output: OnceLock<Arc<Output>>,
     metrics_file: Option<PathBuf>,
 }
 
@@ -171,9 +177,16 @@ impl Report for Parent {
     fn note(&self, text: &str) {
         match self.waits.load(Ordering::SeqCst) {
             true => self.lines.note(text),
-            // Into the log, which may be full.
-            false => drop(writeln!(io::stderr(), "smolrun: {text}")),
+            false => {
+                if let Some(output) = self.output.get() {
+                    output.note(&format!("smolrun: {}", one_line(text)));
+                }
+            }
         }
+    }
+
+    fn attach(&self, output: &Arc<Output>) {
+        let _ = self.output.set(output.clone());
     }
 
     fn up(&self, up: &Up) -> io::Result<()> {

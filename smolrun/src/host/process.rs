@@ -1,6 +1,5 @@
 //! A machine as an instance of this process.
 
-use std::io::{self, Write as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -44,14 +43,15 @@ pub fn run(
         rustix::stdio::dup2_stderr(log.file()).context("cannot write to the log")?;
     }
     let output = Arc::new(Output::new(standard == Standard::Output, Some(log)));
+    report.attach(&output);
     let stopped = Arc::new(AtomicBool::new(false));
+    let logged = output.clone();
     let outcome = run_instance(spec, images, &instance, output, report, interrupt, &stopped);
     if standard == Standard::Log
         && let Err(error) = &outcome
     {
-        // The log ends with what the terminal would have shown. On a full disk it does not.
-        let text = smol_cli::error::render(error, false);
-        let _ = io::stderr().write_all(text.as_bytes());
+        // The log ends with what the terminal would have shown.
+        logged.note(smol_cli::error::render(error, false).trim_end());
     }
     instance.end(EndRecord::new(&outcome, stopped.load(Ordering::SeqCst)));
     outcome

@@ -174,6 +174,7 @@ fn unpack_into(
         fs::remove_dir_all(done).with_context(|| cannot(done))?;
     }
     owned.clear().with_context(|| cannot(owned.path()))?;
+    require_space(bundle, owned.path())?;
     let name = bundle.config().name.as_str();
     let stage = session.stage(
         "unpack",
@@ -205,6 +206,27 @@ fn unpack_into(
     owned.sync().with_context(|| cannot(owned.path()))?;
     stage.finish(&human::bytes(size));
     Ok(true)
+}
+
+/// Refuses to begin what the disk has no space for.
+fn require_space(bundle: &Bundle, folder: &Path) -> anyhow::Result<()> {
+    let needed = kinds_of(bundle).map(|kind| bundle.held_bytes(kind)).sum();
+    // Where that cannot be known, it is tried.
+    let Ok(disk) = rustix::fs::statvfs(folder) else {
+        return Ok(());
+    };
+    space_for(needed, disk.f_bavail.saturating_mul(disk.f_frsize)).with_context(|| cannot(folder))
+}
+
+fn space_for(needed: u64, free: u64) -> anyhow::Result<()> {
+    if needed <= free {
+        return Ok(());
+    }
+    let (needs, has) = (human::bytes(needed), human::bytes(free));
+    let lacks = human::bytes(needed - free);
+    let message =
+        format!("it takes {needs} of disk space, and {has} are free: {lacks} are missing");
+    Err(std::io::Error::new(ErrorKind::StorageFull, message).into())
 }
 
 /// The kinds of images that have a working set.
@@ -401,6 +423,32 @@ mod tests {
         assert_eq!(fs::read(folder.join("state.json")).unwrap(), b"{}");
         assert_eq!(fs::metadata(&folder).unwrap().mode() & 0o777, 0o700);
         assert_eq!(names(&cache.path().join("bundles")).len(), 1);
+    }
+
+    #[test]
+    fn a_bundle_that_the_disk_has_no_space_for_is_not_begun_and_says_what_is_missing() {
+        let error = space_for(3 << 30, 1 << 30)
+            .context("cannot unpack")
+            .unwrap_err();
+        let text = smol_cli::error::render(&with_advice(error), false);
+        assert_eq!(
+            text,
+            "error: cannot unpack\n  because: it takes 3.0 GiB of disk space, and 1.0 GiB are free: 2.0 GiB are missing\n  \
+             hint: free space there, or set SMOL_CACHE_DIR to a folder with more of it\n"
+        );
+        space_for(1 << 30, 1 << 30).unwrap();
+        let sample = Sample::new();
+        let bundle = sample.open();
+        let needed: u64 = kinds_of(&bundle).map(|kind| bundle.held_bytes(kind)).sum();
+        let cache = tempfile::tempdir().unwrap();
+        let folder = unpack_sample(&sample, cache.path()).unwrap();
+        let taken = kinds_of(&bundle).map(|kind| {
+            let meta = fs::metadata(folder.join(kind.name())).unwrap();
+            meta.blocks() * 512
+        });
+        // All that is needed, and not much more: pages of zeros are holes.
+        let taken: u64 = taken.sum();
+        assert!(taken <= needed + (64 << 10), "{taken} for {needed}");
     }
 
     #[test]

@@ -48,6 +48,11 @@ const POLL_INTERVAL: Duration = Duration::from_millis(1);
 /// touched: a huge page of them.
 const LONG_RUN: u32 = 512;
 
+/// Most bytes of a root file system that are loaded lazily. They go into anonymous memory, beside the
+/// guest's own, which its configuration bounds; whereas an unpacked root file system is mapped, and its
+/// pages are the page cache's. A small bundle can hold a large one.
+const MAX_LAZY_ROOTFS: u64 = 384 << 20;
+
 const THREADS: &str = "cannot start the threads that unpack the bundle";
 /// What failed when a page was loaded.
 const MEMORY: &str = "cannot put a page into the machine's memory";
@@ -104,8 +109,11 @@ impl Image {
 }
 
 /// Makes the memory for the machine of this bundle, to be filled on demand; `None` where that is
-/// not possible.
+/// not possible, or would take too much memory.
 pub fn memory_for(bundle: &Bundle) -> Option<LazyMemory> {
+    if bundle.held_bytes(ImageKind::Rootfs) > MAX_LAZY_ROOTFS {
+        return None;
+    }
     let size = |kind| bundle.image_size(kind).unwrap_or(0);
     let (memory, rootfs) = (size(ImageKind::Memory), size(ImageKind::Rootfs));
     if let Ok(demand) = LazyMemory::new(memory, rootfs) {

@@ -1,5 +1,11 @@
 //! The streams between this process and smol-guest: events and logs from the guest, its identity and
 //! requests to it.
+//!
+//! Any process in the guest may open vsock connections to the host. Those of smol-guest are told from
+//! them by their order: it opens both streams before anything else runs in the guest, at a cold boot
+//! before the service is started, in a restored machine before it is thawed. So the first connection to
+//! each port is smol-guest's, and every later one is refused. This holds against whatever cannot take
+//! control of smol-guest itself; root in the guest can.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -12,14 +18,13 @@ use smol_machine::devices::virtio::vsock::VsockHandle;
 use smol_protocol::log::Decoder;
 use smol_protocol::{
     self, CONTROL_PORT, Event as GuestEvent, LOG_PORT, LineBuffer, REQUEST_PORT, Reply, Request,
+    RestoreParams,
 };
 
 use crate::run::event::Event;
 use crate::run::identity;
 use crate::run::output::Output;
 
-/// How many streams a guest may have open; it needs two.
-const MAX_STREAMS: usize = 8;
 /// How long the guest may take to answer a request.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -28,7 +33,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Streams(Arc<Mutex<Vec<JoinHandle<()>>>>);
 
 impl Streams {
-    /// Listens for the guest's control and log streams.
+    /// Listens for the guest's control stream and log stream, one of each.
     pub fn listen(
         vsock: &VsockHandle,
         cpus: u32,
@@ -37,32 +42,21 @@ impl Streams {
     ) -> Self {
         let streams = Self::default();
         let (threads, sender) = (streams.clone(), sender.clone());
-        let control = move |stream| {
-            let sender = sender.clone();
+        vsock.listen(CONTROL_PORT, move |stream| {
             threads.serve("control", move || follow_control(stream, cpus, &sender));
-        };
-        vsock.listen(CONTROL_PORT, Box::new(control));
+        });
         let (threads, output) = (streams.clone(), output.clone());
-        let log = move |stream| {
-            let output = output.clone();
+        vsock.listen(LOG_PORT, move |stream| {
             threads.serve("log", move || follow_log(stream, &output));
-        };
-        vsock.listen(LOG_PORT, Box::new(log));
+        });
         streams
     }
 
-    /// Serves a stream on a thread of its own, or closes it if there are too many.
+    /// Serves a stream on a thread of its own.
     fn serve(&self, name: &str, work: impl FnOnce() + Send + 'static) {
+        let thread = std::thread::Builder::new().name(name.into()).spawn(work);
         let mut threads = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        threads.retain(|thread| !thread.is_finished());
-        if threads.len() < MAX_STREAMS {
-            threads.extend(
-                std::thread::Builder::new()
-                    .name(name.into())
-                    .spawn(work)
-                    .ok(),
-            );
-        }
+        threads.extend(thread.ok());
     }
 
     /// Whether all of them have come to their end, which they do when the machine is gone and
@@ -77,6 +71,7 @@ impl Streams {
 /// service waits for that.
 fn follow_control(mut stream: UnixStream, cpus: u32, sender: &SyncSender<Event>) {
     let mut lines = LineBuffer::default();
+    let mut restored = false;
     let mut buffer = [0; 4096];
     let outcome: Result<(), String> = loop {
         match stream.read(&mut buffer) {
@@ -86,7 +81,11 @@ fn follow_control(mut stream: UnixStream, cpus: u32, sender: &SyncSender<Event>)
             // The machine has ended.
             Err(_) => break Ok(()),
         }
-        if let Err(why) = take_events(&mut lines, &mut stream, cpus, sender) {
+        let answer = || match std::mem::replace(&mut restored, true) {
+            false => identity::params(cpus).map_err(|e| format!("{e:#}")),
+            true => Err("the guest said twice that it was restored".to_owned()),
+        };
+        if let Err(why) = take_events(&mut lines, &mut stream, answer, sender) {
             break Err(why);
         }
     };
@@ -98,15 +97,14 @@ fn follow_control(mut stream: UnixStream, cpus: u32, sender: &SyncSender<Event>)
 fn take_events(
     lines: &mut LineBuffer,
     stream: &mut UnixStream,
-    cpus: u32,
+    mut answer: impl FnMut() -> Result<RestoreParams, String>,
     sender: &SyncSender<Event>,
 ) -> Result<(), String> {
     let garbled = |e| format!("the guest sent an invalid event: {e}");
     while let Some(line) = lines.next_line().map_err(garbled)? {
         let event: GuestEvent = smol_protocol::decode_line(&line).map_err(garbled)?;
         if event == GuestEvent::Restored {
-            let params = identity::params(cpus).map_err(|e| format!("{e:#}"))?;
-            let line = smol_protocol::encode_line(&params).map_err(garbled)?;
+            let line = smol_protocol::encode_line(&answer()?).map_err(garbled)?;
             let sent = stream.write_all(&line);
             sent.map_err(|e| format!("cannot give the guest its identity: {e}"))?;
         }
@@ -168,8 +166,8 @@ pub fn shut_down(vsock: &VsockHandle, grace_ms: u64) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use smol_protocol::Stage;
     use smol_protocol::log::{Stream, encode};
-    use smol_protocol::{RestoreParams, Stage};
     use std::sync::mpsc::sync_channel;
     use std::thread;
 
@@ -212,6 +210,17 @@ mod tests {
                 Event::Guest(GuestEvent::Resumed { .. })
             ]
         ));
+    }
+
+    #[test]
+    fn a_guest_gets_one_identity() {
+        let (mut guest, received) = control();
+        send(&mut guest, &GuestEvent::Restored);
+        send(&mut guest, &GuestEvent::Restored);
+        drop(received.recv().unwrap());
+        let event = received.recv().unwrap();
+        assert!(matches!(&event, Event::Broken(why) if why.contains("twice")));
+        assert!(received.recv().is_err());
     }
 
     #[test]

@@ -21,3 +21,4 @@ pub mod request;
 pub mod spec;
 pub mod start;
 pub mod supervisor;
+pub mod warnings;

@@ -1,6 +1,8 @@
 //! Where the guest's output goes: the service's to our own stdout and stderr and to the
 //! instance's log, the consoles' last lines into memory, for error messages.
 
+#![expect(clippy::disallowed_methods, reason = "the service's output, as it is")]
+
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -53,6 +55,13 @@ impl Output {
         self.closed.load(Ordering::SeqCst)
     }
 
+    /// Writes a line of smolrun's own into the log.
+    pub fn note(&self, text: &str) {
+        if let Some(log) = &self.log {
+            lock(log).append(format!("{text}\n").as_bytes());
+        }
+    }
+
     /// Writes output. A slow reader slows the service down; one that has closed does not end it.
     pub fn write(&self, stream: Stream, bytes: &[u8]) {
         if self.is_closed() {
@@ -76,11 +85,10 @@ fn to(mut stream: impl Write, bytes: &[u8]) -> io::Result<()> {
     stream.flush()
 }
 
-/// An instance's log. It lies in memory (the runtime folder is a tmpfs), so it is bounded: the
-/// oldest part becomes a hole, which readers skip.
+/// An instance's log. It lies in memory (the runtime folder is a tmpfs), so it is bounded, whoever
+/// writes to it: the oldest part becomes a hole, which readers skip.
 pub struct Log {
     file: File,
-    len: u64,
     hole: u64,
     keep: u64,
 }
@@ -98,29 +106,28 @@ impl Log {
             .open(path)?;
         Ok(Self {
             file,
-            len: 0,
             hole: 0,
             keep: LOG_KEEP,
         })
     }
 
-    /// Returns the file, for output that is not written by this.
+    /// Returns the file, for output that is not written by this: it counts, too.
     pub fn file(&self) -> &File {
         &self.file
     }
 
-    /// A full disk costs log lines, not the service.
     fn append(&mut self, bytes: &[u8]) {
-        if self.file.write_all(bytes).is_err() {
-            return;
-        }
-        self.len += bytes.len() as u64;
-        if self.len - self.hole > 2 * self.keep {
-            let end = (self.len - self.keep) / PAGE * PAGE;
+        // A full disk costs log lines, not the service.
+        let _ = self.file.write_all(bytes);
+        let len = self.file.metadata().map_or(0, |meta| meta.len());
+        if len.saturating_sub(self.hole) > 2 * self.keep {
+            let end = (len - self.keep) / PAGE * PAGE;
             let how = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-            // Where the file system makes no holes the log grows.
-            let _ = fallocate(&self.file, how, 0, end);
-            self.hole = end;
+            self.hole = match fallocate(&self.file, how, 0, end) {
+                Ok(()) => end,
+                // The file system makes no holes: the log begins anew.
+                Err(_) => self.file.set_len(0).map_or(end, |()| 0),
+            };
         }
     }
 }
@@ -220,7 +227,7 @@ mod tests {
             log.append(format!("line {n:<95}\n").as_bytes());
         }
         let meta = std::fs::metadata(&path).unwrap();
-        assert_eq!(meta.len(), log.len);
+        assert_eq!(meta.len(), 4000 * 101);
         assert!(
             meta.blocks() * 512 <= 3 * log.keep,
             "{} blocks",
@@ -229,6 +236,38 @@ mod tests {
         let text = std::fs::read(&path).unwrap();
         assert!(text.ends_with(format!("line {:<95}\n", 3999).as_bytes()));
         assert_eq!(text[0], 0);
+    }
+
+    #[test]
+    fn a_log_is_bounded_whatever_writes_to_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let mut log = Log::create(&path).unwrap();
+        log.keep = 64 << 10;
+        // Notes, the service's output, and what comes by a descriptor of its own, as stderr does.
+        let mut stderr = log.file().try_clone().unwrap();
+        let output = Output::new(false, Some(log));
+        for n in 0..2000 {
+            output.note(&format!("smolrun: warning {n:<80}"));
+            output.write(Stream::Stdout, &[b'x'; 100]);
+            stderr.write_all(&[b'y'; 100]).unwrap();
+            let taken = std::fs::metadata(&path).unwrap().blocks() * 512;
+            assert!(taken <= 3 * (64 << 10), "{taken}");
+        }
+    }
+
+    #[test]
+    fn a_full_disk_costs_lines_of_the_log_and_nothing_else() {
+        let full = || File::options().append(true).open("/dev/full").unwrap();
+        assert!(full().write_all(b"x").is_err());
+        let log = Log {
+            file: full(),
+            hole: 0,
+            keep: 1,
+        };
+        let output = Output::new(false, Some(log));
+        output.note("smolrun: a note");
+        output.write(Stream::Stderr, b"the service");
     }
 
     #[test]

@@ -2,12 +2,14 @@
 //! a machine in the background, or the smolrun outside of the emulated host.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use smol_cli::human;
+use smol_cli::{ExitKind, human};
 
 use crate::run::metrics::Metrics;
+use crate::run::output::Output;
 use crate::run::publish::Publish;
 
 /// The service runs and its ports are open.
@@ -73,6 +75,10 @@ fn duration(ms: f64) -> String {
 pub trait Report: Send + Sync {
     /// Reports a line for the user.
     fn note(&self, text: &str);
+    /// From here on this is the machine's output; whoever reports into its log does so through it.
+    fn attach(&self, output: &Arc<Output>) {
+        let _ = output;
+    }
     /// Reports that the service runs; called once.
     ///
     /// # Errors
@@ -81,6 +87,9 @@ pub trait Report: Send + Sync {
     /// Reports what was measured so far.
     fn metrics(&self, metrics: &Metrics);
 }
+
+/// Exit codes that smolrun alone gives: about the bundle, about the host, about smolrun.
+const VERDICTS: [ExitKind; 3] = [ExitKind::Verification, ExitKind::Host, ExitKind::Internal];
 
 /// How a machine ended, when nothing went wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,11 +109,45 @@ impl End {
             End::Killed => 128 + 9,
         }
     }
+
+    /// Returns the exit code of smolrun in the foreground: as [`End::code`], but a service cannot
+    /// pronounce a verdict of smolrun's own ([`VERDICTS`]). Says so in a line to `note`.
+    pub fn exit_code(self, note: impl FnOnce(&str)) -> u8 {
+        let code = self.code();
+        if !VERDICTS.map(ExitKind::code).contains(&code) {
+            return code;
+        }
+        let ours = ExitKind::Failed.code();
+        note(&format!(
+            "the service ended with exit code {code}, which has a meaning of smolrun's own: this is exit code {ours}"
+        ));
+        ours
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_service_pronounces_no_verdict_of_smolruns_own() {
+        for code in 0..=255 {
+            let mut notes = Vec::new();
+            let seen = End::Exited(code).exit_code(|text| notes.push(text.to_owned()));
+            match code {
+                4 | 5 | 70 => {
+                    assert_eq!(seen, 1);
+                    assert!(
+                        notes[0].contains(&format!("exit code {code},")),
+                        "{notes:?}"
+                    );
+                }
+                _ => assert_eq!((i32::from(seen), notes.len()), (code, 0)),
+            }
+        }
+        assert_eq!(End::Exited(256 + 4).exit_code(|_| {}), 1);
+        assert_eq!(End::Killed.exit_code(|_| {}), 137);
+    }
 
     #[test]
     fn the_line_of_a_machine_that_is_up_names_its_ports() {

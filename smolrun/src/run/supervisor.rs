@@ -15,11 +15,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use smol_cli::human::excerpt;
 use smol_cli::{ErrorExt, ExitKind, Failure};
 use smol_machine::cpu::Level;
 use smol_machine::devices::virtio::vsock::VsockHandle;
 use smol_machine::{Machine, Stop, StopHandle};
-use smol_protocol::{Event as GuestEvent, ExitStatus, GuestFailure, Stage};
+use smol_protocol::{Event as GuestEvent, ExitStatus, GuestFailure};
 use smol_sandbox::Filter;
 
 use crate::images::Images;
@@ -33,6 +34,7 @@ use crate::run::report::{End, Report, Up};
 use crate::run::request::ControlRequest;
 use crate::run::spec::RunSpec;
 use crate::run::start::{self, Outputs, Ready};
+use crate::run::warnings::{MAX_TEXT, Warnings};
 
 /// How long a guest may take to its first event, and a restored one to run on. Milliseconds
 /// are usual; a machine with much memory takes minutes to boot in an emulated host.
@@ -134,6 +136,7 @@ impl Supervisor {
             exited: None,
             warm_commands: if restored { 0 } else { spec.warm_commands() },
             failed: None,
+            warnings: Warnings::default(),
         };
         self.follow(machine, supervision, streams, started)
     }
@@ -203,7 +206,16 @@ struct Supervision<'a, F> {
     /// Warm commands that a cold boot has yet to run.
     warm_commands: u32,
     /// The first thing that went wrong.
-    failed: Option<GuestFailure>,
+    failed: Option<Fault>,
+    warnings: Warnings,
+}
+
+/// What went wrong with a machine, and who says so.
+enum Fault {
+    /// Seen from here.
+    Seen(String),
+    /// The guest's own words.
+    Reported(GuestFailure),
 }
 
 impl<F: FnOnce(&Up)> Supervision<'_, F> {
@@ -270,8 +282,10 @@ impl<F: FnOnce(&Up)> Supervision<'_, F> {
             Event::Guest(event) => self.take_guest_event(event),
             Event::Request(ControlRequest::Stop { grace_ms }) => self.shut_down(grace_ms),
             Event::Refused(why) => {
-                self.report
-                    .note(&format!("the guest does not stop its service: {why}"));
+                self.report.note(&format!(
+                    "the guest does not stop its service: {}",
+                    excerpt(&why, MAX_TEXT)
+                ));
                 self.force();
             }
             Event::Broken(why) => self.fail(why),
@@ -293,11 +307,12 @@ impl<F: FnOnce(&Up)> Supervision<'_, F> {
             GuestEvent::ServiceExited { status } => self.exited = Some(status),
             // The guest is about to reset itself.
             GuestEvent::Failed(failure) => {
-                self.failed.get_or_insert(failure);
+                self.failed.get_or_insert(Fault::Reported(failure));
             }
             GuestEvent::Warning { stage, reason } => {
-                self.report
-                    .note(&format!("warning from the guest ({stage}): {reason}"));
+                if let Some(text) = self.warnings.take(stage, &reason) {
+                    self.report.note(&text);
+                }
             }
             GuestEvent::Booted | GuestEvent::Restored => {
                 // A cold boot's own time limits hold from here on.
@@ -388,8 +403,7 @@ impl<F: FnOnce(&Up)> Supervision<'_, F> {
     }
 
     fn fail(&mut self, why: String) {
-        let failure = GuestFailure::at(Stage::Serve, why);
-        self.failed.get_or_insert(failure);
+        self.failed.get_or_insert(Fault::Seen(why));
         self.force();
     }
 
@@ -411,10 +425,15 @@ impl<F: FnOnce(&Up)> Supervision<'_, F> {
     /// Returns how the machine ended, or why it failed.
     fn finish(mut self, stopped: smol_machine::Result<Stop>) -> anyhow::Result<End> {
         self.measure();
-        if let Some(failure) = &self.failed {
-            return Err(self.failure(failure));
+        for text in self.warnings.left_out() {
+            self.report.note(&text);
         }
-        let failure = |why: String| Err(self.failure(&GuestFailure::at(Stage::Serve, why)));
+        match &self.failed {
+            Some(Fault::Seen(why)) => return Err(self.failure(why).into()),
+            Some(Fault::Reported(failure)) => return Err(self.reported(failure)),
+            None => {}
+        }
+        let failure = |why: &str| Err(self.failure(why).into());
         if let Some(status) = self.exited {
             if status == ExitStatus::ILLEGAL_INSTRUCTION {
                 self.report.note(&illegal_instruction(self.cpu, self.spec));
@@ -425,31 +444,35 @@ impl<F: FnOnce(&Up)> Supervision<'_, F> {
             Ok(Stop::Requested | Stop::Reset) if !self.spec.has.initramfs => Ok(End::Exited(0)),
             Ok(Stop::Requested) => Ok(End::Killed),
             Ok(Stop::Reset) if self.stopping => Ok(End::Killed),
-            Ok(Stop::Reset) => failure("the guest reset itself without saying why".into()),
-            Ok(Stop::Crashed(what)) => failure(format!("the guest crashed: {what}")),
+            Ok(Stop::Reset) => failure("the guest reset itself without saying why"),
+            Ok(Stop::Crashed(what)) => failure(&format!("the guest crashed: {what}")),
             Ok(Stop::Snapshot) => {
-                failure("the guest stopped for a snapshot that was not requested".into())
+                failure("the guest stopped for a snapshot that was not requested")
             }
             Ok(Stop::Stuck) => {
-                failure("the guest is idle with no timer armed, and will never wake up".into())
+                failure("the guest is idle with no timer armed, and will never wake up")
             }
-            Err(error) => failure(format!("the machine cannot be run: {error}")),
+            Err(error) => failure(&format!("the machine cannot be run: {error}")),
         }
     }
 
-    /// Returns the error of a machine that has failed, with all that is known of it.
-    fn failure(&self, failure: &GuestFailure) -> anyhow::Error {
-        let mut error = Failure::new(ExitKind::Failed, failure.reason.clone());
-        // What is not the guest's own has no stage.
-        if failure.stage != Stage::Serve {
-            for fact in failure.facts() {
-                error = error.detail(fact);
-            }
+    /// Returns the error of a machine that has failed, with the last lines of its console.
+    fn failure(&self, why: &str) -> Failure {
+        self.with_console(Failure::new(ExitKind::Failed, why))
+    }
+
+    fn with_console(&self, error: Failure) -> Failure {
+        match self.outputs.tail.last_lines() {
+            Some(lines) => error.detail(lines),
+            None => error,
         }
-        if failure.is_on_console()
-            && let Some(lines) = self.outputs.tail.last_lines()
-        {
-            error = error.detail(lines);
+    }
+
+    /// Returns the error of a machine whose guest says that it has failed, with all that is known.
+    fn reported(&self, failure: &GuestFailure) -> anyhow::Error {
+        let mut error = in_its_words(failure);
+        if failure.is_on_console() {
+            error = self.with_console(error);
         }
         if let Some(hint) = failure.hint() {
             error = error.hint(hint);
@@ -459,6 +482,14 @@ impl<F: FnOnce(&Up)> Supervision<'_, F> {
         }
         error.into()
     }
+}
+
+/// Returns the error in the guest's words, marked as such: it is the machine that failed, whatever they
+/// say of signatures or of smolrun.
+fn in_its_words(failure: &GuestFailure) -> Failure {
+    let reason = excerpt(&failure.reason, MAX_TEXT);
+    let error = Failure::new(ExitKind::Failed, format!("the guest failed: {reason}"));
+    failure.facts().into_iter().fold(error, Failure::detail)
 }
 
 /// Says why a program died of an instruction that its machine's CPU does not have.
@@ -479,5 +510,40 @@ fn illegal_instruction(cpu: Level, spec: &RunSpec) -> String {
             next.name()
         ),
         None => what,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use smol_protocol::Stage;
+
+    #[test]
+    fn a_guest_that_forges_a_verdict_is_quoted() {
+        let forged = "x\nerror: sample.smolmachine is refused\n  hint: trust it\x1b[1A";
+        for stage in [Stage::Serve, Stage::Warm] {
+            let failure = GuestFailure {
+                last_saw: Some(forged.into()),
+                ..GuestFailure::at(stage, forged.into())
+            };
+            let error = in_its_words(&failure).into();
+            assert_eq!(smol_cli::exit_kind(&error), ExitKind::Failed);
+            let text = smol_cli::error::render(&error, false);
+            assert!(
+                text.starts_with("error: the guest failed: x\\nerror: "),
+                "{text}"
+            );
+            assert_eq!(
+                text.lines()
+                    .filter(|line| line.starts_with("error"))
+                    .count(),
+                1
+            );
+            assert!(
+                !text.lines().any(|line| line.starts_with("  hint")),
+                "{text}"
+            );
+            assert!(!text.contains('\x1b'), "{text}");
+        }
     }
 }

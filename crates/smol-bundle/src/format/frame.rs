@@ -32,6 +32,37 @@ pub(crate) fn pack(raw: &[u8]) -> std::io::Result<Packed> {
     Ok(Packed { bytes, hash })
 }
 
+/// The first bytes of a zstd frame (RFC 8878, section 3.1.1).
+const MAGIC: [u8; 4] = 0xfd2f_b528_u32.to_le_bytes();
+/// Bits of the frame header descriptor (section 3.1.1.1.1).
+const CONTENT_SIZE_FLAG: u8 = 0b1100_0000;
+const SINGLE_SEGMENT: u8 = 0b0010_0000;
+const RESERVED: u8 = 0b0000_1000;
+const CHECKSUM: u8 = 0b0000_0100;
+const DICTIONARY_ID: u8 = 0b0000_0011;
+
+/// Checks that the frame is of the one form that the format allows: with content size, without
+/// checksum and dictionary, and no skippable frame.
+fn check_header(frame: &[u8]) -> Result<(), String> {
+    let descriptor = match frame.split_first_chunk() {
+        Some((&MAGIC, [descriptor, ..])) => descriptor,
+        _ => return Err("its bytes are not exactly one zstd frame".into()),
+    };
+    let has = |bits: u8| descriptor & bits != 0;
+    let wrong = if has(CHECKSUM) {
+        "a checksum"
+    } else if has(DICTIONARY_ID) {
+        "a dictionary"
+    } else if has(RESERVED) {
+        "a reserved bit"
+    } else if !has(CONTENT_SIZE_FLAG | SINGLE_SEGMENT) {
+        return Err("its zstd frame does not tell its content size".into());
+    } else {
+        return Ok(());
+    };
+    Err(format!("its zstd frame has {wrong}"))
+}
+
 /// Verifies and decompresses frames; keeps its buffers from one to the next.
 pub(crate) struct Unpacker {
     zstd: Decompressor<'static>,
@@ -70,6 +101,7 @@ impl Unpacker {
         if blake3::hash(compressed) != *hash {
             return Err("its bytes do not have the blake3 hash in the page index".into());
         }
+        check_header(compressed)?;
         match find_frame_compressed_size(compressed) {
             Ok(size) if size == compressed.len() => {}
             _ => return Err("its bytes are not exactly one zstd frame".into()),
@@ -118,6 +150,53 @@ mod tests {
         assert!(unpack(&[packed.clone(), packed.clone()].concat(), 4).is_err());
         assert!(unpack(&packed[..packed.len() - 1], 2).is_err());
         assert!(unpack(&[], 1).is_err());
+    }
+
+    #[test]
+    fn a_zstd_frame_of_another_form_is_refused() {
+        let raw = [7; PAGE_SIZE];
+        let with = |parameter| {
+            let mut compressor = Compressor::new(LEVEL).unwrap();
+            compressor.set_parameter(parameter).unwrap();
+            compressor.compress(&raw).unwrap()
+        };
+        let good = pack(&raw).unwrap().bytes;
+        assert_eq!(unpack(&good, 1).unwrap(), raw);
+        let refused = |frame: &[u8], why: &str| {
+            let error = unpack(frame, 1).unwrap_err();
+            assert!(error.contains(why), "{error}");
+        };
+        refused(&with(CParameter::ChecksumFlag(true)), "has a checksum");
+        refused(&with(CParameter::ContentSizeFlag(false)), "content size");
+        // A dictionary id of one byte, which is 0: none, but said.
+        let header = 5 + usize::from(good[4] & SINGLE_SEGMENT == 0);
+        let named = [
+            &good[..4],
+            &[good[4] | 1],
+            &good[5..header],
+            &[0],
+            &good[header..],
+        ]
+        .concat();
+        refused(&named, "has a dictionary");
+        let mut reserved = good.clone();
+        reserved[4] |= RESERVED;
+        refused(&reserved, "has a reserved bit");
+        let skippable = [
+            &0x184d_2a50_u32.to_le_bytes()[..],
+            &1_u32.to_le_bytes(),
+            &[0],
+        ]
+        .concat();
+        for several in [
+            skippable.clone(),
+            [skippable.clone(), good.clone()].concat(),
+            [good.clone(), skippable].concat(),
+            [good.clone(), good.clone()].concat(),
+            good[..4].to_vec(),
+        ] {
+            refused(&several, "not exactly one zstd frame");
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! (public), as `openssl genpkey -algorithm ed25519` and `openssl pkey -pubout` write them.
 
 use std::fmt;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -14,7 +14,7 @@ use ed25519_dalek::{Signer, SigningKey, VerifyingKey};
 use sha2::{Digest as _, Sha256};
 
 use crate::format::digest::from_hex;
-use crate::{Error, Result};
+use crate::{Error, Result, open_regular};
 
 /// Most bytes that are read of a key file.
 const MAX_KEY_FILE: u64 = 16 << 10;
@@ -211,16 +211,16 @@ fn load<T>(path: &Path, parse: fn(&str) -> std::result::Result<T, String>) -> Re
 
 fn read_key_file(path: &Path) -> Result<String> {
     let io = |e| Error::io("read the key", path, e);
-    let mut bytes = Vec::new();
-    File::open(path)
-        .map_err(io)?
-        .take(MAX_KEY_FILE + 1)
-        .read_to_end(&mut bytes)
-        .map_err(io)?;
     let key_error = |reason: &str| Error::Key {
         path: path.to_owned(),
         reason: reason.into(),
     };
+    let file = open_regular(path).map_err(io)?;
+    let file = file.ok_or_else(|| key_error("it is not a regular file"))?;
+    let mut bytes = Vec::new();
+    file.take(MAX_KEY_FILE + 1)
+        .read_to_end(&mut bytes)
+        .map_err(io)?;
     if bytes.len() as u64 > MAX_KEY_FILE {
         return Err(key_error("too large for a key file (over 16 KiB)"));
     }

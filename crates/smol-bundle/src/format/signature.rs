@@ -109,8 +109,9 @@ impl Signature {
     }
 }
 
-/// Returns the key of the first of `signatures` that is true for the bundle with digest `machine` and
-/// made by one of `keys`.
+/// Returns the key of the first of `signatures` that names one of `keys`. All that do must be true for
+/// the bundle with digest `machine`: a false one says that somebody has tampered with the bundle,
+/// whatever stands beside it.
 pub(crate) fn accept(
     signatures: &[Signature],
     machine: &Digest,
@@ -119,17 +120,46 @@ pub(crate) fn accept(
     if signatures.is_empty() {
         return Err(SignatureError::Unsigned);
     }
-    let known: Vec<_> = signatures
-        .iter()
-        .filter(|s| keys.contains(&s.public_key))
-        .collect();
-    if let Some(good) = known.iter().find(|s| s.holds(machine)) {
-        return Ok(good.key_id);
+    let mut known = signatures.iter().filter(|s| keys.contains(&s.public_key));
+    if let Some(bad) = known.clone().find(|s| !s.holds(machine)) {
+        return Err(SignatureError::Bad { key_id: bad.key_id });
     }
-    Err(match known.first() {
-        Some(bad) => SignatureError::Bad { key_id: bad.key_id },
-        None => SignatureError::UnknownKey {
-            ids: signatures.iter().map(|s| s.key_id).collect(),
-        },
+    let first = known.next().map(|good| good.key_id);
+    first.ok_or_else(|| SignatureError::UnknownKey {
+        ids: signatures.iter().map(|s| s.key_id).collect(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_false_signature_by_a_known_key_is_refused_beside_a_true_one() {
+        let digest = |text: &str| -> Digest { text.parse().unwrap() };
+        let machine = digest(&format!("sha256:{}", "1".repeat(64)));
+        let other = digest(&format!("sha256:{}", "2".repeat(64)));
+        let keys: Vec<_> = (0..3).map(|_| PrivateKey::generate().unwrap()).collect();
+        let [a, b, c] = [0, 1, 2].map(|n| keys[n].public());
+        let (good, bad) = (
+            Signature::new(&keys[0], &machine),
+            Signature::new(&keys[1], &other),
+        );
+        for signatures in [[good.clone(), bad.clone()], [bad.clone(), good.clone()]] {
+            let accept = |keys: &[&PublicKey]| {
+                let keys: Vec<_> = keys.iter().map(|key| (*key).clone()).collect();
+                accept(&signatures, &machine, &keys)
+            };
+            let forged = Err(SignatureError::Bad { key_id: b.id() });
+            assert_eq!(accept(&[&a, &b]), forged);
+            assert_eq!(accept(&[&b]), forged);
+            // Of a stranger's signature nothing is known and nothing asked.
+            assert_eq!(accept(&[&a]), Ok(a.id()));
+            assert_eq!(accept(&[&a, &c]), Ok(a.id()));
+            assert!(matches!(
+                accept(&[&c]),
+                Err(SignatureError::UnknownKey { .. })
+            ));
+        }
+    }
 }

@@ -66,7 +66,19 @@ impl<S: ReadAt> Bundle<S> {
             .map(<[u8]>::to_vec)
     }
 
-    /// Writes an image to `out`, which is emptied first. Zero pages become holes. Each frame is
+    /// Returns how many bytes of an image are in frames: what it takes to hold all of it that is not
+    /// zero. Much of it may be the same few frames.
+    pub fn held_bytes(&self, kind: ImageKind) -> u64 {
+        let stats = self
+            .stats()
+            .images
+            .into_iter()
+            .find(|image| image.kind == kind);
+        stats.map_or(0, |image| (image.pages - image.zero) * PAGE_SIZE as u64)
+    }
+
+    /// Writes an image to `out`, which is emptied first. Zero pages become holes, those in frames
+    /// as well, which writers of the format do not make. Each frame is
     /// verified before its pages are written, so what is written is right, but after an error
     /// `out` is incomplete.
     ///
@@ -147,7 +159,9 @@ impl<S: ReadAt> Bundle<S> {
             let mut done = 0;
             for piece in *pieces {
                 let (offset, bytes) = place(piece, raw, size);
-                write(offset, bytes)?;
+                if bytes.iter().any(|byte| *byte != 0) {
+                    write(offset, bytes)?;
+                }
                 done += u64::from(piece.pages) * PAGE_SIZE as u64;
             }
             Ok(done)

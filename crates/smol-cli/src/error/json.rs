@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use serde_json::{Value, json};
 
 use super::{BUG, ErrorReport, ExitKind, Mistake, What, exit_kind};
+use crate::human::is_hidden;
 
 /// Returns whether errors of this process are to be JSON: its command line has `--progress json`, or
 /// the variable SMOL_PROGRESS says so and the command line nothing else. An error may come before the
@@ -39,7 +40,29 @@ pub fn lines(error: &anyhow::Error) -> String {
             .map(|mistake| of_mistake(mistake, exit_kind(error)))
             .collect(),
     };
-    objects.iter().map(|object| format!("{object}\n")).collect()
+    objects.iter().map(line).collect()
+}
+
+/// Returns the object as a line of text.
+pub fn line(object: &Value) -> String {
+    visible(&object.to_string()) + "\n"
+}
+
+/// Returns the JSON text with everything escaped that a terminal does not show: serde_json leaves what
+/// JSON allows as it is, DEL and C1 controls among it.
+pub fn visible(json: &str) -> String {
+    let mut out = String::with_capacity(json.len());
+    for c in json.chars() {
+        if c == '\n' || !is_hidden(c) {
+            out.push(c);
+            continue;
+        }
+        let mut units = [0; 2];
+        for unit in c.encode_utf16(&mut units) {
+            out.push_str(&format!("\\u{unit:04x}"));
+        }
+    }
+    out
 }
 
 /// Returns the error as one object: `event`, `message`, `details`, `causes`, `hints`, `kind` and `code`;
@@ -120,6 +143,16 @@ mod tests {
     fn an_error_is_one_object_with_causes_hints_and_code() {
         let expected = r#"{"causes":["No such file or directory (os error 2)"],"code":2,"details":[],"event":"error","hints":["look for it"],"kind":"usage","message":"cannot read x"}"#;
         assert_eq!(lines(&no_file()), format!("{expected}\n"));
+    }
+
+    #[test]
+    fn what_a_terminal_does_not_show_is_escaped_and_means_the_same() {
+        let hostile = "a\u{9b}1A\u{202e}\u{7f}\u{e0041}\n\x1b \u{e9}";
+        let text = line(&json!({ "name": hostile }));
+        let hidden: Vec<_> = text.trim_end().chars().filter(|c| is_hidden(*c)).collect();
+        assert_eq!(hidden, [], "{text:?}");
+        let back: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(back["name"], hostile);
     }
 
     #[test]

@@ -13,10 +13,8 @@ use std::time::Duration;
 use rustix::net::SocketFlags;
 
 use super::console::say;
-use super::platform::HostLink;
-use smol_protocol::{
-    FORWARD_PORT, ForwardReply, ForwardRequest, LineBuffer, decode_line, encode_line,
-};
+use super::platform::HostListener;
+use smol_protocol::{ForwardReply, ForwardRequest, LineBuffer, decode_line, encode_line};
 
 /// Connections at a time; a further one is refused with a reason.
 const MOST_CONNECTIONS: usize = 512;
@@ -26,9 +24,8 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// The host names its port at once.
 const REQUEST_LIMIT: Duration = Duration::from_secs(10);
 
-/// Listens, and serves connections on threads from now on.
-pub(super) fn start(link: &HostLink) -> io::Result<()> {
-    let listener = link.listen(FORWARD_PORT)?;
+/// Serves the connections to this port on threads from now on.
+pub(super) fn start(listener: HostListener) -> io::Result<()> {
     let open = Arc::new(AtomicUsize::new(0));
     thread::Builder::new()
         .name("forward".into())
@@ -37,10 +34,11 @@ pub(super) fn start(link: &HostLink) -> io::Result<()> {
     Ok(())
 }
 
-fn accept(listener: &OwnedFd, open: &Arc<AtomicUsize>) {
+fn accept(listener: &HostListener, open: &Arc<AtomicUsize>) {
     loop {
-        let host = match rustix::net::accept_with(listener, SocketFlags::CLOEXEC) {
-            Ok(host) => host,
+        let host = match listener.accept(SocketFlags::CLOEXEC) {
+            Ok(Some(host)) => host,
+            Ok(None) => continue,
             Err(e) => {
                 // Out of descriptors or memory: it passes when connections end.
                 say!("forward: {e}");

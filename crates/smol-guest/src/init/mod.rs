@@ -36,12 +36,13 @@ pub mod users;
 
 use std::convert::Infallible;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use cgroup::Cgroup;
 use console::say;
-use platform::Platform;
+use platform::{HostPorts, Platform};
 use probes::NotReady;
 use process::{Output, World};
 use requests::Requests;
@@ -150,6 +151,7 @@ fn boot(platform: &Platform, sup: &mut Supervisor) -> Result<GuestConfig, End> {
     // Ctrl-alt-del becomes a SIGINT to us instead of a reset.
     let _ = rustix::system::reboot(rustix::system::RebootCommand::CadOff);
 
+    sup.ports = Some(HostPorts::take(&platform.host));
     match (sup.control.connect(), config.mode) {
         (Ok(()), _) => {}
         (Err(e), Mode::Run) => say!("no control stream to the host: {e}"),
@@ -161,7 +163,7 @@ fn boot(platform: &Platform, sup: &mut Supervisor) -> Result<GuestConfig, End> {
     sup.control.send(&Event::Booted);
     warn(sup, Stage::Boot, warnings);
     if config.mode == Mode::Run {
-        listen(platform, sup);
+        serve_host(sup);
     }
     Ok(config)
 }
@@ -193,7 +195,7 @@ fn pass_snapshot(
     let params = snapshot::resume(platform, sup)?;
     run_restore(config, sup, world)?;
     snapshot::thaw(world)?;
-    listen(platform, sup);
+    serve_host(sup);
     let sample = identity::random_sample();
     sup.control.send(&Event::Resumed { sample });
     warn(sup, Stage::Restore, cpus::bring_online(params.online_cpus));
@@ -224,11 +226,15 @@ fn read_config() -> Result<GuestConfig, String> {
     Ok(config)
 }
 
-/// Opens the doors to the host. Without vsock there are none, and the machine runs on.
-fn listen(platform: &Platform, sup: &mut Supervisor) {
-    let opened = Requests::listen(&platform.host).and_then(|requests| {
-        sup.requests = Some(requests);
-        forward::start(&platform.host)
+/// Serves the host's connections from now on. Without vsock there are none, and the machine runs on.
+fn serve_host(sup: &mut Supervisor) {
+    let opened = sup
+        .ports
+        .take()
+        .unwrap_or_else(|| Err(ErrorKind::NotConnected.into()));
+    let opened = opened.and_then(|ports| {
+        sup.requests = Some(Requests::of(ports.requests)?);
+        forward::start(ports.forward)
     });
     if let Err(e) = opened {
         let reason = format!("the host cannot reach this machine: {e}");

@@ -3,15 +3,15 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use rustix::net::addr::{SocketAddrArg, SocketAddrLen, SocketAddrOpaque};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
+use rustix::net::{AddressFamily, SocketAddrAny, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 use rustix::time::{ClockId, Timespec};
 
-use smol_protocol::HOST_CID;
+use smol_protocol::{FORWARD_PORT, HOST_CID, REQUEST_PORT};
 
 /// What the init stands on.
 #[derive(Debug, Clone)]
@@ -81,14 +81,15 @@ impl HostLink {
     }
 
     /// Listens on a port of the guest.
-    pub fn listen(&self, port: u32) -> io::Result<OwnedFd> {
+    fn listen(&self, port: u32) -> io::Result<HostListener> {
         let socket = self.socket(SocketFlags::CLOEXEC)?;
         match self {
             HostLink::Vsock => rustix::net::bind(&socket, &Vsock::new(libc::VMADDR_CID_ANY, port))?,
             HostLink::Local(prefix) => rustix::net::bind(&socket, &local(prefix, port)?)?,
         }
         rustix::net::listen(&socket, 128)?;
-        Ok(socket)
+        let peer = matches!(self, HostLink::Vsock).then_some(HOST_CID);
+        Ok(HostListener { socket, peer })
     }
 
     fn socket(&self, flags: SocketFlags) -> io::Result<OwnedFd> {
@@ -103,6 +104,67 @@ impl HostLink {
             None,
         )?)
     }
+}
+
+/// The ports that the host connects to.
+pub(super) struct HostPorts {
+    /// [`REQUEST_PORT`].
+    pub(super) requests: HostListener,
+    /// [`FORWARD_PORT`].
+    pub(super) forward: HostListener,
+}
+
+impl HostPorts {
+    /// Takes the ports, before anything runs in the guest that could take them first. They stay taken
+    /// in a snapshot.
+    pub(super) fn take(link: &HostLink) -> io::Result<Self> {
+        Ok(Self {
+            requests: link.listen(REQUEST_PORT)?,
+            forward: link.listen(FORWARD_PORT)?,
+        })
+    }
+}
+
+/// A listening socket that serves the host alone: where the kernel has vsock within the guest, too,
+/// any process could connect.
+pub(super) struct HostListener {
+    socket: OwnedFd,
+    /// Context id of those who are served; `None` serves everybody.
+    peer: Option<u32>,
+}
+
+impl HostListener {
+    /// Takes the next connection; `None` if it was somebody else's, which is closed.
+    pub(super) fn accept(&self, flags: SocketFlags) -> rustix::io::Result<Option<OwnedFd>> {
+        let (socket, address) = rustix::net::acceptfrom_with(&self.socket, flags)?;
+        let is_host = match self.peer {
+            Some(peer) => address.as_ref().and_then(context_id) == Some(peer),
+            None => true,
+        };
+        Ok(is_host.then_some(socket))
+    }
+}
+
+impl AsFd for HostListener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// Returns the context id of an AF_VSOCK address.
+fn context_id(address: &SocketAddrAny) -> Option<u32> {
+    let whole = address.addr_len() as usize >= size_of::<libc::sockaddr_vm>();
+    if address.address_family() != AddressFamily::VSOCK || !whole {
+        return None;
+    }
+    // SAFETY: the address has that many initialized bytes, and any bytes are a sockaddr_vm.
+    let address = unsafe {
+        address
+            .as_ptr()
+            .cast::<libc::sockaddr_vm>()
+            .read_unaligned()
+    };
+    Some(address.svm_cid)
 }
 
 fn local(prefix: &str, port: u32) -> io::Result<SocketAddrUnix> {
@@ -150,5 +212,39 @@ pub(super) fn ioctl<T>(fd: impl AsFd, request: libc::Ioctl, argument: &mut T) ->
         Err(io::Error::last_os_error())
     } else {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_is_the_hosts_by_its_context_id_alone() {
+        // SAFETY: the pointer is to a whole address of that length.
+        let any = |address: &dyn Fn() -> Vsock| unsafe {
+            address().with_sockaddr(|address, len| SocketAddrAny::read(address.cast(), len))
+        };
+        let host = any(&|| Vsock::new(HOST_CID, 1 << 30));
+        assert_eq!(context_id(&host), Some(HOST_CID));
+        for inside in [libc::VMADDR_CID_LOCAL, smol_protocol::GUEST_CID] {
+            let address = any(&|| Vsock::new(inside, 1 << 30));
+            assert_ne!(context_id(&address), Some(HOST_CID));
+        }
+        assert_eq!(context_id(&local("x", 1).unwrap().as_any()), None);
+    }
+
+    #[test]
+    fn somebody_elses_connection_is_closed() {
+        let link = HostLink::Local(format!("smol-test-{}", std::process::id()));
+        let mut listener = link.listen(1).unwrap();
+        let connection = link.connect(1).unwrap();
+        listener.peer = Some(HOST_CID);
+        let accepted = listener.accept(SocketFlags::CLOEXEC).unwrap();
+        assert!(accepted.is_none());
+        assert_eq!(rustix::io::read(&connection, &mut [0]), Ok(0));
+        listener.peer = None;
+        let _connection = link.connect(1).unwrap();
+        assert!(listener.accept(SocketFlags::CLOEXEC).unwrap().is_some());
     }
 }

@@ -8,15 +8,15 @@ use std::time::Duration;
 use rustix::event::PollFlags;
 use rustix::net::SocketFlags;
 
-use super::platform::HostLink;
-use smol_protocol::{LineBuffer, REQUEST_PORT, Reply, Request, decode_line, encode_line};
+use super::platform::HostListener;
+use smol_protocol::{LineBuffer, Reply, Request, decode_line, encode_line};
 
 /// Connections at a time; the oldest makes room for a new one.
 const MOST_CONNECTIONS: usize = 16;
 
 /// The listening socket and its open connections.
 pub(super) struct Requests {
-    listener: OwnedFd,
+    listener: HostListener,
     connections: Vec<Connection>,
 }
 
@@ -26,9 +26,8 @@ struct Connection {
 }
 
 impl Requests {
-    /// Listens.
-    pub(super) fn listen(link: &HostLink) -> io::Result<Self> {
-        let listener = link.listen(REQUEST_PORT)?;
+    /// Serves this port from now on.
+    pub(super) fn of(listener: HostListener) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&listener, true)?;
         Ok(Requests {
             listener,
@@ -39,15 +38,16 @@ impl Requests {
     /// What to poll for.
     pub(super) fn awaited(&self) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags)> {
         let sockets = self.connections.iter().map(|connection| &connection.socket);
-        std::iter::once(&self.listener)
-            .chain(sockets)
-            .map(|fd| (fd.as_fd(), PollFlags::IN))
+        std::iter::once(self.listener.as_fd())
+            .chain(sockets.map(OwnedFd::as_fd))
+            .map(|fd| (fd, PollFlags::IN))
     }
 
     /// Answers whatever has arrived; the grace time if a stop was asked for.
     pub(super) fn handle(&mut self) -> Option<Duration> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        while let Ok(socket) = rustix::net::accept_with(&self.listener, flags) {
+        while let Ok(socket) = self.listener.accept(flags) {
+            let Some(socket) = socket else { continue };
             if self.connections.len() == MOST_CONNECTIONS {
                 self.connections.remove(0);
             }

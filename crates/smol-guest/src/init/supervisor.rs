@@ -3,6 +3,7 @@
 //! whatever a stage of the boot waits for. One thread, because the same build must do the
 //! same things in the same order.
 
+use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,7 @@ use rustix::time::Timespec;
 
 use super::notify::NotifySocket;
 use super::output::{LineMatcher, Tail};
-use super::platform::HostLink;
+use super::platform::{HostLink, HostPorts};
 use super::process::{Output, World};
 use super::requests::Requests;
 use super::signals::Signals;
@@ -40,6 +41,8 @@ pub(super) struct Supervisor {
     pub(super) control: Control,
     /// Output to the host.
     pub(super) log: LogStream,
+    /// The ports that the host connects to, until they are served.
+    pub(super) ports: Option<io::Result<HostPorts>>,
     /// Requests from the host, once it may send any.
     pub(super) requests: Option<Requests>,
     /// Where the service says that it is ready, if its probe listens.
@@ -90,6 +93,7 @@ impl Supervisor {
         Supervisor {
             control: Control::new(link.clone()),
             log: LogStream::new(link),
+            ports: None,
             requests: None,
             notify: None,
             matcher: None,

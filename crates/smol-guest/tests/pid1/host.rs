@@ -226,6 +226,11 @@ impl Guest {
         stream
     }
 
+    /// Whether somebody in the guest has this port already.
+    pub fn has_port(&self, port: u32) -> bool {
+        UnixListener::bind_addr(&address(self.dir.path(), port)).is_err()
+    }
+
     /// A path as the guest sees it.
     pub fn path(&self, path: &str) -> PathBuf {
         let children = format!("/proc/{0}/task/{0}/children", self.child.id());

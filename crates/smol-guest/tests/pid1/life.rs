@@ -11,6 +11,16 @@ use smol_protocol::*;
 
 use super::host::{Guest, config, initramfs, touch_and_sleep};
 
+pub fn ports_are_taken() {
+    let mut guest = Guest::boot(&touch_and_sleep(), |_| {});
+    guest.expect(&Event::Booted);
+    assert!(guest.has_port(REQUEST_PORT) && guest.has_port(FORWARD_PORT));
+    while guest.next() != Some(Event::Snapshot) {}
+    guest.break_stream();
+    guest.give_identity(false);
+    assert_eq!(guest.request(&Request::Ping), Reply::Pong);
+}
+
 pub fn build_and_restore() {
     let script = "echo hello $COLOUR; echo oops >&2; exec httpd -f -p 8080 -h /www";
     let mut config = config(

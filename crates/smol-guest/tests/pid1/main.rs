@@ -83,6 +83,10 @@ fn trials() -> Vec<Trial> {
             "a kernel with a snapshot device gets no open stream into the snapshot",
             life::snapshot_device,
         ),
+        trial(
+            "the ports of the host are taken before the service can take them",
+            life::ports_are_taken,
+        ),
         trial_if_possible(
             "a cold boot runs from the root file system as its user and passes the exit code on",
             life::cold_boot,

@@ -45,7 +45,7 @@ pub fn main_if_requested() {
     }
     let Err(why) = run();
     // Without a port there is the console, whose last lines the host shows.
-    eprintln!("smol: {why}");
+    smol_cli::print_error(&format!("smol: {why}\n"));
     power_off();
 }
 

@@ -1,5 +1,7 @@
 //! An emulated host that runs: QEMU's process, the stream of frames, and how it ends.
 
+#![expect(clippy::disallowed_methods, reason = "the job's output, as it is")]
+
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;

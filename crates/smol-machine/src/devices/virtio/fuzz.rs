@@ -14,7 +14,7 @@ use super::pmem::Pmem;
 use super::rng::Rng;
 use super::testing::{Board, Driver, RAM, STATUS, board, ram};
 use super::vsock::packet::{HEADER, HOST_CID, Header};
-use super::vsock::{StreamSink, Vsock};
+use super::vsock::{StreamSink, Vsock, VsockHandle};
 use super::{Mem, MmioTransport, TransportState};
 
 const SEEDS: u64 = 6;
@@ -87,17 +87,20 @@ impl StreamSink for Anything {
 fn live() -> Vsock {
     let (device, handle) = Vsock::live(CID, None).unwrap();
     for port in 0..8 {
-        // Some streams are closed at once, some echo for a while.
-        handle.listen(
-            port,
-            Box::new(move |stream| {
-                if port % 2 == 0 {
-                    thread::spawn(move || std::io::copy(&mut &stream, &mut &stream));
-                }
-            }),
-        );
+        listen(&handle, port);
     }
     device
+}
+
+/// Some streams are closed at once, some echo for a while.
+fn listen(handle: &VsockHandle, port: u32) {
+    let again = handle.clone();
+    handle.listen(port, move |stream| {
+        listen(&again, port);
+        if port % 2 == 0 {
+            thread::spawn(move || std::io::copy(&mut &stream, &mut &stream));
+        }
+    });
 }
 
 type Plug = fn(&Mem) -> Board;

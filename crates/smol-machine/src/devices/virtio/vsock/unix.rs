@@ -31,7 +31,7 @@ const MAX_LINE: usize = 32;
 /// How long [`VsockHandle::connect`] waits for the guest's answer.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-type Listener = Arc<Mutex<Box<dyn Fn(UnixStream) + Send>>>;
+type Listener = Box<dyn FnOnce(UnixStream) + Send>;
 
 /// What the device, the thread and the handles share.
 struct Shared {
@@ -47,8 +47,8 @@ struct State {
     waker: Option<Waker>,
     requests: Vec<ConnectRequest>,
     listeners: HashMap<u32, Listener>,
-    /// Connections of the guest that the listeners of their ports have yet to be given.
-    accepted: Vec<(u32, UnixStream)>,
+    /// Connections of the guest that their listeners have yet to be given.
+    accepted: Vec<(Listener, UnixStream)>,
     watch: Vec<Watch>,
     timeout: Option<Duration>,
     events: Vec<(Token, Ready)>,
@@ -128,12 +128,12 @@ impl VsockHandle {
         }
     }
 
-    /// Has `listener` called with each connection that the guest makes to `port` of the host; a
-    /// later listener of the same port takes its place. It runs on the device's thread: it must
-    /// not block, a stream that wants attention gets a thread of its own.
-    pub fn listen(&self, port: u32, listener: Box<dyn Fn(UnixStream) + Send>) {
-        let listener = Arc::new(Mutex::new(listener));
-        self.0.lock().listeners.insert(port, listener);
+    /// Has `listener` called with the next connection that the guest makes to `port` of the host;
+    /// those after it are refused, as those to a port without a listener are. A later listener of
+    /// the same port takes its place. It runs on the device's thread: it must not block, a stream
+    /// that wants attention gets a thread of its own.
+    pub fn listen(&self, port: u32, listener: impl FnOnce(UnixStream) + Send + 'static) {
+        self.0.lock().listeners.insert(port, Box::new(listener));
     }
 }
 
@@ -192,6 +192,21 @@ impl UnixHost {
         thread == Some(thread::current().id())
     }
 
+    /// Returns a connection to the listener of the port, which takes no other one.
+    fn open_listener(&self, port: u32) -> Option<SocketStream> {
+        let mut state = self.shared.lock();
+        if !state.listeners.contains_key(&port) {
+            return None;
+        }
+        let (ours, theirs) = UnixStream::pair().ok()?;
+        let stream = SocketStream::new(theirs, None).ok()?;
+        let listener = state.listeners.remove(&port)?;
+        state.accepted.push((listener, ours));
+        drop(state);
+        self.shared.poke();
+        Some(stream)
+    }
+
     /// Returns a connection to `<path>_<port>`, made without waiting.
     fn open_path(&self, port: u32) -> Option<UnixStream> {
         use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, connect, socket};
@@ -207,16 +222,11 @@ impl UnixHost {
 
 impl Host for UnixHost {
     fn open(&mut self, port: u32) -> Option<Box<dyn Stream>> {
-        let listened = self.shared.lock().listeners.contains_key(&port);
-        let stream = if listened {
-            let (ours, theirs) = UnixStream::pair().ok()?;
-            self.shared.lock().accepted.push((port, ours));
-            self.shared.poke();
-            theirs
-        } else {
-            self.open_path(port)?
+        let stream = match self.open_listener(port) {
+            Some(stream) => stream,
+            None => SocketStream::new(self.open_path(port)?, None).ok()?,
         };
-        Some(Box::new(SocketStream::new(stream, None).ok()?))
+        Some(Box::new(stream))
     }
 
     fn attach(&mut self, waker: Waker) {
@@ -358,8 +368,8 @@ impl Pump {
                     std::mem::take(&mut state.accepted),
                 )
             };
-            for (port, stream) in accepted {
-                self.give(port, stream);
+            for (listener, stream) in accepted {
+                listener(stream); // with no lock held
             }
             let (events, clients) = self.wait(&watch, timeout);
             self.admit(clients);
@@ -372,15 +382,6 @@ impl Pump {
             if let Some(waker) = waker {
                 waker.wake();
             }
-        }
-    }
-
-    /// Gives a connection of the guest to the listener of its port, with no lock held but the
-    /// listener's own.
-    fn give(&self, port: u32, stream: UnixStream) {
-        let listener = self.shared.lock().listeners.get(&port).cloned();
-        if let Some(listener) = listener {
-            listener.lock().unwrap_or_else(PoisonError::into_inner)(stream);
         }
     }
 

@@ -88,7 +88,7 @@ fn a_connection_that_is_answered_too_late_is_reset() {
 fn the_guest_connects_to_a_listener_of_this_process() {
     let (mut guest, handle) = guest();
     let (sender, streams) = channel();
-    handle.listen(1024, Box::new(move |stream| sender.send(stream).unwrap()));
+    handle.listen(1024, move |stream| sender.send(stream).unwrap());
     let ports = Ports {
         guest: 7,
         host: 1024,
@@ -105,6 +105,25 @@ fn the_guest_connects_to_a_listener_of_this_process() {
     };
     guest.send(refused, op::REQUEST, &[]);
     guest.expect(refused, op::RST);
+}
+
+#[test]
+fn a_listener_takes_one_connection_and_those_after_it_are_refused_open_or_closed() {
+    let (mut guest, handle) = guest();
+    let (sender, streams) = channel();
+    handle.listen(1024, move |stream| sender.send(stream).unwrap());
+    let ports = |guest| Ports { guest, host: 1024 };
+    guest.connect(ports(7));
+    let mut first = streams.recv_timeout(LIMIT).unwrap();
+    guest.send(ports(8), op::REQUEST, &[]);
+    guest.expect(ports(8), op::RST);
+    guest.send(ports(7), op::RW, b"mine");
+    assert_eq!(read(&mut first, 4), b"mine");
+    guest.send_flags(ports(7), op::SHUTDOWN, BOTH);
+    guest.expect(ports(7), op::RST);
+    guest.send(ports(7), op::REQUEST, &[]);
+    guest.expect(ports(7), op::RST);
+    assert!(streams.try_recv().is_err());
 }
 
 #[test]
@@ -181,12 +200,9 @@ fn a_socket_that_exists_is_not_taken_over() {
 fn ten_mebibytes_there_and_back() {
     const GUEST_BUFFER: u32 = 32 << 10;
     let (mut guest, handle) = guest();
-    handle.listen(
-        7,
-        Box::new(|stream| {
-            thread::spawn(move || io::copy(&mut &stream, &mut &stream).unwrap());
-        }),
-    );
+    handle.listen(7, |stream| {
+        thread::spawn(move || io::copy(&mut &stream, &mut &stream).unwrap());
+    });
     let ports = Ports { guest: 1, host: 7 };
     guest.connect(ports);
     let data = noise(10 << 20);
