@@ -8,6 +8,7 @@ use serde::Serialize;
 use smol_machine::cpu::{Features, Level};
 use smol_machine::hv;
 use smol_machine::probe::{self, ProbeError};
+use smol_sandbox::Support;
 
 use crate::apt;
 use crate::emulated::kernel::HostKernel;
@@ -87,6 +88,7 @@ pub fn checks(tool: Tool) -> Vec<Check> {
         Err(e) => Check::new("cache", Status::Missing, format!("{e:#}"), None),
     });
     checks.push(memory(&read("/proc/meminfo")));
+    checks.push(sandbox(Support::here()));
     if tool == Tool::Run {
         checks.push(runtime_dir());
     }
@@ -415,6 +417,23 @@ fn memory(meminfo: &str) -> Check {
     }
 }
 
+/// Returns the check of what confines a machine's process.
+fn sandbox(support: Support) -> Check {
+    match support.missing() {
+        None => {
+            let detail = format!("Landlock (version {}) and seccomp", support.landlock);
+            Check::new("sandbox", Status::Ok, detail, None)
+        }
+        Some(missing) => {
+            let fix = match support.landlock {
+                0 => "boot Linux 5.13 or later, with landlock among the modules of lsm=",
+                _ => "boot a kernel with CONFIG_SECCOMP_FILTER",
+            };
+            Check::new("sandbox", Status::Warn, missing, Some(fix.to_owned()))
+        }
+    }
+}
+
 fn runtime_dir() -> Check {
     match smol_cli::paths::runtime_dir() {
         Ok(dir) => Check::new("runtime", Status::Ok, dir.display().to_string(), None),
@@ -441,6 +460,18 @@ mod tests {
             .into_iter()
             .map(|check| (check.name, check.status))
             .collect()
+    }
+
+    #[test]
+    fn a_kernel_that_cannot_confine_a_machine_is_told_with_what_would() {
+        let check = |landlock, seccomp| sandbox(Support { landlock, seccomp });
+        assert_eq!(check(6, true).detail, "Landlock (version 6) and seccomp");
+        assert_eq!(check(6, true).status, Status::Ok);
+        let none = check(0, true);
+        assert_eq!(none.status, Status::Warn);
+        assert!(none.detail.contains("no Landlock"));
+        assert!(none.fix.unwrap().contains("lsm="));
+        assert!(check(6, false).fix.unwrap().contains("SECCOMP"));
     }
 
     #[test]

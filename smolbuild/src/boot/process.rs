@@ -4,7 +4,7 @@
 //! A build has programs to start and packages to fetch; the machine that it boots, with a service that
 //! nobody has looked at, runs in a process that can do neither.
 
-use std::io::{self, PipeReader, Read, Write};
+use std::io::{self, PipeReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -167,9 +167,8 @@ pub fn main(file: &Path, interrupt: &Interrupt) -> Result<()> {
 }
 
 fn send(message: Message) {
-    let line = serde_json::to_string(&message).expect("messages serialise");
     // Without a reader there is nobody left to build for, and a signal is on its way.
-    let _ = writeln!(io::stdout(), "{line}");
+    let _ = smol_cli::print_json_line(&message);
 }
 
 /// Restricts this process to the job's files, and to what making, running and capturing a machine

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use smol_cli::Interrupt;
 
-use super::open_bundle;
+use super::{only_read, open_bundle};
 use crate::cli::Diff;
 use crate::diff;
 use crate::error::ResultExt;
@@ -16,6 +16,7 @@ const SHOWN: usize = 20;
 /// Verifies both bundles byte by byte, compares them, and exits with 0 if they are the same, with 1
 /// if they differ.
 pub fn run(args: &Diff, interrupt: &Interrupt) -> Result<ExitCode> {
+    only_read(&[&args.a, &args.b])?;
     let (a, b) = (open_bundle(&args.a)?, open_bundle(&args.b)?);
     for bundle in [&a, &b] {
         bundle.verify_all(&mut |_, _| {}).classify()?;

@@ -6,12 +6,13 @@ use smol_bundle::{Bundle, Config, ImageStats};
 use smol_cli::human;
 use smol_machine::cpu::{Features, Level};
 
-use super::open_bundle;
+use super::{only_read, open_bundle};
 use crate::cli::Inspect;
 use crate::error::ResultExt;
 
 /// Prints facts about a bundle. Its structure is checked on the way, its signature is not.
 pub fn run(args: &Inspect) -> Result<()> {
+    only_read(&[&args.bundle])?;
     let bundle = open_bundle(&args.bundle)?;
     if args.format.json {
         smol_cli::print_json(&as_json(&bundle)?)?;

@@ -10,10 +10,11 @@ pub mod lock;
 pub mod reproduce;
 pub mod verify;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use smol_bundle::Bundle;
-use smol_cli::{ExitKind, Failure};
+use smol_cli::{ErrorExt, ExitKind, Failure};
+use smol_sandbox::{Access, Filter, MODE_VARIABLE, Mode};
 
 use crate::error::ResultExt;
 use crate::habits;
@@ -25,6 +26,33 @@ pub(crate) fn load_smolfile(path: &Path) -> anyhow::Result<Loaded> {
         Some(failure) => Err(failure.into()),
         None => smolfile::load(path),
     }
+}
+
+/// Restricts this process to reading these files, and to temporary files: for commands that look into
+/// bundles of strangers and do nothing else. They need no network and no other program.
+///
+/// # Errors
+/// If the kernel refuses.
+pub(crate) fn only_read(files: &[&Path]) -> anyhow::Result<()> {
+    let mode = Mode::from_environment()?;
+    if let Some(warning) = smol_sandbox::warning(mode) {
+        smol_cli::print_error(&format!("smolbuild: warning: {warning}\n"));
+    }
+    let mut access = Access::of_monitor().write(std::env::temp_dir());
+    for file in files {
+        access = access.read(file);
+    }
+    let restricted = access.restrict_thread(mode);
+    restricted
+        .and_then(|()| Filter::Files.restrict_process(mode))
+        .map_err(anyhow::Error::from)
+        .kind(ExitKind::Host)
+        .hint(format!("{MODE_VARIABLE}=off reads it without confinement"))
+}
+
+/// Returns the folder of the trusted keys, if there is a place for it.
+pub(crate) fn trust_folder() -> Option<PathBuf> {
+    Some(smol_cli::paths::config_dir().ok()?.join("trust"))
 }
 
 /// Opens the bundle that the command line names. One that is not there is a mistake in the command.

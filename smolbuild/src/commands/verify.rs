@@ -1,10 +1,12 @@
 //! `smolbuild verify`: every byte of a bundle, then its signature.
 
+use std::path::PathBuf;
+
 use anyhow::Result;
 use smol_cli::{Interrupt, Mode, Session};
 use smol_trust::{Keyring, Purpose};
 
-use super::open_bundle;
+use super::{only_read, open_bundle, trust_folder};
 use crate::cli::Verify;
 use crate::error::ResultExt;
 
@@ -17,6 +19,9 @@ const INTACT: &str = "its bytes are intact; --insecure-unsigned checks no more t
 
 /// Exits with 4, and why, for any changed bit and for a signature that is missing or wrong.
 pub fn run(args: &Verify, interrupt: &Interrupt) -> Result<()> {
+    let keys = args.key.iter().cloned().chain(trust_folder());
+    let files: Vec<_> = keys.chain([args.bundle.clone()]).collect();
+    only_read(&files.iter().map(PathBuf::as_path).collect::<Vec<_>>())?;
     let session = Session::new(Mode::Auto, interrupt.clone());
     let keyring = Keyring::of_user(&args.key, |text| session.note(text))?;
     let bundle = open_bundle(&args.bundle)?;

@@ -2,7 +2,7 @@
 //! console commands the monitor, as a guest would that has broken out of its machine.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::net::{TcpListener, TcpStream};
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
@@ -30,7 +30,7 @@ pub fn obey(bytes: &[u8]) {
             Ok(()) => "done".to_owned(),
             Err(error) => error.to_string(),
         };
-        let _ = writeln!(io::stdout(), "{what}: {outcome}");
+        let _ = smol_cli::print(&format!("{what}: {outcome}\n"));
     }
 }
 

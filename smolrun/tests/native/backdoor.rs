@@ -17,7 +17,10 @@ fn program() -> &'static Path {
         if !cfg!(debug_assertions) {
             cargo.arg("--release");
         }
-        let output = cargo.current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap();
+        let output = cargo
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .output()
+            .unwrap();
         succeed(&output);
         Path::new(env!("CARGO_BIN_EXE_smolrun")).with_file_name(NAME)
     })
