@@ -9,7 +9,7 @@ use smol_cli::args::{JsonArg, ProgressArg};
 use smol_cli::manual::Shell;
 use smol_host::AccelArg;
 
-use crate::host::instance;
+use crate::host::{fetcher, instance};
 use crate::run::publish::Publish;
 use crate::run::request::GRACE;
 use crate::run::spec::ColdBoot;
@@ -198,6 +198,9 @@ pub enum Command {
     /// Runs the machine of the spec on stdin, away from the terminal.
     #[command(hide = true, name = "internal-detached")]
     Detached,
+    /// Waits for the word, and downloads the emulated host's kernel.
+    #[command(hide = true, name = fetcher::COMMAND)]
+    FetchKernel,
     /// Runs the machine of this spec inside an emulated host.
     #[command(hide = true, name = "internal-inner")]
     Inner {

@@ -28,7 +28,7 @@ use std::process::ExitCode;
 
 use crate::cli::Command;
 use crate::commands::Shown;
-use crate::host::{background, emulated};
+use crate::host::{background, emulated, fetcher};
 use crate::run::metrics::Moment;
 
 /// Whether a machine will probably be wanted: KVM is asked for one while the command line is read.
@@ -64,6 +64,7 @@ pub fn main() -> ExitCode {
         Some(Command::Completions { shell }) => commands::completions(*shell),
         Some(Command::Man { folder }) => commands::man_pages(folder),
         Some(Command::Detached) => background::main(),
+        Some(Command::FetchKernel) => fetcher::main(),
         Some(Command::Inner { spec }) => emulated::inner(spec),
     };
     outcome.unwrap_or_else(|error| smol_cli::report(&error))

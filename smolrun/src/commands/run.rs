@@ -7,12 +7,12 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use smol_bundle::Bundle;
 use smol_cli::{ExitKind, Failure, Interrupt, Progress, Session, paths};
-use smol_host::emulated::kernel::HostKernel;
 use smol_host::{Accel, Backend, GuestKind, Selected};
 use smol_sandbox::Mode;
 
 use crate::cli::RunArgs;
 use crate::habits;
+use crate::host::fetcher::Fetcher;
 use crate::host::process::{self, Standard};
 use crate::host::terminal::Terminal;
 use crate::host::{background, confine, emulated, instance};
@@ -33,14 +33,18 @@ pub fn run(args: &RunArgs, start: Moment) -> anyhow::Result<ExitCode> {
     let session = Session::new(args.shown.progress, interrupt);
     let path = args.bundle.as_deref().context("no bundle was named")?;
     let sandbox = Mode::from_environment()?;
-    let selected = select_early(args, path)?;
-    confine(args, path, selected.as_ref(), sandbox, &session.progress)?;
+    let selected = select_early(args);
+    let is_emulated = |selected: &Selected| selected.accel == Backend::Emulated;
+    let emulated = selected.as_ref().is_some_and(is_emulated);
+    let fetcher = emulated.then(Fetcher::if_needed).transpose()?.flatten();
+    confine(args, path, emulated, sandbox, &session.progress)?;
     let bundle = open_trusted(path, args, &session.progress)?;
     if args.verify {
         bundle::verify(&bundle, &session)?;
     }
     let mut spec = spec_of(&bundle, path, args, start, selected, &session.progress)?;
     spec.sandbox = sandbox;
+    let fetch_kernel = || fetcher.map_or(Ok(()), Fetcher::fetch);
 
     let moment = Moment::now();
     let cache = paths::cache_dir()?;
@@ -49,12 +53,14 @@ pub fn run(args: &RunArgs, start: Moment) -> anyhow::Result<ExitCode> {
         let images = Source::prepare(&bundle, &cache, lazily, &session)?;
         spec.metrics.images_ms = Some(moment.elapsed_ms());
         session.check()?;
+        fetch_kernel()?;
         let terminal = terminal(&spec, session.progress);
         return background::start(&spec, &images, &terminal, &session.interrupt);
     }
     let images = Images::load(bundle, &cache, lazily, &session)?;
     spec.metrics.images_ms = Some(moment.elapsed_ms());
     session.check()?;
+    fetch_kernel()?;
     let report = Arc::new(terminal(&spec, session.progress));
     let end = process::run(
         &spec,
@@ -72,28 +78,18 @@ pub fn run(args: &RunArgs, start: Moment) -> anyhow::Result<ExitCode> {
 }
 
 /// Chooses where to run before the bundle is opened, where that does not depend on it: only who may
-/// have to start QEMU keeps the right to. Has the emulated host's kernel downloaded if it is to be used
-/// and not there, for which this process needs the network.
-fn select_early(args: &RunArgs, bundle: &Path) -> anyhow::Result<Option<Selected>> {
-    if args.host.accel == Accel::Kvm || !bundle.is_file() {
-        return Ok(None);
-    }
+/// have to start QEMU keeps the right to.
+fn select_early(args: &RunArgs) -> Option<Selected> {
     // Without any way to run a machine, the bundle's own errors are told first.
-    let selected = smol_host::select(args.host.accel, GuestKind::Linux).ok();
-    if selected
-        .as_ref()
-        .is_some_and(|s| s.accel == Backend::Emulated)
-    {
-        HostKernel::obtain(&paths::cache_dir()?).map_err(emulated::host_failure)?;
-    }
-    Ok(selected)
+    let select = || smol_host::select(args.host.accel, GuestKind::Linux).ok();
+    (args.host.accel != Accel::Kvm).then(select)?
 }
 
 /// Restricts this process to what it takes to start the bundle, and says if it cannot be.
 fn confine(
     args: &RunArgs,
     bundle: &Path,
-    selected: Option<&Selected>,
+    emulated: bool,
     mode: Mode,
     progress: &Progress,
 ) -> anyhow::Result<()> {
@@ -105,7 +101,7 @@ fn confine(
         keys: &args.key,
         ports: &args.publish,
         metrics_file: args.metrics_file.as_deref(),
-        emulated: selected.is_some_and(|selected| selected.accel == Backend::Emulated),
+        emulated,
     };
     confine::before_bundle(&start, mode)
 }

@@ -44,11 +44,14 @@ pub struct Start<'a> {
 pub fn before_bundle(start: &Start, mode: Mode) -> anyhow::Result<()> {
     let mut access = Access::of_monitor()
         .read(start.bundle)
-        .read(paths::config_dir()?.join("trust"))
         .write(paths::cache_dir()?)
         .write(paths::runtime_dir()?)
         // -d.
         .execute("/proc/self/exe");
+    // There is none where no folder is named and every key is.
+    if let Ok(folder) = paths::config_dir() {
+        access = access.read(folder.join("trust"));
+    }
     for key in start.keys {
         access = access.read(key);
     }

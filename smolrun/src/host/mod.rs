@@ -5,6 +5,7 @@ pub mod background;
 pub mod confine;
 pub mod control;
 pub mod emulated;
+pub mod fetcher;
 pub mod instance;
 pub mod messages;
 pub mod process;
