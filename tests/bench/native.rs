@@ -109,10 +109,13 @@ impl<'h> Scene<'h> {
     }
 
     fn warm(&self) -> Value {
-        let mut times: [Vec<[f64; 2]>; 3] = Default::default();
+        let mut times: [Vec<[f64; 2]>; 4] = Default::default();
         for round in 0..=RUNS {
+            let mut unconfined = self.smolrun(&self.bundle);
+            unconfined.env("SMOL_SANDBOX", "off");
             let commands = [
                 self.smolrun(&self.bundle),
+                unconfined,
                 self.floor(false),
                 self.floor(true),
             ];
@@ -123,7 +126,7 @@ impl<'h> Scene<'h> {
                 }
             }
         }
-        let [ours, floor, huge] = times.map(split);
+        let [ours, unconfined, floor, huge] = times.map(split);
         let mut first = Vec::new();
         for _ in 0..SLOW_RUNS {
             self.forget();
@@ -135,7 +138,11 @@ impl<'h> Scene<'h> {
         let unzstd = self
             .unzstd()
             .map(|times| Times::of(times).median + ours[0].median);
-        self.report(ours, floor, huge, first, unzstd)
+        let warm = [
+            ("smolrun, bundle in the cache", ours),
+            ("the same without confinement", unconfined),
+        ];
+        self.report(warm, floor, huge, first, unzstd)
     }
 
     /// Decompressing the whole memory image by the tool of that name, ms.
@@ -167,22 +174,23 @@ impl<'h> Scene<'h> {
 
     fn report(
         &self,
-        ours: Pair,
+        warm: [(&str, Pair); 2],
         floor: Pair,
         huge: Pair,
         first: Pair,
         unzstd: Option<f64>,
     ) -> Value {
+        let [(_, ours), (_, unconfined)] = warm;
         println!(
             "\nthe native guest (256 MiB, 64 MiB in use) on this host's KVM, medians, from before exec"
         );
         println!("  {:<34} {:>12} {:>14}", "", "first byte", "after 16 MiB");
-        for (what, [byte, round]) in [
-            ("floor", floor),
-            ("floor, working set in huge pages", huge),
-            ("smolrun, bundle in the cache", ours),
-            ("smolrun, first start", first),
-        ] {
+        let floors = [("floor", floor), ("floor, working set in huge pages", huge)];
+        let all = floors
+            .into_iter()
+            .chain(warm)
+            .chain([("smolrun, first start", first)]);
+        for (what, [byte, round]) in all {
             let (byte, round) = (byte.median, round.median);
             println!("  {what:<34} {byte:9.2} ms {round:11.2} ms");
         }
@@ -223,7 +231,7 @@ impl<'h> Scene<'h> {
             );
         }
         json!({
-            "floor": floor, "floorHuge": huge, "warm": ours, "firstStart": first,
+            "floor": floor, "floorHuge": huge, "warm": ours, "warmUnconfined": unconfined, "firstStart": first,
             "unzstdAndWarm": unzstd,
             "ratios": goals.map(|(what, ratio, goal)| json!({ "what": what, "ratio": ratio, "goal": goal })),
         })
