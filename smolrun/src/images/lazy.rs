@@ -111,7 +111,7 @@ impl Image {
 /// Makes the memory for the machine of this bundle, to be filled on demand; `None` where that is
 /// not possible, or would take too much memory.
 pub fn memory_for(bundle: &Bundle) -> Option<LazyMemory> {
-    if bundle.held_bytes(ImageKind::Rootfs) > MAX_LAZY_ROOTFS {
+    if !is_small_enough(bundle) {
         return None;
     }
     let size = |kind| bundle.image_size(kind).unwrap_or(0);
@@ -123,6 +123,10 @@ pub fn memory_for(bundle: &Bundle) -> Option<LazyMemory> {
     let state = || MachineState::from_json(&bundle.state().ok()??).ok();
     let bears = hv::retries_failed_accesses() && state()?.tolerates_failed_accesses();
     bears.then(|| LazyMemory::in_user_mode(memory, rootfs).ok())?
+}
+
+fn is_small_enough(bundle: &Bundle) -> bool {
+    bundle.held_bytes(ImageKind::Rootfs) <= MAX_LAZY_ROOTFS
 }
 
 impl LazyImages {
@@ -460,6 +464,21 @@ mod tests {
         let text = format!("{error:#}");
         let wanted = "the machine was stopped: it needs a page that cannot be read";
         assert!(text.starts_with(wanted), "{text}");
+    }
+
+    #[test]
+    fn a_root_file_system_that_is_larger_than_the_bound_is_not_loaded_into_memory() {
+        let size = MAX_LAZY_ROOTFS + (2 << 20);
+        let sample = Sample::with_rootfs(size, 0);
+        let bundle = sample.open();
+        assert!(bundle.file_size() < 4 << 20, "a small file");
+        assert_eq!(bundle.held_bytes(ImageKind::Rootfs), size);
+        assert!(memory_for(&bundle).is_none());
+        // Pages of zeros take no memory.
+        let sample = Sample::with_rootfs(size, size - (2 << 20));
+        let bundle = sample.open();
+        assert_eq!(bundle.held_bytes(ImageKind::Rootfs), 2 << 20);
+        assert!(is_small_enough(&bundle));
     }
 
     #[test]
