@@ -18,8 +18,9 @@ const SHOWN: usize = 20;
 pub fn run(args: &Diff, interrupt: &Interrupt) -> Result<ExitCode> {
     let (a, b) = (open_bundle(&args.a)?, open_bundle(&args.b)?);
     for bundle in [&a, &b] {
-        bundle.verify_all(&mut |_, _| {}).classify()?;
+        let verified = bundle.verify_while(&mut |_, _| interrupt.go_on());
         interrupt.check()?;
+        verified.classify()?;
     }
     let report = diff::compare(&a, &b, interrupt)?;
     if args.format.json {

@@ -52,6 +52,8 @@ const LONG_RUN: u32 = 512;
 /// guest's own, which its configuration bounds; whereas an unpacked root file system is mapped, and its
 /// pages are the page cache's. A small bundle can hold a large one.
 const MAX_LAZY_ROOTFS: u64 = 384 << 20;
+/// Largest image that is loaded lazily: the map of its frames takes 112 MiB at worst.
+const MAX_LAZY_IMAGE: u64 = 16 << 30;
 
 const THREADS: &str = "cannot start the threads that unpack the bundle";
 /// What failed when a page was loaded.
@@ -126,7 +128,9 @@ pub fn memory_for(bundle: &Bundle) -> Option<LazyMemory> {
 }
 
 fn is_small_enough(bundle: &Bundle) -> bool {
-    bundle.held_bytes(ImageKind::Rootfs) <= MAX_LAZY_ROOTFS
+    let size = |kind| bundle.image_size(kind).unwrap_or(0);
+    size(ImageKind::Memory).max(size(ImageKind::Rootfs)) <= MAX_LAZY_IMAGE
+        && bundle.held_bytes(ImageKind::Rootfs) <= MAX_LAZY_ROOTFS
 }
 
 impl LazyImages {
