@@ -1,5 +1,7 @@
 //! Bundles of synthetic images for the tests of this program.
 
+use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use smol_bundle::{
@@ -19,9 +21,23 @@ pub const MEMORY: u64 = 1 << 20;
 
 impl Sample {
     pub fn new() -> Self {
+        Self::with_rootfs(2 << 20, 0)
+    }
+
+    /// One whose root file system has so many bytes, of which the last `zeros` are zeros, and the others
+    /// one page again and again.
+    pub fn with_rootfs(size: u64, zeros: u64) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let bundle = dir.path().join("sample.smolmachine");
-        write(dir.path(), &bundle);
+        // A size that a virtio-pmem device can have.
+        assert_eq!(size % (2 << 20), 0);
+        let rootfs = dir.path().join("rootfs");
+        let mut file = File::create(&rootfs).unwrap();
+        for _ in 0..(size - zeros) >> 20 {
+            file.write_all(&[3; 1 << 20]).unwrap();
+        }
+        file.set_len(size).unwrap();
+        write(dir.path(), rootfs, &bundle);
         Self { dir, bundle }
     }
 
@@ -55,7 +71,7 @@ pub fn config() -> Config {
     }
 }
 
-fn write(dir: &Path, out: &Path) {
+fn write(dir: &Path, rootfs: PathBuf, out: &Path) {
     let file = |name: &str, bytes: Vec<u8>| {
         let path = dir.join(name);
         std::fs::write(&path, bytes).unwrap();
@@ -67,8 +83,7 @@ fn write(dir: &Path, out: &Path) {
         config: config(),
         kernel: file("kernel", vec![1; 10_000]),
         initramfs: Some(file("initramfs", vec![2; 5_000])),
-        // A size that a virtio-pmem device can have.
-        rootfs: Some(file("rootfs", vec![3; 2 << 20])),
+        rootfs: Some(rootfs),
         snapshot: Some(SnapshotSpec {
             state: b"{}".to_vec(),
             memory: file("memory", memory),

@@ -308,6 +308,44 @@ fn a_stderr_that_cannot_be_written_changes_no_exit_code() {
 }
 
 #[test]
+fn what_is_no_regular_file_is_refused_and_not_waited_for() {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    let sample = Sample::new();
+    let path = |name: &str| sample.dir.path().join(name);
+    let instance = path("run/instances/x");
+    for folder in [path("config/trust"), instance.clone()] {
+        let mut private = fs::DirBuilder::new();
+        private.recursive(true).mode(0o700).create(folder).unwrap();
+    }
+    for fifo in [
+        path("fifo"),
+        path("config/trust/a.pub"),
+        instance.join("instance.json"),
+    ] {
+        mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    }
+    let fifo = path("fifo").display().to_string();
+    let (code, told) = run(&sample, &["--key", &fifo]);
+    assert_eq!(code, 2, "{told}");
+    assert!(told.contains("fifo: it is not a regular file"), "{told}");
+    // In the trust folder it is passed over.
+    let (code, told) = run(&sample, &[]);
+    assert_eq!(code, 4, "{told}");
+    assert!(told.contains("a.pub: it is not a regular file"), "{told}");
+    for other in [&*fifo, "/dev/zero", "/dev/tty"] {
+        let (code, told) = outcome(smolrun(&sample).arg(other));
+        assert_eq!(code, 4, "{told}");
+        assert!(told.contains("it is not a regular file"), "{told}");
+    }
+    let mut command = smolrun(&sample);
+    let listed = command.args(["ps", "-a", "-q"]).output().unwrap();
+    assert!(
+        listed.status.success() && listed.stdout.is_empty(),
+        "{listed:?}"
+    );
+}
+
+#[test]
 fn a_name_that_would_leave_its_folder_is_a_usage_error() {
     let sample = Sample::new();
     let (code, told) = run(&sample, &["--insecure-unsigned", "--name", "../x"]);

@@ -147,9 +147,9 @@ pub enum Error {
         what: &'static str,
     },
     /// The caller wanted no more of it.
-    #[error("writing {} was stopped; nothing was left behind", path.display())]
+    #[error("the work on {} was stopped; nothing was left behind", path.display())]
     Stopped {
-        /// The output that was being written.
+        /// The output that was being written, or the bundle that was being read.
         path: PathBuf,
     },
     /// What was asked to be written cannot be expressed in the format.

@@ -50,6 +50,42 @@ fn every_image_comes_out_as_it_went_in() {
 }
 
 #[test]
+fn nothing_more_is_read_once_nobody_waits_for_it() {
+    let work = Work::new();
+    let bundle = Bundle::open(&work.bundle()).unwrap();
+    let stop = |calls: &mut u32| {
+        *calls += 1;
+        ControlFlow::Break(())
+    };
+    for threads in [1, 3] {
+        let (out, mut calls) = (tempfile::tempfile().unwrap(), 0);
+        let stopped = bundle.extract_while(ImageKind::Memory, &out, threads, &mut |_, _| {
+            stop(&mut calls)
+        });
+        assert!(matches!(stopped, Err(Error::Stopped { .. })), "{stopped:?}");
+        assert_eq!(calls, 1);
+    }
+    let mut calls = 0;
+    let stopped = bundle.verify_while(&mut |_, _| stop(&mut calls));
+    assert!(matches!(stopped, Err(Error::Stopped { .. })), "{stopped:?}");
+    assert_eq!(calls, 1);
+    // At the first frame.
+    let (mut calls, mut last) = (0, 0);
+    let blobs: u64 = {
+        let entries = bundle.layout();
+        entries.iter().map(|blob| blob.size).sum()
+    };
+    let stopped = bundle.verify_while(&mut |done, _| {
+        last = done;
+        match done > blobs {
+            true => stop(&mut calls),
+            false => ControlFlow::Continue(()),
+        }
+    });
+    assert!(stopped.is_err() && calls == 1 && last > blobs);
+}
+
+#[test]
 fn a_page_more_in_front_leaves_nearly_all_frames_as_they_are() {
     const PAGES: usize = 8000;
     let pages: Vec<_> = (0..PAGES as u64).map(noise).collect();

@@ -2,6 +2,8 @@
 //! `cargo test --release -p smol-bundle --test throughput -- --ignored --nocapture`,
 //! with `BUNDLE=FILE` for what it takes to write that bundle again.
 
+#![allow(clippy::print_stdout, reason = "figures for whoever runs it")]
+
 mod common;
 
 use std::fs;

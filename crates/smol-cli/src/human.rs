@@ -70,10 +70,10 @@ pub fn printable(text: &str) -> String {
     escape(text, |c| matches!(c, '\n' | '\t'))
 }
 
-/// Returns the text as [`printable`] does, with newlines and tabs escaped, too: for a value in a line
-/// or a table, so that it cannot be taken for a line of its own.
+/// Returns the text as [`printable`] does, with newlines escaped, too: for a value in a line or a table,
+/// so that it cannot be taken for a line of its own.
 pub fn one_line(text: &str) -> String {
-    escape(text, |_| false)
+    escape(text, |c| c == '\t')
 }
 
 /// Returns the text in one line, cut to its first `limit` characters.
@@ -180,7 +180,7 @@ mod tests {
     #[test]
     fn a_value_in_a_line_makes_no_line_of_its_own() {
         let forged = "x\n\x1b[1A\rsigned by\tme";
-        assert_eq!(one_line(forged), "x\\n\\u{1b}[1A\\rsigned by\\tme");
+        assert_eq!(one_line(forged), "x\\n\\u{1b}[1A\\rsigned by\tme");
         assert_eq!(excerpt("ab\ncd", 4), "ab\\nc...");
         assert_eq!(excerpt("abcd", 4), "abcd");
         assert_eq!(masked("\u{e9}\x1b\u{9b}\n\u{202e}."), "\u{e9}???\n???.");

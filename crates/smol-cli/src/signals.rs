@@ -2,6 +2,7 @@
 //! processes or made temporary files can clean up before the program ends.
 
 use std::io;
+use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -85,6 +86,14 @@ impl Interrupt {
             SIGTERM => Failure::new(ExitKind::Terminated, "stopped by SIGTERM"),
             _ => Failure::new(ExitKind::Interrupted, "interrupted"),
         })
+    }
+
+    /// Returns whether to go on, for work that is asked so between its steps.
+    pub fn go_on(&self) -> ControlFlow<()> {
+        match self.is_set() {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
     }
 
     /// Waits until a signal comes, at most as long as `timeout` (`None`: for ever). Returns

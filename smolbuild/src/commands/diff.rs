@@ -19,8 +19,9 @@ pub fn run(args: &Diff, interrupt: &Interrupt) -> Result<ExitCode> {
     only_read(&[&args.a, &args.b])?;
     let (a, b) = (open_bundle(&args.a)?, open_bundle(&args.b)?);
     for bundle in [&a, &b] {
-        bundle.verify_all(&mut |_, _| {}).classify()?;
+        let verified = bundle.verify_while(&mut |_, _| interrupt.go_on());
         interrupt.check()?;
+        verified.classify()?;
     }
     let report = diff::compare(&a, &b, interrupt)?;
     if args.format.json {

@@ -25,7 +25,9 @@ pub fn run(args: &Verify, interrupt: &Interrupt) -> Result<()> {
     let session = Session::new(Mode::Auto, interrupt.clone());
     let keyring = Keyring::of_user(&args.key, |text| session.note(text))?;
     let bundle = open_bundle(&args.bundle)?;
-    bundle.verify_all(&mut |_, _| {}).classify()?;
+    let verified = bundle.verify_while(&mut |_, _| interrupt.go_on());
+    interrupt.check()?;
+    verified.classify()?;
     let signer = keyring.check(&bundle, args.insecure_unsigned, VERIFY)?;
     let digest = bundle.digest();
     let text = match signer {

@@ -59,7 +59,11 @@ pub fn open(path: &Path) -> anyhow::Result<Bundle> {
 pub fn verify(bundle: &Bundle, session: &Session) -> anyhow::Result<()> {
     let name = bundle.config().name.as_str();
     let stage = session.stage("verify", &format!("verifying {name}"));
-    let verified = bundle.verify_all(&mut |done, total| stage.set(done, total));
+    let verified = bundle.verify_while(&mut |done, total| {
+        stage.set(done, total);
+        session.interrupt.go_on()
+    });
+    session.check()?;
     verified.map_err(|error| {
         let damaged = error.is_verification_failure();
         let error = anyhow::Error::from(error);
@@ -70,7 +74,6 @@ pub fn verify(bundle: &Bundle, session: &Session) -> anyhow::Result<()> {
         }
     })?;
     stage.finish(&human::bytes(bundle.file_size()));
-    session.check()?;
     Ok(())
 }
 

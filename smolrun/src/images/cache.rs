@@ -184,14 +184,14 @@ fn unpack_into(
     for kind in kinds_of(bundle) {
         let file = create(&owned.path().join(kind.name()))?;
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        bundle
-            .extract(kind, &file, threads, &mut |done, total| {
-                stage.set(done, total)
-            })
-            .map_err(|e| failure(e, owned.path()))?;
+        let extracted = bundle.extract_while(kind, &file, threads, &mut |done, total| {
+            stage.set(done, total);
+            session.interrupt.go_on()
+        });
+        session.check()?;
+        extracted.map_err(|e| failure(e, owned.path()))?;
         file.sync_all().with_context(|| cannot(owned.path()))?;
         size += file.metadata().map_or(0, |m| m.blocks() * 512);
-        session.check()?;
     }
     if let Some(state) = bundle.state().map_err(|e| failure(e, owned.path()))? {
         let mut file = create(&owned.path().join(STATE))?;

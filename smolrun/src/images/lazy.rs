@@ -52,6 +52,8 @@ const LONG_RUN: u32 = 512;
 /// guest's own, which its configuration bounds; whereas an unpacked root file system is mapped, and its
 /// pages are the page cache's. A small bundle can hold a large one.
 const MAX_LAZY_ROOTFS: u64 = 384 << 20;
+/// Largest image that is loaded lazily: the map of its frames takes 112 MiB at worst.
+const MAX_LAZY_IMAGE: u64 = 16 << 30;
 
 const THREADS: &str = "cannot start the threads that unpack the bundle";
 /// What failed when a page was loaded.
@@ -111,7 +113,7 @@ impl Image {
 /// Makes the memory for the machine of this bundle, to be filled on demand; `None` where that is
 /// not possible, or would take too much memory.
 pub fn memory_for(bundle: &Bundle) -> Option<LazyMemory> {
-    if bundle.held_bytes(ImageKind::Rootfs) > MAX_LAZY_ROOTFS {
+    if !is_small_enough(bundle) {
         return None;
     }
     let size = |kind| bundle.image_size(kind).unwrap_or(0);
@@ -123,6 +125,12 @@ pub fn memory_for(bundle: &Bundle) -> Option<LazyMemory> {
     let state = || MachineState::from_json(&bundle.state().ok()??).ok();
     let bears = hv::retries_failed_accesses() && state()?.tolerates_failed_accesses();
     bears.then(|| LazyMemory::in_user_mode(memory, rootfs).ok())?
+}
+
+fn is_small_enough(bundle: &Bundle) -> bool {
+    let size = |kind| bundle.image_size(kind).unwrap_or(0);
+    size(ImageKind::Memory).max(size(ImageKind::Rootfs)) <= MAX_LAZY_IMAGE
+        && bundle.held_bytes(ImageKind::Rootfs) <= MAX_LAZY_ROOTFS
 }
 
 impl LazyImages {
@@ -470,6 +478,21 @@ mod tests {
         let text = format!("{error:#}");
         let wanted = "the machine was stopped: it needs a page that cannot be read";
         assert!(text.starts_with(wanted), "{text}");
+    }
+
+    #[test]
+    fn a_root_file_system_that_is_larger_than_the_bound_is_not_loaded_into_memory() {
+        let size = MAX_LAZY_ROOTFS + (2 << 20);
+        let sample = Sample::with_rootfs(size, 0);
+        let bundle = sample.open();
+        assert!(bundle.file_size() < 4 << 20, "a small file");
+        assert_eq!(bundle.held_bytes(ImageKind::Rootfs), size);
+        assert!(memory_for(&bundle).is_none());
+        // Pages of zeros take no memory.
+        let sample = Sample::with_rootfs(size, size - (2 << 20));
+        let bundle = sample.open();
+        assert_eq!(bundle.held_bytes(ImageKind::Rootfs), 2 << 20);
+        assert!(is_small_enough(&bundle));
     }
 
     #[test]

@@ -13,7 +13,7 @@ pub const MAX_IMAGE_SIZE: u64 = 64 << 30;
 /// Most bytes in a blob: what eleven octal digits of a tar header express.
 pub const MAX_BLOB_SIZE: u64 = (8 << 30) - 1;
 /// Most bytes in the page index.
-pub const MAX_INDEX_SIZE: u64 = 256 << 20;
+pub const MAX_INDEX_SIZE: u64 = 128 << 20;
 /// Most bytes in the machine state.
 pub const MAX_STATE_SIZE: u64 = 16 << 20;
 /// Most bytes in index.json, in a manifest and in the configuration, each.

@@ -1,6 +1,7 @@
 //! Frames back to images. Nothing leaves this file that has not been verified.
 
 use std::fs::File;
+use std::ops::{ControlFlow, Range};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
@@ -10,6 +11,13 @@ use crate::format::frame::Unpacker;
 use crate::format::index::Frame;
 use crate::format::limits::PAGE_SIZE;
 use crate::{Bundle, Error, ImageKind, Piece, ReadAt, Result};
+
+/// Pages of an image that are unpacked together: 16 GiB. The list of where they lie takes some 200 MiB
+/// at worst; a small page index can refer to so many.
+const WINDOW: u32 = 1 << 22;
+
+/// Told bytes done and bytes in total, it says whether to go on.
+pub(crate) type Progress<'a> = &'a mut dyn FnMut(u64, u64) -> ControlFlow<()>;
 
 /// Reads frames one after the other with the same buffers; one for each thread.
 pub struct FrameReader<'b, S = File> {
@@ -90,6 +98,21 @@ impl<S: ReadAt> Bundle<S> {
         threads: usize,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<()> {
+        self.extract_while(kind, out, threads, &mut |done, total| {
+            progress(done, total);
+            ControlFlow::Continue(())
+        })
+    }
+
+    /// Does the same as [`Bundle::extract`] for as long as `progress` says to continue; then
+    /// [`Error::Stopped`].
+    pub fn extract_while(
+        &self,
+        kind: ImageKind,
+        out: &File,
+        threads: usize,
+        progress: Progress<'_>,
+    ) -> Result<()> {
         let size = self.require(kind)?;
         let io = |source| Error::Io {
             action: "write an image of",
@@ -113,7 +136,8 @@ impl<S: ReadAt> Bundle<S> {
         }
         let mut image = vec![0; found as usize];
         let mut frames = FrameReader::new(self)?;
-        for pieces in self.pieces_by_frame(kind).chunk_by(same_frame) {
+        let pieces = self.pieces_by_frame(kind, 0..page_count(found));
+        for pieces in pieces.chunk_by(same_frame) {
             let raw = frames.read(pieces[0].source, pieces[0].frame as usize)?;
             for piece in pieces {
                 let (offset, bytes) = place(piece, raw, found);
@@ -123,18 +147,23 @@ impl<S: ReadAt> Bundle<S> {
         Ok(image)
     }
 
+    /// Returns the error of what was stopped by whoever waits for it.
+    pub(crate) fn stopped(&self) -> Error {
+        Error::Stopped {
+            path: self.path().to_owned(),
+        }
+    }
+
     fn require(&self, kind: ImageKind) -> Result<u64> {
         self.image_size(kind)
             .ok_or_else(|| self.source().missing(what(kind)))
     }
 
-    /// Returns everything of an image that is not zero, in the order in which it lies in the
-    /// bundle.
-    fn pieces_by_frame(&self, kind: ImageKind) -> Vec<Piece> {
-        let Some(image) = self.index().image(kind) else {
-            return Vec::new();
-        };
-        let mut pieces = self.index().pieces(kind, 0, image.pages());
+    /// Returns everything of these pages of an image that is not zero, in the order in which it lies
+    /// in the bundle.
+    fn pieces_by_frame(&self, kind: ImageKind, pages: Range<u32>) -> Vec<Piece> {
+        let count = pages.end - pages.start;
+        let mut pieces = self.index().pieces(kind, pages.start, count);
         pieces.sort_unstable();
         pieces
     }
@@ -144,17 +173,12 @@ impl<S: ReadAt> Bundle<S> {
         &self,
         kind: ImageKind,
         threads: usize,
-        progress: &mut dyn FnMut(u64, u64),
+        progress: Progress<'_>,
         write: impl Fn(u64, &[u8]) -> Result<()> + Sync,
     ) -> Result<()> {
         let size = self.require(kind)?;
-        let pieces = self.pieces_by_frame(kind);
-        let frames: Vec<&[Piece]> = pieces.chunk_by(same_frame).collect();
-        let total = pieces
-            .iter()
-            .map(|p| u64::from(p.pages) * PAGE_SIZE as u64)
-            .sum();
-        self.each_frame(&frames, threads, total, progress, |reader, pieces| {
+        let total = self.held_bytes(kind);
+        let work = |reader: &mut FrameReader<'_, S>, pieces: &&[Piece]| {
             let raw = reader.read(pieces[0].source, pieces[0].frame as usize)?;
             let mut done = 0;
             for piece in *pieces {
@@ -165,19 +189,27 @@ impl<S: ReadAt> Bundle<S> {
                 done += u64::from(piece.pages) * PAGE_SIZE as u64;
             }
             Ok(done)
-        })
+        };
+        let mut before = 0;
+        for window in windows(page_count(size), WINDOW) {
+            let pieces = self.pieces_by_frame(kind, window);
+            let frames: Vec<&[Piece]> = pieces.chunk_by(same_frame).collect();
+            let mut advance = |done, _| progress(before + done, total);
+            before += self.each_frame(&frames, threads, total, &mut advance, work)?;
+        }
+        Ok(())
     }
 
-    /// Does `work` for every item on `threads` threads until the first error. `work` returns how
-    /// much of `total` it has done.
+    /// Does `work` for every item on `threads` threads until the first error, or until `progress`
+    /// wants an end. `work` returns how much of `total` it has done. Returns how much was done.
     pub(crate) fn each_frame<T: Sync>(
         &self,
         items: &[T],
         threads: usize,
         total: u64,
-        progress: &mut dyn FnMut(u64, u64),
+        progress: Progress<'_>,
         work: impl Fn(&mut FrameReader<'_, S>, &T) -> Result<u64> + Sync,
-    ) -> Result<()> {
+    ) -> Result<u64> {
         let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
         let (report, reports) = mpsc::channel();
         thread::scope(|scope| {
@@ -200,18 +232,22 @@ impl<S: ReadAt> Bundle<S> {
                 });
             }
             drop(report);
-            let (mut done, mut first_error) = (0, Ok(()));
+            let (mut done, mut first_error) = (0, None);
             for outcome in reports {
-                match outcome {
+                let error = match outcome {
                     Ok(bytes) => {
                         done += bytes;
-                        progress(done, total);
+                        let stopped = first_error.is_none() && progress(done, total).is_break();
+                        stopped.then(|| self.stopped())
                     }
-                    Err(error) if first_error.is_ok() => first_error = Err(error),
-                    Err(_) => {}
+                    Err(error) => Some(error),
+                };
+                if let Some(error) = error {
+                    failed.store(true, Ordering::Relaxed);
+                    first_error.get_or_insert(error);
                 }
             }
-            first_error
+            first_error.map_or(Ok(done), Err)
         })
     }
 }
@@ -227,8 +263,13 @@ pub struct FrameMap {
 
 impl<S: ReadAt> Bundle<S> {
     /// Returns the map of an image; empty if the bundle does not hold it.
+    /// Takes 28 bytes for each of its pages at worst.
     pub fn frame_map(&self, kind: ImageKind) -> FrameMap {
-        let pieces = self.pieces_by_frame(kind);
+        let pages = self.image_size(kind).map_or(0, page_count);
+        let pieces = match pages {
+            0 => Vec::new(),
+            _ => self.pieces_by_frame(kind, 0..pages),
+        };
         let mut begins = Vec::new();
         for (i, piece) in pieces.iter().enumerate() {
             if i == 0 || !same_frame(&pieces[i - 1], piece) {
@@ -294,6 +335,17 @@ fn place<'r>(piece: &Piece, raw: &'r [u8], size: u64) -> (u64, &'r [u8]) {
     (offset, &bytes[..bytes.len().min((size - offset) as usize)])
 }
 
+/// Returns the number of pages, which fits 32 bits: images have at most 64 GiB.
+fn page_count(size: u64) -> u32 {
+    size.div_ceil(PAGE_SIZE as u64) as u32
+}
+
+/// Cuts so many pages into ranges of at most `most`.
+fn windows(pages: u32, most: u32) -> impl Iterator<Item = Range<u32>> {
+    let firsts = (0..pages).step_by(most as usize);
+    firsts.map(move |first| first..first.saturating_add(most).min(pages))
+}
+
 fn same_frame(a: &Piece, b: &Piece) -> bool {
     (a.source, a.frame) == (b.source, b.frame)
 }
@@ -304,5 +356,29 @@ fn what(kind: ImageKind) -> &'static str {
         ImageKind::Initramfs => "initramfs",
         ImageKind::Rootfs => "root file system",
         ImageKind::Memory => "snapshot",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn windows_hold_every_page_once() {
+        for pages in [0, 1, 6, 7, 8, 14, 15, 1 << 24] {
+            let windows: Vec<_> = windows(pages, 7).collect();
+            assert!(
+                windows
+                    .iter()
+                    .all(|w| w.start < w.end && w.end - w.start <= 7)
+            );
+            assert!(windows.windows(2).all(|pair| pair[0].end == pair[1].start));
+            assert_eq!(windows.first().map_or(0, |w| w.start), 0);
+            assert_eq!(windows.last().map_or(0, |w| w.end), pages);
+        }
+        assert_eq!(
+            windows(u32::MAX, u32::MAX - 1).last(),
+            Some(u32::MAX - 1..u32::MAX)
+        );
     }
 }

@@ -1,5 +1,6 @@
 //! Reads every byte of a bundle.
 
+use std::ops::ControlFlow;
 use std::thread;
 
 use sha2::{Digest as _, Sha256};
@@ -7,7 +8,8 @@ use sha2::{Digest as _, Sha256};
 use crate::format::archive::Entry;
 use crate::format::limits::PAGE_SIZE;
 use crate::format::oci;
-use crate::{Bundle, Digest, Error, Image, ImageKind, ReadAt, Result, SignatureError};
+use crate::read::extract::Progress;
+use crate::{Bundle, Digest, Error, FrameReader, Image, ImageKind, ReadAt, Result, SignatureError};
 
 /// Bytes read at a time.
 const READ: u64 = 1 << 20;
@@ -20,6 +22,15 @@ impl<S: ReadAt> Bundle<S> {
     /// It does not say whom to trust: that is [`Bundle::verify_signature`].
     /// `progress` is told bytes done and bytes in total.
     pub fn verify_all(&self, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
+        self.verify_while(&mut |done, total| {
+            progress(done, total);
+            ControlFlow::Continue(())
+        })
+    }
+
+    /// Does the same as [`Bundle::verify_all`] for as long as `progress` says to continue; then
+    /// [`Error::Stopped`].
+    pub fn verify_while(&self, progress: Progress<'_>) -> Result<()> {
         let blobs: u64 = self.entries().iter().map(|e| e.size).sum();
         let frames: u64 = self.index().images().iter().map(Image::blob_len).sum();
         let total = blobs + frames;
@@ -27,7 +38,10 @@ impl<S: ReadAt> Bundle<S> {
         for entry in self.entries() {
             self.verify_entry(entry, &mut |bytes| {
                 done += bytes;
-                progress(done, total);
+                match progress(done, total) {
+                    ControlFlow::Continue(()) => Ok(()),
+                    ControlFlow::Break(()) => Err(self.stopped()),
+                }
             })?;
         }
         for signature in self.signatures() {
@@ -41,7 +55,7 @@ impl<S: ReadAt> Bundle<S> {
                 });
             }
         }
-        self.verify_frames(&mut |bytes| progress(blobs + bytes, total))?;
+        self.verify_frames(&mut |bytes, _| progress(blobs + bytes, total))?;
         self.index()
             .images()
             .iter()
@@ -50,7 +64,11 @@ impl<S: ReadAt> Bundle<S> {
 
     /// Checks a blob's digest and the zeros after it. The other two entries are compared when the
     /// bundle is opened.
-    fn verify_entry(&self, entry: &Entry, advance: &mut dyn FnMut(u64)) -> Result<()> {
+    fn verify_entry(
+        &self,
+        entry: &Entry,
+        advance: &mut dyn FnMut(u64) -> Result<()>,
+    ) -> Result<()> {
         let mut hasher = Sha256::new();
         let mut buffer = vec![0; entry.size.min(READ) as usize];
         let mut at = 0;
@@ -60,7 +78,7 @@ impl<S: ReadAt> Bundle<S> {
             self.source().read(bytes, entry.offset + at)?;
             hasher.update(&*bytes);
             at += len;
-            advance(len);
+            advance(len)?;
         }
         let found = Digest::finish(hasher);
         let is_blob = entry.name != "oci-layout" && entry.name != "index.json";
@@ -90,7 +108,7 @@ impl<S: ReadAt> Bundle<S> {
         }
     }
 
-    fn verify_frames(&self, advance: &mut dyn FnMut(u64)) -> Result<()> {
+    fn verify_frames(&self, progress: Progress<'_>) -> Result<()> {
         let images = self.index().images();
         let all = |image: &Image| {
             (0..image.frames().len())
@@ -99,19 +117,13 @@ impl<S: ReadAt> Bundle<S> {
         };
         let frames: Vec<(ImageKind, usize)> = images.iter().flat_map(all).collect();
         let threads = thread::available_parallelism().map_or(1, usize::from);
-        self.each_frame(
-            &frames,
-            threads,
-            0,
-            &mut |done, _| advance(done),
-            |reader, &(kind, n)| {
-                reader.read(kind, n)?;
-                Ok(self
-                    .index()
-                    .image(kind)
-                    .map_or(0, |i| u64::from(i.frames()[n].len)))
-            },
-        )
+        let verify = |reader: &mut FrameReader<'_, S>, &(kind, n): &(ImageKind, usize)| {
+            reader.read(kind, n)?;
+            let image = self.index().image(kind);
+            Ok(image.map_or(0, |image| u64::from(image.frames()[n].len)))
+        };
+        self.each_frame(&frames, threads, 0, progress, verify)?;
+        Ok(())
     }
 
     /// Checks that what lies in the last page beyond the image's size is zero.

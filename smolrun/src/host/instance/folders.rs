@@ -10,6 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use smol_bundle::open_regular;
 use smol_cli::{ErrorExt, ExitKind, Failure};
 use smol_host::lock_dir::LockDir;
 
@@ -173,13 +174,15 @@ pub fn check_free(root: &Path, name: &str) -> anyhow::Result<()> {
 /// If it is gone.
 pub fn open_log(root: &Path, name: &str) -> anyhow::Result<File> {
     let path = root.join(name).join(LOG);
-    File::open(&path).with_context(|| format!("cannot open {}", path.display()))
+    let what = || format!("cannot open {}", path.display());
+    let log = open_regular(&path).with_context(what)?;
+    log.context("it is not a regular file").with_context(what)
 }
 
 /// Holds the end of the machine of this record: its process removes nothing until this is dropped, or
 /// a short time has passed. `None` if the machine is just being started or removed.
 pub fn hold(root: &Path, record: &Record) -> Option<File> {
-    let log = File::open(root.join(&record.name).join(LOG)).ok()?;
+    let log = open_regular(&root.join(&record.name).join(LOG)).ok()??;
     log.lock_shared().ok()?;
     (log.metadata().ok()?.nlink() > 0).then_some(log)
 }
@@ -187,7 +190,7 @@ pub fn hold(root: &Path, record: &Record) -> Option<File> {
 /// Waits until nobody holds the end of the machine in this folder any more; nobody can until the
 /// returned lock is dropped.
 pub(super) fn await_readers(folder: &Path) -> Option<File> {
-    let log = File::open(folder.join(LOG)).ok()?;
+    let log = open_regular(&folder.join(LOG)).ok()??;
     for _ in 0..HOLD_TIMEOUT.as_millis() / HOLD_POLL_INTERVAL.as_millis() {
         match log.try_lock() {
             Err(TryLockError::WouldBlock) => thread::sleep(HOLD_POLL_INTERVAL),

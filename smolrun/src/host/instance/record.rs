@@ -1,17 +1,23 @@
 //! What is known of a machine: its record, which appears whole.
 
 use std::fs;
-use std::io::Write as _;
+use std::io::{BufReader, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
+use smol_bundle::open_regular;
+use smol_cli::human::excerpt;
 
 use crate::run::publish::Publish;
 use crate::run::report::End;
 
 /// File name of a record, in the folder of its machine.
 const FILE: &str = "instance.json";
+/// How many characters of an error are kept.
+const MAX_REASON: usize = 2000;
+/// Most bytes that are read of one.
+const MAX_RECORD: u64 = 1 << 20;
 
 /// What is known of a machine.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -83,6 +89,7 @@ impl EndRecord {
             Err(error) => {
                 let text = error.to_string();
                 let line = text.lines().next().unwrap_or_default();
+                let line = excerpt(line, MAX_REASON);
                 (smol_cli::exit_kind(error).code(), format!("failed: {line}"))
             }
         };
@@ -144,7 +151,8 @@ impl Record {
 
     /// Reads the record in this folder; none if it is being started or removed.
     pub fn read(folder: &Path) -> Option<Self> {
-        serde_json::from_slice(&fs::read(folder.join(FILE)).ok()?).ok()
+        let file = open_regular(&folder.join(FILE)).ok()??;
+        serde_json::from_reader(BufReader::new(file.take(MAX_RECORD))).ok()
     }
 
     /// Writes the record into this folder.

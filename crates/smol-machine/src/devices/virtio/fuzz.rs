@@ -97,7 +97,7 @@ fn listen(handle: &VsockHandle, port: u32) {
     let again = handle.clone();
     handle.listen(port, move |stream| {
         listen(&again, port);
-        if port % 2 == 0 {
+        if port.is_multiple_of(2) {
             thread::spawn(move || std::io::copy(&mut &stream, &mut &stream));
         }
     });
