@@ -1,5 +1,6 @@
 //! What the tests of all crates share; no program depends on it.
 
+pub mod memory;
 pub mod messages;
 
 use std::fmt;
