@@ -81,7 +81,10 @@ impl Tree {
         if dest.ends_with(b"/") || self.is_directory(&dest)? {
             let name = spec.name.as_deref().or(src.file_name());
             dest.push(b'/');
-            dest.extend(name.map(OsStr::as_bytes).context("the source has no file name")?);
+            dest.extend(
+                name.map(OsStr::as_bytes)
+                    .context("the source has no file name")?,
+            );
         }
         self.put_file(src, &dest, &options)
     }

@@ -12,8 +12,8 @@ use rustix::fs::{getxattr, listxattr, major, minor};
 use rustix::io::Errno;
 
 use crate::Tree;
-use crate::ignore::{Ignore, Verdict};
 use crate::host::{self, Entry};
+use crate::ignore::{Ignore, Verdict};
 use crate::inode::{Device, FileData, HostFile, Inode, Meta, Node, Xattrs, is_linux_xattr};
 use crate::limits::MAX_XATTR_VALUE;
 use crate::path::{below, show};

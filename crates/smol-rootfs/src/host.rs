@@ -29,7 +29,9 @@ pub(crate) struct Entry(File);
 
 impl Entry {
     pub(crate) fn at(path: &Path) -> io::Result<Entry> {
-        Ok(Entry(open_as(path, OFlags::PATH | OFlags::NOFOLLOW)?.into()))
+        Ok(Entry(
+            open_as(path, OFlags::PATH | OFlags::NOFOLLOW)?.into(),
+        ))
     }
 
     pub(crate) fn metadata(&self) -> io::Result<Metadata> {
@@ -75,7 +77,12 @@ fn part_by_part(path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
             // What a link is for these flags: open(2).
             .map_err(|error| if error == Errno::NOTDIR { Errno::LOOP } else { error })?;
     }
-    Ok(openat(&at, last.as_bytes(), flags | OFlags::NOFOLLOW, Mode::empty())?)
+    Ok(openat(
+        &at,
+        last.as_bytes(),
+        flags | OFlags::NOFOLLOW,
+        Mode::empty(),
+    )?)
 }
 
 #[cfg(test)]
@@ -98,7 +105,11 @@ mod tests {
             assert!(open(&place("real/file"), read).is_ok());
             for path in ["link/file", "real/last"] {
                 let error = open(&place(path), read).unwrap_err();
-                assert_eq!(error.raw_os_error(), Some(Errno::LOOP.raw_os_error()), "{path}");
+                assert_eq!(
+                    error.raw_os_error(),
+                    Some(Errno::LOOP.raw_os_error()),
+                    "{path}"
+                );
             }
             let link = open(&place("real/last"), OFlags::PATH | OFlags::NOFOLLOW).unwrap();
             assert_eq!(Entry(link.into()).target().unwrap(), b"file");

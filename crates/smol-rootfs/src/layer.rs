@@ -1,5 +1,6 @@
 //! Putting a tar archive onto a tree: as a whole file system, or as an OCI layer with whiteouts.
 
+use std::fs::File;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
@@ -21,7 +22,15 @@ impl Tree {
     /// Owners, modes, times, devices and extended attributes are kept. Absolute names lose their
     /// slash, names with `..` and names through symbolic links that leave the tree are errors.
     pub fn apply_tar(&mut self, path: &Path) -> Result<()> {
-        let mut archive = Archive::open(path)?;
+        self.apply_archive(Archive::open(path)?, path)
+    }
+
+    /// Like [`Tree::apply_tar`], with an archive that is open; messages call it by its path.
+    pub fn apply_tar_file(&mut self, archive: File, path: &Path) -> Result<()> {
+        self.apply_archive(Archive::of(archive, path)?, path)
+    }
+
+    fn apply_archive(&mut self, mut archive: Archive, path: &Path) -> Result<()> {
         while let Some(member) = archive.next()? {
             self.budget().tick()?;
             self.apply_member(member)

@@ -27,7 +27,9 @@ pub fn within(bytes: u64, test: &str, work: impl FnOnce()) {
     }
     let program = std::env::current_exe().unwrap();
     let mut command = Command::new(program);
-    command.args(["--exact", test, "--nocapture"]).env(LIMITED, "1");
+    command
+        .args(["--exact", test, "--nocapture"])
+        .env(LIMITED, "1");
     let output = command.output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     let errors = String::from_utf8_lossy(&output.stderr);

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use smol_bundle::{Bundle, ImageKind};
 use smol_cli::{ErrorExt, ExitKind, Failure, Interrupt, Session, human};
-use smol_rootfs::erofs;
+use smol_rootfs::{Tree, erofs};
 use tempfile::TempDir;
 
 use super::open_bundle;
@@ -17,6 +17,7 @@ use crate::environment::EnvironmentInputs;
 use crate::error::ResultExt;
 use crate::extract;
 use crate::hash;
+use crate::input;
 use crate::kernel::ReadyKernels;
 use crate::lock::{self, Lock, Role};
 use crate::pipeline::{self, BuildRequest, Reuse};
@@ -103,7 +104,7 @@ impl Reproduction<'_> {
                 base
             }
         };
-        smolfile::check_text(source, &base.join("Smolfile"), base)
+        smolfile::check_text(source, &base.join("Smolfile"), base, None)
     }
 
     /// Puts the files that the Smolfile names into `base`, and returns the names of those that the bundle
@@ -136,7 +137,8 @@ impl Reproduction<'_> {
                 .stage("sources", "taking the copied files out of the bundle");
             let image = self.folder.path().join("rootfs");
             extract_image(&self.bundle, ImageKind::Rootfs, &image)?;
-            let tree = erofs::read(&image)?;
+            let tree = Tree::watched(input::watch(&self.session.interrupt));
+            let tree = erofs::read_into(tree, &image)?;
             missing.extend(extract::restore(
                 copies,
                 &lock.copies,

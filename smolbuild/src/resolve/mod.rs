@@ -71,7 +71,7 @@ pub fn resolve(loaded: &Loaded, policy: &Policy, context: BuildContext) -> Resul
         }
         Policy::File { locked } => *locked,
     };
-    let file = loaded.lock_path();
+    let file = loaded.lock_place()?;
     let old = read(&file)?;
     let kept = Kept::all(old.as_ref());
     let (mut lock, pins) = current(
@@ -143,7 +143,7 @@ fn net(locked: bool, allowed: Net) -> Net {
 /// # Errors
 /// As for [`resolve`], but for the old file, which need not be one unless parts of it stay.
 pub fn refresh(loaded: &Loaded, only: &[Part], context: BuildContext) -> Result<Vec<String>> {
-    let file = loaded.lock_path();
+    let file = loaded.lock_place()?;
     let renews = |part: Part| only.is_empty() || only.contains(&part);
     let old = match (read(&file), only) {
         (Ok(None), [_, ..]) => return Err(missing(loaded).into()),

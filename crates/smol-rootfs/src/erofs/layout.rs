@@ -98,10 +98,7 @@ impl Layout {
             Mtimes::Clamped => inode.meta.mtime.unwrap_or(options.epoch).min(options.epoch),
         };
         let xattrs = format::encode_xattrs(&inode.meta.xattrs).len();
-        ensure!(
-            xattrs <= 12 + 4 * 65534,
-            "too many extended attributes"
-        );
+        ensure!(xattrs <= 12 + 4 * 65534, "too many extended attributes");
         self.slots[id.index()] = Some(self.inodes.len() as u32);
         self.inodes.push(Placed {
             id,

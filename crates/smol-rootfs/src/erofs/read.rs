@@ -184,7 +184,11 @@ impl<'a> Reader<'a> {
         let at = || format!("/{}", directory.path.escape_ascii());
         let size = directory.found.head.size;
         let is_large = size > self.size;
-        ensure!(!is_large, "{}: the directory is larger than the image", at());
+        ensure!(
+            !is_large,
+            "{}: the directory is larger than the image",
+            at()
+        );
         let mut block = [0; BLOCK as usize];
         let mut own = HashSet::new();
         for from in (0..size).step_by(BLOCK as usize) {
@@ -228,7 +232,10 @@ impl<'a> Reader<'a> {
         // What is read may hold one attribute many times, and lie behind many inodes; what the tree
         // keeps takes more than it takes here.
         walk.xattr_bytes += found.head.xattr_size as u64;
-        ensure!(walk.xattr_bytes <= MAX_TREE_BYTES, "too many extended attributes");
+        ensure!(
+            walk.xattr_bytes <= MAX_TREE_BYTES,
+            "too many extended attributes"
+        );
         let inode = self.content(&found, nid)?;
         inode.check()?;
         walk.contents.add(&inode, self.size)?;

@@ -209,7 +209,8 @@ fn the_largest_tree_is_written_and_read_within_the_memory_bound() {
         let attributes = |_| {
             let mut meta = Meta::root(0o644);
             for name in 0..2 {
-                meta.xattrs.insert(format!("user.{name}").into(), vec![7; 60_000]);
+                meta.xattrs
+                    .insert(format!("user.{name}").into(), vec![7; 60_000]);
             }
             let node = Node::Fifo;
             Inode { meta, node }
