@@ -6,9 +6,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use smol_bundle::{Bundle, ImageKind};
-use smol_cli::{ErrorExt, ExitKind, Failure, Interrupt, Session, human};
+use smol_cli::{ErrorExt, ExitKind, Failure, Interrupt, Session, human, paths};
 use smol_rootfs::{Tree, erofs};
-use tempfile::TempDir;
 
 use super::open_bundle;
 use crate::cli::Reproduce;
@@ -23,6 +22,7 @@ use crate::lock::{self, Lock, Role};
 use crate::pipeline::{self, BuildRequest, Reuse};
 use crate::resolve::{self, Kept, Policy};
 use crate::smolfile::{self, KernelSource, Loaded, Smolfile, Workload};
+use crate::work::WorkDir;
 
 /// So many differences of each kind are shown; `smolbuild diff --all` shows the others.
 const SHOWN: usize = 20;
@@ -42,7 +42,7 @@ pub fn run(args: &Reproduce, interrupt: &Interrupt) -> Result<()> {
     let reproduction = Reproduction {
         args,
         bundle,
-        folder: tempfile::tempdir().context("cannot make a temporary folder")?,
+        folder: WorkDir::create(&paths::cache_dir()?)?,
         session: Session::new(args.conditions.shown.progress, interrupt.clone()),
     };
     let loaded = reproduction.load(source, &lock)?;
@@ -80,7 +80,7 @@ struct Reproduction<'a> {
     args: &'a Reproduce,
     bundle: Bundle,
     /// A temporary folder.
-    folder: TempDir,
+    folder: WorkDir,
     session: Session,
 }
 

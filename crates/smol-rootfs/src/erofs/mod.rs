@@ -29,10 +29,12 @@ use anyhow::{Context, Result, ensure};
 use self::format::{BLOCK, DataLayout, Dirent, InodeHead, SuperBlock};
 use self::layout::{Layout, Placed};
 pub use self::read::{ReadAt, read, read_from, read_into};
-use crate::{FileData, InodeId, Node, Tree};
+use crate::{FileData, HostFile, InodeId, Node, Tree};
 
 /// File contents are read and written in pieces of this many bytes: a multiple of the block size.
 const PIECE: usize = 1 << 20;
+/// Contents of at most so many bytes are read rather than remembered by their place.
+const SMALL: u64 = 64 << 10;
 
 /// Which times the files of an image have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,6 +110,7 @@ pub fn write(tree: &Tree, out: &mut File, options: &Options) -> Result<Stats> {
         out,
         next: BLOCK,
         known: HashMap::new(),
+        ranges: HashMap::new(),
         stats: Stats::default(),
     };
     let mut starts = Vec::with_capacity(layout.inodes.len());
@@ -134,6 +137,9 @@ struct Image<'a> {
     next: u64,
     /// Start of each content stored so far, by length and digest.
     known: HashMap<(u64, blake3::Hash), u64>,
+    /// Likewise of ranges of archives, by file, offset and length. Any number of files of an image may
+    /// be one range of it, which is read once.
+    ranges: HashMap<(*const File, u64, u64), u64>,
     stats: Stats,
 }
 
@@ -163,6 +169,20 @@ impl Image<'_> {
         if len == 0 {
             return Ok(0);
         }
+        let range = match source {
+            FileData::Range {
+                file: HostFile::Open(file, _),
+                offset,
+                len,
+            } => Some((std::sync::Arc::as_ptr(file), *offset, *len)),
+            _ => None,
+        };
+        let range = range.filter(|_| len > SMALL);
+        if let Some(&stored) = range.and_then(|range| self.ranges.get(&range)) {
+            self.stats.shared_files += 1;
+            self.stats.shared_bytes += len;
+            return Ok(stored);
+        }
         let mut reader = source.open().context("cannot open its content")?;
         let mut digest = blake3::Hasher::new();
         let mut left = len;
@@ -186,6 +206,7 @@ impl Image<'_> {
         // overwritten by the next.
         let key = (len, digest.finalize());
         if let Some(&stored) = self.known.get(&key) {
+            self.ranges.extend(range.map(|range| (range, stored)));
             self.next = start;
             self.stats.shared_files += 1;
             self.stats.shared_bytes += len;
@@ -193,6 +214,7 @@ impl Image<'_> {
         }
         self.put(&mut piece)?;
         self.known.insert(key, start);
+        self.ranges.extend(range.map(|range| (range, start)));
         Ok(start)
     }
 
