@@ -59,8 +59,17 @@ fn memory_that_differs_everywhere_is_compared_within_the_memory_bound() {
         let interrupt = Interrupt::detached().unwrap();
         let report = diff::compare(&a, &b, &interrupt).unwrap();
         assert_eq!(report.memory.pages, MAX_PLACES as u64 + more);
-        let owners: Vec<_> = report.memory.owners.iter().map(|o| (o.pages, o.places.len())).collect();
+        let owners: Vec<_> = report
+            .memory
+            .owners
+            .iter()
+            .map(|o| (o.pages, o.places.len()))
+            .collect();
         assert_eq!(owners, [(MAX_PLACES as u64, MAX_PLACES), (more, 0)]);
-        assert!(report.text(None).contains("4096 pages of not looked into\n"));
+        assert!(
+            report
+                .text(None)
+                .contains("4096 pages of not looked into\n")
+        );
     });
 }

@@ -99,7 +99,8 @@ impl<'t> Level<'t> {
 
     /// The next name, and what has it in each tree.
     fn next(&mut self) -> Option<(&'t [u8], [Option<InodeId>; 2])> {
-        let peek = |side: &mut Option<Children<'t>>| side.as_mut()?.peek().map(|(name, _)| &***name);
+        let peek =
+            |side: &mut Option<Children<'t>>| side.as_mut()?.peek().map(|(name, _)| &***name);
         let [a, b] = self.children.each_mut().map(peek);
         let name = a.into_iter().chain(b).min()?;
         let take = |side: &mut Option<Children<'t>>| {

@@ -145,7 +145,10 @@ fn sets(path: &str, a: &[Value], b: &[Value], out: &mut Changes) {
     let (in_a, in_b) = (set(a), set(b));
     let only = |values: &[Value], others: &HashSet<&str>| -> Vec<String> {
         let words = values.iter().filter_map(Value::as_str);
-        words.filter(|word| !others.contains(word)).map(str::to_owned).collect()
+        words
+            .filter(|word| !others.contains(word))
+            .map(str::to_owned)
+            .collect()
     };
     let changes = only(a, &in_b).into_iter().map(|word| (Some(word), None));
     let changes = changes.chain(only(b, &in_a).into_iter().map(|word| (None, Some(word))));
@@ -238,8 +241,13 @@ mod tests {
         let changes = compare(&document(1), &document(2), Numbers::Decimal);
         assert_eq!(changes.len(), MAX_CHANGES + 1);
         assert_eq!(changes.last().unwrap().path, "and 10000 more");
-        assert!(changes.iter().all(|change| change.path.len() <= MAX_PATH + 3));
-        let words = |first: u32| -> Value { (first..first + 300_000).map(|n| n.to_string()).collect() };
+        assert!(
+            changes
+                .iter()
+                .all(|change| change.path.len() <= MAX_PATH + 3)
+        );
+        let words =
+            |first: u32| -> Value { (first..first + 300_000).map(|n| n.to_string()).collect() };
         let sets = compare(&words(0), &words(1), Numbers::Decimal);
         assert_eq!(sets.len(), 2);
         let text = |line: &str| format!("{line}\n").repeat(20_000);

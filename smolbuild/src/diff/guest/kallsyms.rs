@@ -89,10 +89,13 @@ impl Kallsyms {
     /// Looks for the table in `bytes`, in which it begins at multiples of eight. After an interrupt
     /// nothing is found.
     pub fn find(bytes: &[u8], interrupt: &Interrupt) -> Option<Self> {
-        Self::search(bytes, &Work {
-            left: Cell::new(WORK * bytes.len() as u64 + CHECK),
-            interrupt,
-        })
+        Self::search(
+            bytes,
+            &Work {
+                left: Cell::new(WORK * bytes.len() as u64 + CHECK),
+                interrupt,
+            },
+        )
     }
 
     fn search(bytes: &[u8], work: &Work<'_>) -> Option<Self> {
