@@ -12,16 +12,16 @@ mod tests;
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use smol_bundle::Output;
 use smol_cli::{ErrorExt, ExitKind, Failure, Progress};
 
 pub use self::current::{Kept, current};
 use crate::context::BuildContext;
 use crate::fetch::Net;
-use crate::folder;
+use crate::error::ResultExt;
 use crate::input::Pins;
 use crate::lock::{Lock, MAX_SIZE, Part, differences};
 use crate::smolfile::Loaded;
@@ -316,17 +316,8 @@ fn store(file: &Path, lock: &Lock) -> Result<()> {
     if fs::read(file).is_ok_and(|before| before == text.as_bytes()) {
         return Ok(());
     }
-    let folder = folder::of(file);
-    let write = || -> std::io::Result<()> {
-        let mut new = tempfile::Builder::new()
-            .prefix(".lock-")
-            // As any new file: the umask takes its part.
-            .permissions(PermissionsExt::from_mode(0o666))
-            .tempfile_in(folder)?;
-        new.write_all(text.as_bytes())?;
-        new.as_file().sync_all()?;
-        new.persist(file).map_err(|error| error.error)?;
-        File::open(folder)?.sync_all()
-    };
-    write().with_context(|| format!("cannot write {}", file.display()))
+    let output = Output::create(file).classify()?;
+    let written = output.file().write_all(text.as_bytes());
+    written.with_context(|| format!("cannot write {}", file.display()))?;
+    output.publish().classify()
 }
