@@ -1,7 +1,9 @@
 //! From a Plan to the three images that a machine boots from.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -73,7 +75,7 @@ fn build_kernel(
     context: BuildContext,
 ) -> Result<PathBuf> {
     let name = match &plan.kernel.source {
-        KernelSource::Path(path) => return Ok(plan.host_path(path.get_ref())),
+        KernelSource::Path(path) => return own_kernel(plan, path.get_ref(), dirs),
         KernelSource::Recipe(name) => name,
     };
     let pinned = lock.kernel.as_mut().context("the lock has no kernel");
@@ -92,6 +94,17 @@ fn build_kernel(
     Ok(kernel.vmlinux)
 }
 
+/// Copies a kernel that the Smolfile names, so that what is booted is what was looked at, whatever
+/// becomes of its path.
+fn own_kernel(plan: &Plan, path: &str, dirs: BuildDirs) -> Result<PathBuf> {
+    let (mut kernel, _) = plan.base_dir.require_file(path)?;
+    let out = dirs.work.join("kernel.named");
+    File::create(&out)
+        .and_then(|mut copy| io::copy(&mut kernel, &mut copy))
+        .with_context(|| format!("cannot write {}", out.display()))?;
+    Ok(out)
+}
+
 fn build_rootfs(
     plan: &Plan,
     rootfs: &Rootfs,
@@ -103,7 +116,8 @@ fn build_rootfs(
     let copies = plan.copies.iter().map(|copy| {
         let src = copy.src.get_ref();
         Ok(CopySpec {
-            src: plan.host_path(src),
+            src: plan.base_dir.require(src)?,
+            name: Path::new(src).file_name().map(OsStr::to_owned),
             dest: copy.dest.clone(),
             mode: copy.mode,
             owner: copy.owner.clone(),

@@ -83,6 +83,9 @@ pub struct SmolfileArg {
     /// Smolfile, or a folder that holds one
     #[arg(default_value = ".", value_name = "SMOLFILE|DIR")]
     pub path: PathBuf,
+    /// Build context: folder that links of the Smolfile's paths may not leave [default: the Smolfile's]
+    #[arg(long, value_name = "DIR")]
+    pub context: Option<PathBuf>,
 }
 
 /// `smolbuild [SMOLFILE|DIR]`.

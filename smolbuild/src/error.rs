@@ -9,12 +9,17 @@ pub trait LibraryError {
 }
 
 impl LibraryError for smol_bundle::Error {
-    /// 4 when the bytes are not what they should be, 1 when the host could not do it.
+    /// 4 when the bytes are not what they should be, 2 for an output that cannot be one, 1 when the host
+    /// could not do it.
     fn classified(self) -> anyhow::Error {
         let kind = match self.is_verification_failure() {
             true => ExitKind::Verification,
             false => ExitKind::Failed,
         };
+        if let smol_bundle::Error::Output { .. } = self {
+            let error = anyhow::Error::from(self).kind(ExitKind::Usage);
+            return error.hint("name a file, a pipe that is read from, or /dev/null");
+        }
         anyhow::Error::from(self).kind(kind)
     }
 }

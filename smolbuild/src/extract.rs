@@ -323,13 +323,14 @@ mod tests {
             });
             locked.collect()
         };
-        let dir = SourceDir::open(scratch.path(), "Smolfile.lock").unwrap();
+        let dir = SourceDir::open(scratch.path(), "Smolfile.lock", None).unwrap();
         let locked = lock(&dir);
         let mut image = Tree::new();
         for copy in &copies {
             let src = copy.src.get_ref();
             let spec = smol_rootfs::CopySpec {
                 src: dir.join(src),
+                name: None,
                 dest: copy.dest.clone(),
                 mode: None,
                 owner: None,

@@ -16,9 +16,17 @@ const CHUNK: u64 = 4 << 20;
 /// # Errors
 /// If it cannot be read.
 pub fn sha256(path: &Path) -> Result<String> {
-    File::open(path)
-        .and_then(|mut file| sha256_of(|hasher| io::copy(&mut file, hasher).map(drop)))
-        .with_context(|| format!("cannot read {}", path.display()))
+    let cannot = || format!("cannot read {}", path.display());
+    let file = File::open(path).with_context(cannot)?;
+    sha256_file(file).with_context(cannot)
+}
+
+/// SHA-256 of what is in an open file from where it stands, in hexadecimal.
+///
+/// # Errors
+/// If it cannot be read.
+pub fn sha256_file(mut file: File) -> io::Result<String> {
+    sha256_of(|hasher| io::copy(&mut file, hasher).map(drop))
 }
 
 /// SHA-256 of what `write` writes, in hexadecimal.

@@ -1,15 +1,23 @@
 //! The folder of a Smolfile, to which its paths are relative, and what in it is ignored.
+//!
+//! What a Smolfile names stays in its folder, or in a wider one that the user gives (the build
+//! context), also behind symbolic links: a project from elsewhere must not be able to take files of
+//! whoever builds it. [`SourceDir::place`] finds out where a path leads, and all that reads a file of
+//! the Smolfile goes through it; what is opened then follows no link any more.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::{fmt, fs, io};
 
 use anyhow::{Context, Result};
-use smol_cli::{ErrorExt, ExitKind};
-use smol_rootfs::Ignore;
+use smol_cli::{ErrorExt, ExitKind, Failure};
 use smol_rootfs::ignore::{BrokenPattern, Patterns};
+use smol_rootfs::{Ignore, host};
 use toml::Spanned;
+
+use crate::hash;
 
 /// The file with patterns of what is ignored, beside the Smolfile.
 pub const IGNORE_FILE: &str = ".smolignore";
@@ -23,6 +31,8 @@ const BUNDLES: &str = "*.smolmachine";
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SourceDir {
     path: PathBuf,
+    /// The build context, if it is a wider folder.
+    context: Option<PathBuf>,
     /// What is never taken: the ignore file, and the lock file, which could not hold its own digest.
     never: Arc<Patterns>,
     /// What the ignore file leaves out.
@@ -40,25 +50,85 @@ pub enum Hidden {
     Always,
 }
 
+/// Why there is no place on this host for a path of a Smolfile.
+#[derive(Debug)]
+pub enum NoPlace {
+    /// It cannot be found.
+    Io(io::Error),
+    /// A symbolic link leads out of the folder of the Smolfile, or of the build context if `widened`.
+    Outside {
+        /// The link, relative to the folder of the Smolfile.
+        link: PathBuf,
+        /// Where it leads.
+        target: PathBuf,
+        /// Whether the user gave a build context.
+        widened: bool,
+    },
+}
+
+impl NoPlace {
+    /// What to do about it.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Io(_) => None,
+            Self::Outside { widened: false, .. } => Some(
+                "put it into the folder; or, if all of a wider folder may be read, build with `--context DIR`",
+            ),
+            Self::Outside { widened: true, .. } => {
+                Some("put it into the folder that `--context` names, or name a wider one")
+            }
+        }
+    }
+
+    /// As an error of kind Usage.
+    fn failure(&self, what: String) -> Failure {
+        let failure = Failure::new(ExitKind::Usage, what);
+        match self.hint() {
+            Some(hint) => failure.hint(hint),
+            None => failure,
+        }
+    }
+}
+
+impl fmt::Display for NoPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Io(error) => error.fmt(f),
+            Self::Outside { link, target, .. } => {
+                let (link, target) = (link.display(), target.display());
+                write!(f, "{link} is a symbolic link, and leads to {target}")
+            }
+        }
+    }
+}
+
 impl SourceDir {
     /// The folder `path`, without its ignore file.
     pub fn bare(path: impl Into<PathBuf>) -> Self {
         let none = Arc::new(Patterns::new([]).expect("there is none that is broken"));
         Self {
             path: path.into(),
+            context: None,
             never: none.clone(),
             ignored: none,
         }
     }
 
-    /// The folder `path`, with its ignore file if there is one. `lock` is the name of the lock file.
+    /// The folder `path`, with its ignore file if there is one. `lock` is the name of the lock file,
+    /// `context` the build context, if it is wider.
     ///
     /// # Errors
-    /// An ignore file that cannot be read, or has a line that is no pattern (of kind Usage).
-    pub fn open(path: impl Into<PathBuf>, lock: &str) -> Result<Self> {
-        let path = path.into();
-        let file = path.join(IGNORE_FILE);
-        let text = read(&file)
+    /// A build context that does not hold the folder; an ignore file that cannot be read, leads out of
+    /// it, or has a line that is no pattern (of kind Usage).
+    pub fn open(path: impl Into<PathBuf>, lock: &str, context: Option<&Path>) -> Result<Self> {
+        let bare = Self {
+            context: context.map(Path::to_owned),
+            ..Self::bare(path)
+        };
+        bare.require_context()?;
+        let file = bare.join(IGNORE_FILE);
+        let text = bare
+            .ignore_text()
             .with_context(|| format!("cannot read {}", file.display()))
             .kind(ExitKind::Usage)?;
         let broken = |error: BrokenPattern| {
@@ -72,10 +142,121 @@ impl SourceDir {
         let lock: String = lock.chars().flat_map(|c| ['\\', c]).collect();
         let never = Patterns::new([(0, IGNORE_FILE), (0, lock.as_str())]);
         Ok(Self {
-            path,
             never: Arc::new(never.map_err(broken)?),
             ignored: Arc::new(ignored.map_err(broken)?),
+            ..bare
         })
+    }
+
+    /// A build context holds the folder.
+    fn require_context(&self) -> Result<()> {
+        let Some(context) = &self.context else {
+            return Ok(());
+        };
+        let cannot = |error: io::Error| {
+            let what = format!(
+                "cannot use the build context {}: {error}",
+                context.display()
+            );
+            Failure::new(ExitKind::Usage, what).hint("--context names a folder")
+        };
+        let wide = fs::canonicalize(context).map_err(cannot)?;
+        if fs::canonicalize(&self.path)
+            .map_err(cannot)?
+            .starts_with(wide)
+        {
+            return Ok(());
+        }
+        let what = format!(
+            "the folder of the Smolfile, {}, is not in the build context {}",
+            self.path.display(),
+            context.display()
+        );
+        let hint = "--context names a folder above that of the Smolfile";
+        Err(Failure::new(ExitKind::Usage, what).hint(hint).into())
+    }
+
+    /// The text of the ignore file; empty if there is none.
+    fn ignore_text(&self) -> Result<String> {
+        match self.open_file(IGNORE_FILE) {
+            Ok((file, _)) => read(file),
+            Err(NoPlace::Io(error)) if error.kind() == ErrorKind::NotFound => Ok(String::new()),
+            Err(error) => Err(error.failure(error.to_string()).into()),
+        }
+    }
+
+    /// Where a path of the Smolfile leads on this host: an absolute path in which no part is a
+    /// symbolic link. Whoever opens it follows none ([`smol_rootfs::host`]), so that it stays there.
+    ///
+    /// # Errors
+    /// It is not there; a link in it leads out of the build context.
+    pub fn place(&self, path: &str) -> Result<PathBuf, NoPlace> {
+        let context = self.context.as_ref().unwrap_or(&self.path);
+        let context = fs::canonicalize(context).map_err(NoPlace::Io)?;
+        let place = fs::canonicalize(self.join(path)).map_err(NoPlace::Io)?;
+        if place.starts_with(&context) {
+            return Ok(place);
+        }
+        let parts: Vec<&str> = path.split('/').collect();
+        let mut links = (1..=parts.len()).map(|end| PathBuf::from(parts[..end].join("/")));
+        let outside = |link: &PathBuf| {
+            fs::canonicalize(self.path.join(link)).is_ok_and(|place| !place.starts_with(&context))
+        };
+        Err(NoPlace::Outside {
+            link: links.find(outside).unwrap_or_else(|| path.into()),
+            target: place,
+            widened: self.context.is_some(),
+        })
+    }
+
+    /// As [`SourceDir::place`], as an error that names the path.
+    ///
+    /// # Errors
+    /// Those of [`SourceDir::place`], of kind Usage.
+    pub fn require(&self, path: &str) -> Result<PathBuf> {
+        let cannot = |error: NoPlace| error.failure(self.cannot(path, &error));
+        Ok(self.place(path).map_err(cannot)?)
+    }
+
+    /// Opens a regular file that the Smolfile names; returns its place, too.
+    ///
+    /// # Errors
+    /// Those of [`SourceDir::place`]; it cannot be opened, or is no file.
+    fn open_file(&self, path: &str) -> Result<(File, PathBuf), NoPlace> {
+        let place = self.place(path)?;
+        let file = host::open(&place).map_err(NoPlace::Io)?;
+        match file.metadata().map_err(NoPlace::Io)?.is_file() {
+            true => Ok((file, place)),
+            false => Err(NoPlace::Io(io::Error::other("it is not a regular file"))),
+        }
+    }
+
+    /// As `open_file`, as an error that names the file.
+    ///
+    /// # Errors
+    /// Those of [`SourceDir::place`], of kind Usage; it cannot be opened, or is no file.
+    pub fn require_file(&self, path: &str) -> Result<(File, PathBuf)> {
+        let cannot = |error: NoPlace| error.failure(self.cannot(path, &error));
+        Ok(self.open_file(path).map_err(cannot)?)
+    }
+
+    /// SHA-256 of a file that the Smolfile names, in hexadecimal.
+    ///
+    /// # Errors
+    /// Those of [`SourceDir::require_file`].
+    pub fn sha256(&self, path: &str) -> Result<String> {
+        let (file, _) = self.require_file(path)?;
+        hash::sha256_file(file)
+            .with_context(|| format!("cannot read {}", self.join(path).display()))
+    }
+
+    fn cannot(&self, path: &str, error: &NoPlace) -> String {
+        format!("cannot read {}: {error}", self.join(path).display())
+    }
+
+    /// The build context that the user gave.
+    pub fn context(&self) -> Option<&Path> {
+        self.context.as_deref()
     }
 
     /// The folder itself.
@@ -83,7 +264,7 @@ impl SourceDir {
         &self.path
     }
 
-    /// The place on this host of a path of the Smolfile.
+    /// A path of the Smolfile as it is written, for messages: links in it may lead anywhere.
     pub fn join(&self, path: &str) -> PathBuf {
         self.path.join(path)
     }
@@ -102,10 +283,10 @@ impl SourceDir {
     /// Why nothing would be taken of the file or folder `src`, if so.
     ///
     /// # Errors
-    /// A folder that cannot be read.
+    /// Those of [`SourceDir::place`]; a folder that cannot be read.
     pub fn hidden(&self, src: &str, exclude: &[Spanned<String>]) -> Result<Option<Hidden>> {
         let ignore = self.ignore(src, exclude)?;
-        let place = self.join(src);
+        let place = self.require(src)?;
         let found = match place.is_dir() {
             true => ignore.hiding_all(&place),
             false => Ok(ignore.ignoring(Path::new(""))),
@@ -128,14 +309,10 @@ pub fn excluded(exclude: &[Spanned<String>]) -> Result<Patterns, BrokenPattern> 
     Patterns::new((1..).zip(patterns))
 }
 
-/// The text of the ignore file; empty if there is none.
-fn read(file: &Path) -> Result<String> {
+/// The text of an ignore file.
+fn read(file: File) -> Result<String> {
     let mut bytes = Vec::new();
-    match File::open(file) {
-        Ok(open) => open.take(MAX_SIZE + 1).read_to_end(&mut bytes)?,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(String::new()),
-        Err(error) => return Err(error.into()),
-    };
+    file.take(MAX_SIZE + 1).read_to_end(&mut bytes)?;
     anyhow::ensure!(
         bytes.len() as u64 <= MAX_SIZE,
         "it is larger than {} KiB",
@@ -168,7 +345,7 @@ mod tests {
             fs::write(file, "").unwrap();
         }
         fs::write(scratch.path().join(IGNORE_FILE), ignored).unwrap();
-        let dir = SourceDir::open(scratch.path(), "Smolfile.lock").unwrap();
+        let dir = SourceDir::open(scratch.path(), "Smolfile.lock", None).unwrap();
         (scratch, dir)
     }
 
@@ -246,7 +423,7 @@ mod tests {
         ] {
             let scratch = tempfile::tempdir().unwrap();
             fs::write(scratch.path().join(IGNORE_FILE), bytes).unwrap();
-            let error = SourceDir::open(scratch.path(), "Smolfile.lock").unwrap_err();
+            let error = SourceDir::open(scratch.path(), "Smolfile.lock", None).unwrap_err();
             assert_eq!(smol_cli::exit_kind(&error), ExitKind::Usage);
             let text = smol_cli::error::render(&error, false);
             assert!(

@@ -46,6 +46,14 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// There is something to which nothing can be written.
+    #[error("cannot write {}: {reason}", path.display())]
+    Output {
+        /// The path that was named as an output.
+        path: PathBuf,
+        /// What is there.
+        reason: &'static str,
+    },
     /// The file is something else altogether.
     #[error("{} is not a .smolmachine bundle: {reason}", path.display())]
     NotABundle {
@@ -190,6 +198,7 @@ impl Error {
             Error::Io { .. }
             | Error::Read { .. }
             | Error::NoSpace { .. }
+            | Error::Output { .. }
             | Error::Missing { .. }
             | Error::Stopped { .. }
             | Error::InvalidSpec(_)

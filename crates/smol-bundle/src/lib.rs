@@ -35,7 +35,7 @@ pub use read::bundle::{Blob, Bundle};
 pub use read::extract::{FrameMap, FrameReader};
 pub use source::ReadAt;
 pub use source::file::open_regular;
-pub use write::output::copy;
+pub use write::output::{Output, check as check_output, copy};
 pub use write::prepared::Prepared;
 pub use write::sign::sign;
 pub use write::writer::{BundleSpec, SnapshotSpec, WorkingSet, Written, write, write_while};

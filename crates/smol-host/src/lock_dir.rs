@@ -213,10 +213,13 @@ impl Drop for ScratchDir {
     }
 }
 
-/// Removes the folders in `parent` whose names begin with `prefix` and whose owners have ended.
+/// Removes the folders in `parent` whose names begin with `prefix` and whose owners have ended. In
+/// folders that all users share, only those of this user.
 fn sweep(parent: &Path, prefix: &str) {
+    let user = rustix::process::geteuid().as_raw();
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
         if entry.file_name().to_string_lossy().starts_with(prefix)
+            && entry.metadata().is_ok_and(|found| found.uid() == user)
             && let Some(left) = LockDir::if_abandoned(&entry.path())
         {
             // What cannot be removed now (a process of the dead owner's may still write) is next time.

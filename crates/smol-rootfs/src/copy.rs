@@ -1,7 +1,6 @@
 //! `[[copy]]` steps.
 
-use std::ffi::OsStr;
-use std::fs;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
@@ -9,16 +8,18 @@ use anyhow::{Context, Result, ensure};
 
 use crate::Tree;
 use crate::dir::{DirOptions, Modes, Owner};
+use crate::host::Entry;
 use crate::ignore::Ignore;
-
-/// Largest account file read, in bytes.
-const MAX_ACCOUNTS: u64 = 1 << 20;
+use crate::limits::MAX_ACCOUNTS;
 
 /// A `[[copy]]` step: a file or the content of a directory from the build host into the tree.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CopySpec {
-    /// Host path. A symbolic link here is followed, further ones are copied as links.
+    /// Host path, as `fs::canonicalize` returns it: links in it are refused, and those in a
+    /// directory are copied as links.
     pub src: PathBuf,
+    /// Its name in the tree, where `dest` is a directory; without, that of `src`.
+    pub name: Option<OsString>,
     /// Path in the tree. A file goes to this name, or into it if it is a directory or ends in a
     /// slash; of a directory the content goes into it.
     pub dest: String,
@@ -61,9 +62,11 @@ impl Tree {
             modes,
             ignore: spec.ignore.clone(),
         };
-        let src = fs::canonicalize(&spec.src)?;
+        let src = &spec.src;
         let mut dest = spec.dest.as_bytes().to_vec();
-        if fs::metadata(&src)?.is_dir() {
+        let kind = Entry::at(src)?.metadata()?.file_type();
+        ensure!(!kind.is_symlink(), "it became a symbolic link");
+        if kind.is_dir() {
             if !self.is_directory(&dest)? {
                 let id = self.mkdir(
                     &dest,
@@ -72,20 +75,18 @@ impl Tree {
                 let meta = self.meta_mut(id);
                 (meta.uid, meta.gid) = (uid, gid);
             }
-            self.apply_children(&src, &dest, &options)?;
+            self.apply_children(src, &dest, &options)?;
             return Ok(());
         }
         if dest.ends_with(b"/") || self.is_directory(&dest)? {
-            // The name as the Smolfile has it, not that of the file behind a link.
-            let name = spec
-                .src
-                .file_name()
-                .or(src.file_name())
-                .map(OsStr::as_bytes);
+            let name = spec.name.as_deref().or(src.file_name());
             dest.push(b'/');
-            dest.extend(name.context("the source has no file name")?);
+            dest.extend(
+                name.map(OsStr::as_bytes)
+                    .context("the source has no file name")?,
+            );
         }
-        self.put_file(&src, &dest, &options)
+        self.put_file(src, &dest, &options)
     }
 
     /// Returns the numbers of a `USER` or `USER:GROUP`, as [`CopySpec::owner`] describes it.

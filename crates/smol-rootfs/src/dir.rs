@@ -2,18 +2,20 @@
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
-use std::fs::{self, Metadata};
+use std::fs::Metadata;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::fs::{lgetxattr, llistxattr, major, minor};
+use rustix::fs::{getxattr, listxattr, major, minor};
 use rustix::io::Errno;
 
 use crate::Tree;
+use crate::host::{self, Entry};
 use crate::ignore::{Ignore, Verdict};
-use crate::inode::{Device, FileData, Inode, MAX_XATTR_VALUE, Meta, Node, Xattrs, is_linux_xattr};
+use crate::inode::{Device, FileData, HostFile, Inode, Meta, Node, Xattrs, is_linux_xattr};
+use crate::limits::MAX_XATTR_VALUE;
 use crate::path::{below, show};
 
 /// Whose the files in the tree are.
@@ -75,17 +77,16 @@ impl Modes {
 impl Tree {
     /// Puts the host directory `path` with all it holds at `dest` in the tree, over what is there;
     /// directories that are there keep their metadata. Symbolic links are taken as they are, never
-    /// followed. Contents stay on the host: they must not change until the tree is written.
+    /// followed, and none may be in `path`. Contents stay on the host: they must not change until the tree is written.
     pub fn apply_dir(
         &mut self,
         path: &Path,
         dest: impl AsRef<[u8]>,
         options: &DirOptions,
     ) -> Result<()> {
-        let metadata = fs::symlink_metadata(path)
-            .with_context(|| format!("cannot read {}", path.display()))?;
-        ensure!(metadata.is_dir(), "{} is not a directory", path.display());
-        self.insert(dest.as_ref(), host_inode(path, &metadata, options)?)?;
+        let found = look(path)?;
+        ensure!(found.1.is_dir(), "{} is not a directory", path.display());
+        self.insert(dest.as_ref(), host_inode(path, &found, options)?)?;
         self.apply_children(path, dest, options)
     }
 
@@ -103,20 +104,18 @@ impl Tree {
         while let Some((directory, is_made)) = todo.pop() {
             let host = path.join(OsStr::from_bytes(&directory));
             let context = || format!("cannot read directory {}", host.display());
-            for entry in fs::read_dir(&host).with_context(context)? {
-                let entry = entry.with_context(context)?;
-                let metadata = entry
-                    .metadata()
-                    .with_context(|| format!("cannot read {}", entry.path().display()))?;
-                let relative = below(&directory, entry.file_name().as_bytes());
+            for name in host::names(&host).with_context(context)? {
+                self.budget().tick()?;
+                let relative = below(&directory, &name.with_context(context)?);
+                let found = look(&path.join(OsStr::from_bytes(&relative)))?;
                 let verdict = options.ignore.verdict(&relative);
                 if verdict == Verdict::Keep {
                     if !is_made {
                         self.put_directories(path, dest, &directory, options)?;
                     }
-                    self.put_entry(path, dest, &relative, &metadata, options, &mut seen)?;
+                    self.put_entry(path, dest, &relative, &found, options, &mut seen)?;
                 }
-                if metadata.is_dir() && verdict != Verdict::Skip {
+                if found.1.is_dir() && verdict != Verdict::Skip {
                     todo.push((relative, verdict == Verdict::Keep));
                 }
             }
@@ -131,16 +130,16 @@ impl Tree {
         path: &Path,
         dest: &[u8],
         relative: &[u8],
-        metadata: &Metadata,
+        found: &Found,
         options: &DirOptions,
         seen: &mut Seen,
     ) -> Result<()> {
         let host = path.join(OsStr::from_bytes(relative));
         let dest = below(dest, relative);
-        if metadata.is_dir() && self.is_directory(&dest)? {
+        if found.1.is_dir() && self.is_directory(&dest)? {
             return Ok(());
         }
-        self.put(&host, metadata, &dest, options, seen)
+        self.put(&host, found, &dest, options, seen)
             .with_context(|| format!("cannot take {} into the image", host.display()))
     }
 
@@ -159,9 +158,7 @@ impl Tree {
         let ends: Vec<usize> = slashes.map(|(at, _)| at).chain([relative.len()]).collect();
         for part in ends.into_iter().map(|end| &relative[..end]) {
             let host = path.join(OsStr::from_bytes(part));
-            let metadata = fs::symlink_metadata(&host)
-                .with_context(|| format!("cannot read {}", host.display()))?;
-            self.put_entry(path, dest, part, &metadata, options, &mut Seen::new())?;
+            self.put_entry(path, dest, part, &look(&host)?, options, &mut Seen::new())?;
         }
         Ok(())
     }
@@ -170,17 +167,18 @@ impl Tree {
     fn put(
         &mut self,
         host: &Path,
-        meta: &Metadata,
+        found: &Found,
         dest: &[u8],
         options: &DirOptions,
         seen: &mut Seen,
     ) -> Result<()> {
+        let meta = &found.1;
         let key = (meta.dev(), meta.ino());
         if let Some(first) = seen.get(&key) {
             self.hard_link(dest, first)?;
             return Ok(());
         }
-        self.insert(dest, host_inode(host, meta, options)?)?;
+        self.insert(dest, host_inode(host, found, options)?)?;
         if meta.nlink() > 1 && !meta.is_dir() {
             seen.insert(key, dest.to_vec());
         }
@@ -194,15 +192,25 @@ impl Tree {
         dest: &[u8],
         options: &DirOptions,
     ) -> Result<()> {
-        let metadata = fs::metadata(host)?;
-        self.put(host, &metadata, dest, options, &mut Seen::new())
+        self.put(host, &look(host)?, dest, options, &mut Seen::new())
     }
 }
 
 /// Files with several names by device and inode: the first name we gave them.
 type Seen = HashMap<(u64, u64), Vec<u8>>;
 
-fn host_inode(host: &Path, metadata: &Metadata, options: &DirOptions) -> Result<Inode> {
+/// What is at a host path.
+type Found = (Entry, Metadata);
+
+fn look(host: &Path) -> Result<Found> {
+    let found = Entry::at(host).and_then(|entry| {
+        let metadata = entry.metadata()?;
+        Ok((entry, metadata))
+    });
+    found.with_context(|| format!("cannot read {}", host.display()))
+}
+
+fn host_inode(host: &Path, (entry, metadata): &Found, options: &DirOptions) -> Result<Inode> {
     let kind = metadata.file_type();
     let device = Device {
         major: major(metadata.rdev()),
@@ -212,12 +220,12 @@ fn host_inode(host: &Path, metadata: &Metadata, options: &DirOptions) -> Result<
         Node::directory()
     } else if kind.is_file() {
         Node::File(FileData::Range {
-            path: host.into(),
+            file: HostFile::Named(host.into()),
             offset: 0,
             len: metadata.len(),
         })
     } else if kind.is_symlink() {
-        Node::Symlink(fs::read_link(host)?.into_os_string().as_bytes().to_vec())
+        Node::Symlink(entry.target()?)
     } else if kind.is_char_device() {
         Node::CharDevice(device)
     } else if kind.is_block_device() {
@@ -230,7 +238,7 @@ fn host_inode(host: &Path, metadata: &Metadata, options: &DirOptions) -> Result<
         bail!("an unknown type of file");
     };
     let (uid, gid, xattrs) = match options.owner {
-        Owner::Keep => (metadata.uid(), metadata.gid(), host_xattrs(host)?),
+        Owner::Keep => (metadata.uid(), metadata.gid(), host_xattrs(entry)?),
         Owner::Fixed(uid, gid) => (uid, gid, Xattrs::new()),
     };
     let mode = if kind.is_symlink() {
@@ -250,10 +258,11 @@ fn host_inode(host: &Path, metadata: &Metadata, options: &DirOptions) -> Result<
     })
 }
 
-fn host_xattrs(host: &Path) -> Result<Xattrs> {
+fn host_xattrs(entry: &Entry) -> Result<Xattrs> {
+    let host = &entry.path();
     let mut xattrs = Xattrs::new();
     let mut names = vec![0; 1 << 16];
-    let length = match llistxattr(host, &mut names[..]) {
+    let length = match listxattr(host, &mut names[..]) {
         Ok(length) => length,
         Err(Errno::NOTSUP | Errno::PERM) => 0,
         Err(error) => return Err(error).context("cannot list extended attributes"),
@@ -263,7 +272,7 @@ fn host_xattrs(host: &Path) -> Result<Xattrs> {
             continue;
         }
         let mut value = vec![0; MAX_XATTR_VALUE];
-        let read = lgetxattr(host, OsStr::from_bytes(name), &mut value[..]);
+        let read = getxattr(host, OsStr::from_bytes(name), &mut value[..]);
         let length =
             read.with_context(|| format!("cannot read the extended attribute {}", show(name)))?;
         value.truncate(length);

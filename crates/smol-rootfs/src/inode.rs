@@ -3,18 +3,15 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Result, ensure};
 
-use crate::InodeId;
-use crate::path::{MAX_NAME, MAX_PATH, show};
-
-/// Largest extended attribute value in bytes (the size field of EROFS has 16 bits).
-pub const MAX_XATTR_VALUE: usize = 65535;
-/// Most bytes of extended attributes, names and values, of one inode.
-pub const MAX_XATTRS: usize = 128 << 10;
+use crate::limits::{MAX_NAME, MAX_PATH, MAX_XATTR_VALUE, MAX_XATTRS};
+use crate::path::show;
+use crate::{InodeId, host};
 
 /// Extended attributes: full name (`security.capability`) to value.
 pub type Xattrs = BTreeMap<Vec<u8>, Vec<u8>>;
@@ -110,15 +107,38 @@ pub struct Inode {
 pub enum FileData {
     /// In memory: small generated files.
     Bytes(Arc<[u8]>),
-    /// A range of a host file: all of it, or a member of a tar archive.
+    /// A range of a host file: all of it, or a member of an archive.
     Range {
         /// The host file.
-        path: Arc<Path>,
+        file: HostFile,
         /// First byte.
         offset: u64,
         /// Length in bytes.
         len: u64,
     },
+}
+
+/// A file of the host.
+#[derive(Clone, Debug)]
+pub enum HostFile {
+    /// Opened when it is read, without following links: no part of the path may be one.
+    Named(Arc<Path>),
+    /// Open; the path is for messages.
+    Open(Arc<File>, Arc<Path>),
+}
+
+/// Reads a file from an offset on, whatever else is read from it.
+struct Cursor<'a> {
+    file: &'a File,
+    offset: u64,
+}
+
+impl Read for Cursor<'_> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let count = self.file.read_at(bytes, self.offset)?;
+        self.offset += count as u64;
+        Ok(count)
+    }
 }
 
 impl FileData {
@@ -139,11 +159,17 @@ impl FileData {
     pub fn open(&self) -> io::Result<Box<dyn Read + '_>> {
         match self {
             FileData::Bytes(bytes) => Ok(Box::new(&bytes[..])),
-            FileData::Range { path, offset, len } => {
-                let mut file = File::open(path)?;
-                file.seek(SeekFrom::Start(*offset))?;
-                Ok(Box::new(file.take(*len)))
-            }
+            FileData::Range { file, offset, len } => match file {
+                HostFile::Named(path) => {
+                    let mut file = host::open(path)?;
+                    file.seek(SeekFrom::Start(*offset))?;
+                    Ok(Box::new(file.take(*len)))
+                }
+                HostFile::Open(file, _) => {
+                    let offset = *offset;
+                    Ok(Box::new(Cursor { file, offset }.take(*len)))
+                }
+            },
         }
     }
 
@@ -160,7 +186,10 @@ impl FileData {
     pub fn shrunk(&self, read: u64) -> io::Error {
         let name = match self {
             FileData::Bytes(_) => "memory".into(),
-            FileData::Range { path, .. } => path.display().to_string(),
+            FileData::Range {
+                file: HostFile::Named(path) | HostFile::Open(_, path),
+                ..
+            } => path.display().to_string(),
         };
         let text = format!(
             "{name} changed while it was read: {read} of {} bytes are left",

@@ -1,5 +1,6 @@
 //! Putting a tar archive onto a tree: as a whole file system, or as an OCI layer with whiteouts.
 
+use std::fs::File;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
@@ -21,8 +22,17 @@ impl Tree {
     /// Owners, modes, times, devices and extended attributes are kept. Absolute names lose their
     /// slash, names with `..` and names through symbolic links that leave the tree are errors.
     pub fn apply_tar(&mut self, path: &Path) -> Result<()> {
-        let mut archive = Archive::open(path)?;
+        self.apply_archive(Archive::open(path)?, path)
+    }
+
+    /// Like [`Tree::apply_tar`], with an archive that is open; messages call it by its path.
+    pub fn apply_tar_file(&mut self, archive: File, path: &Path) -> Result<()> {
+        self.apply_archive(Archive::of(archive, path)?, path)
+    }
+
+    fn apply_archive(&mut self, mut archive: Archive, path: &Path) -> Result<()> {
         while let Some(member) = archive.next()? {
+            self.budget().tick()?;
             self.apply_member(member)
                 .with_context(|| format!("archive {}", path.display()))?;
         }
@@ -32,29 +42,34 @@ impl Tree {
     /// Like [`Tree::apply_tar`], but the archive is an OCI layer: its whiteouts remove what lower
     /// layers contain, wherever in the archive they stand.
     pub fn apply_layer(&mut self, path: &Path) -> Result<()> {
-        let mut members = Vec::new();
-        let mut archive = Archive::open(path)?;
         let context = || format!("layer {}", path.display());
+        let mut archive = Archive::open(path)?;
         while let Some(member) = archive.next()? {
-            let (directory, name) = split(&member.path);
-            if name == OPAQUE {
-                self.remove_children(directory).with_context(context)?;
-            } else if let Some(name) = name.strip_prefix(WHITEOUT) {
-                ensure!(
-                    !name.is_empty() && name != b".",
-                    "{} whites out nothing",
-                    show(&member.path)
-                );
-                self.remove([directory, b"/", name].concat())
-                    .with_context(context)?;
-            } else {
-                members.push(member);
+            self.budget().tick()?;
+            self.apply_whiteout(&member.path).with_context(context)?;
+        }
+        archive.rewind();
+        while let Some(member) = archive.next()? {
+            self.budget().tick()?;
+            if !split(&member.path).1.starts_with(WHITEOUT) {
+                self.apply_member(member).with_context(context)?;
             }
         }
-        members
-            .into_iter()
-            .try_for_each(|member| self.apply_member(member))
-            .with_context(context)
+        Ok(())
+    }
+
+    /// Removes what the member at `path` says, if it is a whiteout.
+    fn apply_whiteout(&mut self, path: &[u8]) -> Result<()> {
+        let (directory, name) = split(path);
+        if name == OPAQUE {
+            return self.remove_children(directory);
+        }
+        let Some(name) = name.strip_prefix(WHITEOUT) else {
+            return Ok(());
+        };
+        let something = !name.is_empty() && name != b".";
+        ensure!(something, "{} whites out nothing", show(path));
+        self.remove([directory, b"/", name].concat()).map(drop)
     }
 
     fn apply_member(&mut self, member: Member) -> Result<()> {

@@ -10,22 +10,25 @@
 //! | module | purpose |
 //! |---|---|
 //! | [`tree`], `inode`, `path` | the tree, what is in it, how paths are resolved inside it |
-//! | `dir`, `copy` | files of the host into a tree |
+//! | `dir`, `copy`, [`host`] | files of the host into a tree |
 //! | [`ignore`] | which of them are left out |
 //! | `tar`, `layer` | tar archives and OCI layers into a tree |
+//! | [`limits`] | every maximum, and what is used of them |
 //! | [`erofs`], [`cpio`] | images from a tree, and a tree from an image |
 //!
-//! Archives and images are hostile input: every length and offset is checked, and the tree limits
-//! names, depth and number. No path of an archive is ever looked up on the host. Output depends on
+//! Archives and images are hostile input: every length and offset is checked, and [`limits`] has what
+//! they can make a tree hold. No path of an archive is ever looked up on the host. Output depends on
 //! the tree alone: the same tree gives the same bytes.
 
 mod copy;
 pub mod cpio;
 mod dir;
 pub mod erofs;
+pub mod host;
 pub mod ignore;
 mod inode;
 mod layer;
+pub mod limits;
 mod path;
 mod tar;
 pub mod tree;
@@ -33,5 +36,6 @@ pub mod tree;
 pub use self::copy::CopySpec;
 pub use self::dir::{DirOptions, Modes, Owner};
 pub use self::ignore::Ignore;
-pub use self::inode::{Device, FileData, Inode, Meta, Node, Xattrs};
+pub use self::inode::{Device, FileData, HostFile, Inode, Meta, Node, Xattrs};
+pub use self::limits::Watch;
 pub use self::tree::{InodeId, Tree};

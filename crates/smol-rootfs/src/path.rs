@@ -2,16 +2,8 @@
 
 use anyhow::{Result, bail, ensure};
 
+use crate::limits::{MAX_LINKS, MAX_NAME, MAX_PATH};
 use crate::{InodeId, Node, Tree};
-
-/// Longest file name in bytes (`NAME_MAX` of Linux, and of EROFS).
-pub const MAX_NAME: usize = 255;
-/// Longest path and longest symbolic link target in bytes (`PATH_MAX` less its NUL).
-pub const MAX_PATH: usize = 4095;
-/// Deepest nesting of directories: no longer path can be named by a system call.
-const MAX_DEPTH: usize = MAX_PATH / 2;
-/// Symbolic links followed in one path before it counts as a loop, as in Linux.
-const MAX_LINKS: usize = 40;
 
 /// Splits a path into its names: leading slashes, empty names and `.` vanish, `..` is refused.
 pub(crate) fn components(path: &[u8]) -> Result<Vec<&[u8]>> {
@@ -71,8 +63,8 @@ impl std::error::Error for NotADirectory {}
 pub(crate) struct Route {
     /// Components still to go, the next one last.
     todo: Vec<Box<[u8]>>,
-    /// Directories from the root to where we are.
-    trail: Vec<InodeId>,
+    /// Directories from the root to where we are, with the lengths of their paths.
+    trail: Vec<(InodeId, usize)>,
     links: usize,
 }
 
@@ -81,22 +73,34 @@ impl Route {
         let todo = path.iter().rev().map(|&name| name.into()).collect();
         Route {
             todo,
-            trail: vec![InodeId::ROOT],
+            trail: vec![(InodeId::ROOT, 0)],
             links: 0,
         }
     }
 
     pub fn directory(&self) -> InodeId {
-        self.trail[self.trail.len() - 1]
+        self.trail[self.trail.len() - 1].0
     }
 
-    pub fn enter(&mut self, id: InodeId) -> Result<()> {
-        ensure!(
-            self.trail.len() < MAX_DEPTH,
-            "directories are nested more than {MAX_DEPTH} deep"
-        );
-        self.trail.push(id);
+    /// Goes into the directory `id`, which has this name where we are.
+    pub fn enter(&mut self, id: InodeId, name: &[u8]) -> Result<()> {
+        let len = self.path_len(name)?;
+        self.trail.push((id, len));
         Ok(())
+    }
+
+    /// The length of the path of `name` where we are, with a slash in front. Links make paths longer
+    /// than those that are written.
+    ///
+    /// # Errors
+    /// No system call could name it.
+    pub fn path_len(&self, name: &[u8]) -> Result<usize> {
+        let len = self.trail[self.trail.len() - 1].1 + 1 + name.len();
+        ensure!(
+            len <= MAX_PATH,
+            "directories are nested to a path of more than {MAX_PATH} bytes"
+        );
+        Ok(len)
     }
 
     pub fn next(&mut self, tree: &Tree) -> Result<Option<Step>> {
@@ -116,14 +120,14 @@ impl Route {
             return Ok(Some(Step::Missing { parent, name }));
         };
         match &tree.inode(id).node {
-            Node::Directory(_) => self.enter(id)?,
-            Node::Symlink(target) => self.follow(target)?,
+            Node::Directory(_) => self.enter(id, &name)?,
+            Node::Symlink(target) => self.follow(target, tree)?,
             _ => bail!(NotADirectory(show(&name))),
         }
         Ok(Some(Step::Entered))
     }
 
-    fn follow(&mut self, target: &[u8]) -> Result<()> {
+    fn follow(&mut self, target: &[u8], tree: &Tree) -> Result<()> {
         self.links += 1;
         ensure!(
             self.links <= MAX_LINKS,
@@ -138,7 +142,7 @@ impl Route {
         let at = self.todo.len();
         self.todo.extend(names.map(Box::from));
         self.todo[at..].reverse();
-        Ok(())
+        tree.budget().link_names(1 + self.todo.len() - at)
     }
 }
 /// A path below another, which may be empty.

@@ -13,12 +13,11 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail, ensure};
 use tar::{EntryType, Header};
 
-use crate::inode::{Device, FileData, Inode, Meta, Node, Xattrs, is_linux_xattr};
+use crate::inode::{Device, FileData, HostFile, Inode, Meta, Node, Xattrs, is_linux_xattr};
+use crate::limits::{MAX_EXTENSION, MAX_PATH, MAX_XATTRS};
 use crate::path::show;
 
 const BLOCK: u64 = 512;
-/// Largest extended header (pax records, long name) held in memory.
-const MAX_EXTENSION: u64 = 1 << 20;
 
 /// A member of an archive.
 pub(crate) struct Member {
@@ -37,29 +36,37 @@ pub(crate) enum Content {
 /// An open archive.
 pub(crate) struct Archive {
     path: Arc<Path>,
-    file: File,
+    file: Arc<File>,
     len: u64,
     /// Offset of the next header.
     next: u64,
-    /// Global pax records: defaults for all members that follow.
-    global: Vec<(Vec<u8>, Vec<u8>)>,
+    /// What global pax records say: defaults for all members that follow.
+    global: Overrides,
 }
 
 /// What extended headers say about the member that follows them.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Overrides {
-    path: Option<Vec<u8>>,
-    link: Option<Vec<u8>>,
+    path: Option<Arc<[u8]>>,
+    link: Option<Arc<[u8]>>,
     size: Option<u64>,
     uid: Option<u64>,
     gid: Option<u64>,
     mtime: Option<u64>,
-    xattrs: Xattrs,
+    /// Shared until a member has some of its own: not every member gets what the archive says of all.
+    xattrs: Arc<Xattrs>,
+    /// Bytes of names and values in `xattrs`, also of those that were replaced.
+    xattr_bytes: usize,
 }
 
 impl Archive {
     pub fn open(path: &Path) -> Result<Archive> {
         let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+        Archive::of(file, path)
+    }
+
+    /// The archive in `file`, which messages call by its path.
+    pub fn of(file: File, path: &Path) -> Result<Archive> {
         let len = file.metadata()?.len();
         let mut magic = [0; 6];
         ensure!(
@@ -76,11 +83,17 @@ impl Archive {
         }
         Ok(Archive {
             path: path.into(),
-            file,
+            file: file.into(),
             len,
             next: 0,
-            global: Vec::new(),
+            global: Overrides::default(),
         })
+    }
+
+    /// Begins again with the first member.
+    pub fn rewind(&mut self) {
+        self.next = 0;
+        self.global = Overrides::default();
     }
 
     /// The next member; `None` at the end-of-archive mark.
@@ -91,10 +104,7 @@ impl Archive {
     }
 
     fn next_member(&mut self) -> Result<Option<Member>> {
-        let mut overrides = Overrides::default();
-        for record in &self.global {
-            overrides.apply(record)?;
-        }
+        let mut overrides = self.global.clone();
         let mut extended = false;
         loop {
             let Some(header) = self.header()? else {
@@ -102,20 +112,21 @@ impl Archive {
                 return Ok(None);
             };
             match header.entry_type() {
-                EntryType::GNULongName => overrides.path = Some(self.long_name(&header)?),
-                EntryType::GNULongLink => overrides.link = Some(self.long_name(&header)?),
+                EntryType::GNULongName => overrides.path = Some(name(&self.long_name(&header)?)?),
+                EntryType::GNULongLink => overrides.link = Some(name(&self.long_name(&header)?)?),
                 EntryType::XHeader => {
                     for record in pax_records(&self.extension(&header)?)? {
                         overrides.apply(&record)?;
                     }
                 }
                 EntryType::XGlobalHeader => {
-                    let records = pax_records(&self.extension(&header)?)?;
-                    self.global.extend(records);
-                    ensure!(
-                        self.global.len() <= 1000,
-                        "more than 1000 global pax records"
-                    );
+                    for record in pax_records(&self.extension(&header)?)? {
+                        self.global.apply(&record)?;
+                        // What a member says of itself rules.
+                        if !extended {
+                            overrides.apply(&record)?;
+                        }
+                    }
                     continue;
                 }
                 _ => return self.member(&header, overrides).map(Some),
@@ -188,7 +199,7 @@ impl Archive {
 
     fn member(&mut self, header: &Header, overrides: Overrides) -> Result<Member> {
         let path = match &overrides.path {
-            Some(path) => path.clone(),
+            Some(path) => path.to_vec(),
             None => header.path_bytes().into_owned(),
         };
         let content = self.member_content(header, overrides, &path);
@@ -208,7 +219,8 @@ impl Archive {
         };
         let link = overrides
             .link
-            .clone()
+            .as_ref()
+            .map(|link| link.to_vec())
             .or_else(|| header.link_name_bytes().map(|name| name.into_owned()));
         let link = link.unwrap_or_default();
         let node = match header.entry_type() {
@@ -217,7 +229,7 @@ impl Archive {
             EntryType::Regular | EntryType::Continuous => {
                 let offset = self.content(size)?;
                 Node::File(FileData::Range {
-                    path: self.path.clone(),
+                    file: HostFile::Open(self.file.clone(), self.path.clone()),
                     offset,
                     len: size,
                 })
@@ -256,7 +268,7 @@ fn meta(header: &Header, overrides: Overrides) -> Result<Meta> {
             .try_into()
             .with_context(|| format!("group id {gid} is out of range"))?,
         mtime: Some(if mtime > i64::MAX as u64 { 0 } else { mtime }),
-        xattrs: overrides.xattrs,
+        xattrs: Arc::unwrap_or_clone(overrides.xattrs),
     })
 }
 
@@ -273,8 +285,8 @@ fn device(header: &Header) -> Result<Device> {
 impl Overrides {
     fn apply(&mut self, (key, value): &(Vec<u8>, Vec<u8>)) -> Result<()> {
         match key.as_slice() {
-            b"path" => self.path = Some(value.clone()),
-            b"linkpath" => self.link = Some(value.clone()),
+            b"path" => self.path = Some(name(value)?),
+            b"linkpath" => self.link = Some(name(value)?),
             b"size" => self.size = Some(number(key, value)?),
             b"uid" => self.uid = Some(number(key, value)?),
             b"gid" => self.gid = Some(number(key, value)?),
@@ -290,12 +302,27 @@ impl Overrides {
                 if let Some(name) = key.strip_prefix(b"SCHILY.xattr.")
                     && is_linux_xattr(name)
                 {
-                    self.xattrs.insert(name.to_vec(), value.clone());
+                    self.xattr_bytes += name.len() + value.len();
+                    ensure!(
+                        self.xattr_bytes <= MAX_XATTRS,
+                        "more than {MAX_XATTRS} bytes of extended attributes"
+                    );
+                    Arc::make_mut(&mut self.xattrs).insert(name.to_vec(), value.clone());
                 }
             }
         }
         Ok(())
     }
+}
+
+/// A path or a link's target.
+fn name(bytes: &[u8]) -> Result<Arc<[u8]>> {
+    ensure!(
+        bytes.len() <= MAX_PATH,
+        "a name of {} bytes (at most {MAX_PATH})",
+        bytes.len()
+    );
+    Ok(bytes.into())
 }
 
 fn number(key: &[u8], digits: &[u8]) -> Result<u64> {

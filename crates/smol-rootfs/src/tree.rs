@@ -12,10 +12,8 @@ use std::collections::{BTreeMap, btree_map};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::inode::{FileData, Inode, Meta, Node};
+use crate::limits::{Budget, Watch};
 use crate::path::{NotADirectory, Route, Step, components, show};
-
-/// Most insertions into one tree: bounds what a hostile archive can make us allocate.
-pub const MAX_ENTRIES: u64 = 2_000_000;
 
 /// Index of an inode in its [`Tree`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -36,8 +34,8 @@ impl InodeId {
 pub struct Tree {
     /// Inodes by id. Those without a name any more stay as unreachable slots.
     inodes: Vec<Inode>,
-    /// Names ever inserted, for [`MAX_ENTRIES`].
-    entries: u64,
+    /// What of the limits was used by all that was ever inserted.
+    budget: Budget,
 }
 
 impl Default for Tree {
@@ -54,8 +52,24 @@ impl Tree {
                 meta: Meta::root(0o755),
                 node: Node::directory(),
             }],
-            entries: 0,
+            budget: Budget::default(),
         }
+    }
+
+    /// Like [`Tree::new`]; whatever reads into the tree, or writes it, asks `watch` whether to go on.
+    pub fn watched(watch: Watch) -> Tree {
+        Tree {
+            budget: Budget::watched(watch),
+            ..Tree::new()
+        }
+    }
+
+    pub(crate) fn budget(&self) -> &Budget {
+        &self.budget
+    }
+
+    pub(crate) fn budget_mut(&mut self) -> &mut Budget {
+        &mut self.budget
     }
 
     /// Size of a table that is indexed by [`InodeId::index`].
@@ -84,13 +98,15 @@ impl Tree {
                 matches!(inode.node, Node::Directory(_)),
                 "the root of the tree must be a directory"
             );
+            self.budget.inode(&inode)?;
             self.inodes[0].meta = inode.meta;
             return Ok(InodeId::ROOT);
         };
-        let parent = self.make_parents(parents)?;
+        let parent = self.make_parents(parents, name)?;
         if let (Node::Directory(_), Some(old)) = (&inode.node, self.child(parent, name))
             && matches!(self.inode(old).node, Node::Directory(_))
         {
+            self.budget.inode(&inode)?;
             self.inodes[old.index()].meta = inode.meta;
             return Ok(old);
         }
@@ -137,7 +153,7 @@ impl Tree {
         if let Some(id) = self.find_directory(&components)? {
             return Ok(id);
         }
-        let id = self.make_parents(&components)?;
+        let id = self.make_parents(&components, b"")?;
         self.inodes[id.index()].meta.mode = mode & 0o7777;
         Ok(id)
     }
@@ -161,7 +177,7 @@ impl Tree {
         let Some((name, parents)) = components.split_last() else {
             bail!("the root of the tree cannot be a link")
         };
-        let parent = self.make_parents(parents)?;
+        let parent = self.make_parents(parents, name)?;
         self.link(parent, name, id)?;
         Ok(id)
     }
@@ -254,26 +270,22 @@ impl Tree {
         }
     }
 
-    fn push(&mut self, inode: Inode) -> Result<InodeId> {
-        ensure!(
-            (self.inodes.len() as u64) < MAX_ENTRIES,
-            "more than {MAX_ENTRIES} files"
-        );
+    pub(crate) fn push(&mut self, inode: Inode) -> Result<InodeId> {
+        self.budget.inode(&inode)?;
         self.inodes.push(inode);
         Ok(InodeId(self.inodes.len() as u32 - 1))
     }
 
-    fn link(&mut self, parent: InodeId, name: &[u8], id: InodeId) -> Result<()> {
-        self.entries += 1;
-        ensure!(self.entries <= MAX_ENTRIES, "more than {MAX_ENTRIES} names");
+    pub(crate) fn link(&mut self, parent: InodeId, name: &[u8], id: InodeId) -> Result<()> {
+        self.budget.name(name)?;
         self.children_mut(parent)
             .context("parent is not a directory")?
             .insert(name.into(), id);
         Ok(())
     }
 
-    /// The directory these components lead to, made where missing.
-    fn make_parents(&mut self, path: &[&[u8]]) -> Result<InodeId> {
+    /// The directory these components lead to, made where missing, in which there is to be `name`.
+    fn make_parents(&mut self, path: &[&[u8]], name: &[u8]) -> Result<InodeId> {
         let mut route = Route::new(path);
         while let Some(step) = route.next(self)? {
             if let Step::Missing { parent, name } = step {
@@ -282,9 +294,10 @@ impl Tree {
                     node: Node::directory(),
                 })?;
                 self.link(parent, &name, id)?;
-                route.enter(id)?;
+                route.enter(id, &name)?;
             }
         }
+        route.path_len(name)?;
         Ok(route.directory())
     }
 

@@ -1,16 +1,17 @@
 //! `smolbuild [SMOLFILE|DIR]`: from the command line to the pipeline, and the report of what was built.
 
 use std::io::Write as _;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
+use smol_bundle::Output;
 use smol_cli::progress::render_waterfall;
 use smol_cli::{ExitKind, Failure, Interrupt, Progress, Session, human};
 
 use crate::cli::Build;
 use crate::environment::EnvironmentInputs;
+use crate::error::ResultExt;
 use crate::folder;
 use crate::kernel::ReadyKernels;
 use crate::pack::Built;
@@ -21,7 +22,7 @@ use crate::smolfile::Loaded;
 /// Builds the machine and writes its bundle; and facts about it, also if it fails.
 pub fn run(args: &Build, interrupt: &Interrupt) -> Result<()> {
     let session = Session::new(args.conditions.shown.progress, interrupt.clone());
-    let loaded = super::load_smolfile(&args.smolfile.path);
+    let loaded = super::load_smolfile(&args.smolfile);
     let name = loaded.as_ref().ok().map(|it| it.smolfile.name.clone());
     let outcome = loaded.and_then(|loaded| build(args, &loaded, &session));
     if let (Err(error), Some(file)) = (&outcome, &args.metadata_file)
@@ -43,15 +44,16 @@ fn build(args: &Build, loaded: &Loaded, session: &Session) -> Result<()> {
     let no_prebuilt = args.conditions.kernel.no_prebuilt;
     let kernels = ReadyKernels::of_process(args.no_cache, no_prebuilt)?;
     let environment = EnvironmentInputs::of_process(kernels)?;
-    let out: PathBuf = args
-        .output
-        .clone()
-        .unwrap_or_else(|| format!("{}.smolmachine", loaded.smolfile.name).into());
+    let out = match &args.output {
+        Some(out) => out.clone(),
+        None => default_output(loaded)?,
+    };
+    // Before the work, not after it.
     for file in [Some(&out), args.metadata_file.as_ref()]
         .into_iter()
         .flatten()
     {
-        check_writable(file)?;
+        smol_bundle::check_output(file).classify()?;
     }
     let request = BuildRequest {
         smolfile: loaded,
@@ -75,19 +77,17 @@ fn build(args: &Build, loaded: &Loaded, session: &Session) -> Result<()> {
     report(&built, args, &out, signer.as_deref(), &session.progress)
 }
 
-/// Finds out before the work, not after it, whether there is a place for its result.
-fn check_writable(file: &Path) -> Result<()> {
-    let what = || format!("cannot write {}", file.display());
-    if file.is_dir() {
-        return Err(
-            Failure::new(ExitKind::Usage, format!("{}: it is a folder", what()))
-                .hint("name the file to write")
-                .into(),
-        );
+/// The bundle of a build that names none. A project must not decide which file is replaced: a link of
+/// that name is not followed.
+fn default_output(loaded: &Loaded) -> Result<PathBuf> {
+    let name = PathBuf::from(format!("{}.smolmachine", loaded.smolfile.name));
+    if name.is_symlink() {
+        let what = format!("{} is a symbolic link", name.display());
+        return Err(Failure::new(ExitKind::Usage, what)
+            .hint(format!("`-o {}` writes to what it leads to", name.display()))
+            .into());
     }
-    tempfile::tempfile_in(folder::of(file))
-        .with_context(what)
-        .map(drop)
+    Ok(name)
 }
 
 /// The facts about a build that failed.
@@ -109,16 +109,10 @@ fn failed(name: Option<String>, error: &anyhow::Error, progress: &Progress) -> V
 
 /// Writes the metadata file, whole or not at all.
 fn write_metadata(path: &Path, facts: &Value) -> Result<()> {
-    let write = || -> std::io::Result<()> {
-        let mut file = tempfile::Builder::new()
-            // As any new file: the umask takes its part.
-            .permissions(PermissionsExt::from_mode(0o666))
-            .tempfile_in(folder::of(path))?;
-        file.write_all(&serde_json::to_vec_pretty(facts)?)?;
-        file.as_file().sync_all()?;
-        file.persist(path).map(drop).map_err(|error| error.error)
-    };
-    write().with_context(|| format!("cannot write {}", path.display()))
+    let output = Output::create(path).classify()?;
+    let written = output.file().write_all(&serde_json::to_vec_pretty(facts)?);
+    written.with_context(|| format!("cannot write {}", path.display()))?;
+    output.publish().classify()
 }
 
 /// Waterfall, metadata and the one line that says what there is now.

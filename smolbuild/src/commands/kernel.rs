@@ -1,16 +1,16 @@
 //! `smolbuild kernel`: a kernel recipe on its own.
 
-use std::fs::{File, Permissions};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use smol_bundle::Output;
 use smol_cli::{Interrupt, Mode, Session, paths};
 
 use crate::cli::Kernel;
+use crate::error::ResultExt;
 use crate::fetch::Net;
-use crate::folder;
 use crate::kernel::{self, KernelRequest, ReadyKernels};
 use crate::smolfile::DEFAULT_RECIPE;
 
@@ -33,11 +33,10 @@ pub fn run(args: &Kernel, interrupt: &Interrupt) -> Result<()> {
         smol_cli::print(&format!("{}\n", kernel.vmlinux.display()))?;
         return Ok(());
     };
-    let cannot = || format!("cannot write {}", output.display());
-    // Before the minutes that a build takes; a build that is killed leaves no name behind.
-    tempfile::tempfile_in(folder::of(output)).with_context(cannot)?;
+    // Before the minutes that a build takes.
+    smol_bundle::check_output(output).classify()?;
     let kernel = kernel::obtain(&request, &cache, &session)?;
-    copy(&kernel.vmlinux, output).with_context(cannot)?;
+    copy(&kernel.vmlinux, output)?;
     smol_cli::print(&format!("{}\n", output.display()))?;
     Ok(())
 }
@@ -62,13 +61,12 @@ pub fn release(folder: &Path, interrupt: &Interrupt) -> Result<()> {
 }
 
 /// Copies a file such that the copy appears whole or not at all.
-fn copy(from: &Path, to: &Path) -> io::Result<()> {
-    let mut new = tempfile::Builder::new()
-        .permissions(Permissions::from_mode(0o755))
-        .tempfile_in(folder::of(to))?;
-    io::copy(&mut File::open(from)?, &mut new)?;
-    new.as_file().sync_all()?;
-    new.persist(to).map(drop).map_err(|error| error.error)
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    let output = Output::create_with_mode(to, 0o777).classify()?;
+    File::open(from)
+        .and_then(|mut file| io::copy(&mut file, &mut output.file()))
+        .with_context(|| format!("cannot write {}", to.display()))?;
+    output.publish().classify()
 }
 
 #[cfg(test)]

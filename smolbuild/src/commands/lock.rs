@@ -12,7 +12,7 @@ use crate::resolve;
 
 /// Renews the lock file and prints what changed, one line an input.
 pub fn run(args: &Lock, interrupt: &Interrupt) -> Result<()> {
-    let loaded = super::load_smolfile(&args.smolfile.path)?;
+    let loaded = super::load_smolfile(&args.smolfile)?;
     let kernels = ReadyKernels::of_process(false, args.kernel.no_prebuilt)?;
     let context = BuildContext {
         downloads: &paths::cache_dir()?.join("downloads"),

@@ -16,15 +16,16 @@ use smol_bundle::Bundle;
 use smol_cli::{ErrorExt, ExitKind, Failure};
 use smol_sandbox::{Access, Filter, MODE_VARIABLE, Mode};
 
+use crate::cli::SmolfileArg;
 use crate::error::ResultExt;
 use crate::habits;
 use crate::smolfile::{self, Loaded};
 
 /// Reads the Smolfile that the command line names, by itself or by its folder.
-pub(crate) fn load_smolfile(path: &Path) -> anyhow::Result<Loaded> {
-    match habits::about_smolfile(path) {
+pub(crate) fn load_smolfile(args: &SmolfileArg) -> anyhow::Result<Loaded> {
+    match habits::about_smolfile(&args.path) {
         Some(failure) => Err(failure.into()),
-        None => smolfile::load(path),
+        None => smolfile::load(&args.path, args.context.as_deref()),
     }
 }
 

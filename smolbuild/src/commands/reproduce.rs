@@ -6,9 +6,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use smol_bundle::{Bundle, ImageKind};
-use smol_cli::{ErrorExt, ExitKind, Failure, Interrupt, Session, human};
-use smol_rootfs::erofs;
-use tempfile::TempDir;
+use smol_cli::{ErrorExt, ExitKind, Failure, Interrupt, Session, human, paths};
+use smol_rootfs::{Tree, erofs};
 
 use super::open_bundle;
 use crate::cli::Reproduce;
@@ -17,11 +16,13 @@ use crate::environment::EnvironmentInputs;
 use crate::error::ResultExt;
 use crate::extract;
 use crate::hash;
+use crate::input;
 use crate::kernel::ReadyKernels;
 use crate::lock::{self, Lock, Role};
 use crate::pipeline::{self, BuildRequest, Reuse};
 use crate::resolve::{self, Kept, Policy};
 use crate::smolfile::{self, KernelSource, Loaded, Smolfile, Workload};
+use crate::work::WorkDir;
 
 /// So many differences of each kind are shown; `smolbuild diff --all` shows the others.
 const SHOWN: usize = 20;
@@ -41,7 +42,7 @@ pub fn run(args: &Reproduce, interrupt: &Interrupt) -> Result<()> {
     let reproduction = Reproduction {
         args,
         bundle,
-        folder: tempfile::tempdir().context("cannot make a temporary folder")?,
+        folder: WorkDir::create(&paths::cache_dir()?)?,
         session: Session::new(args.conditions.shown.progress, interrupt.clone()),
     };
     let loaded = reproduction.load(source, &lock)?;
@@ -79,7 +80,7 @@ struct Reproduction<'a> {
     args: &'a Reproduce,
     bundle: Bundle,
     /// A temporary folder.
-    folder: TempDir,
+    folder: WorkDir,
     session: Session,
 }
 
@@ -103,7 +104,7 @@ impl Reproduction<'_> {
                 base
             }
         };
-        smolfile::check_text(source, &base.join("Smolfile"), base)
+        smolfile::check_text(source, &base.join("Smolfile"), base, None)
     }
 
     /// Puts the files that the Smolfile names into `base`, and returns the names of those that the bundle
@@ -136,7 +137,8 @@ impl Reproduction<'_> {
                 .stage("sources", "taking the copied files out of the bundle");
             let image = self.folder.path().join("rootfs");
             extract_image(&self.bundle, ImageKind::Rootfs, &image)?;
-            let tree = erofs::read(&image)?;
+            let tree = Tree::watched(input::watch(&self.session.interrupt));
+            let tree = erofs::read_into(tree, &image)?;
             missing.extend(extract::restore(
                 copies,
                 &lock.copies,

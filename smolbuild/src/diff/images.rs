@@ -11,9 +11,10 @@ use smol_rootfs::{Tree, cpio, erofs};
 
 use super::files::{self, FileChange};
 use super::pages::{self, PAGE, Side};
+use crate::input::watch;
 
-/// The largest kernel or initramfs that is looked into.
-const MAX_BOOT_IMAGE: u64 = 1 << 30;
+/// The largest kernel or initramfs that is looked into, bytes.
+const MAX_BOOT_IMAGE: u64 = 128 << 20;
 
 /// An image that is not the same in both bundles.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -31,6 +32,9 @@ pub struct ImageChange {
     pub versions: Option<[Option<String>; 2]>,
     /// What differs by file, in images that hold files.
     pub files: Vec<FileChange>,
+    /// How many more files there are.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub more_files: u64,
     /// Why files could not be listed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub opaque: Option<String>,
@@ -53,6 +57,7 @@ pub fn compare(
         first_byte: None,
         versions: None,
         files: Vec::new(),
+        more_files: 0,
         opaque: None,
     };
     if sizes.contains(&None) {
@@ -71,9 +76,14 @@ pub fn compare(
         change.versions = (versions[0] != versions[1]).then_some(versions);
         return Ok(Some(change));
     }
-    let trees = tree(kind, &path_a).and_then(|a| Ok((a, tree(kind, &path_b)?)));
+    let tree = |path| tree(kind, path, interrupt);
+    let trees = tree(&path_a).and_then(|a| Ok((a, tree(&path_b)?)));
+    interrupt.check()?;
     match trees {
-        Ok((a, b)) => change.files = files::compare(&a, &b)?,
+        Ok((a, b)) => {
+            let changes = files::compare(&a, &b, interrupt)?;
+            (change.files, change.more_files) = (changes.list, changes.more);
+        }
         Err(error) => change.opaque = Some(format!("{error:#}")),
     }
     Ok(Some(change))
@@ -87,10 +97,15 @@ fn first_byte(x: &File, y: &File, page: u32) -> Result<u64> {
     Ok(u64::from(page) * PAGE as u64 + same as u64)
 }
 
-fn tree(kind: ImageKind, path: &Path) -> Result<Tree> {
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+fn tree(kind: ImageKind, path: &Path, interrupt: &Interrupt) -> Result<Tree> {
+    let tree = Tree::watched(watch(interrupt));
     match kind {
-        ImageKind::Rootfs => erofs::read(path),
-        _ => cpio::read(&small(path)?, path),
+        ImageKind::Rootfs => erofs::read_into(tree, path),
+        _ => cpio::read_into(tree, &small(path)?, path),
     }
 }
 
@@ -98,7 +113,10 @@ fn tree(kind: ImageKind, path: &Path) -> Result<Tree> {
 fn version(path: &Path) -> Result<Option<String>> {
     let banner = regex::bytes::Regex::new(r"Linux version [\x20-\x7e]{1,400}");
     let banner = banner.context("a constant")?;
-    let image = small(path)?;
+    // One that is too large says nothing.
+    let Ok(image) = small(path) else {
+        return Ok(None);
+    };
     let found = banner.find(&image);
     Ok(found.map(|found| String::from_utf8_lossy(found.as_bytes()).into_owned()))
 }

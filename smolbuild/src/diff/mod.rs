@@ -26,15 +26,16 @@ pub mod state;
 pub mod summary;
 pub mod values;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde::Serialize;
 use smol_bundle::{Bundle, ImageKind};
-use smol_cli::Interrupt;
+use smol_cli::{Interrupt, paths};
 
 use self::images::ImageChange;
 use self::memory::Memory;
 use self::pages::Side;
 use self::values::Change;
+use crate::work::WorkDir;
 
 /// Everything in which two bundles differ. As JSON it is what docs/cli.md describes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -74,7 +75,11 @@ impl Report {
     }
 }
 
-/// Compares two bundles. Images that may differ are unpacked into a temporary folder.
+/// Compares two bundles. Images that may differ are unpacked into a temporary folder of the cache.
+///
+/// Whatever the bundles hold, it takes less than 512 MiB of memory: of pages of memory the first
+/// [`memory::MAX_PLACES`] are looked into, of files [`files::MAX_CHANGES`] are told, of documents
+/// [`values::MAX_CHANGES`] values, and larger documents are compared as bytes.
 ///
 /// # Errors
 /// Frames and blobs that do not verify (exit code 4), a full disk, an interrupt.
@@ -83,9 +88,11 @@ pub fn compare(a: &Bundle, b: &Bundle, interrupt: &Interrupt) -> Result<Report> 
     if report.is_same() {
         return Ok(report);
     }
-    let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
-    let a = Side::new(a, &folder.path().join("a"))?;
-    let b = Side::new(b, &folder.path().join("b"))?;
+    // In the cache: what a killed process leaves there, the next one removes.
+    let folder = WorkDir::create(&paths::cache_dir()?)?;
+    let place = folder.path().canonicalize()?;
+    let a = Side::new(a, &place.join("a"))?;
+    let b = Side::new(b, &place.join("b"))?;
     report.manifest = manifest::compare(a.bundle, b.bundle)?;
     for (kind, change) in [
         (ImageKind::Kernel, &mut report.kernel),

@@ -139,23 +139,24 @@ struct Run {
     b: Option<Content>,
 }
 
-/// Both lists of extents, cut at the borders of either.
-fn runs(a: &[Extent], b: &[Extent]) -> Vec<Run> {
-    let borders = a
-        .iter()
-        .chain(b)
-        .flat_map(|e| [e.first_page, e.first_page + e.pages]);
-    let mut borders: Vec<u32> = borders.collect();
-    borders.sort_unstable();
-    borders.dedup();
+/// Both lists of extents, each without gaps, cut at the borders of either.
+fn runs(a: &[Extent], b: &[Extent]) -> impl Iterator<Item = Run> {
     let (mut a, mut b) = (a.iter().peekable(), b.iter().peekable());
-    let run = |pair: &[u32]| Run {
-        first: pair[0],
-        pages: pair[1] - pair[0],
-        a: content(&mut a, pair[0]),
-        b: content(&mut b, pair[0]),
-    };
-    borders.windows(2).map(run).collect()
+    let mut first = 0;
+    std::iter::from_fn(move || {
+        let (content_a, content_b) = (content(&mut a, first), content(&mut b, first));
+        let end = |extent: Option<&&Extent>| extent.map(|e| e.first_page + e.pages);
+        let ends = [end(a.peek()), end(b.peek())];
+        let end = ends.into_iter().flatten().min()?;
+        let run = Run {
+            first,
+            pages: end - first,
+            a: content_a,
+            b: content_b,
+        };
+        first = end;
+        Some(run)
+    })
 }
 
 /// What is at `page`, which is never less than at the last call.
@@ -198,7 +199,7 @@ mod tests {
         let b = [extent(0, 12, same(98)), extent(12, 1, Content::Zero)];
         let run = |first, pages, a, b| Run { first, pages, a, b };
         assert_eq!(
-            runs(&a, &b),
+            runs(&a, &b).collect::<Vec<_>>(),
             [
                 run(0, 10, Some(Content::Zero), Some(same(98))),
                 run(10, 2, Some(same(100)), Some(same(108))),

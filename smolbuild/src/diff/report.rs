@@ -129,6 +129,9 @@ impl Text {
                 "  files: {added} added, {removed} removed, {changed} changed"
             ));
             self.items(&image.files, file);
+            if image.more_files > 0 {
+                self.line(&format!("  and {} more files", image.more_files));
+            }
         }
     }
 
@@ -189,10 +192,10 @@ fn kind(kind: &Kind) -> String {
 }
 
 fn group(group: &Group) -> String {
-    let first = group.places.first().map(place).unwrap_or_default();
-    let first = match group.pages {
-        1 => format!(" at {first}"),
-        _ => format!(", first at {first}"),
+    let first = match (group.places.first().map(place), group.pages) {
+        (None, _) => String::new(),
+        (Some(first), 1) => format!(" at {first}"),
+        (Some(first), _) => format!(", first at {first}"),
     };
     format!("{} of {}{first}", counted(group.pages, "page"), group.owner)
 }
@@ -256,6 +259,7 @@ mod tests {
                     kind: files::Kind::Changed,
                     details: vec!["mode 644 -> 755".into()],
                 }],
+                more_files: 0,
                 opaque: None,
             }),
             state: (0..3)

@@ -7,6 +7,9 @@ use smol_bundle::Bundle;
 use super::values::{self, Change, Numbers};
 use crate::error::ResultExt;
 
+/// Longest state that is looked into, in bytes; a longer one is compared as bytes. A vCPU has some 40
+/// KiB.
+pub const MAX_STATE: usize = 4 << 20;
 /// The parts whose numbers are registers.
 const REGISTERS: &[&str] = &["cpu.", "vcpus[", "irqchip."];
 
@@ -26,10 +29,13 @@ pub fn compare(a: &Bundle, b: &Bundle) -> Result<Vec<Change>> {
 }
 
 fn documents(a: &[u8], b: &[u8]) -> Vec<Change> {
-    let parse = |bytes: &[u8]| serde_json::from_slice::<Value>(bytes);
+    let parse = |bytes: &[u8]| {
+        let short = bytes.len() <= MAX_STATE;
+        short.then(|| serde_json::from_slice::<Value>(bytes).ok())?
+    };
     match (parse(a), parse(b)) {
         _ if a == b => Vec::new(),
-        (Ok(x), Ok(y)) if x != y => values::compare(&x, &y, Numbers::HexBelow(REGISTERS)),
+        (Some(x), Some(y)) if x != y => values::compare(&x, &y, Numbers::HexBelow(REGISTERS)),
         _ => {
             let first = a.iter().zip(b).take_while(|(a, b)| a == b).count();
             let byte = |bytes: &[u8]| bytes.get(first).map(|byte| format!("{byte:#04x}"));

@@ -1,5 +1,7 @@
 //! Owners of pages by kind: a line for all slabs, all files, all variables of the kernel, each process.
 
+use std::collections::HashMap;
+
 use super::memory::{Group, Memory};
 
 /// Owners that a line names.
@@ -42,10 +44,10 @@ fn short(name: &str) -> String {
 /// The kinds of owners that have pages, the one with the most pages first.
 pub fn kinds(memory: &Memory) -> Vec<Kind> {
     let mut kinds: Vec<Kind> = Vec::new();
+    let mut known: HashMap<&str, usize> = HashMap::new();
     for Group { owner, pages, .. } in &memory.owners {
         let (name, rest) = kind_of(owner);
-        let at = kinds.iter().position(|kind| kind.name == name);
-        let at = at.unwrap_or_else(|| {
+        let at = *known.entry(name).or_insert_with(|| {
             kinds.push(Kind {
                 name: name.to_owned(),
                 pages: 0,

@@ -1,5 +1,7 @@
 //! Two JSON documents, or two texts, compared: what differs, by its path.
 
+use std::collections::HashSet;
+
 use serde::Serialize;
 use serde_json::Value;
 
@@ -25,6 +27,11 @@ impl Change {
     }
 }
 
+/// Most values that are told one by one; the last change says how many more there are.
+pub const MAX_CHANGES: usize = 10_000;
+/// Longest path that is told, in bytes: keys come out of bundles.
+const MAX_PATH: usize = 512;
+
 /// How numbers are shown.
 #[derive(Clone, Copy)]
 pub enum Numbers {
@@ -36,12 +43,53 @@ pub enum Numbers {
 
 /// Everything in which the documents differ, in their order.
 pub fn compare(a: &Value, b: &Value, numbers: Numbers) -> Vec<Change> {
-    let mut out = Vec::new();
+    let mut out = Changes::default();
     walk("", Some(a), Some(b), numbers, &mut out);
-    out
+    out.finish()
 }
 
-fn walk(path: &str, a: Option<&Value>, b: Option<&Value>, numbers: Numbers, out: &mut Vec<Change>) {
+/// Changes as they are found.
+#[derive(Default)]
+struct Changes {
+    list: Vec<Change>,
+    more: usize,
+}
+
+impl Changes {
+    fn push(&mut self, change: Change) {
+        match self.list.len() < MAX_CHANGES {
+            true => self.list.push(change),
+            false => self.more += 1,
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.list.len() + self.more
+    }
+
+    fn finish(mut self) -> Vec<Change> {
+        if self.more > 0 {
+            self.list.push(Change {
+                path: format!("and {} more", self.more),
+                a: None,
+                b: None,
+            });
+        }
+        self.list
+    }
+}
+
+/// A path with one step more; of a long one the beginning.
+fn below(path: &str, step: std::fmt::Arguments<'_>) -> String {
+    let mut longer = format!("{path}{step}");
+    if longer.len() > MAX_PATH {
+        longer.truncate(longer.floor_char_boundary(MAX_PATH));
+        longer += "...";
+    }
+    longer
+}
+
+fn walk(path: &str, a: Option<&Value>, b: Option<&Value>, numbers: Numbers, out: &mut Changes) {
     if a == b {
         return;
     }
@@ -50,7 +98,7 @@ fn walk(path: &str, a: Option<&Value>, b: Option<&Value>, numbers: Numbers, out:
             let names = x.keys().chain(y.keys().filter(|key| !x.contains_key(*key)));
             for key in names {
                 let dot = if path.is_empty() { "" } else { "." };
-                let path = format!("{path}{dot}{key}");
+                let path = below(path, format_args!("{dot}{key}"));
                 walk(&path, x.get(key), y.get(key), numbers, out);
             }
         }
@@ -60,7 +108,7 @@ fn walk(path: &str, a: Option<&Value>, b: Option<&Value>, numbers: Numbers, out:
         (Some(Value::Array(x)), Some(Value::Array(y))) => {
             for i in 0..x.len().max(y.len()) {
                 let (x, y) = (x.get(i), y.get(i));
-                let path = format!("{path}[{}]", label(i, x, y));
+                let path = below(path, format_args!("[{}]", label(i, x, y)));
                 walk(&path, x, y, numbers, out);
             }
         }
@@ -89,20 +137,25 @@ fn words(values: &[Value]) -> bool {
 }
 
 /// Lists of words (CPU features) are compared as sets.
-fn sets(path: &str, a: &[Value], b: &[Value], out: &mut Vec<Change>) {
-    let text = |v: &Value| v.as_str().map(str::to_owned);
+fn sets(path: &str, a: &[Value], b: &[Value], out: &mut Changes) {
+    fn set(values: &[Value]) -> HashSet<&str> {
+        values.iter().filter_map(Value::as_str).collect()
+    }
     let before = out.len();
-    let path = path.to_owned();
-    out.extend(a.iter().filter(|v| !b.contains(v)).map(|v| Change {
-        path: path.clone(),
-        a: text(v),
-        b: None,
-    }));
-    out.extend(b.iter().filter(|v| !a.contains(v)).map(|v| Change {
-        path: path.clone(),
-        a: None,
-        b: text(v),
-    }));
+    let (in_a, in_b) = (set(a), set(b));
+    let only = |values: &[Value], others: &HashSet<&str>| -> Vec<String> {
+        let words = values.iter().filter_map(Value::as_str);
+        words
+            .filter(|word| !others.contains(word))
+            .map(str::to_owned)
+            .collect()
+    };
+    let changes = only(a, &in_b).into_iter().map(|word| (Some(word), None));
+    let changes = changes.chain(only(b, &in_a).into_iter().map(|word| (None, Some(word))));
+    for (a, b) in changes {
+        let path = path.to_owned();
+        out.push(Change { path, a, b });
+    }
     if out.len() == before {
         out.push(Change::new(path, "one order", "another order"));
     }
@@ -114,28 +167,20 @@ fn is_hex(text: &str) -> bool {
 }
 
 /// Each run of bytes that differ.
-fn bytes(path: &str, a: &str, b: &str, out: &mut Vec<Change>) {
-    let pairs = |text: &str| -> Vec<String> {
-        let pairs = text.as_bytes().chunks(2);
-        pairs
-            .map(|pair| String::from_utf8_lossy(pair).into_owned())
-            .collect()
-    };
-    let (a, b) = (pairs(a), pairs(b));
+fn bytes(path: &str, a: &str, b: &str, out: &mut Changes) {
     if a.len() != b.len() {
-        let size = |bytes: &[String]| format!("{} bytes", bytes.len());
-        out.push(Change::new(path, size(&a), size(&b)));
+        let size = |text: &str| format!("{} bytes", text.len() / 2);
+        out.push(Change::new(path, size(a), size(b)));
         return;
     }
-    let differs: Vec<usize> = (0..a.len()).filter(|&i| a[i] != b[i]).collect();
+    let pairs = a.as_bytes().chunks(2).zip(b.as_bytes().chunks(2));
+    let differs = pairs.enumerate().filter(|(_, (x, y))| x != y);
+    let differs: Vec<usize> = differs.map(|(at, _)| at).collect();
     for run in differs.chunk_by(|x, y| x + 1 == *y) {
         let (first, end) = (run[0], run[0] + run.len());
         let place = format!("{path}[{first:#x}]");
-        out.push(Change::new(
-            place,
-            a[first..end].concat(),
-            b[first..end].concat(),
-        ));
+        let digits = 2 * first..2 * end;
+        out.push(Change::new(place, &a[digits.clone()], &b[digits]));
     }
 }
 
@@ -156,36 +201,59 @@ fn show(path: &str, value: &Value, numbers: Numbers) -> String {
 
 /// The lines in which two texts differ: what is between their common beginning and end.
 pub fn lines(name: &str, a: &[u8], b: &[u8]) -> Vec<Change> {
-    let split = |bytes: &[u8]| -> Vec<String> {
-        let text = String::from_utf8_lossy(bytes);
-        text.lines().map(str::to_owned).collect()
-    };
-    let (x, y) = (split(a), split(b));
-    let shorter = x.len().min(y.len());
-    let begin = x.iter().zip(&y).take_while(|(x, y)| x == y).count();
-    let ends = x.iter().rev().zip(y.iter().rev());
-    let end = ends
-        .take_while(|(x, y)| x == y)
-        .count()
-        .min(shorter - begin);
-    let (x, y) = (&x[begin..x.len() - end], &y[begin..y.len() - end]);
-    let mut out = Vec::new();
-    for i in 0..x.len().max(y.len()) {
-        let (a, b) = (x.get(i).cloned(), y.get(i).cloned());
+    let (x, y) = (String::from_utf8_lossy(a), String::from_utf8_lossy(b));
+    let counts = [x.lines().count(), y.lines().count()];
+    let begin = x.lines().zip(y.lines()).take_while(|(x, y)| x == y).count();
+    let ends = x.lines().rev().zip(y.lines().rev());
+    let end = ends.take_while(|(x, y)| x == y).count();
+    let end = end.min(counts[0].min(counts[1]) - begin);
+    let mut out = Changes::default();
+    let mut x = x.lines().skip(begin).take(counts[0] - begin - end);
+    let mut y = y.lines().skip(begin).take(counts[1] - begin - end);
+    for number in begin + 1.. {
+        let (a, b) = (x.next(), y.next());
+        if (a, b) == (None, None) {
+            break;
+        }
         if a != b {
-            let path = format!("{name}:{}", begin + i + 1);
+            let path = format!("{name}:{number}");
+            let [a, b] = [a, b].map(|line| line.map(str::to_owned));
             out.push(Change { path, a, b });
         }
     }
-    if out.is_empty() && a != b {
+    if out.len() == 0 && a != b {
         out.push(Change::new(name, "other line ends", "other line ends"));
     }
-    out
+    out.finish()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn long_keys_and_many_values_are_told_in_part() {
+        let document = |value: u32| {
+            let inner: serde_json::Map<String, Value> =
+                (0..20_000).map(|n| (n.to_string(), value.into())).collect();
+            serde_json::json!({ "ä".repeat(100_000): inner })
+        };
+        let changes = compare(&document(1), &document(2), Numbers::Decimal);
+        assert_eq!(changes.len(), MAX_CHANGES + 1);
+        assert_eq!(changes.last().unwrap().path, "and 10000 more");
+        assert!(
+            changes
+                .iter()
+                .all(|change| change.path.len() <= MAX_PATH + 3)
+        );
+        let words =
+            |first: u32| -> Value { (first..first + 300_000).map(|n| n.to_string()).collect() };
+        let sets = compare(&words(0), &words(1), Numbers::Decimal);
+        assert_eq!(sets.len(), 2);
+        let text = |line: &str| format!("{line}\n").repeat(20_000);
+        let lines = lines("x", text("a").as_bytes(), text("b").as_bytes());
+        assert_eq!(lines.last().unwrap().path, "and 10000 more");
+    }
     use serde_json::json;
 
     fn told(a: Value, b: Value) -> Vec<String> {

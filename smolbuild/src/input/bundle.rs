@@ -4,8 +4,6 @@
 //! verified frame by frame, and [`erofs::read`] believes no offset. Who signed it is not asked: the
 //! lock names it by its digest, which stands for every byte that is used here.
 
-use std::path::Path;
-
 use anyhow::{Context, Result};
 use serde::Serialize;
 use smol_bundle::{Bundle, Digest, ImageKind};
@@ -15,7 +13,7 @@ use smol_rootfs::erofs::{self, Mtimes};
 use tempfile::{NamedTempFile, TempPath};
 use toml::Spanned;
 
-use super::{HostPath, Input, InputDirs, LoadedTree, Pins};
+use super::{HostPath, Input, InputDirs, LoadedTree, Pins, watch};
 use crate::error::ResultExt;
 use crate::lock::{InputFile, Lock, Role};
 use crate::source_dir::SourceDir;
@@ -46,7 +44,7 @@ impl Input for BundleInput {
         lock.files.push(InputFile {
             role: Role::Base,
             path: path.clone(),
-            sha256: open(&base_dir.join(path))?.digest().hex(),
+            sha256: open(base_dir, path)?.digest().hex(),
         });
         Ok(Pins::Complete)
     }
@@ -56,12 +54,12 @@ impl Input for BundleInput {
         lock: &Lock,
         dirs: &InputDirs,
         say: &mut dyn FnMut(&str),
-        _interrupt: &Interrupt,
+        interrupt: &Interrupt,
     ) -> Result<LoadedTree> {
         say("unpacking the root file system of the base");
         let locked = lock.base().context("the lock has no base");
         let locked = locked.kind(ExitKind::Internal)?;
-        let (tree, image) = tree(&dirs.base_dir.join(self.0.get_ref()), locked, dirs.scratch)?;
+        let (tree, image) = tree(dirs, self.0.get_ref(), locked, interrupt)?;
         Ok(LoadedTree::kept_by(tree, image))
     }
 
@@ -75,9 +73,11 @@ impl Input for BundleInput {
 ///
 /// # Errors
 /// No bundle, a damaged one, or one whose machine is just a kernel.
-fn open(path: &Path) -> Result<Bundle> {
-    let cannot = || format!("cannot build on {}", path.display());
-    let bundle = Bundle::open(path).classify().with_context(cannot)?;
+fn open(base_dir: &SourceDir, path: &str) -> Result<Bundle> {
+    let (file, place) = base_dir.require_file(path)?;
+    let cannot = || format!("cannot build on {}", base_dir.join(path).display());
+    let bundle = Bundle::from_source(file, place).classify();
+    let bundle = bundle.with_context(cannot)?;
     if bundle.image_size(ImageKind::Rootfs).is_none() {
         let what = format!(
             "{}: {} has no root file system, it is just a kernel",
@@ -92,13 +92,19 @@ fn open(path: &Path) -> Result<Bundle> {
 }
 
 /// The tree of a bundle's root file system. Its contents are in the file that comes with it, which
-/// is made in `folder`.
+/// is made in the folder for temporary files.
 ///
 /// # Errors
 /// As [`open`]; another bundle than was locked; frames that do not verify; an image that was not
 /// written by smolbuild; a full disk.
-fn tree(path: &Path, locked: Digest, folder: &Path) -> Result<(Tree, TempPath)> {
-    let bundle = open(path)?;
+fn tree(
+    dirs: &InputDirs,
+    path: &str,
+    locked: Digest,
+    interrupt: &Interrupt,
+) -> Result<(Tree, TempPath)> {
+    let bundle = open(dirs.base_dir, path)?;
+    let (path, folder) = (dirs.base_dir.join(path), dirs.scratch);
     let found = bundle.digest();
     if found != locked {
         let what = format!(
@@ -116,6 +122,7 @@ fn tree(path: &Path, locked: Digest, folder: &Path) -> Result<(Tree, TempPath)> 
         .extract(ImageKind::Rootfs, image.as_file(), THREADS, &mut |_, _| {})
         .classify()
         .with_context(cannot)?;
-    let tree = erofs::read(image.path()).with_context(cannot)?;
+    let tree =
+        erofs::read_into(Tree::watched(watch(interrupt)), image.path()).with_context(cannot)?;
     Ok((tree, image.into_temp_path()))
 }

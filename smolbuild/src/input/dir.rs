@@ -7,7 +7,7 @@ use smol_rootfs::erofs::Mtimes;
 use smol_rootfs::{DirOptions, Modes, Owner, Tree};
 use toml::Spanned;
 
-use super::{HostPath, Input, InputDirs, LoadedTree, Pins, files};
+use super::{HostPath, Input, InputDirs, LoadedTree, Pins, files, watch};
 use crate::lock::{InputFile, Lock, Role};
 use crate::source_dir::SourceDir;
 
@@ -18,15 +18,15 @@ pub struct DirInput(pub Spanned<String>);
 
 impl DirInput {
     /// The tree of the folder, which is in the folder of the Smolfile.
-    fn tree(&self, base_dir: &SourceDir) -> Result<Tree> {
+    fn tree(&self, base_dir: &SourceDir, interrupt: &Interrupt) -> Result<Tree> {
         let path = self.0.get_ref();
         let options = DirOptions {
             owner: Owner::of_root_filesystem(),
             modes: Modes::Keep,
             ignore: base_dir.ignore(path, &[])?,
         };
-        let mut tree = Tree::new();
-        tree.apply_dir(&base_dir.join(path), "", &options)?;
+        let mut tree = Tree::watched(watch(interrupt));
+        tree.apply_dir(&base_dir.require(path)?, "", &options)?;
         Ok(tree)
     }
 }
@@ -47,7 +47,7 @@ impl Input for DirInput {
         interrupt: &Interrupt,
     ) -> Result<Pins> {
         let path = self.0.get_ref();
-        let tree = self.tree(base_dir)?;
+        let tree = self.tree(base_dir, interrupt)?;
         lock.files.push(InputFile {
             role: Role::RootfsDir,
             path: path.clone(),
@@ -61,9 +61,9 @@ impl Input for DirInput {
         _lock: &Lock,
         dirs: &InputDirs,
         _say: &mut dyn FnMut(&str),
-        _interrupt: &Interrupt,
+        interrupt: &Interrupt,
     ) -> Result<LoadedTree> {
-        self.tree(dirs.base_dir).map(LoadedTree::new)
+        self.tree(dirs.base_dir, interrupt).map(LoadedTree::new)
     }
 
     fn mtimes(&self) -> Mtimes {

@@ -12,6 +12,7 @@ use smol_cli::{ErrorExt, ExitKind, Interrupt};
 use smol_rootfs::{Device, DirOptions, FileData, Inode, InodeId, Modes, Node, Owner, Tree};
 use toml::Spanned;
 
+use super::watch;
 use crate::hash;
 use crate::lock::{CopiedEntry, CopiedNode, CopySource};
 use crate::source_dir::SourceDir;
@@ -94,11 +95,10 @@ pub fn copy(
     fixed_mode: bool,
     interrupt: &Interrupt,
 ) -> Result<CopySource> {
-    let place = base.join(src);
-    let cannot = || format!("cannot read {}", place.display());
-    // As the copy itself: a symbolic link here is followed, further ones are copied as links.
-    let place = fs::canonicalize(&place).with_context(cannot)?;
-    let metadata = fs::metadata(&place).with_context(cannot)?;
+    // As the copy itself: symbolic links here are followed, further ones are copied as links.
+    let place = base.require(src)?;
+    let metadata = fs::symlink_metadata(&place);
+    let metadata = metadata.with_context(|| format!("cannot read {}", place.display()))?;
     let contents = match metadata.is_dir() {
         true => {
             let modes = match fixed_mode {
@@ -116,7 +116,7 @@ pub fn copy(
             let executable = !fixed_mode && metadata.permissions().mode() & 0o100 != 0;
             let node = CopiedNode::File {
                 mode: if executable { 0o755 } else { 0o644 },
-                sha256: hash::sha256(&place)?,
+                sha256: base.sha256(src)?,
             };
             vec![CopiedEntry {
                 path: ".".into(),
@@ -136,7 +136,7 @@ fn contents(
     options: &DirOptions,
     interrupt: &Interrupt,
 ) -> Result<Vec<CopiedEntry>> {
-    let mut tree = Tree::new();
+    let mut tree = Tree::watched(watch(interrupt));
     tree.apply_dir(folder, "", options)?;
     let text = |bytes: &[u8]| {
         String::from_utf8(bytes.to_vec())

@@ -20,8 +20,8 @@ use std::path::Path;
 use anyhow::Result;
 use serde::Serialize;
 use smol_cli::Interrupt;
-use smol_rootfs::Tree;
 use smol_rootfs::erofs::Mtimes;
+use smol_rootfs::{Tree, Watch};
 use toml::Spanned;
 
 use crate::context::BuildContext;
@@ -146,6 +146,12 @@ pub struct InputDirs<'a> {
     pub cache: &'a Path,
     /// Folder for temporary files.
     pub scratch: &'a Path,
+}
+
+/// Lets whatever reads into a tree, or writes it, look at the interrupt.
+pub fn watch(interrupt: &Interrupt) -> Watch {
+    let interrupt = interrupt.clone();
+    Watch::new(move || Ok(interrupt.check()?))
 }
 
 /// The files of an input.

@@ -7,8 +7,7 @@ use smol_rootfs::Tree;
 use smol_rootfs::erofs::Mtimes;
 use toml::Spanned;
 
-use super::{HostPath, Input, InputDirs, LoadedTree, Pins};
-use crate::hash;
+use super::{HostPath, Input, InputDirs, LoadedTree, Pins, watch};
 use crate::lock::{InputFile, Lock, Role};
 use crate::source_dir::SourceDir;
 
@@ -35,7 +34,7 @@ impl Input for TarInput {
         lock.files.push(InputFile {
             role: Role::RootfsTar,
             path: path.clone(),
-            sha256: hash::sha256(&base_dir.join(path))?,
+            sha256: base_dir.sha256(path)?,
         });
         Ok(Pins::Complete)
     }
@@ -45,10 +44,11 @@ impl Input for TarInput {
         _lock: &Lock,
         dirs: &InputDirs,
         _say: &mut dyn FnMut(&str),
-        _interrupt: &Interrupt,
+        interrupt: &Interrupt,
     ) -> Result<LoadedTree> {
-        let mut tree = Tree::new();
-        tree.apply_tar(&dirs.base_dir.join(self.0.get_ref()))?;
+        let mut tree = Tree::watched(watch(interrupt));
+        let (archive, path) = dirs.base_dir.require_file(self.0.get_ref())?;
+        tree.apply_tar_file(archive, &path)?;
         Ok(LoadedTree::new(tree))
     }
 

@@ -9,7 +9,6 @@ mod guest;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
-use std::path::PathBuf;
 
 use serde::Serialize;
 use smol_cli::{ErrorExt, ExitKind};
@@ -137,11 +136,6 @@ impl Plan {
     /// TCP ports of the service.
     pub fn ports(&self) -> &[u16] {
         self.guest.as_ref().map_or(&[], |guest| &guest.ports)
-    }
-
-    /// The place on this host of a path of the Plan.
-    pub fn host_path(&self, path: &str) -> PathBuf {
-        self.base_dir.join(path)
     }
 
     /// The Plan as JSON, the same bytes for the same Plan.
@@ -360,7 +354,6 @@ mod tests {
         assert_eq!(plan.ports(), [8080]);
         assert_eq!(plan.console_ready, None);
         assert_eq!(plan.copies[0].src.get_ref(), "app.conf");
-        assert_eq!(plan.host_path("app.conf"), PathBuf::from("/base/app.conf"));
         // What the guest reads is what it was told.
         let json = serde_json::to_vec(guest).unwrap();
         assert_eq!(&GuestConfig::parse(&json).unwrap(), guest);

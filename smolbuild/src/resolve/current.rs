@@ -8,7 +8,6 @@ use sha2::{Digest, Sha256};
 use smol_cli::Interrupt;
 
 use crate::environment::EnvironmentInputs;
-use crate::hash;
 use crate::initramfs::GUEST_BINARY;
 use crate::input::{Pins, files};
 use crate::kernel;
@@ -65,7 +64,7 @@ pub fn current(
         KernelSource::Path(path) => lock.files.push(InputFile {
             role: Role::Kernel,
             path: path.get_ref().clone(),
-            sha256: hash::sha256(&base_dir.join(path.get_ref()))?,
+            sha256: base_dir.sha256(path.get_ref())?,
         }),
         KernelSource::Recipe(name) => {
             let tarball = environment.kernel_source.as_deref();

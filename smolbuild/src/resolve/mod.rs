@@ -12,16 +12,16 @@ mod tests;
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use smol_bundle::Output;
 use smol_cli::{ErrorExt, ExitKind, Failure, Progress};
 
 pub use self::current::{Kept, current};
 use crate::context::BuildContext;
 use crate::fetch::Net;
-use crate::folder;
+use crate::error::ResultExt;
 use crate::input::Pins;
 use crate::lock::{Lock, MAX_SIZE, Part, differences};
 use crate::smolfile::Loaded;
@@ -71,7 +71,7 @@ pub fn resolve(loaded: &Loaded, policy: &Policy, context: BuildContext) -> Resul
         }
         Policy::File { locked } => *locked,
     };
-    let file = loaded.lock_path();
+    let file = loaded.lock_place()?;
     let old = read(&file)?;
     let kept = Kept::all(old.as_ref());
     let (mut lock, pins) = current(
@@ -143,7 +143,7 @@ fn net(locked: bool, allowed: Net) -> Net {
 /// # Errors
 /// As for [`resolve`], but for the old file, which need not be one unless parts of it stay.
 pub fn refresh(loaded: &Loaded, only: &[Part], context: BuildContext) -> Result<Vec<String>> {
-    let file = loaded.lock_path();
+    let file = loaded.lock_place()?;
     let renews = |part: Part| only.is_empty() || only.contains(&part);
     let old = match (read(&file), only) {
         (Ok(None), [_, ..]) => return Err(missing(loaded).into()),
@@ -315,17 +315,8 @@ fn store(file: &Path, lock: &Lock) -> Result<()> {
     if fs::read(file).is_ok_and(|before| before == text.as_bytes()) {
         return Ok(());
     }
-    let folder = folder::of(file);
-    let write = || -> std::io::Result<()> {
-        let mut new = tempfile::Builder::new()
-            .prefix(".lock-")
-            // As any new file: the umask takes its part.
-            .permissions(PermissionsExt::from_mode(0o666))
-            .tempfile_in(folder)?;
-        new.write_all(text.as_bytes())?;
-        new.as_file().sync_all()?;
-        new.persist(file).map_err(|error| error.error)?;
-        File::open(folder)?.sync_all()
-    };
-    write().with_context(|| format!("cannot write {}", file.display()))
+    let output = Output::create(file).classify()?;
+    let written = output.file().write_all(text.as_bytes());
+    written.with_context(|| format!("cannot write {}", file.display()))?;
+    output.publish().classify()
 }

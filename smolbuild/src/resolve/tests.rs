@@ -49,7 +49,7 @@ impl Project {
     }
 
     fn with<R>(&self, act: impl FnOnce(&Loaded, BuildContext) -> R) -> R {
-        let loaded = crate::smolfile::load(self.folder.path()).unwrap();
+        let loaded = crate::smolfile::load(self.folder.path(), None).unwrap();
         let context = BuildContext {
             downloads: &self.folder.path().join("downloads"),
             net: Net::Offline,

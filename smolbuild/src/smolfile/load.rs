@@ -8,7 +8,7 @@ use smol_cli::{ErrorExt, ExitKind, Failure};
 use toml::Spanned;
 
 use crate::folder;
-use crate::source_dir::{Hidden, IGNORE_FILE, SourceDir};
+use crate::source_dir::{Hidden, IGNORE_FILE, NoPlace, SourceDir};
 
 use super::{Diagnostic, KernelSource, MAX_SIZE, Smolfile, Workload, parse, render};
 
@@ -33,22 +33,44 @@ impl Loaded {
         path.into()
     }
 
-    /// What names it on a command line, after a space; nothing in the current folder.
+    /// Where the lock file is read from and written to: where its name leads, if that is a symbolic
+    /// link.
+    ///
+    /// # Errors
+    /// A link that leads nowhere or out of the build context (of kind Usage): a project from elsewhere
+    /// must not decide that another file is replaced.
+    pub fn lock_place(&self) -> anyhow::Result<PathBuf> {
+        let path = self.lock_path();
+        if !path.is_symlink() {
+            return Ok(path);
+        }
+        let name = path.file_name().and_then(|name| name.to_str());
+        let name = name.context("the name of the lock file is not UTF-8");
+        self.base_dir.require(name.kind(ExitKind::Usage)?)
+    }
+
+    /// What names it on a command line, with its build context, after a space; nothing in the current
+    /// folder.
     pub fn argument(&self) -> String {
         let folder = folder::of(&self.path);
         let is_default = self.path.file_name().is_some_and(|name| name == "Smolfile");
-        match (is_default, folder == Path::new(".")) {
+        let smolfile = match (is_default, folder == Path::new(".")) {
             (true, true) => String::new(),
             (true, false) => format!(" {}", folder.display()),
             (false, _) => format!(" {}", self.path.display()),
+        };
+        match self.base_dir.context() {
+            Some(context) => format!("{smolfile} --context {}", context.display()),
+            None => smolfile,
         }
     }
 }
 
-/// Reads a Smolfile, given its path or its folder's, and checks that the files it names exist.
+/// Reads a Smolfile, given its path or its folder's, and checks that the files it names exist and are
+/// in its folder, or in the folder `context`.
 ///
 /// Errors are of kind [`ExitKind::Usage`]; mistakes in the file are drawn, all of them at once.
-pub fn load(path: &Path) -> anyhow::Result<Loaded> {
+pub fn load(path: &Path, context: Option<&Path>) -> anyhow::Result<Loaded> {
     let path = match path.is_dir() {
         true => path.join("Smolfile"),
         false => path.to_owned(),
@@ -59,7 +81,7 @@ pub fn load(path: &Path) -> anyhow::Result<Loaded> {
         .kind(ExitKind::Usage)
         .hint("name a Smolfile, or a folder that holds one")?;
     let base_dir = folder::of(&path).to_owned();
-    check(source, &path, base_dir)
+    check(source, &path, base_dir, context)
 }
 
 /// A Smolfile from its text, as if it were the file `path` whose paths are relative to the folder
@@ -67,7 +89,12 @@ pub fn load(path: &Path) -> anyhow::Result<Loaded> {
 ///
 /// # Errors
 /// As for [`load`].
-pub fn check(source: String, path: &Path, base_dir: PathBuf) -> anyhow::Result<Loaded> {
+pub fn check(
+    source: String,
+    path: &Path,
+    base_dir: PathBuf,
+    context: Option<&Path>,
+) -> anyhow::Result<Loaded> {
     let shown = path.display().to_string();
     let failure = |diagnostics: Vec<Diagnostic>| {
         let text = render(&diagnostics, &shown, &source, smol_cli::colour_on_stderr());
@@ -76,7 +103,7 @@ pub fn check(source: String, path: &Path, base_dir: PathBuf) -> anyhow::Result<L
     };
     let smolfile = parse(&source).map_err(failure)?;
     let lock = format!("{}.lock", path.file_name().unwrap_or_default().display());
-    let base_dir = SourceDir::open(base_dir, &lock)?;
+    let base_dir = SourceDir::open(base_dir, &lock, context)?;
     let missing = missing_files(&smolfile, &base_dir);
     if !missing.is_empty() {
         return Err(failure(missing).into());
@@ -113,18 +140,34 @@ fn read(path: &Path) -> anyhow::Result<String> {
     }
 }
 
-/// A diagnostic for each file that the Smolfile names and that is not there, or is of the wrong
-/// kind.
+/// A diagnostic for each file that the Smolfile names and that is not there, is of the wrong kind, or is
+/// somewhere else.
 fn missing_files(smolfile: &Smolfile, base_dir: &SourceDir) -> Vec<Diagnostic> {
     let mut diagnostics = Vec::new();
     let mut look = |path: &Spanned<String>, wanted: &str, right: fn(&std::fs::Metadata) -> bool| {
-        let title = match std::fs::metadata(base_dir.join(path.get_ref())) {
-            Ok(meta) if right(&meta) => return,
-            Ok(_) => format!("this is not {wanted}"),
-            Err(error) => format!("cannot use this path: {error}"),
+        let found = base_dir.place(path.get_ref());
+        let found = found.and_then(|place| place.symlink_metadata().map_err(NoPlace::Io));
+        let shown = base_dir.join(path.get_ref()).display().to_string();
+        let (title, label) = match &found {
+            Ok(meta) if right(meta) => return,
+            Ok(_) => (format!("this is not {wanted}"), shown),
+            Err(NoPlace::Io(error)) => (format!("cannot use this path: {error}"), shown),
+            Err(outside) => {
+                let folder = match base_dir.context() {
+                    Some(context) => format!("build context {}", context.display()),
+                    None => "folder of the Smolfile".to_owned(),
+                };
+                (
+                    format!("this leads out of the {folder}"),
+                    outside.to_string(),
+                )
+            }
         };
-        let found = base_dir.join(path.get_ref());
-        diagnostics.push(Diagnostic::new(path.span(), title).label(found.display().to_string()));
+        let wrong = Diagnostic::new(path.span(), title).label(label);
+        diagnostics.push(match found.err().and_then(|error| error.hint()) {
+            Some(hint) => wrong.help(hint),
+            None => wrong,
+        });
     };
     if let KernelSource::Path(path) = &smolfile.kernel.source {
         look(path, "a file", |meta| meta.is_file());
@@ -158,7 +201,7 @@ fn hidden_files(smolfile: &Smolfile, base_dir: &SourceDir) -> anyhow::Result<Vec
     for (src, exclude) in folder.into_iter().chain(copied) {
         let name = src.get_ref();
         if let Some(first) = exclude.first()
-            && !base_dir.join(name).is_dir()
+            && !base_dir.require(name)?.is_dir()
         {
             let wrong = Diagnostic::new(first.span(), "`exclude` is for a folder");
             diagnostics.push(wrong.context(src.span(), "this is a file"));
@@ -200,7 +243,7 @@ tcp = 80
 "#;
 
     fn text(path: &Path) -> String {
-        let error = load(path).unwrap_err();
+        let error = load(path, None).unwrap_err();
         assert_eq!(smol_cli::exit_kind(&error), ExitKind::Usage);
         smol_cli::error::render(&error, false)
     }
@@ -212,7 +255,7 @@ tcp = 80
         std::fs::write(dir.path().join("conf"), "").unwrap();
         std::fs::create_dir(dir.path().join("root")).unwrap();
         for path in [dir.path(), &dir.path().join("Smolfile")] {
-            let loaded = load(path).unwrap();
+            let loaded = load(path, None).unwrap();
             assert_eq!(
                 (loaded.smolfile.name.as_str(), loaded.base_dir.path()),
                 ("app", dir.path())
@@ -242,6 +285,96 @@ error: cannot use this path: No such file or directory (os error 2)
 "#
         );
         assert_eq!(text(&path), expected);
+    }
+
+    /// A project that names `conf`, which is a link in one of three ways to a file that is elsewhere.
+    fn linked(way: usize) -> (tempfile::TempDir, PathBuf) {
+        use std::os::unix::fs::symlink;
+        let scratch = tempfile::tempdir().unwrap();
+        let project = scratch.path().join("project");
+        std::fs::create_dir_all(project.join("root")).unwrap();
+        std::fs::create_dir(scratch.path().join("secret")).unwrap();
+        std::fs::write(scratch.path().join("secret/key"), "secret").unwrap();
+        let src = ["conf", "link/key", "link/key"][way];
+        match way {
+            0 => symlink("../secret/key", project.join("conf")).unwrap(),
+            1 => symlink(scratch.path().join("secret"), project.join("link")).unwrap(),
+            _ => {
+                symlink("also", project.join("link")).unwrap();
+                symlink("../secret", project.join("also")).unwrap();
+            }
+        }
+        let text = SMOLFILE.replace("src = \"conf\"", &format!("src = {src:?}"));
+        std::fs::write(project.join("Smolfile"), text).unwrap();
+        (scratch, project)
+    }
+
+    #[test]
+    fn a_link_out_of_the_folder_is_named_with_where_it_leads_and_read_only_in_a_wider_context() {
+        for (way, link) in ["conf", "link", "link"].into_iter().enumerate() {
+            let (scratch, project) = linked(way);
+            let message = text(&project);
+            let leads = format!(
+                "{link} is a symbolic link, and leads to {}/secret/key",
+                scratch.path().canonicalize().unwrap().display()
+            );
+            assert!(
+                message.contains("error: this leads out of the folder"),
+                "{message}"
+            );
+            assert!(message.contains("/Smolfile:5:7\n"), "{message}");
+            assert!(message.contains(&leads), "{message}");
+            assert!(message.contains("build with `--context DIR`"), "{message}");
+            assert!(load(&project, Some(&project)).is_err());
+            load(&project, Some(scratch.path())).unwrap();
+            let elsewhere = load(&project, Some(&scratch.path().join("secret"))).unwrap_err();
+            assert!(elsewhere.to_string().contains("not in the build context"));
+        }
+    }
+
+    #[test]
+    fn links_within_the_folder_are_followed_also_absolute_ones() {
+        use std::os::unix::fs::symlink;
+        let (_scratch, project) = linked(0);
+        std::fs::write(project.join("real"), "").unwrap();
+        for target in [PathBuf::from("real"), project.join("real")] {
+            std::fs::remove_file(project.join("conf")).unwrap();
+            symlink(target, project.join("conf")).unwrap();
+            load(&project, None).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_lock_file_that_is_a_link_is_where_it_leads_and_not_outside_of_the_folder() {
+        use std::os::unix::fs::symlink;
+        let (scratch, project) = linked(0);
+        std::fs::write(project.join("locked"), "").unwrap();
+        let lock = project.join("Smolfile.lock");
+        let place = |target: &str| {
+            let _ = std::fs::remove_file(&lock);
+            symlink(target, &lock).unwrap();
+            load(&project, Some(scratch.path())).unwrap().lock_place()
+        };
+        assert_eq!(
+            place("locked").unwrap(),
+            project.canonicalize().unwrap().join("locked")
+        );
+        assert!(place("nowhere").is_err());
+        place("../secret/key").unwrap();
+        std::fs::remove_file(project.join("conf")).unwrap();
+        std::fs::write(project.join("conf"), "").unwrap();
+        let error = load(&project, None).unwrap().lock_place().unwrap_err();
+        assert!(error.to_string().contains("and leads to"), "{error}");
+    }
+
+    #[test]
+    fn an_ignore_file_that_leads_out_of_the_folder_is_refused() {
+        let (_scratch, project) = linked(0);
+        std::fs::remove_file(project.join("conf")).unwrap();
+        std::fs::write(project.join("conf"), "").unwrap();
+        std::os::unix::fs::symlink("../secret/key", project.join(IGNORE_FILE)).unwrap();
+        let message = text(&project);
+        assert!(message.contains("symbolic link, and leads to"), "{message}");
     }
 
     #[test]

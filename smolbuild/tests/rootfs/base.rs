@@ -64,6 +64,7 @@ impl Scene {
     fn build(&self, locked: Digest, copies: &[(&str, &str)]) -> anyhow::Result<()> {
         let copies = copies.iter().map(|(src, dest)| CopySpec {
             src: self.path(src),
+            name: None,
             dest: dest.to_string(),
             mode: None,
             owner: None,

@@ -53,6 +53,7 @@ fn an_image_has_mount_points_and_a_name_for_localhost() {
     fs::write(scratch.path().join("passwd"), "root:x:0:0::/root:/bin/sh\n").unwrap();
     let copies = vec![CopySpec {
         src: scratch.path().join("passwd"),
+        name: None,
         dest: "/etc/passwd".into(),
         mode: None,
         owner: None,

@@ -200,7 +200,7 @@ impl Report for Parent {
         if let Some(file) = &self.metrics_file
             && let Err(error) = metrics.write(file)
         {
-            self.note(&format!("cannot write {}: {error}", file.display()));
+            self.note(&format!("{error:#}"));
         }
     }
 }

@@ -37,7 +37,7 @@ impl Report for Terminal {
         if let Some(file) = &self.metrics_file
             && let Err(error) = metrics.write(file)
         {
-            self.note(&format!("cannot write {}: {error}", file.display()));
+            self.note(&format!("{error:#}"));
         }
     }
 }

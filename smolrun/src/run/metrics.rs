@@ -5,6 +5,7 @@ use std::path::Path;
 
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
+use smol_bundle::Output;
 
 /// A moment on the monotonic clock, the same for all processes of a host.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -84,23 +85,16 @@ impl Metrics {
         self.on_demand = other.on_demand.or(self.on_demand);
     }
 
-    /// Writes them to a file that appears whole.
+    /// Writes them to a file that appears whole, or into a pipe or device.
     ///
     /// # Errors
-    /// Those of the file system.
-    pub fn write(&self, path: &Path) -> std::io::Result<()> {
-        let folder = path
-            .parent()
-            .filter(|p| !p.as_os_str().is_empty())
-            .unwrap_or(Path::new("."));
-        let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o666);
-        let mut file = tempfile::Builder::new()
-            .permissions(permissions)
-            .tempfile_in(folder)?;
+    /// Those of [`Output`].
+    pub fn write(&self, path: &Path) -> anyhow::Result<()> {
+        let output = Output::create(path)?;
+        let mut file = output.file();
         serde_json::to_writer_pretty(&mut file, self)?;
         file.write_all(b"\n")?;
-        file.persist(path)?;
-        Ok(())
+        Ok(output.publish()?)
     }
 }
 

@@ -12,7 +12,7 @@ use std::io::Write;
 
 use anyhow::{Context, Result, ensure};
 
-pub use self::read::read;
+pub use self::read::{read, read_into};
 use crate::{Inode, InodeId, Node, Tree};
 
 /// The name of the last member.

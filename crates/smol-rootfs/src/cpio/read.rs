@@ -6,18 +6,26 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::{Device, FileData, Inode, Meta, Node, Tree, Xattrs};
+use crate::{Device, FileData, HostFile, Inode, Meta, Node, Tree, Xattrs};
 
 const HEADER: usize = 110;
 
-/// Reads the archive in `bytes`; contents in the tree are ranges of the file `path` that holds it.
+/// Reads the archive in `bytes`; contents in the tree are ranges of the file `path` that holds it, in
+/// which no part is a symbolic link.
 /// The root's own member, if any, gives the root's metadata.
 ///
 /// # Errors
 /// What is not in this format (compressed archives, for one), and damaged archives.
 pub fn read(bytes: &[u8], path: &Path) -> Result<Tree> {
+    read_into(Tree::new(), bytes, path)
+}
+
+/// Like [`read`], into an empty tree, whose watch is asked whether to go on.
+///
+/// # Errors
+/// Like [`read`], and that of the watch.
+pub fn read_into(mut tree: Tree, bytes: &[u8], path: &Path) -> Result<Tree> {
     let path: Arc<Path> = path.into();
-    let mut tree = Tree::new();
     // Names of files with several, by inode number; the last carries the content.
     let mut linked: BTreeMap<u32, (Vec<Vec<u8>>, Inode)> = BTreeMap::new();
     let mut at = 0;
@@ -27,10 +35,14 @@ pub fn read(bytes: &[u8], path: &Path) -> Result<Tree> {
             break;
         }
         at = member.end;
+        tree.budget().tick()?;
         let shown = || format!("/{}", member.name.escape_ascii());
         let inode = member.inode(bytes, &path).with_context(shown)?;
         if matches!(inode.node, Node::File(_)) && member.nlink > 1 {
             let name = member.name.to_vec();
+            // Here and in the tree.
+            tree.budget_mut().inode(&inode)?;
+            tree.budget_mut().name(&name)?;
             let (names, kept) = linked
                 .entry(member.serial)
                 .or_insert_with(|| (Vec::new(), inode.clone()));
@@ -114,7 +126,7 @@ impl<'a> Member<'a> {
             0o040000 => Node::directory(),
             0o100000 if content.is_empty() => Node::File(FileData::Bytes(Arc::new([]))),
             0o100000 => Node::File(FileData::Range {
-                path: path.clone(),
+                file: HostFile::Named(path.clone()),
                 offset: self.content.start as u64,
                 len: content.len() as u64,
             }),

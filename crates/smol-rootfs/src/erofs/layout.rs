@@ -22,8 +22,8 @@ pub struct Placed {
     pub layout: DataLayout,
     pub extended: bool,
     pub mtime: u64,
-    /// Encoded attributes.
-    pub xattrs: Vec<u8>,
+    /// Length of the encoded attributes, in bytes.
+    pub xattrs: usize,
     /// Offset in the metadata area, in bytes.
     pub offset: u64,
 }
@@ -43,7 +43,7 @@ impl Placed {
     }
 
     fn room(&self) -> u64 {
-        (InodeHead::size(self.extended) + self.xattrs.len()) as u64 + self.tail()
+        (InodeHead::size(self.extended) + self.xattrs) as u64 + self.tail()
     }
 }
 
@@ -97,11 +97,8 @@ impl Layout {
             Mtimes::Epoch => options.epoch,
             Mtimes::Clamped => inode.meta.mtime.unwrap_or(options.epoch).min(options.epoch),
         };
-        let xattrs = format::encode_xattrs(&inode.meta.xattrs);
-        ensure!(
-            xattrs.len() <= 12 + 4 * 65534,
-            "too many extended attributes"
-        );
+        let xattrs = format::encode_xattrs(&inode.meta.xattrs).len();
+        ensure!(xattrs <= 12 + 4 * 65534, "too many extended attributes");
         self.slots[id.index()] = Some(self.inodes.len() as u32);
         self.inodes.push(Placed {
             id,

@@ -28,11 +28,13 @@ use anyhow::{Context, Result, ensure};
 
 use self::format::{BLOCK, DataLayout, Dirent, InodeHead, SuperBlock};
 use self::layout::{Layout, Placed};
-pub use self::read::{ReadAt, read, read_from};
-use crate::{FileData, InodeId, Node, Tree};
+pub use self::read::{ReadAt, read, read_from, read_into};
+use crate::{FileData, HostFile, InodeId, Node, Tree};
 
 /// File contents are read and written in pieces of this many bytes: a multiple of the block size.
 const PIECE: usize = 1 << 20;
+/// Contents of at most so many bytes are read rather than remembered by their place.
+const SMALL: u64 = 64 << 10;
 
 /// Which times the files of an image have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,10 +110,12 @@ pub fn write(tree: &Tree, out: &mut File, options: &Options) -> Result<Stats> {
         out,
         next: BLOCK,
         known: HashMap::new(),
+        ranges: HashMap::new(),
         stats: Stats::default(),
     };
     let mut starts = Vec::with_capacity(layout.inodes.len());
     for placed in &layout.inodes {
+        tree.budget().tick()?;
         let start = image.data(tree, &layout, placed);
         starts.push(start.with_context(|| format!("cannot store /{}", path_of(tree, placed.id)))?);
     }
@@ -133,6 +137,9 @@ struct Image<'a> {
     next: u64,
     /// Start of each content stored so far, by length and digest.
     known: HashMap<(u64, blake3::Hash), u64>,
+    /// Likewise of ranges of archives, by file, offset and length. Any number of files of an image may
+    /// be one range of it, which is read once.
+    ranges: HashMap<(*const File, u64, u64), u64>,
     stats: Stats,
 }
 
@@ -143,7 +150,7 @@ impl Image<'_> {
             Node::File(source) => {
                 self.stats.files += 1;
                 self.stats.file_bytes += source.len();
-                self.file(source)
+                self.file(tree, source)
             }
             Node::Directory(_) | Node::Symlink(_) if placed.size != placed.tail() => {
                 let mut bytes = metadata_content(tree, layout, placed)?;
@@ -157,10 +164,24 @@ impl Image<'_> {
     }
 
     /// Stores a file unless the same content is there.
-    fn file(&mut self, source: &FileData) -> Result<u64> {
+    fn file(&mut self, tree: &Tree, source: &FileData) -> Result<u64> {
         let (start, len) = (self.next, source.len());
         if len == 0 {
             return Ok(0);
+        }
+        let range = match source {
+            FileData::Range {
+                file: HostFile::Open(file, _),
+                offset,
+                len,
+            } => Some((std::sync::Arc::as_ptr(file), *offset, *len)),
+            _ => None,
+        };
+        let range = range.filter(|_| len > SMALL);
+        if let Some(&stored) = range.and_then(|range| self.ranges.get(&range)) {
+            self.stats.shared_files += 1;
+            self.stats.shared_bytes += len;
+            return Ok(stored);
         }
         let mut reader = source.open().context("cannot open its content")?;
         let mut digest = blake3::Hasher::new();
@@ -173,6 +194,7 @@ impl Image<'_> {
             if (piece.len() as u64) < want {
                 return Err(source.shrunk(len - left + piece.len() as u64).into());
             }
+            tree.budget().check()?;
             digest.update(&piece);
             left -= want;
             if left == 0 {
@@ -184,6 +206,7 @@ impl Image<'_> {
         // overwritten by the next.
         let key = (len, digest.finalize());
         if let Some(&stored) = self.known.get(&key) {
+            self.ranges.extend(range.map(|range| (range, stored)));
             self.next = start;
             self.stats.shared_files += 1;
             self.stats.shared_bytes += len;
@@ -191,6 +214,7 @@ impl Image<'_> {
         }
         self.put(&mut piece)?;
         self.known.insert(key, start);
+        self.ranges.extend(range.map(|range| (range, start)));
         Ok(start)
     }
 
@@ -206,20 +230,23 @@ impl Image<'_> {
 
     /// Writes the metadata area and the superblock, and sets the final length of the file.
     fn finish(
-        mut self,
+        self,
         tree: &Tree,
         layout: &Layout,
         starts: &[u64],
         options: &Options,
     ) -> Result<Stats> {
         let meta_start = self.next;
-        let mut meta = vec![0; layout.meta_len as usize];
+        let end = meta_start + layout.meta_len.next_multiple_of(BLOCK);
+        // What a large duplicate file may have left behind goes; what is not written below is zero.
+        let cut = self.out.set_len(meta_start);
+        cut.context("cannot size the image")?;
         for (serial, (placed, &start)) in layout.inodes.iter().zip(starts).enumerate() {
+            tree.budget().tick()?;
             let inode = encode_inode(tree, layout, placed, start, serial as u32 + 1)?;
-            meta[placed.offset as usize..][..inode.len()].copy_from_slice(&inode);
+            let written = self.out.write_all_at(&inode, meta_start + placed.offset);
+            written.context("cannot write the image")?;
         }
-        self.put(&mut meta)?;
-        let end = self.next;
         let root = layout.get(InodeId::ROOT).context("the tree has no root")?;
         let superblock = SuperBlock {
             root_nid: root
@@ -235,12 +262,9 @@ impl Image<'_> {
         self.out
             .write_all_at(&superblock.encode(), 0)
             .context("cannot write the image")?;
-        // Cut off what a large duplicate file may have left behind before padding with zeros.
         let image_bytes = end.next_multiple_of(options.align_image);
-        self.out
-            .set_len(end)
-            .and_then(|()| self.out.set_len(image_bytes))
-            .context("cannot size the image")?;
+        let padded = self.out.set_len(image_bytes);
+        padded.context("cannot size the image")?;
         Ok(Stats {
             inodes: layout.inodes.len() as u64,
             sockets: layout.sockets,
@@ -267,7 +291,7 @@ fn encode_inode(
     let head = InodeHead {
         extended: placed.extended,
         layout: placed.layout,
-        xattr_size: placed.xattrs.len(),
+        xattr_size: placed.xattrs,
         mode: inode.node.type_bits() | inode.meta.mode,
         nlink: placed.nlink,
         size: placed.size,
@@ -279,7 +303,7 @@ fn encode_inode(
     };
     let mut bytes = Vec::new();
     head.encode(&mut bytes);
-    bytes.extend(&placed.xattrs);
+    bytes.extend(format::encode_xattrs(&inode.meta.xattrs));
     if placed.layout == DataLayout::FlatInline {
         let content = metadata_content(tree, layout, placed)?;
         bytes.extend(&content[(placed.size - placed.tail()) as usize..]);

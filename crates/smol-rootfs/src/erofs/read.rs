@@ -1,8 +1,8 @@
 //! An image back to a [`Tree`], whose file contents are ranges of the image file.
 //!
 //! It reads what [`super::write`] writes, and says what it meets that it does not know. Images may
-//! be hostile: every offset is checked against the image, directories may not form loops, and the
-//! tree's own limits hold for names, depth and number.
+//! be hostile: every offset is checked against the image, a directory has one name and its names
+//! differ, and the tree's limits ([`crate::limits`]) hold for all that is kept.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -15,9 +15,8 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::format::{BLOCK, DIRENT, DataLayout, InodeHead, SLOT, SuperBlock};
 use super::format::{decode_device, xattr_name};
-use crate::inode::MAX_XATTRS;
-use crate::path::MAX_PATH;
-use crate::{FileData, Inode, InodeId, Meta, Node, Tree, Xattrs};
+use crate::limits::{MAX_NAME, MAX_PATH, MAX_TREE_BYTES, MAX_XATTRS};
+use crate::{FileData, HostFile, Inode, InodeId, Meta, Node, Tree, Xattrs};
 
 /// Bytes that can be read at any offset.
 pub trait ReadAt {
@@ -55,26 +54,41 @@ impl ReadAt for Vec<u8> {
 /// A file that cannot be read, and an image that is damaged or has features that
 /// [`super::write`] does not use (compression, tails inlined behind large files, shared attributes).
 pub fn read(path: &Path) -> Result<Tree> {
+    read_into(Tree::new(), path)
+}
+
+/// Like [`read`], into an empty tree, whose watch is asked whether to go on.
+///
+/// # Errors
+/// Like [`read`], and that of the watch.
+pub fn read_into(tree: Tree, path: &Path) -> Result<Tree> {
     let image = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
     let size = image.metadata().map(|m| m.len());
     let size = size.with_context(|| format!("cannot look at {}", path.display()))?;
-    read_from(&image, size, path)
+    let image = Arc::new(image);
+    let file = HostFile::Open(image.clone(), path.into());
+    tree_of(tree, &*image, size, file)
 }
 
-/// Reads an image of `size` bytes; the tree's contents refer to the file `path`.
+/// Reads an image of `size` bytes; the tree's contents refer to the file `path`, in which no part is a
+/// symbolic link.
 ///
 /// # Errors
 /// Like [`read`].
 pub fn read_from(image: &dyn ReadAt, size: u64, path: &Path) -> Result<Tree> {
-    Reader::new(image, size, path)
-        .and_then(|reader| reader.tree())
+    tree_of(Tree::new(), image, size, HostFile::Named(path.into()))
+}
+
+fn tree_of(tree: Tree, image: &dyn ReadAt, size: u64, file: HostFile) -> Result<Tree> {
+    Reader::new(image, size, file)
+        .and_then(|reader| reader.tree(tree))
         .context("the EROFS image cannot be read")
 }
 
 struct Reader<'a> {
     image: &'a dyn ReadAt,
     size: u64,
-    path: Arc<Path>,
+    file: HostFile,
     superblock: SuperBlock,
 }
 
@@ -108,8 +122,26 @@ struct Found {
     behind: u64,
 }
 
+/// A directory whose children are to be read.
+struct Directory {
+    id: InodeId,
+    found: Found,
+    path: Box<[u8]>,
+}
+
+/// How far the tree has come.
+struct Walk {
+    tree: Tree,
+    /// Inodes in the tree by their number in the image.
+    known: HashMap<u64, InodeId>,
+    contents: Contents,
+    /// Length of all attributes in the image that were read.
+    xattr_bytes: u64,
+    todo: Vec<Directory>,
+}
+
 impl<'a> Reader<'a> {
-    fn new(image: &'a dyn ReadAt, size: u64, path: &Path) -> Result<Self> {
+    fn new(image: &'a dyn ReadAt, size: u64, file: HostFile) -> Result<Self> {
         let mut block = [0; BLOCK as usize];
         image
             .read_exact_at(&mut block, 0)
@@ -118,42 +150,103 @@ impl<'a> Reader<'a> {
         Ok(Reader {
             image,
             size,
-            path: path.into(),
+            file,
             superblock,
         })
     }
 
     /// Walks all directories. Names lead to inodes, and an inode with several names is one file.
-    fn tree(&self) -> Result<Tree> {
-        let mut tree = Tree::new();
-        let mut known: HashMap<u64, Vec<u8>> = HashMap::new();
-        let mut contents = Contents::default();
-        let mut todo = vec![(Vec::new(), u64::from(self.superblock.root_nid))];
-        while let Some((path, nid)) = todo.pop() {
-            let at = || format!("/{}", path.escape_ascii());
-            let found = self.inode(nid).with_context(at)?;
-            if let Some(first) = known.get(&nid) {
-                ensure!(!found.head.is_directory(), "{} is a loop", at());
-                ensure!(tree.lookup(&path)?.is_none(), "{} is there twice", at());
-                tree.hard_link(&path, first).with_context(at)?;
-                continue;
-            }
-            known.insert(nid, path.clone());
-            let inode = self.content(&found, nid).with_context(at)?;
-            contents.add(&inode, self.size).with_context(at)?;
-            let is_directory = matches!(inode.node, Node::Directory(_));
-            self.put(&mut tree, &path, inode).with_context(at)?;
-            if is_directory {
-                self.children(&found, &path, &mut todo).with_context(at)?;
-            }
+    fn tree(&self, mut tree: Tree) -> Result<Tree> {
+        let nid = u64::from(self.superblock.root_nid);
+        let found = self.inode(nid).context("/")?;
+        ensure!(found.head.is_directory(), "its root is not a directory");
+        let root = self.content(&found, nid).context("/")?;
+        tree.insert("", root).context("/")?;
+        let mut walk = Walk {
+            tree,
+            known: HashMap::from([(nid, InodeId::ROOT)]),
+            contents: Contents::default(),
+            xattr_bytes: 0,
+            todo: vec![Directory {
+                id: InodeId::ROOT,
+                found,
+                path: Vec::new().into(),
+            }],
+        };
+        while let Some(directory) = walk.todo.pop() {
+            self.children(&directory, &mut walk)?;
         }
-        Ok(tree)
+        Ok(walk.tree)
     }
 
-    fn put(&self, tree: &mut Tree, path: &[u8], inode: Inode) -> Result<InodeId> {
-        let taken = !path.is_empty() && tree.lookup(path)?.is_some();
+    /// Puts the children of a directory into the tree, and those that are directories on the list.
+    fn children(&self, directory: &Directory, walk: &mut Walk) -> Result<()> {
+        let at = || format!("/{}", directory.path.escape_ascii());
+        let size = directory.found.head.size;
+        let is_large = size > self.size;
+        ensure!(
+            !is_large,
+            "{}: the directory is larger than the image",
+            at()
+        );
+        let mut block = [0; BLOCK as usize];
+        let mut own = HashSet::new();
+        for from in (0..size).step_by(BLOCK as usize) {
+            walk.tree.budget().tick()?;
+            let block = &mut block[..BLOCK.min(size - from) as usize];
+            self.data(&directory.found, from, block).with_context(at)?;
+            for (name, nid) in entries(block).with_context(at)? {
+                if name == b"." || name == b".." {
+                    ensure!(own.insert(name.len()), "{}: a name is there twice", at());
+                    continue;
+                }
+                let child = crate::path::below(&directory.path, name);
+                self.child(directory, name, nid, &child, walk)
+                    .with_context(|| format!("/{}", child.escape_ascii()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts the inode `nid` into the tree as `name` of a directory; its path is `path`.
+    fn child(
+        &self,
+        directory: &Directory,
+        name: &[u8],
+        nid: u64,
+        path: &[u8],
+        walk: &mut Walk,
+    ) -> Result<()> {
+        let plain = !name.is_empty() && name.len() <= MAX_NAME && !name.contains(&b'/');
+        ensure!(plain, "a bad name");
+        ensure!(path.len() < MAX_PATH, "a path of {} bytes", path.len());
+        let tree = &mut walk.tree;
+        let taken = tree.child(directory.id, name).is_some();
         ensure!(!taken, "the name is there twice");
-        tree.insert(path, inode)
+        if let Some(&id) = walk.known.get(&nid) {
+            let is_directory = matches!(tree.inode(id).node, Node::Directory(_));
+            ensure!(!is_directory, "it is a loop, or a directory with two names");
+            return tree.link(directory.id, name, id);
+        }
+        let found = self.inode(nid)?;
+        // What is read may hold one attribute many times, and lie behind many inodes; what the tree
+        // keeps takes more than it takes here.
+        walk.xattr_bytes += found.head.xattr_size as u64;
+        ensure!(
+            walk.xattr_bytes <= MAX_TREE_BYTES,
+            "too many extended attributes"
+        );
+        let inode = self.content(&found, nid)?;
+        inode.check()?;
+        walk.contents.add(&inode, self.size)?;
+        let id = tree.push(inode)?;
+        tree.link(directory.id, name, id)?;
+        walk.known.insert(nid, id);
+        if found.head.is_directory() {
+            let path = path.into();
+            walk.todo.push(Directory { id, found, path });
+        }
+        Ok(())
     }
 
     fn inode(&self, nid: u64) -> Result<Found> {
@@ -209,8 +302,8 @@ impl<'a> Reader<'a> {
         if len == 0 {
             return Ok(FileData::Bytes(Arc::new([])));
         }
-        let path = self.path.clone();
-        Ok(FileData::Range { path, offset, len })
+        let file = self.file.clone();
+        Ok(FileData::Range { file, offset, len })
     }
 
     /// Where `len` bytes of data from `from` on lie side by side in the image.
@@ -279,32 +372,6 @@ impl<'a> Reader<'a> {
             rest = rest.get(used..).unwrap_or_default();
         }
         Ok(xattrs)
-    }
-
-    /// Puts the children of a directory on the list.
-    fn children(&self, found: &Found, path: &[u8], todo: &mut Vec<(Vec<u8>, u64)>) -> Result<()> {
-        let size = found.head.size;
-        ensure!(size <= self.size, "the directory is larger than the image");
-        let mut block = [0; BLOCK as usize];
-        for from in (0..size).step_by(BLOCK as usize) {
-            let block = &mut block[..BLOCK.min(size - from) as usize];
-            self.data(found, from, block)?;
-            for (name, nid) in entries(block)? {
-                if name == b"." || name == b".." {
-                    continue;
-                }
-                ensure!(
-                    !name.is_empty() && !name.contains(&b'/'),
-                    "a bad name: {}",
-                    name.escape_ascii()
-                );
-                let slash: &[u8] = if path.is_empty() { b"" } else { b"/" };
-                let child = [path, slash, name].concat();
-                ensure!(child.len() <= MAX_PATH, "a path of {} bytes", child.len());
-                todo.push((child, nid));
-            }
-        }
-        Ok(())
     }
 
     fn read(&self, bytes: &mut [u8], offset: u64) -> Result<()> {

@@ -15,6 +15,7 @@ use crate::common::*;
 fn copy(src: &Path, dest: &str) -> CopySpec {
     CopySpec {
         src: src.to_owned(),
+        name: None,
         dest: dest.into(),
         mode: None,
         owner: None,
@@ -132,8 +133,14 @@ fn a_file_is_copied_to_a_name_or_into_a_directory() {
     tree.symlink("lib", "usr/lib").unwrap();
     tree.copy(&copy(&file, "/etc/name")).unwrap();
     tree.copy(&copy(&file, "/opt/")).unwrap();
-    tree.copy(&copy(&scratch.path().join("link"), "/lib"))
-        .unwrap();
+    let named = CopySpec {
+        name: Some("link".into()),
+        ..copy(&file, "/lib")
+    };
+    tree.copy(&named).unwrap();
+    // Whoever means what a link leads to resolves it: here it could be another one by now.
+    let error = tree.copy(&copy(&scratch.path().join("link"), "/lib"));
+    assert!(format!("{:#}", error.unwrap_err()).contains("symbolic link"));
     let files: Vec<_> = names(&tree)
         .into_iter()
         .filter(|name| name.contains(" 644 "))

@@ -5,4 +5,5 @@ mod common;
 mod cpio;
 mod host;
 mod image;
+mod limits;
 mod readback;

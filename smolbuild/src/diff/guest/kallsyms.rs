@@ -15,6 +15,13 @@
 //! ```
 //! Each begins at a multiple of eight. The base in memory is where the kernel runs, wherever it was
 //! loaded.
+//!
+//! The memory is the guest's, and what looks like a table may be there any number of times. So the
+//! search may look at each byte [`WORK`] times on the average, and then finds nothing.
+
+use std::cell::Cell;
+
+use smol_cli::Interrupt;
 
 /// A symbol.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,27 +47,71 @@ const GROUP: usize = 256;
 /// Longest name in tokens, with its length, as stored; and longest token.
 const MAX_NAME: usize = 0x3fff + 2;
 const MAX_TOKEN: usize = 512;
-/// Most bytes of names.
+/// Most bytes of names as stored, most symbols, and most bytes of their text.
 const MAX_NAMES: usize = 16 << 20;
+const MAX_SYMBOLS: usize = 1 << 20;
+const MAX_TEXT: usize = 64 << 20;
+/// Longest name as text (KSYM_NAME_LEN).
+const MAX_NAME_TEXT: usize = 512;
+/// Bytes that the search may look at, for each byte that there is. Real kernels take one to three.
+const WORK: u64 = 16;
+/// Bytes between two looks at the interrupt.
+const CHECK: u64 = 1 << 20;
 /// Places that look like markers and are tried.
 const MAX_CANDIDATES: usize = 64;
 /// Longest distance from a symbol to an address that is named after it.
 const MAX_DISTANCE: u64 = 1 << 24;
 
+/// What the search may still do.
+struct Work<'i> {
+    left: Cell<u64>,
+    interrupt: &'i Interrupt,
+}
+
+impl Work<'_> {
+    /// Takes the work of looking at `bytes`; `None` if there is none left, or the user wants to stop.
+    fn spend(&self, bytes: u64) -> Option<()> {
+        let before = self.left.get();
+        let mut left = before.saturating_sub(bytes);
+        if before / CHECK != left / CHECK && self.interrupt.check().is_err() {
+            left = 0;
+        }
+        self.left.set(left);
+        (left > 0).then_some(())
+    }
+
+    fn is_left(&self) -> bool {
+        self.left.get() > 0
+    }
+}
+
 impl Kallsyms {
-    /// Looks for the table in `bytes`, in which it begins at multiples of eight.
-    pub fn find(bytes: &[u8]) -> Option<Self> {
+    /// Looks for the table in `bytes`, in which it begins at multiples of eight. After an interrupt
+    /// nothing is found.
+    pub fn find(bytes: &[u8], interrupt: &Interrupt) -> Option<Self> {
+        Self::search(
+            bytes,
+            &Work {
+                left: Cell::new(WORK * bytes.len() as u64 + CHECK),
+                interrupt,
+            },
+        )
+    }
+
+    fn search(bytes: &[u8], work: &Work<'_>) -> Option<Self> {
         // Tokens of single letters are the letter itself, so the digits stand in a row.
         let digits: String = (0..10).map(|digit| format!("{digit}\\x00")).collect();
         let digits = regex::bytes::Regex::new(&digits).ok()?;
-        digits.find_iter(bytes).find_map(|found| {
-            let tokens = Tokens::around(bytes, found.start())?;
+        let mut found = digits.find_iter(bytes).take_while(|_| work.is_left());
+        found.find_map(|found| {
+            let tokens = Tokens::around(bytes, found.start(), work)?;
             // Markers come before the tokens, perhaps with the sequence by name between.
             let places = (0..tokens.begin / 8).rev().map(|word| word * 8);
             places
-                .filter_map(|at| Some((at, markers(bytes.get(at..tokens.begin)?)?)))
+                .take_while(|_| work.spend(8).is_some())
+                .filter_map(|at| Some((at, markers(bytes.get(at..tokens.begin)?, work)?)))
                 .take(MAX_CANDIDATES)
-                .find_map(|(at, markers)| Self::before(bytes, at, markers, &tokens))
+                .find_map(|(at, markers)| Self::before(bytes, at, markers, &tokens, work))
         })
     }
 
@@ -71,17 +122,19 @@ impl Kallsyms {
         markers_at: usize,
         markers: usize,
         tokens: &Tokens<'_>,
+        work: &Work<'_>,
     ) -> Option<Self> {
         let places = (3..markers_at / 8).rev().map(|word| word * 8);
-        places.take(MAX_NAMES / 8).find_map(|at| {
+        let mut places = places.take_while(|_| work.spend(8).is_some());
+        places.by_ref().take(MAX_NAMES / 8).find_map(|at| {
             let count = u32_at(bytes, at - 8)? as usize;
             let groups = count.div_ceil(GROUP);
-            if groups < 2 || groups > markers {
+            if groups < 2 || groups > markers || count > MAX_SYMBOLS {
                 return None;
             }
             let last = u32_at(bytes, markers_at + 4 * (groups - 1))? as usize;
             let fits = at + last < markers_at && markers_at - (at + last) <= GROUP * MAX_NAME;
-            fits.then(|| Self::parse(bytes, at, count, markers_at, tokens))?
+            fits.then(|| Self::parse(bytes, at, count, markers_at, tokens, work))?
         })
     }
 
@@ -92,15 +145,21 @@ impl Kallsyms {
         count: usize,
         end: usize,
         tokens: &Tokens<'_>,
+        work: &Work<'_>,
     ) -> Option<Self> {
         let base = u64::from_le_bytes(bytes.get(names_at - 16..names_at - 8)?.try_into().ok()?);
         let offsets_at = (names_at - 16).checked_sub(4 * count)? & !7;
         let mut table = Kallsyms::default();
-        let mut at = names_at;
+        let (mut at, mut text) = (names_at, 0);
         for n in 0..count {
             let (len, used) = length(bytes.get(at..end)?)?;
             let name = tokens.expand(bytes.get(at + used..at + used + len)?)?;
             at += used + len;
+            text += name.len();
+            work.spend((used + len + 4 + name.len()) as u64)?;
+            if text > MAX_TEXT {
+                return None;
+            }
             let offset = u32_at(bytes, offsets_at + 4 * n)? as i32;
             match u64::try_from(offset) {
                 Ok(address) => table.per_cpu.push(Symbol { address, name }),
@@ -171,21 +230,22 @@ struct Tokens<'b> {
 
 impl<'b> Tokens<'b> {
     /// The tokens of which the one of the letter 0 is at `zero`, if the index behind them agrees.
-    fn around(bytes: &'b [u8], zero: usize) -> Option<Self> {
+    fn around(bytes: &'b [u8], zero: usize, work: &Work<'_>) -> Option<Self> {
         let mut second = zero;
         for _ in 1..b'0' {
             let before = bytes[..second.checked_sub(1)?].iter().rev();
             second -= before.take(MAX_TOKEN).position(|byte| *byte == 0)? + 1;
         }
+        work.spend((zero - second) as u64)?;
         // Before the first token there may be no NUL, but it begins at a multiple of eight.
         let before = (0..second.checked_sub(1)?).rev().take(MAX_TOKEN);
         let text = before.take_while(|at| bytes[*at] != 0);
         let begins = std::iter::once(second - 1).chain(text);
         let mut begins = begins.filter(|at| at.is_multiple_of(8));
-        begins.find_map(|begin| Self::at(bytes, begin))
+        begins.find_map(|begin| Self::at(bytes, begin, work))
     }
 
-    fn at(bytes: &'b [u8], begin: usize) -> Option<Self> {
+    fn at(bytes: &'b [u8], begin: usize, work: &Work<'_>) -> Option<Self> {
         let (mut at, mut strings, mut starts) = (begin, Vec::new(), Vec::new());
         for _ in 0..TOKENS {
             let len = bytes
@@ -196,6 +256,7 @@ impl<'b> Tokens<'b> {
             strings.push(&bytes[at..at + len]);
             starts.extend(u16::try_from(at - begin).ok()?.to_le_bytes());
             at += len + 1;
+            work.spend(len as u64 + 1)?;
         }
         let index = bytes.get(at.next_multiple_of(8)..)?;
         index
@@ -206,14 +267,17 @@ impl<'b> Tokens<'b> {
     /// A name without the letter of its type.
     fn expand(&self, tokens: &[u8]) -> Option<String> {
         let pieces = tokens.iter().map(|token| self.strings[usize::from(*token)]);
-        let text: Vec<u8> = pieces.flatten().copied().collect();
+        let text: Vec<u8> = pieces.flatten().copied().take(MAX_NAME_TEXT + 1).collect();
+        if text.len() > MAX_NAME_TEXT {
+            return None;
+        }
         Some(text.get(1..)?.escape_ascii().to_string())
     }
 }
 
 /// How many numbers from the beginning of `bytes` on can be markers: 0, then each as far behind the
 /// one before as a group of names is long.
-fn markers(bytes: &[u8]) -> Option<usize> {
+fn markers(bytes: &[u8], work: &Work<'_>) -> Option<usize> {
     let numbers = bytes.as_chunks::<4>().0.iter();
     let mut numbers = numbers.map(|bytes| u32::from_le_bytes(*bytes) as usize);
     let mut last = numbers.next().filter(|first| *first == 0)?;
@@ -223,7 +287,9 @@ fn markers(bytes: &[u8]) -> Option<usize> {
         last = *next;
         lengths.contains(&distance)
     });
-    Some(1 + more.count()).filter(|count| *count > 1)
+    let count = 1 + more.count();
+    work.spend(4 * count as u64)?;
+    Some(count).filter(|count| *count > 1)
 }
 
 /// Length of a name, and of the length itself.
@@ -245,6 +311,10 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn find(bytes: &[u8]) -> Option<Kallsyms> {
+        Kallsyms::find(bytes, &Interrupt::detached().unwrap())
+    }
 
     const BASE: u64 = 0xffff_ffff_8100_0000;
 
@@ -306,7 +376,7 @@ mod tests {
     #[test]
     fn symbols_are_found_by_the_form_of_their_table() {
         for sequence in [true, false] {
-            let mut found = Kallsyms::find(&table(1000, sequence)).unwrap();
+            let mut found = find(&table(1000, sequence)).unwrap();
             assert_eq!(found.len(), 1000);
             assert_eq!(found.at(BASE + 100 * 16 + 15).unwrap().name, "sym100");
             assert_eq!(found.at(BASE + 4 * 16).unwrap().name, "sym4");
@@ -325,12 +395,73 @@ mod tests {
         for at in (0..whole.len()).step_by(97) {
             let mut damaged = whole.clone();
             damaged[at] ^= 0x55;
-            let _ = Kallsyms::find(&damaged);
-            let _ = Kallsyms::find(&whole[..at]);
-            let _ = Kallsyms::find(&whole[at..]);
+            let _ = find(&damaged);
+            let _ = find(&whole[..at]);
+            let _ = find(&whole[at..]);
         }
-        assert_eq!(Kallsyms::find(&whole[..whole.len() - 600]), None);
-        assert_eq!(Kallsyms::find(&[]), None);
+        assert_eq!(find(&whole[..whole.len() - 600]), None);
+        assert_eq!(find(&[]), None);
+    }
+
+    /// Memory in which a table could begin at each multiple of eight, but never ends: `len` bytes.
+    fn endless(len: usize) -> Vec<u8> {
+        let tail = table(600, true);
+        // The table's own tokens and markers, with a count in each word before, and names of any kind.
+        let word = [&600u32.to_le_bytes()[..], &[1, b'T', 1, b'T']].concat();
+        let mut bytes = word.repeat(len / 8);
+        bytes.extend(&tail[tail.len() / 3 & !7..]);
+        bytes
+    }
+
+    #[test]
+    fn many_beginnings_of_tables_cost_no_more_than_their_bytes() {
+        let left = |len: usize| {
+            let bytes = endless(len);
+            let interrupt = Interrupt::detached().unwrap();
+            let all = WORK * bytes.len() as u64 + CHECK;
+            let work = Work {
+                left: Cell::new(all),
+                interrupt: &interrupt,
+            };
+            assert_eq!(Kallsyms::search(&bytes, &work), None);
+            work.left.get()
+        };
+        // All that is allowed is used, and it ends.
+        assert_eq!(left(1 << 20), 0);
+    }
+
+    #[test]
+    fn a_search_that_is_interrupted_finds_nothing_more() {
+        let interrupt = Interrupt::detached().unwrap();
+        interrupt.trigger();
+        let work = Work {
+            left: Cell::new(CHECK + 7),
+            interrupt: &interrupt,
+        };
+        assert_eq!(work.spend(6), Some(()));
+        assert_eq!(work.spend(2), None);
+        assert!(!work.is_left());
+    }
+
+    #[test]
+    fn names_longer_than_a_kernel_has_are_not_made() {
+        let interrupt = Interrupt::detached().unwrap();
+        let work = Work {
+            left: Cell::new(u64::MAX),
+            interrupt: &interrupt,
+        };
+        let mut bytes = Vec::new();
+        let mut index: Vec<u8> = Vec::new();
+        for _ in 0..TOKENS {
+            index.extend((bytes.len() as u16).to_le_bytes());
+            bytes.extend([b'x'; 200]);
+            bytes.push(0);
+        }
+        bytes.resize(bytes.len().next_multiple_of(8), 0);
+        bytes.extend(index);
+        let tokens = Tokens::at(&bytes, 0, &work).unwrap();
+        assert_eq!(tokens.expand(&[1; 2]).unwrap().len(), 399);
+        assert_eq!(tokens.expand(&[1; 3]), None);
     }
 
     /// Kernels of recipes that are in the cache; there may be none.
@@ -342,7 +473,7 @@ mod tests {
             let Ok(image) = std::fs::read(&path) else {
                 continue;
             };
-            let found = Kallsyms::find(&image).unwrap_or_else(|| panic!("{}", path.display()));
+            let found = find(&image).unwrap_or_else(|| panic!("{}", path.display()));
             let text = found.address("_text").unwrap();
             assert_eq!(found.at(text).unwrap().address, text);
             assert!(found.address("entry_SYSCALL_64").unwrap() > text);

@@ -7,6 +7,8 @@ use super::ram::Space;
 const MAX_NAME: usize = 256;
 /// Deepest path that is shown in full.
 const MAX_DEPTH: usize = 64;
+/// Longest path that is shown in full, in bytes.
+const MAX_PATH: usize = 512;
 
 /// The kernel's memory with its layout.
 #[derive(Clone, Copy)]
@@ -57,7 +59,13 @@ impl KernelView<'_> {
             dentry = parent;
         }
         names.reverse();
-        Some(format!("/{}", names.join("/")))
+        let mut path = format!("/{}", names.join("/"));
+        if path.len() > MAX_PATH {
+            // Names are escaped: ASCII.
+            path.truncate(MAX_PATH);
+            path += "...";
+        }
+        Some(path)
     }
 
     /// The file whose pages belong to an `address_space`, with its file system.

@@ -7,6 +7,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::ops::{ControlFlow, Range};
 
+use smol_cli::Interrupt;
 use smol_machine::state::MachineState;
 
 use super::kallsyms::Kallsyms;
@@ -81,7 +82,12 @@ impl<'r> Owners<'r> {
     /// Learns who owns `pages` (GPAs), by the page tables of the first vCPU.
     ///
     /// `None` for a machine whose page tables have not four levels, or that has no vCPU.
-    pub fn learn(ram: &'r Ram<'r>, state: &MachineState, pages: &BTreeSet<u64>) -> Option<Self> {
+    pub fn learn(
+        ram: &'r Ram<'r>,
+        state: &MachineState,
+        pages: &BTreeSet<u64>,
+        interrupt: &Interrupt,
+    ) -> Option<Self> {
         const CR4_LA57: u64 = 1 << 12;
         let vcpu = state.vcpus.first()?;
         if vcpu.system.cr4 & CR4_LA57 != 0 {
@@ -93,7 +99,7 @@ impl<'r> Owners<'r> {
             top: vcpu.system.cr3 & !(PAGE - 1),
         };
         let image = image(space);
-        let mut symbols = Kallsyms::find(&image).unwrap_or_default();
+        let mut symbols = Kallsyms::find(&image, interrupt).unwrap_or_default();
         // The base in memory has been relocated with the kernel, so this is 0 with any KASLR that
         // relocates as the kernel's own does.
         if let (Some(entry), Some(symbol)) = (msr(MSR_LSTAR), symbols.address("entry_SYSCALL_64")) {
@@ -143,8 +149,11 @@ impl<'r> Owners<'r> {
 
     fn find_uses(&mut self, pages: &BTreeSet<u64>) {
         let mut uses = HashMap::new();
+        let ram = self.space.ram;
         let mut each = |gpa: u64, size: u64, make: &dyn Fn(u64) -> Use| {
-            for page in pages.range(gpa..gpa.saturating_add(size)) {
+            let mapped = pages.range(gpa..gpa.saturating_add(size));
+            // Large pages may be mapped any number of times.
+            for page in mapped.take_while(|_| ram.spend().is_some()) {
                 let new = make(page - gpa);
                 // The kernel image wins over other mappings of the kernel, but not over processes:
                 // what was needed for booting alone is free memory now, and still mapped there.
@@ -233,7 +242,9 @@ impl<'r> Owners<'r> {
     /// What the kernel maps outside of its image and of the direct mapping.
     fn kernel_memory(&self, va: u64) -> Owner {
         let at = |name: &str| Owner::at(name, format!("{va:#x}"));
-        if let Some(task) = self.tasks.iter().find(|task| task.stack.contains(&va)) {
+        let end = self.tasks.partition_point(|task| task.stack.start <= va);
+        let last = self.tasks[..end].last();
+        if let Some(task) = last.filter(|task| task.stack.contains(&va)) {
             return at(&format!("kernel stack of {} ({})", task.comm, task.pid));
         }
         if CPU_ENTRY_AREA.contains(&va) {

@@ -1,11 +1,13 @@
 //! Guest memory by physical and by virtual address.
 //!
 //! What is read here was written by a guest and may be anything: every address is checked, every
-//! walk has an end, and what cannot be read is `None`.
+//! walk has an end, and what cannot be read is `None`. There is an end to all of it, too: after so many
+//! reads, or after an interrupt, nothing can be read any more.
 
 use std::cell::Cell;
 use std::ops::ControlFlow;
 
+use smol_cli::Interrupt;
 use smol_rootfs::erofs::ReadAt;
 
 /// Bytes in a page.
@@ -19,6 +21,10 @@ const LARGE: u64 = 1 << 7;
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 /// Page tables that may be read in all walks together.
 const TABLES: u32 = 1 << 16;
+/// Reads of memory altogether; the owners of as many pages as are asked for take less than half.
+const READS: u64 = 1 << 25;
+/// Reads between two looks at the interrupt.
+const CHECK: u64 = 1 << 10;
 
 /// A memory image as the guest's physical address space.
 pub struct Ram<'i> {
@@ -26,6 +32,8 @@ pub struct Ram<'i> {
     /// (GPA, bytes), in the order of the image.
     pieces: Vec<(u64, u64)>,
     budget: Cell<u32>,
+    reads: Cell<u64>,
+    interrupt: Option<&'i Interrupt>,
 }
 
 impl<'i> Ram<'i> {
@@ -35,7 +43,28 @@ impl<'i> Ram<'i> {
             image,
             pieces: smol_machine::layout::ram(size),
             budget: Cell::new(TABLES),
+            reads: Cell::new(READS),
+            interrupt: None,
         }
+    }
+
+    /// The same, of which nothing can be read after an interrupt.
+    pub fn watched(image: &'i dyn ReadAt, size: u64, interrupt: &'i Interrupt) -> Self {
+        Ram {
+            interrupt: Some(interrupt),
+            ..Ram::new(image, size)
+        }
+    }
+
+    /// Counts a read, or something as costly.
+    pub fn spend(&self) -> Option<()> {
+        let mut left = self.reads.get().checked_sub(1)?;
+        let stop = |interrupt: &Interrupt| interrupt.check().is_err();
+        if left.is_multiple_of(CHECK) && self.interrupt.is_some_and(stop) {
+            left = 0;
+        }
+        self.reads.set(left);
+        Some(())
     }
 
     /// The address of a page of the image; `None` beyond its end.
@@ -57,6 +86,7 @@ impl<'i> Ram<'i> {
 
     /// Fills `bytes` from `gpa` on, all from one piece of RAM.
     pub fn read(&self, gpa: u64, bytes: &mut [u8]) -> Option<()> {
+        self.spend()?;
         let mut begin = 0;
         for (at, len) in &self.pieces {
             if let Some(offset) = gpa.checked_sub(*at).filter(|offset| offset < len) {
@@ -195,8 +225,8 @@ impl Space<'_> {
     ) -> ControlFlow<()> {
         let Some(entries) = self.ram.table(table) else {
             // Beyond memory, or enough altogether.
-            return match self.ram.budget.get() {
-                0 => ControlFlow::Break(()),
+            return match (self.ram.budget.get(), self.ram.reads.get()) {
+                (0, _) | (_, 0) => ControlFlow::Break(()),
                 _ => ControlFlow::Continue(()),
             };
         };

@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 use super::names::KernelView;
 use super::ram::{KERNEL_HALF, Met, PAGE, Ram, Space};
 
-/// Most tasks that are believed, and most mappings of a process.
+/// Most tasks that are believed, and most mappings of all processes together.
 const MAX_TASKS: usize = 1 << 16;
 const MAX_MAPPINGS: usize = 1 << 16;
 
@@ -45,7 +45,9 @@ pub struct Mapping {
 impl Process {
     /// What the address is for.
     pub fn mapping(&self, va: u64) -> String {
-        let found = self.mappings.iter().find(|m| m.range.contains(&va));
+        let end = self.mappings.partition_point(|m| m.range.start <= va);
+        let last = self.mappings[..end].last();
+        let found = last.filter(|mapping| mapping.range.contains(&va));
         found.map_or_else(|| guess(va).to_owned(), |m| m.name.clone())
     }
 }
@@ -60,7 +62,7 @@ fn guess(va: u64) -> &'static str {
     }
 }
 
-/// All tasks and all address spaces, by the kernel's own lists.
+/// All tasks, by their stacks, and all address spaces, by the kernel's own lists.
 pub fn listed(kernel: KernelView<'_>) -> (Vec<Task>, Vec<Process>) {
     let (mut tasks, mut processes) = (Vec::new(), Vec::new());
     let mut seen = BTreeSet::new();
@@ -83,10 +85,12 @@ pub fn listed(kernel: KernelView<'_>) -> (Vec<Task>, Vec<Process>) {
         let others = threads.filter(|thread| *thread != leader);
         tasks.extend(others.filter_map(|thread| task(kernel, thread)));
         tasks.push(first);
-        if tasks.len() > MAX_TASKS {
+        let mappings = |process: &Process| process.mappings.len();
+        if tasks.len() > MAX_TASKS || processes.iter().map(mappings).sum::<usize>() > MAX_MAPPINGS {
             break;
         }
     }
+    tasks.sort_by_key(|task| task.stack.start);
     (tasks, processes)
 }
 

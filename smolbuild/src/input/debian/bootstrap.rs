@@ -15,7 +15,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::geteuid;
 use smol_cli::{ErrorExt, ExitKind, Interrupt};
-use smol_host::lock_dir::lock_file;
+use smol_host::lock_dir::{ScratchDir, lock_file};
 
 use super::mmdebstrap::{self, Network};
 use super::{DebianSpec, packages};
@@ -187,7 +187,7 @@ struct Repository {
     /// Those of the priority *required*, by their own word, and what their installation needs.
     required: Vec<PackagePin>,
     /// Where it is not in the folder of the installation.
-    _temporary: Option<tempfile::TempDir>,
+    _temporary: Option<ScratchDir>,
 }
 
 impl Repository {
@@ -199,7 +199,9 @@ impl Repository {
         interrupt: &Interrupt,
     ) -> Result<Repository> {
         // The user that mmdebstrap becomes without root may not look into our cache.
-        let temporary = (!geteuid().is_root()).then(tempfile::tempdir).transpose()?;
+        let public = || ScratchDir::create_with_mode(&env::temp_dir(), "smol-packages-", 0o755);
+        let temporary = (!geteuid().is_root()).then(public).transpose();
+        let temporary = temporary.context("cannot make a temporary folder")?;
         let folder = match &temporary {
             Some(temporary) => temporary.path().to_owned(),
             None => work.join("packages"),

@@ -31,7 +31,7 @@ use smol_rootfs::{FileData, Inode, Meta, Node, Tree};
 pub use self::archive::{Chosen, fetch, resolve};
 use self::bootstrap::is_installed;
 pub use self::slim::Slim;
-use super::{HostPath, Input, InputDirs, LoadedTree, Pins};
+use super::{HostPath, Input, InputDirs, LoadedTree, Pins, watch};
 use crate::context::BuildContext;
 use crate::fetch::Net;
 use crate::lock::{self, Lock, PackagePin};
@@ -236,7 +236,7 @@ fn system(
     interrupt: &Interrupt,
 ) -> Result<LoadedTree> {
     let entry = bootstrap::installed(spec, cache, say, interrupt)?;
-    let mut tree = Tree::new();
+    let mut tree = Tree::watched(watch(interrupt));
     tree.apply_tar(&entry.archive)?;
     let status = tree.read("var/lib/dpkg/status", MAX_STATUS)?;
     let status = String::from_utf8_lossy(&status.unwrap_or_default()).into_owned();

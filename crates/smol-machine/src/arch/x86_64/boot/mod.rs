@@ -88,8 +88,9 @@ pub fn place_kernel(path: &Path, cmdline: &str, seed: &[u8; 32]) -> Result<Optio
         path: path.to_owned(),
         reason,
     };
-    let mut image = Vec::new();
     let file = open("kernel", path)?;
+    let len = file.metadata().map_err(err)?.len();
+    let mut image = Vec::with_capacity(len.min(MAX_KERNEL) as usize + 1);
     file.take(MAX_KERNEL + 1)
         .read_to_end(&mut image)
         .map_err(err)?;

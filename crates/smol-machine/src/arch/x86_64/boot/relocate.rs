@@ -24,6 +24,12 @@ const SECTION: &[u8] = b".smol.relocs";
 const KERNEL_MAP: u64 = 0xffff_ffff_8000_0000;
 /// The address space for the image in a kernel with RANDOMIZE_BASE (`KERNEL_IMAGE_SIZE`).
 const SPACE: u64 = 1 << 30;
+/// Most bytes of the table, sections, bytes of their names, and segments: what a kernel has, several
+/// times. Each place in the table is looked for in all segments, each section in all names.
+const MAX_TABLE: u64 = 16 << 20;
+const MAX_SECTIONS: usize = 1024;
+const MAX_NAMES: u64 = 1 << 20;
+const MAX_SEGMENTS: usize = 16;
 /// Unit of the slide: the kernel maps itself by pages of this size.
 const UNIT: u64 = 2 << 20;
 
@@ -82,7 +88,9 @@ fn move_places(
     words: &[u32],
     delta: u64,
 ) -> Result<(), String> {
-    let lists: Vec<&[u32]> = words.split(|word| *word == 0).collect();
+    // One more is enough to see that there are too many.
+    let lists = words.split(|word| *word == 0).take(5);
+    let lists: Vec<&[u32]> = lists.collect();
     let [&[], wide, inverse, narrow] = lists[..] else {
         return Err("its table of relocations does not hold three lists".into());
     };
@@ -153,19 +161,36 @@ fn segments(kernel: &[u8]) -> Result<Vec<Segment>, String> {
             in_memory: s.p_memsz(e),
         })
     };
-    headers.iter().filter(loaded).map(segment).collect()
+    let segments = headers.iter().filter(loaded).take(MAX_SEGMENTS + 1);
+    let segments = segments.map(segment).collect::<Result<Vec<_>, String>>()?;
+    match segments.len() <= MAX_SEGMENTS {
+        true => Ok(segments),
+        false => Err(format!("it has more than {MAX_SEGMENTS} segments")),
+    }
 }
 
 /// Returns where the section with the table begins and ends in the file.
 fn section(kernel: &[u8]) -> Result<Option<(usize, usize)>, String> {
     let e = LittleEndian;
-    let sections = header(kernel).and_then(|header| header.sections(e, kernel).ok());
-    let sections = sections.ok_or("its section headers are cut off")?;
+    let cut = "its section headers are cut off";
+    let header = header(kernel).ok_or(cut)?;
+    let headers = header.section_headers(e, kernel).map_err(|_| cut)?;
+    let names = header.shstrndx(e, kernel).map_err(|_| cut)? as usize;
+    let names = headers.get(names).map_or(0, |names| names.sh_size(e));
+    if headers.len() > MAX_SECTIONS || names > MAX_NAMES {
+        return Err(format!(
+            "it has more than {MAX_SECTIONS} sections, or of their names {MAX_NAMES} bytes"
+        ));
+    }
+    let sections = header.sections(e, kernel).map_err(|_| cut)?;
     let Some((_, section)) = sections.section_by_name(e, SECTION) else {
         return Ok(None);
     };
     let (begin, len) = (section.sh_offset(e), section.sh_size(e));
     match section.data(e, kernel) {
+        Ok(_) if len > MAX_TABLE => Err(format!(
+            "its table of relocations has {len} bytes (at most {MAX_TABLE})"
+        )),
         Ok(data) if data.len() as u64 == len && len >= 8 => {
             Ok(Some((begin as usize, (begin + len) as usize)))
         }
@@ -289,6 +314,34 @@ pub(super) mod tests {
             Ok(Some(0)),
             "there is no room"
         );
+    }
+
+    #[test]
+    fn headers_that_would_be_searched_again_and_again_are_refused() {
+        let why = refusal(|image| {
+            image.resize(1 << 20, 0);
+            put(image, 60, &2000u16.to_le_bytes());
+        });
+        assert!(why.starts_with("it has more than 1024 sections"), "{why}");
+        let why = refusal(|image| {
+            image.resize(2 << 20, 0);
+            put(image, NAMES_HEADER + 32, &((1u64 << 20) + 1).to_le_bytes());
+        });
+        assert!(why.starts_with("it has more than 1024 sections"), "{why}");
+        let why = refusal(|image| {
+            image.resize(32 << 20, 0);
+            put(image, TABLE_HEADER + 32, &(20u64 << 20).to_le_bytes());
+        });
+        assert!(why.contains("bytes (at most 16777216)"), "{why}");
+        // All of them the same one.
+        let why = refusal(|image| {
+            let one = image[PROGRAM_HEADER..PROGRAM_HEADER + 56].to_vec();
+            let at = image.len();
+            image.extend(one.repeat(17));
+            put(image, 32, &(at as u64).to_le_bytes());
+            put(image, 56, &17u16.to_le_bytes());
+        });
+        assert_eq!(why, "it has more than 16 segments");
     }
 
     #[test]

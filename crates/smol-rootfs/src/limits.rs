@@ -1,0 +1,154 @@
+//! Every maximum of this crate: what archives and images from outside can make it hold and do.
+//!
+//! | reader | what grows with its input | bounded by |
+//! |---|---|---|
+//! | all | names, inodes, link targets, attributes of a [`Tree`](crate::Tree) | [`MAX_ENTRIES`], [`MAX_TREE_BYTES`] |
+//! | all | work for links in paths | [`MAX_LINKS`] in one path, [`MAX_LINK_NAMES`] in all |
+//! | tar, layer | an extended header; global records | [`MAX_EXTENSION`]; they are merged, and an attribute that reaches a member counts in its tree |
+//! | EROFS | directories to be read | they are in the tree already; a directory has one name, and a name is in a directory once |
+//! | EROFS | contents | no more than the image has bytes |
+//! | cpio | files with several names | each name counts in the tree when it is met |
+//!
+//! A tree within these limits takes less than 256 MiB, and writing it as an image less than 512 MiB in
+//! all (a test holds that). Time is linear in the input but for sorted maps. All loops look at the
+//! [`Watch`] of their tree.
+
+use std::cell::Cell;
+use std::fmt;
+use std::sync::Arc;
+
+use anyhow::{Result, ensure};
+
+use crate::inode::{Inode, Node};
+
+/// Longest file name in bytes (`NAME_MAX` of Linux, and of EROFS).
+pub const MAX_NAME: usize = 255;
+/// Longest path, in the tree or of a symbolic link, in bytes (`PATH_MAX` less its NUL).
+pub const MAX_PATH: usize = 4095;
+/// Symbolic links followed in one path before it counts as a loop, as in Linux.
+pub const MAX_LINKS: usize = 40;
+/// Most names that come from symbolic links in all paths together: a link costs its reader little, and
+/// forty long ones in the path of each member much.
+pub const MAX_LINK_NAMES: u64 = 32 << 20;
+/// Most insertions into one tree.
+pub const MAX_ENTRIES: u64 = 1_000_000;
+/// Most bytes of a tree's names, inodes, link targets and attributes, as estimated from above.
+pub const MAX_TREE_BYTES: u64 = 192 << 20;
+/// Largest extended attribute value in bytes (the size field of EROFS has 16 bits).
+pub const MAX_XATTR_VALUE: usize = 65535;
+/// Most bytes of extended attributes, names and values, of one inode.
+pub const MAX_XATTRS: usize = 128 << 10;
+/// Largest extended header of a tar archive (pax records, long name), in bytes.
+pub const MAX_EXTENSION: u64 = 1 << 20;
+/// Largest account file that is read, in bytes.
+pub const MAX_ACCOUNTS: u64 = 1 << 20;
+
+/// What an inode takes without its text, bytes.
+const INODE: u64 = 128;
+/// What a name takes besides its bytes: its place in the directory, the allocation.
+const NAME: u64 = 64;
+/// What a directory takes that has a name in it.
+const DIRECTORY: u64 = 256;
+/// What an attribute takes besides its bytes.
+const XATTR: u64 = 128;
+/// Ticks between two looks at the watch.
+const TICKS: u64 = 256;
+
+/// Asked now and then whether to go on: its error ends what a tree is being used for.
+#[derive(Clone, Default)]
+pub struct Watch(Option<Arc<Check>>);
+
+type Check = dyn Fn() -> Result<()> + Send + Sync;
+
+impl Watch {
+    /// Asks `check`.
+    pub fn new(check: impl Fn() -> Result<()> + Send + Sync + 'static) -> Watch {
+        Watch(Some(Arc::new(check)))
+    }
+
+    pub(crate) fn check(&self) -> Result<()> {
+        self.0.as_ref().map_or(Ok(()), |check| check())
+    }
+}
+
+impl fmt::Debug for Watch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() {
+            "Watch"
+        } else {
+            "no watch"
+        })
+    }
+}
+
+/// What has been used of the limits.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Budget {
+    watch: Watch,
+    ticks: Cell<u64>,
+    entries: u64,
+    bytes: u64,
+    link_names: Cell<u64>,
+}
+
+impl Budget {
+    pub(crate) fn watched(watch: Watch) -> Budget {
+        Budget {
+            watch,
+            ..Budget::default()
+        }
+    }
+
+    /// A small piece of work was done.
+    pub(crate) fn tick(&self) -> Result<()> {
+        self.ticks.set(self.ticks.get() + 1);
+        match self.ticks.get().is_multiple_of(TICKS) {
+            true => self.watch.check(),
+            false => Ok(()),
+        }
+    }
+
+    /// A large piece of work was done.
+    pub(crate) fn check(&self) -> Result<()> {
+        self.watch.check()
+    }
+
+    pub(crate) fn bytes(&mut self, bytes: u64) -> Result<()> {
+        self.bytes += bytes;
+        ensure!(
+            self.bytes <= MAX_TREE_BYTES,
+            "names, link targets and attributes take more than {} MiB of memory",
+            MAX_TREE_BYTES >> 20
+        );
+        Ok(())
+    }
+
+    pub(crate) fn inode(&mut self, inode: &Inode) -> Result<()> {
+        let node = match &inode.node {
+            Node::Directory(_) => DIRECTORY,
+            Node::Symlink(target) => target.len() as u64,
+            _ => 0,
+        };
+        let xattrs = inode.meta.xattrs.iter();
+        let xattrs = xattrs.map(|(name, value)| XATTR + (name.len() + value.len()) as u64);
+        self.bytes(INODE + node + xattrs.sum::<u64>())
+    }
+
+    pub(crate) fn name(&mut self, name: &[u8]) -> Result<()> {
+        self.tick()?;
+        self.entries += 1;
+        ensure!(self.entries <= MAX_ENTRIES, "more than {MAX_ENTRIES} names");
+        self.bytes(NAME + name.len() as u64)
+    }
+
+    /// Names that a symbolic link puts into a path.
+    pub(crate) fn link_names(&self, names: usize) -> Result<()> {
+        self.tick()?;
+        self.link_names.set(self.link_names.get() + names as u64);
+        ensure!(
+            self.link_names.get() <= MAX_LINK_NAMES,
+            "paths lead through symbolic links with more than {MAX_LINK_NAMES} names"
+        );
+        Ok(())
+    }
+}
