@@ -10,10 +10,11 @@ use smol_bundle::{Bundle, Digest, ImageKind};
 use smol_cli::{ErrorExt, ExitKind, Failure, Interrupt};
 use smol_rootfs::Tree;
 use smol_rootfs::erofs::{self, Mtimes};
+use smol_sandbox::Access;
 use tempfile::{NamedTempFile, TempPath};
 use toml::Spanned;
 
-use super::{HostPath, Input, InputDirs, LoadedTree, Pins, watch};
+use super::{HostPath, Input, InputDirs, LoadedTree, Pins, confined, watch};
 use crate::error::ResultExt;
 use crate::lock::{InputFile, Lock, Role};
 use crate::source_dir::SourceDir;
@@ -59,7 +60,11 @@ impl Input for BundleInput {
         say("unpacking the root file system of the base");
         let locked = lock.base().context("the lock has no base");
         let locked = locked.kind(ExitKind::Internal)?;
-        let (tree, image) = tree(dirs, self.0.get_ref(), locked, interrupt)?;
+        let path = self.0.get_ref();
+        let access = Access::of_monitor()
+            .read(dirs.base_dir.join(path))
+            .write(dirs.scratch);
+        let (tree, image) = confined(&access, || tree(dirs, path, locked, interrupt))?;
         Ok(LoadedTree::kept_by(tree, image))
     }
 

@@ -19,9 +19,10 @@ use std::path::Path;
 
 use anyhow::Result;
 use serde::Serialize;
-use smol_cli::Interrupt;
+use smol_cli::{ErrorExt, ExitKind, Interrupt};
 use smol_rootfs::erofs::Mtimes;
 use smol_rootfs::{Tree, Watch};
+use smol_sandbox::{Access, Filter, MODE_VARIABLE, Mode};
 use toml::Spanned;
 
 use crate::context::BuildContext;
@@ -115,6 +116,20 @@ pub trait Input {
 
     /// Which times the files have in the image.
     fn mtimes(&self) -> Mtimes;
+}
+
+/// Does `work`, which reads what strangers have made, on a thread that can use nothing but `access`:
+/// no other file, no network, no program.
+///
+/// # Errors
+/// Those of `work`; or the thread cannot be confined.
+fn confined<T: Send>(access: &Access, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let mode = Mode::from_environment()?;
+    smol_sandbox::confined(access, Filter::Files, mode, work)
+        .kind(ExitKind::Host)
+        .hint(format!(
+            "{MODE_VARIABLE}=off builds without confinement: for Smolfiles that you trust"
+        ))?
 }
 
 /// A path that a Smolfile names, relative to its folder.

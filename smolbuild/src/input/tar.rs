@@ -5,9 +5,10 @@ use serde::Serialize;
 use smol_cli::Interrupt;
 use smol_rootfs::Tree;
 use smol_rootfs::erofs::Mtimes;
+use smol_sandbox::Access;
 use toml::Spanned;
 
-use super::{HostPath, Input, InputDirs, LoadedTree, Pins, watch};
+use super::{HostPath, Input, InputDirs, LoadedTree, Pins, confined, watch};
 use crate::lock::{InputFile, Lock, Role};
 use crate::source_dir::SourceDir;
 
@@ -46,9 +47,12 @@ impl Input for TarInput {
         _say: &mut dyn FnMut(&str),
         interrupt: &Interrupt,
     ) -> Result<LoadedTree> {
-        let mut tree = Tree::watched(watch(interrupt));
         let (archive, path) = dirs.base_dir.require_file(self.0.get_ref())?;
-        tree.apply_tar_file(archive, &path)?;
+        let mut tree = Tree::watched(watch(interrupt));
+        let tree = confined(&Access::none().read(&path), || {
+            tree.apply_tar_file(archive, &path)?;
+            Ok(tree)
+        })?;
         Ok(LoadedTree::new(tree))
     }
 
