@@ -1,5 +1,6 @@
 //! From a frozen machine to a bundle: the last stage before the signature.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -81,7 +82,10 @@ pub fn write(
         .stage("pack", "dropping equal pages, compressing");
     let written = smol_bundle::write_while(spec, prepared, out, &mut |done, total| {
         stage.set(done, total);
-        interrupt.go_on()
+        match interrupt.is_set() {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
     });
     let written = written.map_err(|error| {
         let stopped = interrupt.check().err().map(anyhow::Error::from);
