@@ -3,10 +3,11 @@
 //! The inner program prints its messages as JSON lines on stdout and leaves the results in the
 //! job's folder, which both sides see under the same name.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use smol_cli::Interrupt;
 use smol_host::emulated::{EmulatedHost, Event, SELF};
 
@@ -21,6 +22,8 @@ const JOB_FILE: &str = "job.json";
 const OUT: &str = "/job/out";
 /// After an interrupt the inner program has this long to come to its end by itself.
 const GRACE: Duration = Duration::from_secs(3);
+/// Most bytes of a message of the inner program, and of its last words.
+const MAX_OUTPUT: usize = 1 << 20;
 
 /// Boots the job in an emulated host. As [`local::run`] otherwise.
 ///
@@ -55,16 +58,26 @@ pub fn run(
         match event {
             Event::Stdout(bytes) => {
                 stdout.extend(bytes);
+                ensure!(
+                    stdout.len() <= MAX_OUTPUT,
+                    "the emulated host sent too long a message"
+                );
                 for message in complete_lines(&mut stdout)? {
                     report(message);
                 }
             }
-            Event::Stderr(bytes) => stderr.extend(bytes),
+            Event::Stderr(bytes) => {
+                let left = MAX_OUTPUT.saturating_sub(stderr.len());
+                stderr.extend(&bytes[..bytes.len().min(left)]);
+            }
             Event::Started | Event::Channel(_) => {}
             Event::Exited(status) => break status,
         }
     };
+    // From here on nobody writes to the results any more.
+    drop(running);
     let _ = std::fs::remove_file(job.out.join(JOB_FILE));
+    require_files(&job.out)?;
     if status.shell_code() != 0 {
         interrupt.check()?;
         let words = String::from_utf8_lossy(&stderr);
@@ -72,6 +85,22 @@ pub fn run(
             "the build inside the emulated host failed (exit {}): {}",
             status.shell_code(),
             words.trim()
+        );
+    }
+    Ok(())
+}
+
+/// Checks that the results are files of their own: what happens in the emulated host must not decide
+/// which files of this one become parts of a bundle.
+fn require_files(out: &Path) -> Result<()> {
+    let cannot = || format!("cannot read {}", out.display());
+    for entry in std::fs::read_dir(out).with_context(cannot)? {
+        let entry = entry.with_context(cannot)?;
+        let found = entry.metadata().with_context(cannot)?;
+        ensure!(
+            found.is_file() && found.nlink() == 1,
+            "the emulated host left something else than a file of its own: {}",
+            entry.file_name().display()
         );
     }
     Ok(())
@@ -132,4 +161,33 @@ fn complete_lines(buffer: &mut Vec<u8>) -> Result<Vec<Message>> {
             })
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn results_that_are_links_or_no_files_are_not_taken() {
+        let scratch = tempfile::tempdir().unwrap();
+        let (secret, out) = (scratch.path().join("secret"), scratch.path().join("out"));
+        fs::write(&secret, "secret").unwrap();
+        let make: [fn(&Path, &Path); 3] = [
+            |secret, place| symlink(secret, place).unwrap(),
+            |secret, place| fs::hard_link(secret, place).unwrap(),
+            |_, place| fs::create_dir(place).unwrap(),
+        ];
+        for make in make {
+            fs::create_dir(&out).unwrap();
+            fs::write(out.join("state"), "{}").unwrap();
+            require_files(&out).unwrap();
+            make(&secret, &out.join("memory"));
+            let error = require_files(&out).unwrap_err().to_string();
+            assert!(error.ends_with("a file of its own: memory"), "{error}");
+            fs::remove_dir_all(&out).unwrap();
+        }
+    }
 }

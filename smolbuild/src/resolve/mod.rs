@@ -245,7 +245,7 @@ fn tell(changes: &[String], file: &Path, progress: &Progress) {
 }
 
 /// The first of these lines, and how many more there are.
-fn abridged(lines: &[String], most: usize) -> Vec<String> {
+pub fn abridged(lines: &[String], most: usize) -> Vec<String> {
     let mut shown: Vec<String> = lines.iter().take(most).cloned().collect();
     if lines.len() > most {
         shown.push(format!("and {} more changes", lines.len() - most));
