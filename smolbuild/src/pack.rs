@@ -5,11 +5,11 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use smol_bundle::limits::MAX_STATE_SIZE;
 use smol_bundle::{
     BundleSpec, ClockMode, Config, CpuContract, Prepared, PrivateKey, Reproducible, SnapshotSpec,
     Tsc, TscNeeds, WorkingSet, Written,
 };
-use smol_bundle::limits::MAX_STATE_SIZE;
 use smol_cli::human;
 use smol_machine::cpu;
 use smol_rootfs::host;

@@ -84,7 +84,10 @@ fn default_output(loaded: &Loaded) -> Result<PathBuf> {
     if name.is_symlink() {
         let what = format!("{} is a symbolic link", name.display());
         return Err(Failure::new(ExitKind::Usage, what)
-            .hint(format!("`-o {}` writes to what it leads to", name.display()))
+            .hint(format!(
+                "`-o {}` writes to what it leads to",
+                name.display()
+            ))
             .into());
     }
     Ok(name)

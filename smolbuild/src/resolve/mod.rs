@@ -20,8 +20,8 @@ use smol_cli::{ErrorExt, ExitKind, Failure, Progress};
 
 pub use self::current::{Kept, current};
 use crate::context::BuildContext;
-use crate::fetch::Net;
 use crate::error::ResultExt;
+use crate::fetch::Net;
 use crate::input::Pins;
 use crate::lock::{Lock, MAX_SIZE, Part, differences};
 use crate::smolfile::Loaded;

@@ -417,7 +417,11 @@ error: cannot use this path: No such file or directory (os error 2)
         let error = load(&path, None).unwrap_err();
         let text = smol_cli::error::render(&error, false);
         assert_eq!(text.matches("error: ").count(), MOST_SHOWN);
-        assert!(text.ends_with("\nand 19993 more mistakes\n"), "{}", &text[text.len() - 200..]);
+        assert!(
+            text.ends_with("\nand 19993 more mistakes\n"),
+            "{}",
+            &text[text.len() - 200..]
+        );
         let mistakes = smol_cli::error::json::lines(&error);
         assert_eq!(mistakes.lines().count(), MOST_SHOWN + 1);
     }

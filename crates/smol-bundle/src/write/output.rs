@@ -352,14 +352,22 @@ mod tests {
         check(&null).unwrap();
         write(&null, "gone").unwrap();
         assert!(null.is_symlink());
-        assert!(fs::metadata("/dev/null").unwrap().file_type().is_char_device());
+        assert!(
+            fs::metadata("/dev/null")
+                .unwrap()
+                .file_type()
+                .is_char_device()
+        );
 
         let pipe = dir.path().join("pipe");
         let mode = Mode::from_raw_mode(0o600);
         rustix::fs::mknodat(CWD, &pipe, rustix::fs::FileType::Fifo, mode, 0).unwrap();
         check(&pipe).unwrap();
         let error = write(&pipe, "x").unwrap_err().to_string();
-        assert!(error.ends_with("it is a pipe, and nobody reads from it"), "{error}");
+        assert!(
+            error.ends_with("it is a pipe, and nobody reads from it"),
+            "{error}"
+        );
         let long = "content ".repeat(100_000);
         let flags = OFlags::RDONLY | OFlags::NONBLOCK;
         let reader = rustix::fs::open(&pipe, flags, Mode::empty()).unwrap();
