@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, anyhow};
-use smol_cli::{ErrorExt, ExitKind, Failure, Interrupt};
+use smol_cli::{ErrorExt, ExitKind, Failure, Interrupt, paths};
 use smol_host::apt::{self, DownloadDir};
 use smol_host::lock_dir::ScratchDir;
 
@@ -229,7 +229,7 @@ impl Scratch {
     /// If it cannot be made.
     pub fn new(downloads: &Path) -> Result<Scratch> {
         let cannot = || format!("cannot write in {}", downloads.display());
-        fs::create_dir_all(downloads).with_context(cannot)?;
+        paths::create_in_cache(downloads).with_context(cannot)?;
         // apt's own user works in it, too.
         let folder =
             ScratchDir::create_with_mode(downloads, "fetching-", 0o755).with_context(cannot)?;

@@ -46,6 +46,18 @@ fn require_cache(dir: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Creates a folder of the cache, with those above it, such that nobody else can write to it, whatever
+/// the umask is: [`cache_dir`] would refuse it the next time.
+///
+/// # Errors
+/// Those of the file system.
+pub fn create_in_cache(dir: &Path) -> io::Result<()> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(dir)
+}
+
 /// Checks that a folder or file belongs to this user, and that nobody else can write to it. `what` it is
 /// begins the error.
 ///
@@ -195,6 +207,27 @@ fn private_dir(dir: &Path) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn folders_of_the_cache_are_closed_to_others_under_every_umask() {
+        const UMASK: &str = "TEST_WITH_UMASK";
+        let name = "paths::tests::folders_of_the_cache_are_closed_to_others_under_every_umask";
+        if std::env::var_os(UMASK).is_none() {
+            // The umask is the whole process's.
+            let mut again = std::process::Command::new(std::env::current_exe().unwrap());
+            let status = again.args(["--exact", name]).env(UMASK, "2").status();
+            assert!(status.unwrap().success());
+            return;
+        }
+        rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o002));
+        let scratch = tempfile::tempdir().unwrap();
+        let cache = scratch.path().join("cache");
+        require_cache(&cache).unwrap();
+        create_in_cache(&cache.join("kernels/one")).unwrap();
+        require_cache(&cache).unwrap();
+        fs::create_dir(cache.join("open")).unwrap();
+        assert!(require_cache(&cache).is_err());
+    }
 
     #[test]
     fn a_cache_that_others_can_write_to_is_refused_with_the_folder() {

@@ -158,7 +158,7 @@ mod tests {
             (Sandbox::Missing, true),
         ] {
             let folder = ScratchDir::create(parent.path(), "x-").unwrap();
-            let mut command = Command::new("apt-get");
+            let mut command = Command::new("program");
             DownloadDir { folder, sandbox }.configure(&mut command);
             let args: Vec<_> = command.get_args().collect();
             assert_eq!(args.contains(&"APT::Sandbox::User=root".as_ref()), off);

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde::{Deserialize, Serialize};
+use smol_cli::paths;
 
 use super::modules;
 use crate::apt::{self, DownloadDir};
@@ -164,7 +165,7 @@ struct KernelScratch {
 impl KernelScratch {
     fn new(cache: &Path) -> Result<KernelScratch> {
         let kernels = kernels(cache);
-        fs::create_dir_all(&kernels).map_err(HostError::io(format!(
+        paths::create_in_cache(&kernels).map_err(HostError::io(format!(
             "cannot create {}",
             kernels.display()
         )))?;
