@@ -7,6 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use smol_cli::paths;
 use smol_host::lock_dir::ScratchDir;
 
 /// A private folder under the cache, removed on drop.
@@ -19,7 +20,7 @@ impl WorkDir {
     /// If the cache cannot be written.
     pub fn create(cache: &Path) -> Result<Self> {
         let parent = cache.join("work");
-        fs::create_dir_all(&parent)
+        paths::create_in_cache(&parent)
             .with_context(|| format!("cannot create {}", parent.display()))?;
         let folder = ScratchDir::create(&parent, "building-")
             .with_context(|| format!("cannot create a folder in {}", parent.display()))?;
