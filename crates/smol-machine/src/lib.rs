@@ -15,6 +15,8 @@
 pub mod arch;
 pub mod devices;
 mod error;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod hv;
 pub mod machine;
 pub mod memory;
