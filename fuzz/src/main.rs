@@ -1,4 +1,4 @@
-//! libFuzzer over the target that `SMOL_FUZZ_TARGET` names; without it, the table as JSON. Built and
+//! libFuzzer over the target that `FUZZ_TARGET` names; without it, the table as JSON. Built and
 //! started by `cargo xtask fuzz`.
 
 #![no_main]
@@ -12,7 +12,7 @@ static TARGET: OnceLock<&'static Target> = OnceLock::new();
 
 /// Finds the target, or tells which there are.
 fn choose() {
-    let name = std::env::var("SMOL_FUZZ_TARGET").unwrap_or_default();
+    let name = std::env::var("FUZZ_TARGET").unwrap_or_default();
     let Some(target) = targets::find(&name) else {
         println!("{}", targets::to_json());
         std::process::exit(0);

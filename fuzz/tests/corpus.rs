@@ -15,10 +15,10 @@ use smol_fuzz::{folder, run};
 /// Most bytes of all corpora together.
 const MOST: u64 = 2 << 20;
 /// Set to 1 to write the seeds into the corpora.
-const WRITE_SEEDS: &str = "SMOL_FUZZ_SEED";
+const WRITE_SEEDS: &str = "FUZZ_SEED";
 
 /// Set to the name of a target in the process that runs it: what takes too much memory ends it.
-const CHILD: &str = "SMOL_FUZZ_CHILD";
+const CHILD: &str = "FUZZ_CHILD";
 
 fn main() {
     if let Some(target) = std::env::var(CHILD).ok().and_then(|name| find(&name)) {

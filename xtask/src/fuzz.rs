@@ -95,7 +95,7 @@ pub fn run(options: &FuzzOptions) -> Result<()> {
             "--test",
             "corpus",
         ]);
-        return shell::run(test.args(["--", "seed"]).env("SMOL_FUZZ_SEED", "1"));
+        return shell::run(test.args(["--", "seed"]).env("FUZZ_SEED", "1"));
     }
     let fuzzer = Fuzzer::build()?;
     let table = fuzzer.table()?;
@@ -186,7 +186,7 @@ impl Fuzzer {
         let mut command = self.command();
         let artifacts = self.subfolder(ARTIFACTS, target)?;
         let rss = (target.heap >> 20) + OVERHEAD;
-        command.env("SMOL_FUZZ_TARGET", &target.name);
+        command.env("FUZZ_TARGET", &target.name);
         command.arg(format!("-artifact_prefix={}/", artifacts.display()));
         command.arg(format!("-max_len={}", target.max_len));
         command.arg(format!("-rss_limit_mb={rss}"));
@@ -244,7 +244,7 @@ impl Fuzzer {
         let repeat = log.lines().find_map(|line| line.split(written).nth(1));
         let repeat = repeat.map(|input| {
             format!(
-                "\n    SMOL_FUZZ_TARGET={} {} {}",
+                "\n    FUZZ_TARGET={} {} {}",
                 target.name,
                 self.program.display(),
                 input.trim()

@@ -1,16 +1,14 @@
 //! What the fuzz targets call; no interface. Kernels and machine states of strangers, taken as far as
 //! is possible without a hypervisor.
 
-use std::convert::Infallible;
 use std::io::sink;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::arch::boot::{self, Entry};
-use crate::arch::cpu::{Cpu, Level};
+use crate::arch::cpu::Level;
 use crate::arch::layout;
-use crate::arch::state::{IrqchipState, TimerState, VcpuState};
 use crate::devices::bus::Bus;
 use crate::devices::serial::Serial;
 use crate::devices::virtio::console::Console;
@@ -18,14 +16,15 @@ use crate::devices::virtio::pmem::Pmem;
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::vsock::Vsock;
 use crate::devices::{DeviceSet, Slot};
-use crate::hv::{self, Address, Exit, Kicker, Vcpu, Vm};
+use crate::hv::none::NoVm;
+use crate::hv::{self, Address};
 use crate::machine::check_state;
 use crate::machine::config::{Clock, MachineConfig};
 use crate::memory::lazy::Contents;
 use crate::memory::{Ram, anonymous};
 use crate::paravirt::{Paravirt, Phase};
 use crate::state::MachineState;
-use crate::{Error, Result, Stop};
+use crate::{Result, Stop};
 
 /// Loads a kernel and an initramfs as [`crate::Machine::boot`] does. Returns the entry and the RAM.
 ///
@@ -132,90 +131,4 @@ impl Board {
 fn live() -> Vsock {
     let live = Vsock::live(3, None);
     live.map_or_else(|_| Vsock::deaf(3), |(device, _)| device)
-}
-
-/// A hypervisor that does nothing and has no vCPUs.
-struct NoVm;
-
-fn none<T>() -> Result<T> {
-    Err(Error::Config("there is no hypervisor here".into()))
-}
-
-impl Vm for NoVm {
-    type Vcpu = NoVcpu;
-
-    fn new() -> Result<Self> {
-        Ok(NoVm)
-    }
-    unsafe fn map(&self, _: u32, _: u64, _: *mut u8, _: u64, _: bool) -> Result<()> {
-        Ok(())
-    }
-    fn create_irqchip(&self, _: bool) -> Result<()> {
-        Ok(())
-    }
-    fn pin_system_registers(&self) -> Result<()> {
-        Ok(())
-    }
-    fn create_vcpu(&self, _: u8, _: &Cpu) -> Result<NoVcpu> {
-        none()
-    }
-    fn set_irq_line(&self, _: u32, _: bool) -> Result<()> {
-        Ok(())
-    }
-    fn save_irqchip(&self) -> Result<IrqchipState> {
-        none()
-    }
-    fn restore_irqchip(&self, _: &IrqchipState) -> Result<()> {
-        Ok(())
-    }
-    fn save_timers(&self) -> Result<TimerState> {
-        none()
-    }
-    fn restore_timers(&self, _: &TimerState) -> Result<()> {
-        Ok(())
-    }
-}
-
-/// There is none.
-struct NoVcpu(Infallible);
-
-impl Vcpu for NoVcpu {
-    type Kicker = NoVcpu;
-
-    fn kicker(&self) -> Result<NoVcpu> {
-        match self.0 {}
-    }
-    fn run(&mut self) -> Result<Exit<'_>> {
-        match self.0 {}
-    }
-    fn instruction(&self) -> Option<u64> {
-        match self.0 {}
-    }
-    fn finish_exit(&mut self) -> Result<()> {
-        match self.0 {}
-    }
-    fn enter(&self, _: &Entry) -> Result<()> {
-        match self.0 {}
-    }
-    fn await_startup(&self) -> Result<()> {
-        match self.0 {}
-    }
-    fn counter_khz(&self) -> u32 {
-        match self.0 {}
-    }
-    fn save(&self, _: Phase) -> Result<VcpuState> {
-        match self.0 {}
-    }
-    fn restore(&self, _: &VcpuState) -> Result<()> {
-        match self.0 {}
-    }
-    fn follow_counter(&self, _: &VcpuState) -> Result<()> {
-        match self.0 {}
-    }
-}
-
-impl Kicker for NoVcpu {
-    fn kick(&self) {
-        match self.0 {}
-    }
 }

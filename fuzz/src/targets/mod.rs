@@ -279,6 +279,7 @@ pub const TARGETS: &[Target] = &[
             "crates/smol-machine/src/machine/state.rs",
             "crates/smol-machine/src/arch/x86_64/state.rs",
             "crates/smol-machine/src/hv/kvm/x86_64/convert.rs",
+            "crates/smol-machine/src/hv/kvm/x86_64/fpu.rs",
             "crates/smol-machine/src/devices/bus.rs",
             "crates/smol-machine/src/paravirt/registers.rs",
         ],
@@ -364,6 +365,8 @@ pub const TARGETS: &[Target] = &[
         builder::smolfile,
         builder::smolfile_seeds,
         &[
+            "smolbuild/src/smolfile/mod.rs",
+            "smolbuild/src/smolfile/table.rs",
             "smolbuild/src/smolfile/parse.rs",
             "smolbuild/src/smolfile/diagnostic.rs",
             "smolbuild/src/smolfile/values.rs",
