@@ -18,7 +18,8 @@ const OUR_CRATES: &[(&str, &[&str])] = &[
     // What tests share. No other may depend on it but for its tests.
     ("smol-testing", &[]),
     ("smol-trust", &["smol-bundle", "smol-cli"]),
-    ("smol-host", &["smol-cli", "smol-machine"]),
+    ("smol-sandbox", &["smol-cli"]),
+    ("smol-host", &["smol-cli", "smol-machine", "smol-sandbox"]),
     (
         "smolbuild",
         &[
@@ -28,6 +29,7 @@ const OUR_CRATES: &[(&str, &[&str])] = &[
             "smol-machine",
             "smol-protocol",
             "smol-rootfs",
+            "smol-sandbox",
             "smol-trust",
         ],
     ),
@@ -39,6 +41,7 @@ const OUR_CRATES: &[(&str, &[&str])] = &[
             "smol-host",
             "smol-machine",
             "smol-protocol",
+            "smol-sandbox",
             "smol-trust",
         ],
     ),
@@ -85,6 +88,7 @@ const UNSAFE_MODULES: &[&str] = &[
     "crates/smol-machine/src/memory/prefetch.rs",
     "crates/smol-machine/src/memory/uffd.rs",
     "crates/smol-machine/src/threads.rs",
+    "crates/smol-sandbox/src/support.rs",
     "fuzz/src/memory.rs",
 ];
 
@@ -93,6 +97,7 @@ const PLATFORM_MODULES: &[&str] = &[
     "crates/smol-machine/src/hv/",
     "crates/smol-machine/src/arch/mod.rs",
     "crates/smol-guest/src/lib.rs",
+    "crates/smol-sandbox/src/arch.rs",
 ];
 
 /// The modules that start a program which downloads, or could: `debian/bootstrap.rs` gives mmdebstrap

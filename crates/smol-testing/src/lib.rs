@@ -1,5 +1,7 @@
 //! What the tests of all crates share; no program depends on it.
 
+#![allow(clippy::print_stdout, reason = "in no program")]
+
 pub mod memory;
 pub mod messages;
 

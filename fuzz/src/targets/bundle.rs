@@ -559,7 +559,7 @@ pub fn index_seeds() -> Vec<Vec<u8>> {
 /// Frames of zeros, of text and of noise.
 pub fn frame_seeds() -> Vec<Vec<u8>> {
     let noise: Vec<u8> = (0..2 * PAGE as u64)
-        .map(|i| (i * i * 31 >> 5) as u8)
+        .map(|i| ((i * i * 31) >> 5) as u8)
         .collect();
     let raws = [
         vec![0; PAGE],
