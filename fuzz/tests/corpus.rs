@@ -105,7 +105,7 @@ fn stands(target: &Target) -> Result<(), Failed> {
     for _ in 0..target.mutations {
         try_one(&mutate(&corpus, target.words, target.max_len, &mut dice))?;
     }
-    let inputs = corpus.len() + regressions.len() + target.mutations;
+    let inputs = 1 + corpus.len() + regressions.len() + target.mutations;
     let (name, kib) = (target.name, peak >> 10);
     println!("  {name}: {inputs} inputs, {accepted} accepted, at most {kib} KiB of heap");
     fs::remove_file(kept(target))?;
