@@ -1,6 +1,8 @@
 //! Every target over its corpus, its regressions and some thousand mutations of them, without a
 //! fuzzer: one after the other, for what is on the heap is counted.
 
+#![allow(clippy::print_stdout, reason = "figures of each target")]
+
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;

@@ -80,6 +80,10 @@ const DECODES_NOTHING_HOSTILE: &[(&str, &str)] = &[
         "smolrun/src/host/emulated.rs",
         "another process of this program; target `control`",
     ),
+    (
+        "smolrun/src/host/fetcher.rs",
+        "another process of this program",
+    ),
     ("smolrun/src/images/cache.rs", "an image that was verified"),
     (
         "smolrun/src/run/backdoor.rs",
