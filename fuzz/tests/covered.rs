@@ -40,7 +40,7 @@ const DECODES_NOTHING_HOSTILE: &[(&str, &str)] = &[
     ),
     ("crates/smol-machine/src/arch/x86_64/cpu.rs", "constants"),
     (
-        "smolbuild/src/boot/emulated.rs",
+        "smolbuild/src/boot/process.rs",
         "a job of this program, and its messages",
     ),
     (
@@ -79,6 +79,10 @@ const DECODES_NOTHING_HOSTILE: &[(&str, &str)] = &[
     (
         "smolrun/src/host/emulated.rs",
         "another process of this program; target `control`",
+    ),
+    (
+        "smolrun/src/host/fetcher.rs",
+        "another process of this program",
     ),
     ("smolrun/src/images/cache.rs", "an image that was verified"),
     (

@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use serde::Deserialize;
 
+use crate::packages::{self, For};
 use crate::shell::{self, cargo, workspace};
 
 /// What `cargo fuzz` passes, too; with checks on that only debug builds have.
@@ -97,6 +98,7 @@ pub fn run(options: &FuzzOptions) -> Result<()> {
         ]);
         return shell::run(test.args(["--", "seed"]).env("FUZZ_SEED", "1"));
     }
+    packages::install(For::Fuzz)?;
     let fuzzer = Fuzzer::build()?;
     let table = fuzzer.table()?;
     for name in &options.targets {
@@ -151,7 +153,7 @@ impl Fuzzer {
         build.env("CARGO_ENCODED_RUSTFLAGS", FLAGS.join("\x1f"));
         // The flags are unstable, the toolchain is pinned.
         build.env("RUSTC_BOOTSTRAP", "1");
-        shell::run(&mut build).context("it needs a C++ compiler: apt-get install g++")?;
+        shell::run(&mut build)?;
         let program = folder.join(TRIPLE).join("fuzz/smol-fuzz");
         Ok(Fuzzer { program, folder })
     }
@@ -220,6 +222,12 @@ impl Fuzzer {
             .context("cannot run the fuzzer")?;
         let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
         let mut outcome = parse(&String::from_utf8_lossy(&text));
+        ensure!(
+            !status.success() || outcome.executions > 0,
+            "{}: nothing was run; the log is {}",
+            target.name,
+            path.display()
+        );
         outcome.finding = self.finding(target, status, &String::from_utf8_lossy(&text), &path);
         Ok(outcome)
     }

@@ -13,6 +13,7 @@ use smolbuild::lock::{
     PackagePin, Role,
 };
 use smolbuild::plan::Plan;
+use smolbuild::smolfile::keys::KEYS;
 use smolbuild::smolfile::{parse, render};
 use smolbuild::source_dir::SourceDir;
 
@@ -193,11 +194,19 @@ drop_caches = true
 "#;
     let kernel =
         "name = \"k\"\nmemory = \"64MiB\"\n[kernel]\npath = \"vmlinux\"\n[ready]\nlog = \"up\"\n";
-    let nested = format!("a = {}", "[".repeat(3000));
+    let nested = [
+        "a = ".to_owned() + &"[".repeat(3000),
+        "[a".to_owned() + &".a".repeat(3000) + "]",
+        "a".to_owned() + &"{a=".repeat(3000),
+    ];
     let unknown: String = (0..500).map(|n| format!("k{n} = {n}\n")).collect();
-    [whole, kernel, &nested, &unknown]
-        .map(|text| text.as_bytes().to_vec())
-        .to_vec()
+    let keys: String = KEYS
+        .iter()
+        .map(|key| format!("{} = 0\n", key.name))
+        .collect();
+    let texts = [whole.to_owned(), kernel.to_owned(), unknown, keys];
+    let texts = texts.into_iter().chain(nested);
+    texts.map(String::into_bytes).collect()
 }
 
 /// A lock without inputs.

@@ -99,7 +99,7 @@ const fn small(
         seeds,
         max_len: 64 << 10,
         heap: 64 * MIB,
-        mutations: 2000,
+        mutations: 4000,
         words: &[],
         covers,
     }
@@ -110,7 +110,7 @@ impl Target {
     const fn large(mut self) -> Self {
         self.max_len = 2 * MIB;
         self.heap = LIMIT;
-        self.mutations = 150;
+        self.mutations = 300;
         self
     }
 
