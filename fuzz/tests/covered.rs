@@ -40,10 +40,6 @@ const DECODES_NOTHING_HOSTILE: &[(&str, &str)] = &[
     ),
     ("crates/smol-machine/src/arch/x86_64/cpu.rs", "constants"),
     (
-        "smolbuild/src/boot/process.rs",
-        "a job of this program, and its messages",
-    ),
-    (
         "smolbuild/src/bundle_cache/mod.rs",
         "what this program has put into its cache",
     ),

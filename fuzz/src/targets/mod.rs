@@ -307,6 +307,13 @@ pub const TARGETS: &[Target] = &[
     )
     .words(JSON),
     small(
+        "boot-messages",
+        protocol::boot_messages,
+        protocol::message_seeds,
+        &["smolbuild/src/boot/process.rs"],
+    )
+    .words(JSON),
+    small(
         "guest-log",
         protocol::guest_log,
         protocol::log_seeds,

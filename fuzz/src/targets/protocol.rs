@@ -15,7 +15,8 @@ use smol_protocol::{
     LOG_PORT, LineBuffer, MAX_ENTROPY, MAX_LINE, MIN_ENTROPY, Probe, Reply, Request, RestoreParams,
     Stage, decode_line, encode_line,
 };
-use smolbuild::boot::Message;
+use smolbuild::boot::fuzz::{messages, observe as observe_boot};
+use smolbuild::boot::{Failed, Message};
 use smolrun::fuzz as smolrun;
 
 use crate::input::{join, parts};
@@ -82,6 +83,20 @@ pub fn guest_events(data: &[u8]) -> bool {
     accepted
 }
 
+/// What the process of a machine that is built says to its parent: the guest may have taken it over.
+///
+/// Holds: messages are the same in whatever pieces they come, and are written as they can be read
+/// again.
+pub fn boot_messages(data: &[u8]) -> bool {
+    let found = messages(data, data.len());
+    assert_eq!(found, messages(data, 7));
+    for message in found.iter().flatten() {
+        let line = [&message[..], b"\n"].concat();
+        assert_eq!(messages(&line, line.len()), [Some(message.clone())]);
+    }
+    found.iter().any(Option::is_some)
+}
+
 /// Log frames of the guest.
 ///
 /// Holds: frames are the same in whatever pieces they come, each of 1 to 65,536 bytes, and the same
@@ -115,7 +130,7 @@ pub fn guest_log(data: &[u8]) -> bool {
 
 /// Has the builder's observer take what a guest says: lines come out printable and of bounded length.
 fn observe(streams: &[(u32, &[u8])], console: &[u8]) {
-    let (messages, failure) = smolbuild::boot::fuzz::observe(streams, console);
+    let (messages, failure) = observe_boot(streams, console);
     for message in &messages {
         if let Message::Log(line) | Message::Console(line) = message {
             // What is not printable is written out, with up to eight bytes for one.
@@ -291,6 +306,20 @@ pub fn event_seeds() -> Vec<Vec<u8>> {
     ];
     let lines = events.map(|event| encode_line(&event).expect("a short line"));
     vec![join(&[&[3, 0, 200], &lines.concat()])]
+}
+
+/// Messages of each kind.
+pub fn message_seeds() -> Vec<Vec<u8>> {
+    let failure = Failed::new("text \u{1b}[31m");
+    let messages = [
+        Message::Guest(Event::Ready { attempts: 2 }),
+        Message::Log("a line".into()),
+        Message::Console("a line".into()),
+        Message::Captured { nonzero_pages: 7 },
+        Message::Failed(failure),
+    ];
+    let line = |message: &Message| serde_json::to_string(message).expect("plain data") + "\n";
+    vec![messages.iter().map(line).collect::<String>().into_bytes()]
 }
 
 /// A few frames.

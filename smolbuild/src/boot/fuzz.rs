@@ -6,6 +6,7 @@ use std::sync::mpsc::channel;
 use regex::bytes::Regex;
 use smol_machine::devices::virtio::vsock::StreamSink;
 
+use super::process::Messages;
 use super::streams::{Console, GuestStreams, Observer};
 use super::{Failed, Message};
 
@@ -30,4 +31,14 @@ pub fn observe(streams: &[(u32, &[u8])], console: &[u8]) -> (Vec<Message>, Faile
     let failure = observer.failure("none");
     drop((guest, observer));
     (messages.try_iter().collect(), failure)
+}
+
+/// Takes what the process of a machine says, in pieces of `step` bytes. Returns its messages, written
+/// again; `None` for what is none.
+pub fn messages(stream: &[u8], step: usize) -> Vec<Option<Vec<u8>>> {
+    let mut messages = Messages::default();
+    let pieces = stream.chunks(step.max(1));
+    let all = pieces.flat_map(|piece| messages.push(piece));
+    all.map(|message| serde_json::to_vec(&message.ok()?).ok())
+        .collect()
 }
