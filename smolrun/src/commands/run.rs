@@ -19,6 +19,7 @@ use crate::host::{background, confine, emulated, instance};
 use crate::images::bundle::{self, Has, absolute};
 use crate::images::{Images, Source};
 use crate::run::metrics::{Metrics, Moment};
+use crate::run::publish::Publish;
 use crate::run::report::{End, Report as _};
 use crate::run::spec::{ColdBoot, RunSpec};
 use crate::run::{ports, publish};
@@ -35,7 +36,7 @@ pub fn run(args: &RunArgs, start: Moment) -> anyhow::Result<ExitCode> {
     let early = Early::decide(args)?;
     let emulated = early.may_be_emulated();
     let fetcher = emulated.then(Fetcher::if_needed).transpose()?.flatten();
-    confine(args, path, emulated, early.sandbox, &session.progress)?;
+    confine(args, path, &early, &session.progress)?;
     let bundle = open_trusted(path, args, &session.progress)?;
     if args.verify {
         bundle::verify(&bundle, &session)?;
@@ -81,6 +82,8 @@ struct Early {
     /// right to. Without any way to run a machine, the bundle's own errors are told first.
     selected: Option<Selected>,
     select_ms: f64,
+    /// The ports of `-p`; where QEMU is to listen on them, with their numbers.
+    ports: Vec<Publish>,
 }
 
 impl Early {
@@ -88,11 +91,19 @@ impl Early {
         let sandbox = Mode::from_environment()?;
         let moment = Moment::now();
         let select = || smol_host::select(args.host.accel, GuestKind::Linux).ok();
-        Ok(Self {
+        let mut early = Self {
             sandbox,
             selected: (args.host.accel != Accel::Kvm).then(select).flatten(),
             select_ms: moment.elapsed_ms(),
-        })
+            ports: args.publish.clone(),
+        };
+        // One that is taken is told when it is known that the bundle is good.
+        if early.may_be_emulated()
+            && let Ok(ports) = emulated::available(&args.publish)
+        {
+            early.ports = ports;
+        }
+        Ok(early)
     }
 
     fn may_be_emulated(&self) -> bool {
@@ -126,21 +137,20 @@ fn select(
 fn confine(
     args: &RunArgs,
     bundle: &Path,
-    emulated: bool,
-    mode: Mode,
+    early: &Early,
     progress: &Progress,
 ) -> anyhow::Result<()> {
-    if let Some(why) = smol_sandbox::warning(mode) {
+    if let Some(why) = smol_sandbox::warning(early.sandbox) {
         note(progress, &format!("warning: {why}"));
     }
     let start = confine::Start {
         bundle,
         keys: &args.key,
-        ports: &args.publish,
+        ports: &early.ports,
         metrics_file: args.metrics_file.as_deref(),
-        emulated,
+        emulated: early.may_be_emulated(),
     };
-    confine::before_bundle(&start, mode)
+    confine::before_bundle(&start, early.sandbox)
 }
 
 fn terminal(spec: &RunSpec, progress: Progress) -> Terminal {
@@ -208,7 +218,7 @@ fn spec_of(
         None => instance::invent_name(&root, &config.name)?,
     };
     // The machine binds them again. This tells of one that is taken before anything is unpacked.
-    drop(ports::bind(&args.publish)?);
+    drop(ports::bind(&early.ports)?);
     let mut metrics = Metrics {
         open_ms: Some(start.elapsed_ms() - early.select_ms),
         ..Metrics::default()
@@ -222,7 +232,7 @@ fn spec_of(
         digest: bundle.digest().to_string(),
         config: config.clone(),
         has,
-        ports: args.publish.clone(),
+        ports: early.ports,
         cold: args.cold_boot(),
         auto_remove: args.rm,
         verbose: args.verbose,
