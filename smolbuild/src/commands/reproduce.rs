@@ -2,7 +2,7 @@
 //! compares.
 
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use smol_bundle::{Bundle, ImageKind};
@@ -118,7 +118,7 @@ impl Reproduction<'_> {
         let mut missing = Vec::new();
         if let KernelSource::Path(path) = &smolfile.kernel.source {
             let place = extract::inside(base, path.get_ref())?;
-            extract_image(&self.bundle, ImageKind::Kernel, &place)?;
+            self.extract_image(ImageKind::Kernel, &place)?;
             // A smol kernel is in the bundle as it was moved to its place, not as it was named.
             let sha256 = hash::sha256(&place)?;
             let locked = lock.files.iter().find(|file| file.role == Role::Kernel);
@@ -136,7 +136,7 @@ impl Reproduction<'_> {
                 .session
                 .stage("sources", "taking the copied files out of the bundle");
             let image = self.folder.path().join("rootfs");
-            extract_image(&self.bundle, ImageKind::Rootfs, &image)?;
+            self.extract_image(ImageKind::Rootfs, &image)?;
             let tree = Tree::watched(input::watch(&self.session.interrupt));
             let tree = erofs::read_into(tree, &image)?;
             missing.extend(extract::restore(
@@ -149,6 +149,16 @@ impl Reproduction<'_> {
             stage.finish("");
         }
         Ok(missing)
+    }
+
+    fn extract_image(&self, kind: ImageKind, place: &Path) -> Result<()> {
+        let file = File::create_new(place)
+            .with_context(|| format!("cannot create {}", place.display()))?;
+        let interrupt = &self.session.interrupt;
+        let go_on = &mut |_, _| interrupt.go_on();
+        let extracted = self.bundle.extract_while(kind, &file, THREADS, go_on);
+        interrupt.check()?;
+        extracted.classify()
     }
 
     /// Refuses to build from other inputs than those of the lock: the result would tell nothing.
@@ -255,12 +265,4 @@ fn not_in_bundle(missing: &[String]) -> Failure {
     );
     Failure::new(ExitKind::Usage, what)
         .hint("give the folder of its Smolfile, with the files as they were: --context DIR")
-}
-
-fn extract_image(bundle: &Bundle, kind: ImageKind, place: &PathBuf) -> Result<()> {
-    let file =
-        File::create_new(place).with_context(|| format!("cannot create {}", place.display()))?;
-    bundle
-        .extract(kind, &file, THREADS, &mut |_, _| {})
-        .classify()
 }

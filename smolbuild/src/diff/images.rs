@@ -63,7 +63,7 @@ pub fn compare(
     if sizes.contains(&None) {
         return Ok(Some(change));
     }
-    let ((path_a, x), (path_b, y)) = (a.image(kind)?, b.image(kind)?);
+    let ((path_a, x), (path_b, y)) = (a.image(kind, interrupt)?, b.image(kind, interrupt)?);
     let differing = pages::differing((a, &x), (b, &y), kind, interrupt)?.pages;
     let Some(first) = differing.first() else {
         // Only the lengths, or how it is stored; equal lengths are the same image.

@@ -71,7 +71,8 @@ pub fn compare(a: &Side<'_>, b: &Side<'_>, interrupt: &Interrupt) -> Result<Memo
     if pages::provably_same(a.bundle, b.bundle, ImageKind::Memory) {
         return Ok(Memory::default());
     }
-    let ((_, x), (_, y)) = (a.image(ImageKind::Memory)?, b.image(ImageKind::Memory)?);
+    let image = |side: &Side<'_>| side.image(ImageKind::Memory, interrupt);
+    let ((_, x), (_, y)) = (image(a)?, image(b)?);
     let found = pages::differing((a, &x), (b, &y), ImageKind::Memory, interrupt)?;
     let ram_a = Ram::watched(&x, size, interrupt);
     let ram_b = Ram::watched(&y, size_b, interrupt);

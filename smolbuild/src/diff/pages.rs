@@ -31,15 +31,19 @@ impl<'b> Side<'b> {
     }
 
     /// An image as a file, verified frame by frame while it is written.
-    pub fn image(&self, kind: ImageKind) -> Result<(PathBuf, File)> {
+    ///
+    /// # Errors
+    /// A frame that does not verify, a full disk, the interrupt.
+    pub fn image(&self, kind: ImageKind, interrupt: &Interrupt) -> Result<(PathBuf, File)> {
         let path = self.folder.join(kind.name());
         let mut options = File::options();
         let file = options.read(true).write(true).create_new(true).open(&path);
         let file = file.with_context(|| format!("cannot create {}", path.display()))?;
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        self.bundle
-            .extract(kind, &file, threads, &mut |_, _| {})
-            .classify()?;
+        let go_on = &mut |_, _| interrupt.go_on();
+        let extracted = self.bundle.extract_while(kind, &file, threads, go_on);
+        interrupt.check()?;
+        extracted.classify()?;
         Ok((path, file))
     }
 

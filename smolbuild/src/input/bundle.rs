@@ -123,10 +123,12 @@ fn tree(
     let cannot = || format!("cannot build on {}", path.display());
     let image = NamedTempFile::with_prefix_in(".base-", folder)
         .with_context(|| format!("cannot write to {}", folder.display()))?;
-    bundle
-        .extract(ImageKind::Rootfs, image.as_file(), THREADS, &mut |_, _| {})
-        .classify()
-        .with_context(cannot)?;
+    let extracted =
+        bundle.extract_while(ImageKind::Rootfs, image.as_file(), THREADS, &mut |_, _| {
+            interrupt.go_on()
+        });
+    interrupt.check()?;
+    extracted.classify().with_context(cannot)?;
     let tree =
         erofs::read_into(Tree::watched(watch(interrupt)), image.path()).with_context(cannot)?;
     Ok((tree, image.into_temp_path()))
