@@ -2,6 +2,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "in no program")]
 
+pub mod kernel;
 pub mod memory;
 pub mod messages;
 
