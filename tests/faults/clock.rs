@@ -89,7 +89,7 @@ fn listed() -> Result<(), Failed> {
             return Err(format!("{text}{json}").into());
         }
         let said = run(&mut scene.command("smolrun", &["logs", "n"])).succeed();
-        assert_eq!(said, RESTORED);
+        assert_eq!(said.trim_start(), RESTORED);
         run(&mut scene.command("smolrun", DETACHED.arguments)).succeed();
         scene.settle();
         run(&mut scene.command("smolrun", &["rm", "n"])).succeed();

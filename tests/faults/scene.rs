@@ -1,7 +1,8 @@
 //! The folders of a trial, and what may be in them.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, DirBuilder};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -213,7 +214,9 @@ impl Scene {
     pub fn set_up(&self) {
         for name in ["in", "out", "cache", "run", "config", "tmp"] {
             let _ = fs::remove_dir_all(self.path(name));
-            fs::create_dir_all(self.path(name)).expect("the folder is our own");
+            let mut builder = DirBuilder::new();
+            let made = builder.mode(0o700).create(self.path(name));
+            made.expect("the folder is our own");
         }
         copy(&self.inputs, &self.path("in"));
     }
