@@ -78,7 +78,9 @@ fn listed() -> Result<(), Failed> {
                 continue;
             };
             for time in ["started", "ended"] {
-                record.entry(time).and_modify(|value| *value = seconds.into());
+                record
+                    .entry(time)
+                    .and_modify(|value| *value = seconds.into());
             }
             fs::write(&path, serde_json::to_vec(&record)?)?;
         }

@@ -74,15 +74,13 @@ impl Fixture {
         if crate::NO_KVM.is_some() {
             return;
         }
-        for (name, sign) in [
-            ("signed", &["--sign", "in/me.key"][..]),
-            ("unsigned", &[]),
-        ] {
+        for (name, sign) in [("signed", &["--sign", "in/me.key"][..]), ("unsigned", &[])] {
             let out = format!("in/{name}.smolmachine");
             let mut build = scene.command("smolbuild", &["in/tiny", "-o", &out]);
             run(build.args(sign)).succeed();
         }
-        run(&mut scene.command("smolrun", &["in/signed.smolmachine", "--key", "in/me.pub"])).succeed();
+        run(&mut scene.command("smolrun", &["in/signed.smolmachine", "--key", "in/me.pub"]))
+            .succeed();
         let unpacked = fs::read_dir(scene.path("cache/bundles")).expect("it has run");
         let unpacked = unpacked.flatten().next().expect("it was unpacked").path();
         fs::rename(unpacked, scene.path("unpacked")).expect("both are our own");
@@ -94,7 +92,8 @@ impl Fixture {
     /// Returns the files of the bundle `signed`, unpacked.
     pub fn unpacked(&self) -> &Listing {
         let folder = self.folder.path();
-        self.unpacked.get_or_init(|| listing(&folder.join("unpacked")))
+        self.unpacked
+            .get_or_init(|| listing(&folder.join("unpacked")))
     }
 
     /// Returns the lock file of the machine `files`.
@@ -303,7 +302,9 @@ impl Scene {
     /// If one does not end.
     pub fn settle(&self) {
         let what = format!("the end of the processes {:?}", self.processes());
-        eventually(&what, LIMIT / 10, || self.processes().is_empty().then_some(()));
+        eventually(&what, LIMIT / 10, || {
+            self.processes().is_empty().then_some(())
+        });
     }
 
     /// Returns what programs have left outside of `out`, but for the images in the cache.
@@ -342,7 +343,10 @@ impl Scene {
         let unpacked = self.path("cache/bundles").join(folder);
         match listing(&unpacked) == *crate::FIXTURE.unpacked() {
             true => Ok(true),
-            false => Err(format!("{} is not what the bundle holds", unpacked.display())),
+            false => Err(format!(
+                "{} is not what the bundle holds",
+                unpacked.display()
+            )),
         }
     }
 }

@@ -370,9 +370,8 @@ fn of_threads(what: &str) -> Option<Failure> {
     let is_one = panics.iter().any(|panic| what.contains(panic));
     is_one.then(|| {
         let message = "the system gives this program no more threads";
-        Failure::new(ExitKind::Failed, message).hint(
-            "free memory, or raise the limits: ulimit -u, and pids.max of the control group",
-        )
+        Failure::new(ExitKind::Failed, message)
+            .hint("free memory, or raise the limits: ulimit -u, and pids.max of the control group")
     })
 }
 

@@ -91,4 +91,3 @@ fn elf(code: &[u8], note: &[u8]) -> Vec<u8> {
     image.extend(code);
     image
 }
-
