@@ -50,11 +50,11 @@ impl Fault {
     }
 
     /// Whether this call, as strace shows it, can meet the fault. A disk does not fail what is on none,
-    /// and what opens a folder waits for nothing, so that no signal interrupts it.
+    /// and what opens a folder or a device waits for nothing, so that no signal interrupts it.
     fn can_hit(&self, call: &str) -> bool {
         let shows = |marks: &[&str]| marks.iter().any(|mark| call.contains(mark));
         if self.becomes == "error=EINTR" {
-            return !shows(&["O_DIRECTORY"]);
+            return !shows(&["O_DIRECTORY", "\"/dev/"]);
         }
         if shows(&["KVM_IRQ_LINE"]) {
             return false; // It allocates nothing; where it fails, the monitor is wrong.
@@ -66,7 +66,7 @@ impl Fault {
 
     /// Whether the operation would notice: a text that ends early is another text.
     fn suits(&self, operation: &Operation) -> bool {
-        let reads_text = ["lock", "images", "build"].contains(&operation.name);
+        let reads_text = ["lock", "images", "build", "logs"].contains(&operation.name);
         !(reads_text && self.call == "read" && self.becomes == "retval=0")
     }
 }

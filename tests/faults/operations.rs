@@ -315,13 +315,9 @@ impl Operation {
                 .strip_suffix("\n")
                 .unwrap_or(said.trim_start());
             // smolrun's own words are in the log, too.
-            let own = ["error: ", "smolrun: "];
-            let said: Vec<&str> = said
-                .lines()
-                .take_while(|line| !own.iter().any(|own| line.starts_with(own)))
-                .collect();
-            let said = said.join("\n");
-            if said != "n" && !RESTORED.starts_with(&said) && !whole.starts_with(&said) {
+            let own = ["error: ", "smolrun: "].map(|own| said.find(own).unwrap_or(said.len()));
+            let said = said[..own[0].min(own[1])].trim_end_matches('\n');
+            if said != "n" && !RESTORED.starts_with(said) && !whole.starts_with(said) {
                 return Err(format!("the machine printed {said:?}"));
             }
         }
@@ -367,8 +363,11 @@ impl Operation {
     /// If not.
     pub fn check_again(&self, scene: &Scene) -> Result<(), String> {
         let before = listing(&scene.path("out"));
-        if self.name == "keygen" && !before.is_empty() {
-            return Ok(());
+        match self.name {
+            "keygen" if !before.is_empty() => return Ok(()),
+            // What it had to do with may have been removed.
+            "ps" | "logs" | "rm" => (self.before)(scene),
+            _ => {}
         }
         let mut command = scene.command(self.program, self.arguments);
         let outcome = scene.run(&mut command);

@@ -1,14 +1,15 @@
 //! The folders of a trial, and what may be in them.
 
 use std::collections::BTreeMap;
-use std::fs::{self, DirBuilder};
-use std::os::unix::fs::DirBuilderExt;
+use std::fs::{self, DirBuilder, File};
+use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::fs::{SeekFrom, seek};
 use rustix::process::{Pid, Signal, kill_process};
 
 use smol_bundle::{Bundle, PrivateKey, PublicKey};
@@ -152,7 +153,7 @@ pub fn kill(pid: u32) {
     let _ = kill_process(pid, Signal::KILL);
 }
 
-/// Paths below a folder, with the content of files; `None` for folders and others.
+/// Paths below a folder, with the [`content`] of files; `None` for folders and others.
 pub type Listing = BTreeMap<PathBuf, Option<Vec<u8>>>;
 
 /// Returns all that is in a folder; nothing if it is missing.
@@ -161,10 +162,37 @@ pub fn listing(folder: &Path) -> Listing {
         let path = folder.join(&name);
         // It may be a socket, or a link.
         let is_file = fs::symlink_metadata(&path).is_ok_and(|found| found.is_file());
-        let content = is_file.then(|| fs::read(&path).expect("it is our own"));
+        let content = is_file.then(|| content(&path).expect("it is our own"));
         (name, content)
     };
     names(folder).into_iter().map(content).collect()
+}
+
+/// Longest file that is kept as it is.
+const SHORT: u64 = 1 << 20;
+
+/// Returns the content of a file. Of a long one, which has large holes, only pages that are not zero are
+/// kept, each with its number before it, and the length.
+fn content(path: &Path) -> std::io::Result<Vec<u8>> {
+    let file = File::open(path)?;
+    let length = file.metadata()?.len();
+    if length <= SHORT {
+        return fs::read(path);
+    }
+    let (mut kept, mut at) = (length.to_le_bytes().to_vec(), 0);
+    // It fails where there is no more data.
+    while let Ok(data) = seek(&file, SeekFrom::Data(at)) {
+        at = seek(&file, SeekFrom::Hole(data))?;
+        for page in data / 4096..at.div_ceil(4096) {
+            let mut bytes = [0; 4096];
+            let count = file.read_at(&mut bytes, page * 4096)?;
+            if bytes != [0; 4096] {
+                kept.extend(page.to_le_bytes());
+                kept.extend(&bytes[..count]);
+            }
+        }
+    }
+    Ok(kept)
 }
 
 /// Returns the paths of all that is in a folder.
@@ -322,7 +350,7 @@ impl Scene {
             for path in names(&self.path(name)) {
                 let first = path.iter().next().expect("a path has a name");
                 let is_kept = path.as_path() == first && kept.iter().any(|kept| first == *kept);
-                if !is_kept && !(name == "cache" && self.is_image(&path)?) {
+                if !(is_kept || name == "cache" && self.is_image(&path)?) {
                     left.push(Path::new(name).join(path));
                 }
             }
