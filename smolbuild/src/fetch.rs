@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, anyhow};
-use smol_cli::{ErrorExt, ExitKind, Failure, Interrupt};
-use smol_host::apt;
+use smol_cli::{ErrorExt, ExitKind, Failure, Interrupt, paths};
+use smol_host::apt::{self, DownloadDir};
 use smol_host::lock_dir::ScratchDir;
 
 use crate::{hash, subprocess};
@@ -180,12 +180,10 @@ fn choose(pin: &Pin, offers: &[Pin]) -> Result<Pin> {
 fn download(pin: &Pin, downloads: &Path, interrupt: &Interrupt) -> Result<PathBuf> {
     let cannot = || format!("cannot write in {}", downloads.display());
     let folder = Scratch::new(downloads)?;
+    let fetched = DownloadDir::new(folder.path()).context("cannot make a folder for downloads")?;
     let mut command = subprocess::command("apt-get");
-    // apt drops to its own user when run by root, who may not enter the folder; nothing is installed.
-    command.args(["-qq", "-o", "APT::Sandbox::User=root", "download"]);
-    command
-        .arg(format!("{}={}", pin.package, pin.version))
-        .current_dir(folder.path());
+    fetched.configure(&mut command);
+    command.arg(format!("{}={}", pin.package, pin.version));
     finish(command, interrupt)
         .with_context(|| {
             format!(
@@ -197,10 +195,8 @@ fn download(pin: &Pin, downloads: &Path, interrupt: &Interrupt) -> Result<PathBu
             "check the network, or renew the package lists: {}",
             update()
         ))?;
-    let files = fs::read_dir(folder.path()).with_context(cannot)?;
-    let mut files = files.flatten().map(|entry| entry.path());
-    let deb = files.find(|path| path.extension().is_some_and(|extension| extension == "deb"));
-    let deb = deb.with_context(|| {
+    let mut files = fetched.take(folder.path()).with_context(cannot)?;
+    let deb = files.pop().with_context(|| {
         format!(
             "apt-get downloaded nothing for {} {}",
             pin.package, pin.version
@@ -233,7 +229,7 @@ impl Scratch {
     /// If it cannot be made.
     pub fn new(downloads: &Path) -> Result<Scratch> {
         let cannot = || format!("cannot write in {}", downloads.display());
-        fs::create_dir_all(downloads).with_context(cannot)?;
+        paths::create_in_cache(downloads).with_context(cannot)?;
         // apt's own user works in it, too.
         let folder =
             ScratchDir::create_with_mode(downloads, "fetching-", 0o755).with_context(cannot)?;

@@ -1,20 +1,27 @@
 //! From a frozen machine to a bundle: the last stage before the signature.
 
+use std::io::Read;
+use std::ops::ControlFlow;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use smol_bundle::limits::MAX_STATE_SIZE;
 use smol_bundle::{
     BundleSpec, ClockMode, Config, CpuContract, Prepared, PrivateKey, Reproducible, SnapshotSpec,
     Tsc, TscNeeds, WorkingSet, Written,
 };
 use smol_cli::human;
 use smol_machine::cpu;
+use smol_rootfs::host;
 
 use crate::assemble::Images;
 use crate::boot::{Frozen, MEMORY_FILE, STATE_FILE, WORKING_SET_FILE};
 use crate::context::BuildContext;
 use crate::error::{LibraryError, ResultExt};
 use crate::plan::{Plan, Sealed};
+
+/// Longest list of the working set, in bytes: 30 for each run of pages.
+const MAX_WORKING_SET: u64 = 64 << 20;
 
 /// A bundle that was written.
 pub struct Built {
@@ -37,9 +44,7 @@ pub fn spec(
     frozen_in: &Path,
     smolfile: &str,
 ) -> Result<BundleSpec> {
-    let state_path = frozen_in.join(STATE_FILE);
-    let state = std::fs::read(&state_path)
-        .with_context(|| format!("cannot read {}", state_path.display()))?;
+    let state = result(frozen_in, STATE_FILE, MAX_STATE_SIZE)?;
     Ok(BundleSpec {
         config: config(plan, frozen),
         kernel: images.kernel.clone(),
@@ -60,9 +65,24 @@ fn working_set(frozen: &Frozen, frozen_in: &Path) -> Result<WorkingSet> {
     if frozen.working_set.is_none() {
         return Ok(WorkingSet::default());
     }
-    let path = frozen_in.join(WORKING_SET_FILE);
-    let text = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    serde_json::from_slice(&text).with_context(|| format!("{}", path.display()))
+    let text = result(frozen_in, WORKING_SET_FILE, MAX_WORKING_SET)?;
+    serde_json::from_slice(&text).context("the working set")
+}
+
+/// Reads a file that the boot left in the folder `frozen_in`, of at most `limit` bytes, and follows no
+/// link there.
+fn result(frozen_in: &Path, name: &str, limit: u64) -> Result<Vec<u8>> {
+    let cannot = || format!("cannot read {}", frozen_in.join(name).display());
+    let folder = frozen_in.canonicalize().with_context(cannot)?;
+    let file = host::open(&folder.join(name)).with_context(cannot)?;
+    let is_file = file.metadata().with_context(cannot)?.is_file();
+    ensure!(is_file, "{}: it is no file", cannot());
+    let mut bytes = Vec::new();
+    let read = file.take(limit + 1).read_to_end(&mut bytes);
+    read.with_context(cannot)?;
+    let short = bytes.len() as u64 <= limit;
+    ensure!(short, "{}: it has more than {limit} bytes", cannot());
+    Ok(bytes)
 }
 
 /// Writes the unsigned bundle, which appears whole or not at all.
@@ -81,7 +101,10 @@ pub fn write(
         .stage("pack", "dropping equal pages, compressing");
     let written = smol_bundle::write_while(spec, prepared, out, &mut |done, total| {
         stage.set(done, total);
-        interrupt.go_on()
+        match interrupt.is_set() {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
     });
     let written = written.map_err(|error| {
         let stopped = interrupt.check().err().map(anyhow::Error::from);

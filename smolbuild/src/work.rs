@@ -7,6 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use smol_cli::paths;
 use smol_host::lock_dir::ScratchDir;
 
 /// A private folder under the cache, removed on drop.
@@ -30,7 +31,7 @@ impl WorkDir {
     /// If the cache cannot be written.
     pub fn parent(cache: &Path) -> Result<PathBuf> {
         let parent = cache.join("work");
-        let made = fs::create_dir_all(&parent);
+        let made = paths::create_in_cache(&parent);
         made.with_context(|| format!("cannot create {}", parent.display()))?;
         Ok(parent)
     }

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use common::{bundle_spec, write_bundle};
 use smol_bundle::{Bundle, Config, SnapshotSpec, WorkingSet};
 use smol_cli::Interrupt;
+use smol_rootfs::{FileData, Inode, Meta, Node, Tree};
 use smol_testing::memory;
 use smolbuild::diff;
 use smolbuild::diff::memory::MAX_PLACES;
@@ -71,5 +72,35 @@ fn memory_that_differs_everywhere_is_compared_within_the_memory_bound() {
                 .text(None)
                 .contains("4096 pages of not looked into\n")
         );
+    });
+}
+
+/// As many empty files as a tree may hold, each of which differs in its mode from those of the other.
+fn full_tree(mode: u32) -> Tree {
+    let mut tree = Tree::new();
+    for n in 0u64.. {
+        let inode = Inode {
+            meta: Meta::root(mode),
+            node: Node::File(FileData::from(Vec::new())),
+        };
+        if tree
+            .insert(format!("{:02x}/{:x}", n & 0xff, n >> 8), inode)
+            .is_err()
+        {
+            return tree;
+        }
+    }
+    unreachable!("a tree has a limit")
+}
+
+#[test]
+fn the_largest_root_file_systems_are_compared_within_the_memory_bound() {
+    let test = "the_largest_root_file_systems_are_compared_within_the_memory_bound";
+    memory::within(BOUND, test, || {
+        let (a, b) = (full_tree(0o644), full_tree(0o600));
+        let interrupt = Interrupt::detached().unwrap();
+        let changes = diff::files::compare(&a, &b, &interrupt).unwrap();
+        assert_eq!(changes.list.len(), diff::files::MAX_CHANGES);
+        assert!(changes.more > 500_000, "{}", changes.more);
     });
 }

@@ -14,6 +14,8 @@
 
 mod cli;
 mod commands;
+#[doc(hidden)]
+pub mod fuzz;
 mod habits;
 mod host;
 mod images;

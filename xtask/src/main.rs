@@ -1,5 +1,5 @@
-//! What is done with this repository: `cargo xtask demo`, `test`, `bench`, `dist`, `repeat`,
-//! `versions`, `cast`.
+//! What is done with this repository: `cargo xtask demo`, `test`, `bench`, `fuzz`, `dist`,
+//! `repeat`, `versions`, `cast`.
 //!
 //! | module | purpose |
 //! |---|---|
@@ -8,6 +8,7 @@
 //! | [`demo`] | a service built, restored and asked, from nothing |
 //! | [`test`](mod@test) | everything that must pass |
 //! | [`tally`] | the outcomes of tests, counted |
+//! | [`fuzz`] | hostile input for every reader |
 //! | [`bench`](mod@bench) | the figures |
 //! | [`dist`] | a release: an archive and a Debian package |
 //! | [`repeat`] | builds repeated, and compared byte for byte |
@@ -24,6 +25,7 @@ mod bench;
 mod cast;
 mod demo;
 mod dist;
+mod fuzz;
 mod packages;
 mod repeat;
 mod shell;
@@ -50,6 +52,8 @@ enum Command {
     Demo,
     /// Format, lints, unit tests, end-to-end tests; or only those of a name
     Test(test::TestOptions),
+    /// Run the fuzz targets with libFuzzer, one after the other
+    Fuzz(fuzz::FuzzOptions),
     /// Measure, and print the figures
     Bench {
         /// Only these parts of them
@@ -74,6 +78,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Demo => demo::run(),
         Command::Test(options) => test::run(&options),
+        Command::Fuzz(options) => fuzz::run(&options),
         Command::Bench { parts, json } => bench::run(&parts, json.as_deref()),
         Command::Dist => dist::run(),
         Command::Repeat(options) => repeat::run(&options),

@@ -36,6 +36,9 @@ const TEST: &[Need] = &[
     ("strace", "strace"),
 ];
 
+/// To build libFuzzer.
+const FUZZ: &[Need] = &[("c++", "g++")];
+
 /// What a command needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum For {
@@ -43,6 +46,8 @@ pub enum For {
     Build,
     /// The tests as well.
     Test,
+    /// Fuzzing alone.
+    Fuzz,
 }
 
 /// Installs what is missing.
@@ -50,10 +55,14 @@ pub enum For {
 /// # Errors
 /// With the command that installs it, for those who are not root; or when that command fails.
 pub fn install(purpose: For) -> Result<()> {
-    let tests = if purpose == For::Test { TEST } else { &[] };
-    let missing: Vec<&str> = BUILD
-        .iter()
-        .chain(tests)
+    let needs = match purpose {
+        For::Build => [BUILD, &[]],
+        For::Test => [BUILD, TEST],
+        For::Fuzz => [FUZZ, &[]],
+    };
+    let missing: Vec<&str> = needs
+        .into_iter()
+        .flatten()
         .filter(|(need, _)| !is_here(need))
         .map(|(_, package)| *package)
         .collect();

@@ -11,6 +11,7 @@
 //! | `write` | from image files to a bundle that appears whole or not at all; signing |
 //! | `source` | where a bundle's bytes come from |
 //! | `read` | from a bundle back to images, nothing used before it is verified |
+//! | `fuzz` | what the fuzz targets call: parts of a bundle without the digests above them |
 //!
 //! **A bundle is treated as hostile, signed or not**: every number is checked before it is used, and
 //! every frame is verified when it is read.
@@ -18,6 +19,8 @@
 
 mod error;
 mod format;
+#[doc(hidden)]
+pub mod fuzz;
 mod read;
 mod source;
 mod write;

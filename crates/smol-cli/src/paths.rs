@@ -16,11 +16,80 @@ use anyhow::Context as _;
 
 use crate::{ErrorExt, ExitKind, Failure};
 
-/// Returns the cache folder, which is created when absent. Everything in it can be made again.
+/// Returns the cache folder, which is created when absent. Everything in it can be made
+/// again.
+///
+/// What is found in it is used without further questions, so nobody else may have put it there.
+///
+/// # Errors
+/// It, or a folder in it, belongs to somebody else or can be written to by others (of kind Host).
 pub fn cache_dir() -> anyhow::Result<PathBuf> {
     let dir = base_dir(&env, "SMOL_CACHE_DIR", "XDG_CACHE_HOME", ".cache")?;
-    create(&dir, 0o755).hint("SMOL_CACHE_DIR names another cache folder")?;
+    require_cache(&dir)?;
     Ok(dir)
+}
+
+fn require_cache(dir: &Path) -> anyhow::Result<()> {
+    const ELSEWHERE: &str = "SMOL_CACHE_DIR names another cache folder";
+    // Users that mmdebstrap becomes go through it.
+    create(dir, 0o755).hint(ELSEWHERE)?;
+    require_ours(dir, "the cache folder").hint(ELSEWHERE)?;
+    let cannot = || format!("cannot read the cache folder {}", dir.display());
+    let entries = fs::read_dir(dir).with_context(cannot);
+    for entry in entries.kind(ExitKind::Host)? {
+        let entry = entry.with_context(cannot).kind(ExitKind::Host)?;
+        // A link of ours may lead to a folder elsewhere; one that is gone by now is none of ours.
+        if entry.path().is_dir() {
+            require_ours(&entry.path(), "the cache folder").hint(ELSEWHERE)?;
+        }
+    }
+    Ok(())
+}
+
+/// Creates a folder of the cache, with those above it, such that nobody else can write to it, whatever
+/// the umask is: [`cache_dir`] would refuse it the next time.
+///
+/// # Errors
+/// Those of the file system.
+pub fn create_in_cache(dir: &Path) -> io::Result<()> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(dir)
+}
+
+/// Checks that a folder or file belongs to this user, and that nobody else can write to it. `what` it is
+/// begins the error.
+///
+/// # Errors
+/// It does not, with what to do about it (of kind Host); it cannot be looked at.
+pub fn require_ours(path: &Path, what: &str) -> anyhow::Result<()> {
+    let found = fs::metadata(path);
+    let found = found.with_context(|| format!("cannot look at {}", path.display()));
+    let found = found.kind(ExitKind::Host)?;
+    let uid = rustix::process::geteuid().as_raw();
+    let shown = path.display();
+    let (wrong, fix) = if found.uid() != uid {
+        let whose = format!("belongs to user {}, not to user {uid}", found.uid());
+        (
+            whose,
+            format!("remove it, if it is of no use to them: rm -r {shown}"),
+        )
+    } else if found.mode() & 0o022 != 0 {
+        let open = format!(
+            "can be written to by others (mode {:o})",
+            found.mode() & 0o7777
+        );
+        let remedy = "if you trust what they may have put there";
+        (
+            open,
+            format!("{remedy}: chmod -R go-w {shown}; else: rm -r {shown}"),
+        )
+    } else {
+        return Ok(());
+    };
+    let failure = Failure::new(ExitKind::Host, format!("{what} {shown} {wrong}"));
+    Err(failure.hint(fix).into())
 }
 
 /// Returns the config folder. It need not exist.
@@ -138,6 +207,73 @@ fn private_dir(dir: &Path) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn folders_of_the_cache_are_closed_to_others_under_every_umask() {
+        const UMASK: &str = "TEST_WITH_UMASK";
+        let name = "paths::tests::folders_of_the_cache_are_closed_to_others_under_every_umask";
+        if std::env::var_os(UMASK).is_none() {
+            // The umask is the whole process's.
+            let mut again = std::process::Command::new(std::env::current_exe().unwrap());
+            let status = again.args(["--exact", name]).env(UMASK, "2").status();
+            assert!(status.unwrap().success());
+            return;
+        }
+        rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o002));
+        let scratch = tempfile::tempdir().unwrap();
+        let cache = scratch.path().join("cache");
+        require_cache(&cache).unwrap();
+        create_in_cache(&cache.join("kernels/one")).unwrap();
+        require_cache(&cache).unwrap();
+        fs::create_dir(cache.join("open")).unwrap();
+        assert!(require_cache(&cache).is_err());
+    }
+
+    #[test]
+    fn a_cache_that_others_can_write_to_is_refused_with_the_folder() {
+        use std::os::unix::fs::PermissionsExt;
+        let scratch = tempfile::tempdir().unwrap();
+        let cache = scratch.path().join("cache");
+        require_cache(&cache).unwrap();
+        fs::create_dir(cache.join("built")).unwrap();
+        fs::set_permissions(cache.join("built"), PermissionsExt::from_mode(0o755)).unwrap();
+        fs::write(cache.join("console.log"), "").unwrap();
+        require_cache(&cache).unwrap();
+        for (folder, mode) in [
+            ("", 0o770),
+            ("", 0o1777),
+            ("built", 0o775),
+            ("built", 0o757),
+        ] {
+            let folder = if folder.is_empty() {
+                cache.clone()
+            } else {
+                cache.join(folder)
+            };
+            let before = fs::metadata(&folder).unwrap().permissions();
+            fs::set_permissions(&folder, PermissionsExt::from_mode(mode)).unwrap();
+            let error = require_cache(&cache).unwrap_err();
+            let text = crate::error::render(&error, false);
+            let says = format!(
+                "{} can be written to by others (mode {mode:o})",
+                folder.display()
+            );
+            assert!(
+                text.contains(&says) && text.contains("chmod -R go-w"),
+                "{text}"
+            );
+            assert_eq!(crate::exit_kind(&error), ExitKind::Host);
+            fs::set_permissions(&folder, before).unwrap();
+        }
+        // Only root can give a folder away.
+        if std::os::unix::fs::chown(cache.join("built"), Some(65534), None).is_ok() {
+            let error = require_cache(&cache).unwrap_err().to_string();
+            assert!(
+                error.contains("built belongs to user 65534, not to user 0"),
+                "{error}"
+            );
+        }
+    }
     use std::os::unix::fs::PermissionsExt;
 
     fn lookup<'a>(pairs: &'a [(&'a str, &'a str)]) -> impl Fn(&str) -> Option<OsString> + 'a {

@@ -9,12 +9,15 @@
 //! | [`paravirt`] | smol ABI 1: virtual time, the snapshot point, the thaw |
 //! | [`devices`] | the bus and the devices on it |
 //! | [`threads`] | threads that begin at once |
+//! | `fuzz` | what the fuzz targets call |
 //!
 //! The crate knows nothing of Smolfiles, bundles or registries.
 
 pub mod arch;
 pub mod devices;
 mod error;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod hv;
 pub mod machine;
 pub mod memory;

@@ -13,13 +13,14 @@
 //! | `dir`, `copy`, [`host`] | files of the host into a tree |
 //! | [`ignore`] | which of them are left out |
 //! | `tar`, `layer` | tar archives and OCI layers into a tree |
-//! | [`limits`] | every maximum, and what is used of them |
+//! | [`limits`], `budget` | every maximum, and what a tree has used of them |
 //! | [`erofs`], [`cpio`] | images from a tree, and a tree from an image |
 //!
 //! Archives and images are hostile input: every length and offset is checked, and [`limits`] has what
 //! they can make a tree hold. No path of an archive is ever looked up on the host. Output depends on
 //! the tree alone: the same tree gives the same bytes.
 
+mod budget;
 mod copy;
 pub mod cpio;
 mod dir;

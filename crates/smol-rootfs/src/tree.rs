@@ -11,8 +11,9 @@ use std::collections::{BTreeMap, btree_map};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::budget::Budget;
 use crate::inode::{FileData, Inode, Meta, Node};
-use crate::limits::{Budget, Watch};
+use crate::limits::Watch;
 use crate::path::{NotADirectory, Route, Step, components, show};
 
 /// Index of an inode in its [`Tree`].

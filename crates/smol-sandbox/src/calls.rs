@@ -11,6 +11,8 @@ use seccompiler::SeccompCmpArgLen::Dword;
 use seccompiler::SeccompCmpOp::{Eq, MaskedEq};
 use seccompiler::{SeccompCmpOp, SeccompCondition, SeccompRule};
 
+use crate::arch;
+
 /// What is asked of the arguments of a call: one of the rules must hold. None: nothing is asked.
 pub(crate) type Rules = BTreeMap<c_long, Vec<SeccompRule>>;
 
@@ -25,6 +27,111 @@ const KVM_RUN: u64 = 0xae80;
 const KVM_IRQ_LINE: u64 = 0x4008_ae61;
 const KVM_GET_REGS: u64 = 0x8090_ae81;
 const KVM_TRANSLATE: u64 = 0xc018_ae85;
+
+/// Files, which Landlock decides about, and descriptors.
+const FILES: &[c_long] = &[
+    libc::SYS_openat,
+    libc::SYS_openat2,
+    libc::SYS_close,
+    libc::SYS_close_range,
+    libc::SYS_read,
+    libc::SYS_readv,
+    libc::SYS_pread64,
+    libc::SYS_preadv,
+    libc::SYS_write,
+    libc::SYS_writev,
+    libc::SYS_pwrite64,
+    libc::SYS_pwritev,
+    libc::SYS_lseek,
+    libc::SYS_copy_file_range,
+    libc::SYS_ftruncate,
+    libc::SYS_fallocate,
+    libc::SYS_fadvise64,
+    libc::SYS_fsync,
+    libc::SYS_fdatasync,
+    libc::SYS_statx,
+    libc::SYS_newfstatat,
+    libc::SYS_fstat,
+    libc::SYS_statfs,
+    libc::SYS_fstatfs,
+    libc::SYS_faccessat,
+    libc::SYS_faccessat2,
+    libc::SYS_readlinkat,
+    libc::SYS_getdents64,
+    libc::SYS_getcwd,
+    libc::SYS_flock,
+    libc::SYS_fchmod,
+    libc::SYS_fchmodat,
+    libc::SYS_utimensat,
+    libc::SYS_mkdirat,
+    libc::SYS_renameat,
+    libc::SYS_renameat2,
+    libc::SYS_linkat,
+    libc::SYS_unlinkat,
+    libc::SYS_fgetxattr,
+    libc::SYS_getxattr,
+    libc::SYS_lgetxattr,
+    libc::SYS_flistxattr,
+    libc::SYS_listxattr,
+    libc::SYS_llistxattr,
+    libc::SYS_dup,
+    libc::SYS_dup3,
+    libc::SYS_pipe2,
+    libc::SYS_memfd_create,
+    libc::SYS_ppoll,
+];
+/// Memory, but for making it executable.
+const MEMORY: &[c_long] = &[
+    libc::SYS_munmap,
+    libc::SYS_mremap,
+    libc::SYS_madvise,
+    libc::SYS_msync,
+    libc::SYS_mincore,
+    libc::SYS_brk,
+    libc::SYS_membarrier,
+];
+/// Threads of this process.
+const THREADS: &[c_long] = &[
+    libc::SYS_futex,
+    libc::SYS_clone3,
+    libc::SYS_set_robust_list,
+    libc::SYS_rseq,
+    libc::SYS_gettid,
+    libc::SYS_getpid,
+    libc::SYS_getppid,
+    libc::SYS_sched_yield,
+    libc::SYS_sched_getaffinity,
+    libc::SYS_sched_setaffinity,
+    libc::SYS_getcpu,
+    libc::SYS_setpriority,
+    libc::SYS_getpriority,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+];
+/// Signals to this process.
+const SIGNALS: &[c_long] = &[
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_sigaltstack,
+    libc::SYS_restart_syscall,
+];
+/// Time, where the vDSO does not know it, random numbers, and who this is.
+const FACTS: &[c_long] = &[
+    libc::SYS_clock_gettime,
+    libc::SYS_clock_getres,
+    libc::SYS_clock_nanosleep,
+    libc::SYS_nanosleep,
+    libc::SYS_gettimeofday,
+    libc::SYS_getrandom,
+    libc::SYS_getuid,
+    libc::SYS_geteuid,
+    libc::SYS_getgid,
+    libc::SYS_getegid,
+    libc::SYS_uname,
+    libc::SYS_sysinfo,
+    libc::SYS_getrusage,
+];
 
 /// Returns the rules of calls whose arguments do not matter.
 fn plain(calls: &[c_long]) -> Rules {
@@ -48,103 +155,8 @@ fn one_of(index: u8, values: &[u64]) -> Vec<SeccompRule> {
 
 /// Returns the calls of a program that reads and writes files, on several threads.
 pub(crate) fn files() -> Rules {
-    let mut rules = plain(&[
-        // Files, which Landlock decides about, and descriptors.
-        libc::SYS_openat,
-        libc::SYS_openat2,
-        libc::SYS_close,
-        libc::SYS_close_range,
-        libc::SYS_read,
-        libc::SYS_readv,
-        libc::SYS_pread64,
-        libc::SYS_preadv,
-        libc::SYS_write,
-        libc::SYS_writev,
-        libc::SYS_pwrite64,
-        libc::SYS_pwritev,
-        libc::SYS_lseek,
-        libc::SYS_copy_file_range,
-        libc::SYS_ftruncate,
-        libc::SYS_fallocate,
-        libc::SYS_fadvise64,
-        libc::SYS_fsync,
-        libc::SYS_fdatasync,
-        libc::SYS_statx,
-        libc::SYS_newfstatat,
-        libc::SYS_fstat,
-        libc::SYS_statfs,
-        libc::SYS_fstatfs,
-        libc::SYS_faccessat,
-        libc::SYS_faccessat2,
-        libc::SYS_readlinkat,
-        libc::SYS_getdents64,
-        libc::SYS_getcwd,
-        libc::SYS_flock,
-        libc::SYS_fchmod,
-        libc::SYS_fchmodat,
-        libc::SYS_utimensat,
-        libc::SYS_mkdirat,
-        libc::SYS_renameat,
-        libc::SYS_renameat2,
-        libc::SYS_linkat,
-        libc::SYS_unlinkat,
-        libc::SYS_fgetxattr,
-        libc::SYS_getxattr,
-        libc::SYS_lgetxattr,
-        libc::SYS_flistxattr,
-        libc::SYS_listxattr,
-        libc::SYS_llistxattr,
-        libc::SYS_dup,
-        libc::SYS_dup3,
-        libc::SYS_pipe2,
-        libc::SYS_memfd_create,
-        libc::SYS_ppoll,
-        // Memory.
-        libc::SYS_munmap,
-        libc::SYS_mremap,
-        libc::SYS_madvise,
-        libc::SYS_msync,
-        libc::SYS_mincore,
-        libc::SYS_brk,
-        libc::SYS_membarrier,
-        // Threads.
-        libc::SYS_futex,
-        libc::SYS_clone3,
-        libc::SYS_set_robust_list,
-        libc::SYS_rseq,
-        libc::SYS_gettid,
-        libc::SYS_getpid,
-        libc::SYS_getppid,
-        libc::SYS_sched_yield,
-        libc::SYS_sched_getaffinity,
-        libc::SYS_sched_setaffinity,
-        libc::SYS_getcpu,
-        libc::SYS_setpriority,
-        libc::SYS_getpriority,
-        libc::SYS_exit,
-        libc::SYS_exit_group,
-        // Signals to this process.
-        libc::SYS_rt_sigaction,
-        libc::SYS_rt_sigprocmask,
-        libc::SYS_rt_sigreturn,
-        libc::SYS_sigaltstack,
-        libc::SYS_restart_syscall,
-        // Time, where the vDSO does not know it, random numbers, and who this is.
-        libc::SYS_clock_gettime,
-        libc::SYS_clock_getres,
-        libc::SYS_clock_nanosleep,
-        libc::SYS_nanosleep,
-        libc::SYS_gettimeofday,
-        libc::SYS_getrandom,
-        libc::SYS_getuid,
-        libc::SYS_geteuid,
-        libc::SYS_getgid,
-        libc::SYS_getegid,
-        libc::SYS_uname,
-        libc::SYS_sysinfo,
-        libc::SYS_getrusage,
-    ]);
-    rules.extend(old_calls());
+    let families = [FILES, MEMORY, THREADS, SIGNALS, FACTS, arch::OLD_CALLS];
+    let mut rules = plain(&families.concat());
     let not_executable = || vec![argument(2, MaskedEq(libc::PROT_EXEC as u64), 0)];
     rules.insert(libc::SYS_mmap, not_executable());
     rules.insert(libc::SYS_mprotect, not_executable());
@@ -182,32 +194,6 @@ const TERMINAL: [u64; 3] = [libc::TCGETS, libc::TIOCGWINSZ, libc::FIONBIO];
 
 fn unsigned(value: libc::c_int) -> u64 {
     u64::from(value.cast_unsigned())
-}
-
-/// Returns the older calls that the C library still makes on x86-64, and later processors lack.
-#[cfg(target_arch = "x86_64")]
-fn old_calls() -> Rules {
-    plain(&[
-        libc::SYS_open,
-        libc::SYS_stat,
-        libc::SYS_lstat,
-        libc::SYS_access,
-        libc::SYS_readlink,
-        libc::SYS_mkdir,
-        libc::SYS_rmdir,
-        libc::SYS_rename,
-        libc::SYS_link,
-        libc::SYS_unlink,
-        libc::SYS_chmod,
-        libc::SYS_dup2,
-        libc::SYS_poll,
-        libc::SYS_time,
-    ])
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn old_calls() -> Rules {
-    Rules::new()
 }
 
 /// Returns what a machine that runs needs beside files.

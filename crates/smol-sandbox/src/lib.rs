@@ -4,17 +4,20 @@
 //! | what | by | module |
 //! |---|---|---|
 //! | files, programs, TCP ports, signals to others, abstract sockets | Landlock ([`Access`]) | `access` |
-//! | system calls and their arguments | seccomp ([`Filter`]) | `filter`, `calls` |
+//! | system calls and their arguments | seccomp ([`Filter`]) | `filter`, `calls`, `arch` |
+//! | work on one thread, by both | [`confined`] | `thread` |
 //! | core dumps, being traced | prctl(2), setrlimit(2) ([`keep_memory_private`]) | `memory` |
 //!
 //! Both are inherited by threads and programs that are started from then on, and nothing takes them
-//! back. They are on unless [`Mode`] says otherwise. A kernel that lacks one of them does not keep a
-//! machine from running; [`missing`] says what is lacking, and the caller tells the user.
+//! back. They are on unless [`Mode`] (`mode`) says otherwise. A kernel that lacks one of them
+//! (`support`) does not keep a machine from running; [`warning`] says what is lacking, and the caller
+//! tells the user.
 //!
 //! Landlock: Documentation/userspace-api/landlock.rst; seccomp: Documentation/userspace-api/
 //! seccomp_filter.rst, both of the Linux kernel.
 
 mod access;
+mod arch;
 mod calls;
 mod filter;
 mod memory;

@@ -5,7 +5,7 @@ use std::process::Command;
 use rustix::process::{Resource, Rlimit, setrlimit};
 
 /// Tells the process that does the work from the one that watches it.
-const LIMITED: &str = "SMOL_TEST_LIMITED";
+const LIMITED: &str = "TEST_WITHIN_MEMORY";
 
 /// Runs `work` in a process of its own that cannot allocate more than `bytes` (RLIMIT_DATA), and prints
 /// the most that it had in memory. `test` is the test that calls this, as the harness names it: the

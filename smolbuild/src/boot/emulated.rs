@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use smol_cli::Interrupt;
 use smol_host::emulated::{EmulatedHost, Event, SELF};
 
-use super::process::{self, Messages};
+use super::process::{self, MAX_OUTPUT, Messages};
 use super::{BootJob, GRACE, Message};
 use crate::error::{LibraryError, ResultExt};
 
@@ -52,12 +52,18 @@ pub fn run(
                     .into_iter()
                     .try_for_each(|message| process::deliver(message?, &mut report))?;
             }
-            Event::Stderr(bytes) => stderr.extend(bytes),
+            Event::Stderr(bytes) => {
+                let left = MAX_OUTPUT.saturating_sub(stderr.len());
+                stderr.extend(&bytes[..bytes.len().min(left)]);
+            }
             Event::Started | Event::Channel(_) => {}
             Event::Exited(status) => break status,
         }
     };
+    // From here on nobody writes to the results any more.
+    drop(running);
     let _ = std::fs::remove_file(file);
+    process::require_files(&job.out)?;
     if status.shell_code() == 0 {
         return Ok(());
     }

@@ -5,6 +5,8 @@
 //! way the caller sees the same [`Message`]s, and finds the frozen machine in the job's folder.
 
 pub mod emulated;
+#[doc(hidden)]
+pub mod fuzz;
 mod guard;
 mod hints;
 pub mod local;

@@ -5,10 +5,11 @@
 //! nobody has looked at, runs in a process that can do neither.
 
 use std::io::{self, PipeReader, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use smol_cli::error::ErrorReport;
@@ -38,7 +39,7 @@ pub fn run(job: &BootJob, interrupt: &Interrupt, report: impl FnMut(Message)) ->
     let file = write_job(job, &job.out)?;
     let outcome = run_job(&file, interrupt, report);
     let _ = std::fs::remove_file(&file);
-    outcome
+    outcome.and_then(|()| require_files(&job.out))
 }
 
 fn run_job(file: &Path, interrupt: &Interrupt, mut report: impl FnMut(Message)) -> Result<()> {
@@ -56,7 +57,10 @@ fn run_job(file: &Path, interrupt: &Interrupt, mut report: impl FnMut(Message)) 
     drop(command); // it holds the writing ends, and the output would never end
     let words = std::thread::spawn(move || {
         let mut words = Vec::new();
-        let _ = errors.by_ref().take(MAX_WORDS).read_to_end(&mut words);
+        let _ = errors
+            .by_ref()
+            .take(MAX_OUTPUT as u64)
+            .read_to_end(&mut words);
         let _ = io::copy(&mut errors, &mut io::sink());
         words
     });
@@ -75,8 +79,8 @@ fn run_job(file: &Path, interrupt: &Interrupt, mut report: impl FnMut(Message)) 
     ))
 }
 
-/// How much of what the process says on stderr is kept, bytes.
-const MAX_WORDS: u64 = 64 << 10;
+/// Most bytes of a message of the process, and of what it says on stderr.
+pub(super) const MAX_OUTPUT: usize = 1 << 20;
 
 /// Passes the process's messages on, up to the end of its output. After an interrupt it has a while to
 /// come to its end by itself.
@@ -122,6 +126,22 @@ fn follow(
                 .try_for_each(|message| deliver(message?, report))?,
         }
     }
+}
+
+/// Checks that the results are files of their own: a process that the guest has taken over must not
+/// decide which files of this host become parts of a bundle.
+pub(super) fn require_files(out: &Path) -> Result<()> {
+    let cannot = || format!("cannot read {}", out.display());
+    for entry in std::fs::read_dir(out).with_context(cannot)? {
+        let entry = entry.with_context(cannot)?;
+        let found = entry.metadata().with_context(cannot)?;
+        ensure!(
+            found.is_file() && found.nlink() == 1,
+            "the machine's process left something else than a file of its own: {}",
+            entry.file_name().display()
+        );
+    }
+    Ok(())
 }
 
 /// Passes a message on.
@@ -197,7 +217,12 @@ impl Messages {
     pub(super) fn push(&mut self, bytes: &[u8]) -> Vec<Result<Message>> {
         self.0.extend_from_slice(bytes);
         let Some(end) = self.0.iter().rposition(|b| *b == b'\n') else {
-            return Vec::new();
+            return match self.0.len() {
+                ..=MAX_OUTPUT => Vec::new(),
+                _ => vec![Err(anyhow!(
+                    "the machine's process sent too long a message"
+                ))],
+            };
         };
         let lines: Vec<u8> = self.0.drain(..=end).collect();
         let lines = lines.split(|b| *b == b'\n').filter(|line| !line.is_empty());
@@ -208,5 +233,34 @@ impl Messages {
                 })
             })
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn results_that_are_links_or_no_files_are_not_taken() {
+        let scratch = tempfile::tempdir().unwrap();
+        let (secret, out) = (scratch.path().join("secret"), scratch.path().join("out"));
+        fs::write(&secret, "secret").unwrap();
+        let make: [fn(&Path, &Path); 3] = [
+            |secret, place| symlink(secret, place).unwrap(),
+            |secret, place| fs::hard_link(secret, place).unwrap(),
+            |_, place| fs::create_dir(place).unwrap(),
+        ];
+        for make in make {
+            fs::create_dir(&out).unwrap();
+            fs::write(out.join("state"), "{}").unwrap();
+            require_files(&out).unwrap();
+            make(&secret, &out.join("memory"));
+            let error = require_files(&out).unwrap_err().to_string();
+            assert!(error.ends_with("a file of its own: memory"), "{error}");
+            fs::remove_dir_all(&out).unwrap();
+        }
     }
 }

@@ -19,13 +19,15 @@
 //! rename, from and to the folder of a build: an entry is complete or does not exist.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File, Permissions};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use smol_bundle::Bundle;
+use smol_cli::paths;
 
 use crate::boot::Frozen;
 use crate::hash;
@@ -116,9 +118,13 @@ impl BundleCache {
     /// If the cache cannot be written.
     pub fn store(&self, key: &str, bundle: &Path, built: &Built, work: &Path) -> Result<()> {
         let (entry, new) = (self.folder.join(key), work.join("keep"));
-        fs::create_dir_all(&self.folder)?;
-        fs::create_dir(&new)?;
+        // Closed to others whatever the umask.
+        let mut private = DirBuilder::new();
+        private.mode(0o700);
+        private.recursive(true).create(&self.folder)?;
+        private.recursive(false).create(&new)?;
         fs::copy(bundle, new.join(BUNDLE))?;
+        fs::set_permissions(new.join(BUNDLE), Permissions::from_mode(0o644))?;
         let facts = Facts {
             digest: built.written.digest.to_string(),
             inputs: built.sealed.digests.clone(),
@@ -126,6 +132,7 @@ impl BundleCache {
             file: hash::blake3(&new.join(BUNDLE))?.to_hex().to_string(),
         };
         fs::write(new.join(FACTS), serde_json::to_vec(&facts)?)?;
+        fs::set_permissions(new.join(FACTS), Permissions::from_mode(0o644))?;
         let _ = fs::rename(&entry, work.join("before"));
         // Not synced: what a crash leaves of it is found out by its digest. If an entry is there now,
         // another build of the same was faster.
@@ -156,6 +163,10 @@ impl BundleCache {
 
 /// What is kept in `entry` of `bundle`, if it is what was kept.
 fn facts(entry: &Path, bundle: &Path) -> Result<Facts> {
+    // Such a bundle is signed as if it had been built now.
+    for path in [entry, bundle, &entry.join(FACTS)] {
+        paths::require_ours(path, "the cached bundle")?;
+    }
     let text = fs::read(entry.join(FACTS))?;
     let facts: Facts = serde_json::from_slice(&text).context("what is known of it")?;
     anyhow::ensure!(

@@ -159,6 +159,21 @@ fn an_entry_with_a_flipped_bit_or_a_missing_part_is_told_once_and_goes() {
 }
 
 #[test]
+fn an_entry_that_others_could_have_written_is_not_taken() {
+    for part in ["", BUNDLE, FACTS] {
+        let scene = scene();
+        scene.store("k");
+        let path = scene.cache.path().join("built/k").join(part);
+        let mut open = fs::metadata(&path).unwrap().permissions();
+        open.set_mode(open.mode() | 0o020);
+        fs::set_permissions(&path, open).unwrap();
+        let error = scene.lookup("k").unwrap_err().to_string();
+        assert!(error.contains("can be written to by others"), "{error}");
+        assert!(scene.lookup("k").unwrap().is_none());
+    }
+}
+
+#[test]
 fn of_many_bundles_those_that_were_used_last_stay() {
     let scene = scene();
     for number in 0..MOST {

@@ -170,7 +170,7 @@ impl Reproduction<'_> {
         }
         let what = format!(
             "this is not what the bundle was built from (the bundle's -> here): {}",
-            human::printable(&differences.join("; "))
+            human::printable(&resolve::abridged(&differences, SHOWN).join("; "))
         );
         Err(Failure::new(ExitKind::LockStale, what)
             .hint(
@@ -245,9 +245,13 @@ fn inputs(bundle: &Bundle) -> Result<(String, Lock)> {
 }
 
 fn not_in_bundle(missing: &[String]) -> Failure {
+    let mut shown: Vec<String> = missing.iter().take(SHOWN).cloned().collect();
+    if missing.len() > SHOWN {
+        shown.push(format!("and {} more", missing.len() - SHOWN));
+    }
     let what = format!(
         "the bundle does not hold what it was built from as it was: {}",
-        human::printable(&missing.join(", "))
+        human::printable(&shown.join(", "))
     );
     Failure::new(ExitKind::Usage, what)
         .hint("give the folder of its Smolfile, with the files as they were: --context DIR")

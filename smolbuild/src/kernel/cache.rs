@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
-use smol_cli::Interrupt;
 use smol_cli::progress::Stage;
+use smol_cli::{Interrupt, paths};
 use smol_host::lock_dir::lock_file;
 
 use super::inputs::Toolchain;
@@ -114,7 +114,7 @@ impl KernelCache {
         let put = || -> io::Result<()> {
             fs::write(&new_info, json)?;
             File::open(&new_info)?.sync_all()?;
-            fs::create_dir_all(&entry)?;
+            paths::create_in_cache(&entry)?;
             fs::rename(&new_info, entry.join(INFO))?;
             fs::rename(vmlinux, &place)?;
             File::open(&entry)?.sync_all()
@@ -134,7 +134,7 @@ impl KernelCache {
     /// # Errors
     /// If the cache cannot be written, or when the user wants to stop.
     pub fn lock(&self, stage: &Stage, interrupt: &Interrupt) -> Result<BuildLock> {
-        fs::create_dir_all(&self.0)
+        paths::create_in_cache(&self.0)
             .with_context(|| format!("cannot create {}", self.0.display()))?;
         // make and tar work elsewhere.
         let folder = self

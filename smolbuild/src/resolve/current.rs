@@ -1,6 +1,8 @@
 //! The lock by what is on this host now: this program, the kernel's inputs, the files. Nothing is
 //! downloaded.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::LazyLock;
 
 use anyhow::Result;
@@ -11,9 +13,10 @@ use crate::environment::EnvironmentInputs;
 use crate::initramfs::GUEST_BINARY;
 use crate::input::{Pins, files};
 use crate::kernel;
-use crate::lock::{Builder, InputFile, Lock, Role, VERSION};
+use crate::lock::{Builder, CopySource, InputFile, Lock, MAX_SIZE, Role, VERSION};
 use crate::plan::DEFAULT_EPOCH;
-use crate::smolfile::{KernelSource, Loaded, Workload};
+use crate::smolfile::{CopyStep, KernelSource, Loaded, Workload};
+use crate::source_dir::SourceDir;
 
 static GUEST_SHA256: LazyLock<String> = LazyLock::new(|| hex::encode(Sha256::digest(GUEST_BINARY)));
 
@@ -76,13 +79,44 @@ pub fn current(
     if let Workload::Service { rootfs, copies, .. } = &smolfile.workload {
         let input = rootfs.input();
         pins = input.pin(base_dir, kept.rootfs, &mut lock, interrupt)?;
-        for copy in copies {
-            let (src, fixed) = (copy.src.get_ref(), copy.mode.is_some());
-            let copied = files::copy(base_dir, src, &copy.exclude, fixed, interrupt)?;
-            lock.copies.push(copied);
-        }
+        lock.copies = copied(base_dir, copies, interrupt)?;
     }
     Ok((lock, pins))
+}
+
+/// What each `[[copy]]` copies. One source may be copied any number of times, and is read once for each
+/// way to copy it.
+///
+/// # Errors
+/// Those of [`files::copy`]; together it is more than a lock holds.
+fn copied(
+    base_dir: &SourceDir,
+    copies: &[CopyStep],
+    interrupt: &Interrupt,
+) -> Result<Vec<CopySource>> {
+    let mut known = BTreeMap::new();
+    let (mut out, mut size) = (Vec::new(), 0);
+    for copy in copies {
+        let (src, fixed) = (copy.src.get_ref(), copy.mode.is_some());
+        let excluded: Vec<&str> = copy.exclude.iter().map(|e| e.get_ref().as_str()).collect();
+        let source = match known.entry((src, excluded, fixed)) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => {
+                let read = files::copy(base_dir, src, &copy.exclude, fixed, interrupt)?;
+                new.insert(read)
+            }
+        };
+        size += source
+            .contents
+            .iter()
+            .map(|entry| entry.path.len())
+            .sum::<usize>();
+        if size > MAX_SIZE {
+            return Err(super::too_long().into());
+        }
+        out.push(source.clone());
+    }
+    Ok(out)
 }
 
 fn builder(epoch: Option<u32>) -> Builder {
@@ -91,5 +125,37 @@ fn builder(epoch: Option<u32>) -> Builder {
         bundle_format: smol_bundle::FORMAT_VERSION,
         guest_sha256: GUEST_SHA256.clone(),
         epoch: epoch.unwrap_or(DEFAULT_EPOCH),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use toml::Spanned;
+
+    use super::*;
+
+    #[test]
+    fn a_folder_that_is_copied_again_and_again_does_not_make_a_lock_of_any_length() {
+        let scratch = tempfile::tempdir().unwrap();
+        let name = |n: u32| format!("{n:0200}");
+        (0..100).for_each(|n| std::fs::write(scratch.path().join(name(n)), "").unwrap());
+        let step = |n: u32| CopyStep {
+            src: Spanned::new(0..0, ".".to_owned()),
+            dest: format!("/{n}"),
+            mode: None,
+            owner: None,
+            exclude: Vec::new(),
+        };
+        let interrupt = Interrupt::detached().unwrap();
+        let copied = |steps: u32| {
+            let steps: Vec<CopyStep> = (0..steps).map(step).collect();
+            copied(&SourceDir::bare(scratch.path()), &steps, &interrupt)
+        };
+        assert_eq!(copied(3).unwrap().len(), 3);
+        let error = copied(9000).unwrap_err().to_string();
+        assert!(
+            error.starts_with("the lock would be longer than 16 MiB"),
+            "{error}"
+        );
     }
 }

@@ -244,7 +244,7 @@ fn tell(changes: &[String], file: &Path, progress: &Progress) {
 }
 
 /// The first of these lines, and how many more there are.
-fn abridged(lines: &[String], most: usize) -> Vec<String> {
+pub fn abridged(lines: &[String], most: usize) -> Vec<String> {
     let mut shown: Vec<String> = lines.iter().take(most).cloned().collect();
     if lines.len() > most {
         shown.push(format!("and {} more changes", lines.len() - most));
@@ -297,6 +297,16 @@ pub fn keep(file: &Path, lock: &Lock, progress: &Progress) -> Result<()> {
     Ok(())
 }
 
+fn too_long() -> Failure {
+    let what = format!(
+        "the lock would be longer than {} MiB: it has a line for each file that is copied",
+        MAX_SIZE >> 20
+    );
+    Failure::new(ExitKind::Usage, what).hint(
+        "ignore what is not needed in .smolignore, or copy large folders as a `[rootfs] tar` archive",
+    )
+}
+
 /// Writes the lock into a file, whole or not at all. A file that holds it already is not touched.
 ///
 /// # Errors
@@ -304,13 +314,7 @@ pub fn keep(file: &Path, lock: &Lock, progress: &Progress) -> Result<()> {
 fn store(file: &Path, lock: &Lock) -> Result<()> {
     let text = lock.to_text();
     if text.len() > MAX_SIZE {
-        let what = format!(
-            "the lock would be longer than {} MiB: it has a line for each file that is copied",
-            MAX_SIZE >> 20
-        );
-        return Err(Failure::new(ExitKind::Usage, what)
-            .hint("ignore what is not needed in .smolignore, or copy large folders as a `[rootfs] tar` archive")
-            .into());
+        return Err(too_long().into());
     }
     if fs::read(file).is_ok_and(|before| before == text.as_bytes()) {
         return Ok(());

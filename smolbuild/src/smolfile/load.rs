@@ -12,6 +12,9 @@ use crate::source_dir::{Hidden, IGNORE_FILE, NoPlace, SourceDir};
 
 use super::{Diagnostic, KernelSource, MAX_SIZE, Smolfile, Workload, parse, render};
 
+/// Mistakes that are shown; of more, the number.
+const MOST_SHOWN: usize = 10;
+
 /// A Smolfile with the place it came from.
 #[derive(Debug)]
 pub struct Loaded {
@@ -97,9 +100,17 @@ pub fn check(
 ) -> anyhow::Result<Loaded> {
     let shown = path.display().to_string();
     let failure = |diagnostics: Vec<Diagnostic>| {
-        let text = render(&diagnostics, &shown, &source, smol_cli::colour_on_stderr());
-        let mistakes = diagnostics.iter().map(|one| one.mistake(&shown, &source));
-        Failure::mistakes(ExitKind::Usage, text, mistakes.collect())
+        let (first, more) = diagnostics.split_at(diagnostics.len().min(MOST_SHOWN));
+        let mut text = render(first, &shown, &source, smol_cli::colour_on_stderr());
+        let mistakes = first.iter().map(|one| one.mistake(&shown, &source));
+        let mut mistakes: Vec<_> = mistakes.collect();
+        if let Some(next) = more.first() {
+            let s = if more.len() == 1 { "" } else { "s" };
+            let and = format!("and {} more mistake{s}", more.len());
+            text += &format!("\n{and}\n");
+            mistakes.push(Diagnostic::new(next.span.clone(), and).mistake(&shown, &source));
+        }
+        Failure::mistakes(ExitKind::Usage, text, mistakes)
     };
     let smolfile = parse(&source).map_err(failure)?;
     let lock = format!("{}.lock", path.file_name().unwrap_or_default().display());
@@ -395,6 +406,24 @@ error: cannot use this path: No such file or directory (os error 2)
         let path = dir.path().join("Smolfile");
         std::fs::write(&path, b"name = \"app\"\n# \xff\n").unwrap();
         assert!(text(&path).contains("  because: line 2 is not UTF-8 text\n"));
+    }
+
+    #[test]
+    fn of_many_mistakes_the_first_are_shown_and_the_others_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("Smolfile");
+        let unknown: String = (0..20_000).map(|n| format!("x{n}=1\n")).collect();
+        std::fs::write(&path, unknown).unwrap();
+        let error = load(&path, None).unwrap_err();
+        let text = smol_cli::error::render(&error, false);
+        assert_eq!(text.matches("error: ").count(), MOST_SHOWN);
+        assert!(
+            text.ends_with("\nand 19993 more mistakes\n"),
+            "{}",
+            &text[text.len() - 200..]
+        );
+        let mistakes = smol_cli::error::json::lines(&error);
+        assert_eq!(mistakes.lines().count(), MOST_SHOWN + 1);
     }
 
     #[test]

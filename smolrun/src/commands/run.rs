@@ -19,6 +19,7 @@ use crate::host::{background, confine, emulated, instance};
 use crate::images::bundle::{self, Has, absolute};
 use crate::images::{Images, Source};
 use crate::run::metrics::{Metrics, Moment};
+use crate::run::publish::Publish;
 use crate::run::report::{End, Report as _};
 use crate::run::spec::{ColdBoot, RunSpec};
 use crate::run::{ports, publish};
@@ -32,18 +33,15 @@ pub fn run(args: &RunArgs, start: Moment) -> anyhow::Result<ExitCode> {
     let interrupt = Interrupt::install().context("cannot catch signals")?;
     let session = Session::new(args.shown.progress, interrupt);
     let path = args.bundle.as_deref().context("no bundle was named")?;
-    let sandbox = Mode::from_environment()?;
-    let selected = select_early(args);
-    let is_emulated = |selected: &Selected| selected.accel == Backend::Emulated;
-    let emulated = selected.as_ref().is_some_and(is_emulated);
+    let early = Early::decide(args)?;
+    let emulated = early.may_be_emulated();
     let fetcher = emulated.then(Fetcher::if_needed).transpose()?.flatten();
-    confine(args, path, emulated, sandbox, &session.progress)?;
+    confine(args, path, &early, &session.progress)?;
     let bundle = open_trusted(path, args, &session.progress)?;
     if args.verify {
         bundle::verify(&bundle, &session)?;
     }
-    let mut spec = spec_of(&bundle, path, args, start, selected, &session.progress)?;
-    spec.sandbox = sandbox;
+    let mut spec = spec_of(&bundle, path, args, start, early, &session.progress)?;
     let fetch_kernel = || fetcher.map_or(Ok(()), Fetcher::fetch);
 
     let moment = Moment::now();
@@ -77,33 +75,82 @@ pub fn run(args: &RunArgs, start: Moment) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// Chooses where to run before the bundle is opened, where that does not depend on it: only who may
-/// have to start QEMU keeps the right to.
-fn select_early(args: &RunArgs) -> Option<Selected> {
-    // Without any way to run a machine, the bundle's own errors are told first.
-    let select = || smol_host::select(args.host.accel, GuestKind::Linux).ok();
-    (args.host.accel != Accel::Kvm).then(select)?
+/// What is decided before the bundle is opened.
+struct Early {
+    sandbox: Mode,
+    /// Where to run, where that does not depend on the bundle: only who may have to start QEMU keeps the
+    /// right to. Without any way to run a machine, the bundle's own errors are told first.
+    selected: Option<Selected>,
+    select_ms: f64,
+    /// The ports of `-p`; where QEMU is to listen on them, with their numbers.
+    ports: Vec<Publish>,
+}
+
+impl Early {
+    fn decide(args: &RunArgs) -> anyhow::Result<Self> {
+        let sandbox = Mode::from_environment()?;
+        let moment = Moment::now();
+        let select = || smol_host::select(args.host.accel, GuestKind::Linux).ok();
+        let mut early = Self {
+            sandbox,
+            selected: (args.host.accel != Accel::Kvm).then(select).flatten(),
+            select_ms: moment.elapsed_ms(),
+            ports: args.publish.clone(),
+        };
+        // One that is taken is told when it is known that the bundle is good.
+        if early.may_be_emulated()
+            && let Ok(ports) = emulated::available(&args.publish)
+        {
+            early.ports = ports;
+        }
+        Ok(early)
+    }
+
+    fn may_be_emulated(&self) -> bool {
+        let selected = self.selected.as_ref();
+        selected.is_some_and(|selected| selected.accel == Backend::Emulated)
+    }
+}
+
+/// Decides where to run, unless that is decided, and says so if it is not what one would expect.
+fn select(
+    args: &RunArgs,
+    has: Has,
+    early: Option<Selected>,
+    progress: &Progress,
+) -> anyhow::Result<Selected> {
+    let guest = match has.initramfs {
+        true => GuestKind::Linux,
+        false => GuestKind::Bare,
+    };
+    let selected = match early {
+        Some(selected) => selected,
+        None => smol_host::select(args.host.accel, guest).map_err(emulated::host_failure)?,
+    };
+    if let Some(why) = &selected.why {
+        note(progress, &format!("{why}. Details: smolrun doctor"));
+    }
+    Ok(selected)
 }
 
 /// Restricts this process to what it takes to start the bundle, and says if it cannot be.
 fn confine(
     args: &RunArgs,
     bundle: &Path,
-    emulated: bool,
-    mode: Mode,
+    early: &Early,
     progress: &Progress,
 ) -> anyhow::Result<()> {
-    if let Some(why) = smol_sandbox::warning(mode) {
+    if let Some(why) = smol_sandbox::warning(early.sandbox) {
         note(progress, &format!("warning: {why}"));
     }
     let start = confine::Start {
         bundle,
         keys: &args.key,
-        ports: &args.publish,
+        ports: &early.ports,
         metrics_file: args.metrics_file.as_deref(),
-        emulated,
+        emulated: early.may_be_emulated(),
     };
-    confine::before_bundle(&start, mode)
+    confine::before_bundle(&start, early.sandbox)
 }
 
 fn terminal(spec: &RunSpec, progress: Progress) -> Terminal {
@@ -149,7 +196,7 @@ fn spec_of(
     path: &Path,
     args: &RunArgs,
     start: Moment,
-    selected: Option<Selected>,
+    early: Early,
     progress: &Progress,
 ) -> anyhow::Result<RunSpec> {
     let (config, has) = (bundle.config(), Has::of(bundle));
@@ -171,37 +218,26 @@ fn spec_of(
         None => instance::invent_name(&root, &config.name)?,
     };
     // The machine binds them again. This tells of one that is taken before anything is unpacked.
-    drop(ports::bind(&args.publish)?);
-    let open_ms = Some(start.elapsed_ms());
-    let moment = Moment::now();
-    let guest = match has.initramfs {
-        true => GuestKind::Linux,
-        false => GuestKind::Bare,
-    };
-    let selected = match selected {
-        Some(selected) => selected,
-        None => smol_host::select(args.host.accel, guest).map_err(emulated::host_failure)?,
-    };
-    let metrics = Metrics {
-        open_ms,
-        accel_ms: Some(moment.elapsed_ms()),
+    drop(ports::bind(&early.ports)?);
+    let mut metrics = Metrics {
+        open_ms: Some(start.elapsed_ms() - early.select_ms),
         ..Metrics::default()
     };
-    if let Some(why) = &selected.why {
-        note(progress, &format!("{why}. Details: smolrun doctor"));
-    }
+    let moment = Moment::now();
+    let selected = select(args, has, early.selected, progress)?;
+    metrics.accel_ms = Some(moment.elapsed_ms() + early.select_ms);
     Ok(RunSpec {
         name,
         bundle: absolute(path)?,
         digest: bundle.digest().to_string(),
         config: config.clone(),
         has,
-        ports: args.publish.clone(),
+        ports: early.ports,
         cold: args.cold_boot(),
         auto_remove: args.rm,
         verbose: args.verbose,
         emulated: selected.accel == Backend::Emulated,
-        sandbox: Mode::On,
+        sandbox: early.sandbox,
         metrics_file: args.metrics_file.as_deref().map(absolute).transpose()?,
         metrics,
         start,

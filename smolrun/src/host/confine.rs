@@ -18,7 +18,7 @@ use smol_sandbox::{Access, Filter, MODE_VARIABLE, Mode};
 
 use crate::host::emulated::host_failure;
 use crate::host::instance;
-use crate::images::Images;
+use crate::images::{Images, cache};
 use crate::run::publish::Publish;
 use crate::run::spec::RunSpec;
 
@@ -42,9 +42,13 @@ pub struct Start<'a> {
 /// # Errors
 /// If the kernel refuses, or QEMU is wanted and absent.
 pub fn before_bundle(start: &Start, mode: Mode) -> anyhow::Result<()> {
+    let cache = paths::cache_dir()?;
     let mut access = Access::of_monitor()
         .read(start.bundle)
-        .write(paths::cache_dir()?)
+        .write(&cache)
+        // They may be links to other disks.
+        .write(cache::root(&cache))
+        .write(cache.join(emulated::FOLDER))
         .write(paths::runtime_dir()?)
         // -d.
         .execute("/proc/self/exe");

@@ -122,7 +122,7 @@ pub fn send(mut stream: &UnixStream, request: ControlRequest) -> io::Result<Answ
 }
 
 /// Reads a line and not a byte more: what follows is the request's.
-fn read_line(mut stream: impl Read) -> io::Result<String> {
+pub(crate) fn read_line(mut stream: impl Read) -> io::Result<String> {
     let mut line = Vec::new();
     let mut byte = [0];
     while line.len() < MAX_LINE && line.last() != Some(&b'\n') {

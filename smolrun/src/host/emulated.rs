@@ -249,7 +249,10 @@ fn died(status: JobStatus) -> anyhow::Error {
 
 /// Returns the ports with their numbers, after a check that they are free: QEMU binds them itself, but
 /// its message for a port that is taken does not help the user.
-fn available(wanted: &[Publish]) -> anyhow::Result<Vec<Publish>> {
+///
+/// # Errors
+/// As for [`ports::bind`].
+pub fn available(wanted: &[Publish]) -> anyhow::Result<Vec<Publish>> {
     let bound = ports::bind(wanted)?;
     Ok(bound.iter().map(|bound| bound.publish).collect())
 }

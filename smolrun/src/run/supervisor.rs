@@ -96,11 +96,7 @@ impl Supervisor {
             first_output: Arc::default(),
         };
         let ready = start::start(spec, images, &outputs, &*report)?;
-        // From here on nothing is made any more: the machine is complete.
-        Filter::Machine
-            .restrict_process(spec.sandbox)
-            .map_err(anyhow::Error::from)
-            .kind(ExitKind::Host)?;
+        confine(spec)?;
         let metrics = Metrics {
             restored: Some(ready.restored),
             on_demand: (ready.restored && images.are_lazy()).then_some(true),
@@ -490,6 +486,15 @@ fn in_its_words(failure: &GuestFailure) -> Failure {
     let reason = excerpt(&failure.reason, MAX_TEXT);
     let error = Failure::new(ExitKind::Failed, format!("the guest failed: {reason}"));
     failure.facts().into_iter().fold(error, Failure::detail)
+}
+
+/// Restricts this process to what running the machine takes: it is complete, and nothing is made from
+/// here on.
+fn confine(spec: &RunSpec) -> anyhow::Result<()> {
+    let confined = Filter::Machine.restrict_process(spec.sandbox);
+    confined
+        .context("cannot run the machine")
+        .kind(ExitKind::Host)
 }
 
 /// Says why a program died of an instruction that its machine's CPU does not have.

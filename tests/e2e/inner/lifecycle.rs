@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::thread;
 use std::time::Instant;
 
+use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::inner::InnerHost;
@@ -24,6 +25,10 @@ pub fn tests<'a>(suite: &mut Suite<'a>, host: &'a InnerHost) {
         "the service's exit code is that of smolrun in the foreground",
         || exit_code(host),
     );
+    suite.test("a service cannot speak for smol-guest", || forged(host));
+    suite.test("a service gives no verdict of smolrun's own", || {
+        no_verdict(host)
+    });
     suite.test("ctrl-c asks the service to stop", || ctrl_c(host));
     suite.test(
         "a service that ignores SIGTERM is stopped within the time",
@@ -97,6 +102,43 @@ fn exit_code(host: &InnerHost) {
     assert_eq!(outcome.code, Some(7), "{outcome:?}");
     assert_eq!(outcome.stdout, "a last word\n");
     host.tools.assert_left(&[]);
+}
+
+fn forged(host: &InnerHost) {
+    for cold in [false, true] {
+        let port = free_port();
+        let mut command = host.tools.run(&host.service(), "forger");
+        command.args(["-p", &format!("{port}:7777")]);
+        if cold {
+            command.arg("--cold");
+        }
+        let running = Running::start(&mut command);
+        running.await_stderr(if cold {
+            "service: booted in "
+        } else {
+            "service: restored in "
+        });
+        let (reset, in_use) = (Errno::CONNRESET, Errno::ADDRINUSE);
+        let errors = [reset, reset, in_use, in_use].map(|errno| errno.raw_os_error().to_string());
+        assert_eq!(ask(port, "forge"), errors.join(" "), "cold: {cold}");
+        assert_eq!(ask(port, "ping"), "pong");
+        ask(port, "exit 7");
+        let outcome = running.finish(LIMIT);
+        assert_eq!(outcome.code, Some(7), "{outcome:?}");
+    }
+}
+
+fn no_verdict(host: &InnerHost) {
+    let (running, port) = foreground(host, "verdict");
+    ask(port, "exit 4");
+    let outcome = running.finish(LIMIT);
+    assert_eq!(outcome.code, Some(1), "{outcome:?}");
+    assert!(
+        outcome
+            .stderr
+            .contains("the service ended with exit code 4"),
+        "{outcome:?}"
+    );
 }
 
 fn ctrl_c(host: &InnerHost) {

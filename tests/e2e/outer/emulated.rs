@@ -54,11 +54,11 @@ fn foreground(host: &Host) {
         below.iter().any(|process| process.name.starts_with("qemu")),
         "{below:?}"
     );
-    ask(port, "exit 5");
+    ask(port, "exit 6");
     let outcome = running.finish(LIMIT);
     assert_eq!(
         (outcome.code, outcome.stdout.as_str()),
-        (Some(5), "so\n"),
+        (Some(6), "so\n"),
         "{}",
         outcome.stderr
     );

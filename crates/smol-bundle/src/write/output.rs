@@ -40,7 +40,9 @@ pub fn copy(from: &Path, out: &Path) -> Result<()> {
 /// Those of [`Output::create`].
 pub fn check(path: &Path) -> Result<()> {
     match Target::of(path)? {
-        Target::File(place) => temporary(&place, 0o666).map(drop),
+        Target::File(place) => tempfile::tempfile_in(folder(&place))
+            .map(drop)
+            .map_err(|e| Error::io("write", path, e)),
         Target::Stream => rustix::fs::access(path, Access::WRITE_OK)
             .map_err(|e| Error::io("write", path, e.into())),
     }

@@ -17,6 +17,8 @@ mod cgroup;
 mod console;
 mod cpus;
 mod forward;
+#[doc(hidden)]
+pub mod fuzz;
 mod identity;
 mod mounts;
 mod network;

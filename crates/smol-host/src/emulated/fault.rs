@@ -19,7 +19,7 @@ const MAX_LOG_BYTES: usize = 1 << 20;
 /// Those of the file system.
 pub(super) fn keep(cache: &Path, what: &str, qemu: &str, console: &str) -> io::Result<PathBuf> {
     let folder = cache.join(FOLDER);
-    fs::create_dir_all(&folder)?;
+    smol_cli::paths::create_in_cache(&folder)?;
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();

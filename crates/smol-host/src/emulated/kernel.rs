@@ -11,9 +11,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde::{Deserialize, Serialize};
+use smol_cli::paths;
 
 use super::modules;
-use crate::apt;
+use crate::apt::{self, DownloadDir};
 use crate::child;
 use crate::error::{HostError, Result};
 use crate::lock_dir::ScratchDir;
@@ -164,7 +165,7 @@ struct KernelScratch {
 impl KernelScratch {
     fn new(cache: &Path) -> Result<KernelScratch> {
         let kernels = kernels(cache);
-        fs::create_dir_all(&kernels).map_err(HostError::io(format!(
+        paths::create_in_cache(&kernels).map_err(HostError::io(format!(
             "cannot create {}",
             kernels.display()
         )))?;
@@ -198,18 +199,13 @@ fn download(scratch: &Path) -> Result<(PathBuf, String)> {
     for dir in [&debs, &root] {
         fs::create_dir(dir).map_err(HostError::io(format!("cannot create {}", dir.display())))?;
     }
-    // apt drops to its own user when run by root, who may not enter our folder; we only download.
+    let folder = DownloadDir::new(scratch);
+    let folder = folder.map_err(HostError::io("cannot make a folder for downloads"))?;
     let mut apt_get = Command::new("apt-get");
-    apt_get
-        .args(["-qq", "-o", "APT::Sandbox::User=root", "download"])
-        .args(packages.iter().map(Package::pin));
-    run(apt_get.current_dir(&debs)).map_err(|e| e.fix(apt_update()))?;
-    for entry in
-        fs::read_dir(&debs).map_err(HostError::io("cannot list the downloaded packages"))?
-    {
-        let deb = entry
-            .map_err(HostError::io("cannot list the downloaded packages"))?
-            .path();
+    folder.configure(&mut apt_get);
+    run(apt_get.args(packages.iter().map(Package::pin))).map_err(|e| e.fix(apt_update()))?;
+    let taken = folder.take(&debs);
+    for deb in taken.map_err(HostError::io("cannot take the downloaded packages"))? {
         run(Command::new("dpkg-deb").arg("-x").arg(deb).arg(&root))?;
     }
     let version = packages

@@ -359,6 +359,9 @@ pub fn qemu_access() -> Result<Access> {
     for folder in ["/usr", "/bin", "/lib", "/lib64"] {
         access = access.execute(folder);
     }
+    if let Some(root) = std::env::var_os(kernel::KERNEL_ROOT_VARIABLE) {
+        access = access.read(root);
+    }
     // In the stores of Nix and Guix, each library is in a folder of its own.
     for store in ["/nix/store", "/gnu/store"] {
         access = access.execute(store);

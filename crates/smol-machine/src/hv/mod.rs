@@ -9,6 +9,7 @@ use crate::paravirt::Phase;
 
 #[cfg(target_os = "linux")]
 pub mod kvm;
+pub(crate) mod none;
 #[cfg(target_os = "linux")]
 pub use kvm::{
     KvmKicker as HostKicker, KvmVcpu as HostVcpu, KvmVm as HostVm, host_cpu, prepare, probe,

@@ -30,6 +30,7 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use self::config::{Clock, MachineConfig};
 use self::control::{Control, Stop, StopHandle};
+pub(crate) use self::snapshot::check as check_state;
 pub use self::snapshot::{RestoreConfig, Time};
 use crate::Result;
 use crate::arch::cpu::{Cpu, Model};

@@ -209,7 +209,7 @@ fn size_of_ram(ram: &Ram) -> u64 {
 }
 
 /// Checks the numbers of a state that size things, before anything is sized by them.
-fn check(state: &MachineState) -> Result<()> {
+pub(crate) fn check(state: &MachineState) -> Result<()> {
     let bad = |what: &str| Err(Error::bad_state(what));
     if state.possible_vcpus == 0 || state.possible_vcpus > MAX_VCPUS {
         return bad("its number of vCPUs is out of range");

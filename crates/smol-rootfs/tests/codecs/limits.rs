@@ -32,7 +32,9 @@ fn member(tar: &mut Tar, name: &str, kind: EntryType, link: &str, content: &[u8]
     let mut header = Header::new_ustar();
     header.set_entry_type(kind);
     header.set_mode(0o644);
-    (header.set_uid(0), header.set_gid(0), header.set_mtime(0));
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
     header.set_size(content.len() as u64);
     let ustar = header.as_ustar_mut().unwrap();
     ustar.name[..name.len()].copy_from_slice(name.as_bytes());

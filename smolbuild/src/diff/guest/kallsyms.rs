@@ -409,7 +409,7 @@ mod tests {
         // The table's own tokens and markers, with a count in each word before, and names of any kind.
         let word = [&600u32.to_le_bytes()[..], &[1, b'T', 1, b'T']].concat();
         let mut bytes = word.repeat(len / 8);
-        bytes.extend(&tail[tail.len() / 3 & !7..]);
+        bytes.extend(&tail[(tail.len() / 3) & !7..]);
         bytes
     }
 

@@ -14,7 +14,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::geteuid;
-use smol_cli::{ErrorExt, ExitKind, Interrupt};
+use smol_cli::{ErrorExt, ExitKind, Interrupt, paths};
 use smol_host::lock_dir::{ScratchDir, lock_file};
 
 use super::mmdebstrap::{self, Network};
@@ -67,7 +67,7 @@ pub fn installed(
 ) -> Result<InstalledSystem> {
     let key = cache_key(&spec.debian);
     let cannot = || format!("cannot use the cache directory {}", cache.display());
-    fs::create_dir_all(cache).with_context(cannot)?;
+    paths::create_in_cache(cache).with_context(cannot)?;
     // mmdebstrap runs elsewhere.
     let cache = &cache.canonicalize().with_context(cannot)?;
     let lock = File::options()

@@ -3,7 +3,6 @@
 use super::*;
 
 mod docs;
-mod fuzz;
 mod good;
 mod ready_values;
 mod requests;

@@ -113,6 +113,14 @@ fn read_answer(
     }
 }
 
+/// Status and body of an answer, if it is whole.
+pub(in super::super) fn answer(
+    bytes: &[u8],
+    at_end: bool,
+) -> Result<Option<(u16, Vec<u8>)>, String> {
+    Ok(parse(bytes, at_end)?.map(|answer| (answer.status, answer.body)))
+}
+
 /// The answer, if it is whole; at the end of the stream a body without a length is.
 fn parse(bytes: &[u8], at_end: bool) -> Result<Option<Answer>, String> {
     let mut headers = [httparse::EMPTY_HEADER; MOST_HEADERS];

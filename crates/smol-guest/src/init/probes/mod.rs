@@ -1,7 +1,7 @@
 //! Asking the service whether it is ready. A probe either succeeds or says what it saw
 //! instead; the last of these is what a failed build shows.
 
-mod http;
+pub(super) mod http;
 mod tcp;
 
 use std::fs;

@@ -19,8 +19,6 @@
 //! the protocol puts the device into `DEVICE_NEEDS_RESET`, never the VMM into a panic.
 
 pub mod console;
-#[cfg(test)]
-mod fuzz;
 pub mod mmio;
 pub mod pmem;
 pub mod queue;

@@ -22,7 +22,7 @@ use kvm_ioctls::{Kvm, VmFd};
 
 use super::Vm;
 use crate::arch::cpu::{Cpu, HostCpu};
-use crate::arch::state::{IrqchipState, TimerState};
+use crate::arch::state::{IrqchipState, TimerState, VcpuState};
 use crate::{Error, Result};
 
 pub use kicker::KvmKicker;
@@ -30,6 +30,17 @@ pub use vcpu::KvmVcpu;
 
 #[cfg(target_arch = "x86_64")]
 use x86_64 as arch;
+
+/// Brings a captured vCPU and its board into the form that KVM takes, and no further: what the fuzz
+/// targets call.
+pub(crate) fn accept(
+    vcpu: &VcpuState,
+    irqchip: &IrqchipState,
+    timers: Option<&TimerState>,
+) -> Result<()> {
+    arch::vcpu::accept(vcpu)?;
+    arch::vm::accept(irqchip, timers)
+}
 
 impl Error {
     /// Wraps the failure of hypervisor call `call`.

@@ -37,6 +37,14 @@ pub fn save(fd: &VcpuFd) -> Result<(Vec<u8>, Option<Xsave>)> {
 
 /// Sets XCR0, and then the registers that it enables.
 pub fn restore(fd: &VcpuFd, state: &VcpuState) -> Result<()> {
+    let (xcr0, area) = accept(state)?;
+    set_xcr0(fd, xcr0)?;
+    // SAFETY: the guest has no state component beyond AVX, so KVM reads 4096 bytes and no more.
+    unsafe { fd.set_xsave(&area) }.map_err(Error::hv("KVM_SET_XSAVE"))
+}
+
+/// Returns XCR0 and the XSAVE area of a state.
+pub fn accept(state: &VcpuState) -> Result<(u64, kvm_xsave)> {
     let xcr0 = match &state.xsave {
         None => XCR0_RESET,
         Some(xsave) if xsave.xcr0 & !XCR0_AVX == 0 => xsave.xcr0,
@@ -45,10 +53,7 @@ pub fn restore(fd: &VcpuFd, state: &VcpuState) -> Result<()> {
             return Err(Error::bad_state(what));
         }
     };
-    set_xcr0(fd, xcr0)?;
-    let area = area_to_kvm(&state.fxsave, state.xsave.as_ref())?;
-    // SAFETY: the guest has no state component beyond AVX, so KVM reads 4096 bytes and no more.
-    unsafe { fd.set_xsave(&area) }.map_err(Error::hv("KVM_SET_XSAVE"))
+    Ok((xcr0, area_to_kvm(&state.fxsave, state.xsave.as_ref())?))
 }
 
 /// Sets XCR0.

@@ -70,6 +70,12 @@ pub(super) fn save(fd: &VcpuFd, phase: Phase) -> Result<Vec<Msr>> {
 
 /// Restores captured ones.
 pub(super) fn restore(fd: &VcpuFd, msrs: &[Msr]) -> Result<()> {
+    accept(msrs)?;
+    set(fd, msrs)
+}
+
+/// Returns KVM's list of captured ones.
+pub(super) fn accept(msrs: &[Msr]) -> Result<Msrs> {
     let known = |msr: &&Msr| CAPTURED.contains(&msr.index) || TIME.contains(&msr.index);
     if let Some(odd) = msrs.iter().find(|msr| !known(msr)) {
         return Err(Error::bad_state(format!(
@@ -77,7 +83,7 @@ pub(super) fn restore(fd: &VcpuFd, msrs: &[Msr]) -> Result<()> {
             odd.index
         )));
     }
-    set(fd, msrs)
+    list(msrs)
 }
 
 /// Sets the TSC to that of a captured vCPU, if it holds one.

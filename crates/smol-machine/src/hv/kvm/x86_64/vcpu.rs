@@ -79,3 +79,15 @@ pub fn restore(fd: &VcpuFd, state: &VcpuState) -> Result<()> {
     fd.set_mp_state(kvm_mp_state { mp_state })
         .map_err(Error::hv("KVM_SET_MP_STATE"))
 }
+
+/// Brings a state into KVM's form, and no further.
+pub fn accept(state: &VcpuState) -> Result<()> {
+    convert::sregs_to_kvm(&state.system, &mut Default::default());
+    fpu::accept(state)?;
+    convert::regs_to_kvm(&state.regs);
+    convert::debug_to_kvm(&state.debug);
+    msrs::accept(&state.msrs)?;
+    convert::lapic_to_kvm(&state.lapic)?;
+    convert::events_to_kvm(&state.events);
+    Ok(())
+}

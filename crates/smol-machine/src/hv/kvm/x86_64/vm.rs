@@ -82,6 +82,19 @@ pub fn restore_irqchip(vm: &VmFd, state: &IrqchipState) -> Result<()> {
     set(&irqchip::ioapic_to_kvm(IOAPIC, &state.ioapic)?)
 }
 
+/// Brings a state into KVM's form, and no further.
+pub fn accept(state: &IrqchipState, timers: Option<&TimerState>) -> Result<()> {
+    irqchip::pic_to_kvm(PIC_MASTER, &state.pics[0]);
+    irqchip::pic_to_kvm(PIC_SLAVE, &state.pics[1]);
+    irqchip::ioapic_to_kvm(IOAPIC, &state.ioapic)?;
+    if let Some(timers) = timers {
+        timers.pit.iter().for_each(|channel| {
+            irqchip::pit_to_kvm(channel);
+        });
+    }
+    Ok(())
+}
+
 pub fn save_timers(vm: &VmFd) -> Result<TimerState> {
     let pit = vm.get_pit2().map_err(Error::hv("KVM_GET_PIT2"))?;
     let clock = vm.get_clock().map_err(Error::hv("KVM_GET_CLOCK"))?;

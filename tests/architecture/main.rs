@@ -1,0 +1,170 @@
+//! The invariants of ARCHITECTURE.md that can be read off the sources, and the facts that the
+//! documents repeat: a change that breaks one must change the document too.
+//!
+//! They use the standard library only.
+//!
+//! | module | what it looks at |
+//! |---|---|
+//! | this one | dependencies |
+//! | `sources` | modules: what stands in them, how long they are, whom they import |
+//! | `documents` | what the documents say of the sources, and their links |
+//! | `tree` | reading all of these |
+
+mod documents;
+mod sources;
+mod tree;
+
+use std::collections::BTreeSet;
+
+use tree::{all_dependencies, direct_dependencies, lock_file, read};
+
+/// Which of our crates each crate may depend on, directly. What is not here depends on none.
+const OUR_CRATES: &[(&str, &[&str])] = &[
+    ("smol-bundle", &[]),
+    ("smol-cli", &[]),
+    ("smol-guest", &["smol-protocol"]),
+    ("smol-machine", &[]),
+    ("smol-protocol", &[]),
+    ("smol-rootfs", &[]),
+    // What tests share. No other may depend on it but for its tests.
+    ("smol-testing", &[]),
+    ("smol-trust", &["smol-bundle", "smol-cli"]),
+    ("smol-sandbox", &["smol-cli"]),
+    ("smol-host", &["smol-cli", "smol-machine", "smol-sandbox"]),
+    (
+        "smolbuild",
+        &[
+            "smol-bundle",
+            "smol-cli",
+            "smol-host",
+            "smol-machine",
+            "smol-protocol",
+            "smol-rootfs",
+            "smol-sandbox",
+            "smol-trust",
+        ],
+    ),
+    (
+        "smolrun",
+        &[
+            "smol-bundle",
+            "smol-cli",
+            "smol-host",
+            "smol-machine",
+            "smol-protocol",
+            "smol-sandbox",
+            "smol-trust",
+        ],
+    ),
+];
+
+/// Crates that talk to hypervisors or are parts of machines: not for smol-bundle.
+const HYPERVISOR_CRATES: &[&str] = &[
+    "applevisor",
+    "kvm-bindings",
+    "kvm-ioctls",
+    "linux-loader",
+    "virtio-bindings",
+    "virtio-queue",
+    "virtio-vsock",
+    "vm-memory",
+    "vmm-sys-util",
+];
+
+/// Crates that speak network protocols: no program of ours opens a connection to a server.
+const NETWORK_CRATES: &[&str] = &[
+    "curl",
+    "h2",
+    "hyper",
+    "native-tls",
+    "oci-client",
+    "openssl",
+    "reqwest",
+    "rustls",
+    "tokio",
+    "ureq",
+];
+
+/// Crates that neither a guest nor a machine is linked with, nor what reads bundles and speaks to
+/// guests, at any depth.
+const CRATES_WITHOUT_NETWORK: &[&str] =
+    &["smol-bundle", "smol-guest", "smol-machine", "smol-protocol"];
+
+#[test]
+fn each_crate_depends_on_those_of_ours_that_it_may_know() {
+    for (name, allowed) in OUR_CRATES {
+        let ours: BTreeSet<String> = direct_dependencies(name)
+            .into_iter()
+            .filter(|d| d.starts_with("smol"))
+            .collect();
+        let allowed: BTreeSet<String> = allowed.iter().map(|d| (*d).to_owned()).collect();
+        assert_eq!(ours, allowed, "dependencies of {name}");
+    }
+}
+
+#[test]
+fn every_crate_of_the_workspace_is_judged_here() {
+    let manifest = read("Cargo.toml");
+    let members = manifest
+        .split("members = [")
+        .nth(1)
+        .and_then(|rest| rest.split(']').next())
+        .expect("a list of members");
+    let members: BTreeSet<&str> = members
+        .split('"')
+        .skip(1)
+        .step_by(2)
+        .map(|path| path.rsplit('/').next().expect("never empty"))
+        .collect();
+    let judged: BTreeSet<&str> = OUR_CRATES
+        .iter()
+        .map(|(name, _)| *name)
+        .chain(["fuzz", "tests", "xtask"])
+        .collect();
+    assert_eq!(members, judged);
+}
+
+#[test]
+fn the_runner_does_not_contain_the_builder() {
+    let all = all_dependencies("smolrun");
+    assert!(!all.contains("smolbuild"), "smolrun depends on smolbuild");
+    assert!(all.contains("smol-bundle"), "the lock file was misread");
+}
+
+#[test]
+fn the_bundle_format_knows_no_hypervisor() {
+    let all = all_dependencies("smol-bundle");
+    assert!(all.contains("zstd"), "the lock file was misread");
+    for foreign in HYPERVISOR_CRATES {
+        assert!(!all.contains(*foreign), "smol-bundle depends on {foreign}");
+    }
+}
+
+#[test]
+fn the_machine_knows_no_smolfile_and_no_bundle() {
+    let all = all_dependencies("smol-machine");
+    assert!(all.contains("kvm-ioctls"), "the lock file was misread");
+    for foreign in ["ed25519-dalek", "tar", "toml", "zstd"] {
+        assert!(!all.contains(foreign), "smol-machine depends on {foreign}");
+    }
+}
+
+#[test]
+fn nothing_that_speaks_a_network_protocol_is_linked() {
+    let lock = lock_file();
+    assert!(lock.contains_key("clap"), "the lock file was misread");
+    for foreign in NETWORK_CRATES {
+        assert!(!lock.contains_key(*foreign), "{foreign} is in Cargo.lock");
+    }
+}
+
+#[test]
+fn no_network_client_is_in_what_machines_bundles_and_guests_are_made_of() {
+    for name in CRATES_WITHOUT_NETWORK {
+        let all = all_dependencies(name);
+        assert!(!all.is_empty(), "the lock file was misread");
+        for foreign in NETWORK_CRATES.iter().chain(&["smol-net", "smol-registry"]) {
+            assert!(!all.contains(*foreign), "{name} depends on {foreign}");
+        }
+    }
+}
