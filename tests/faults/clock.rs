@@ -3,6 +3,7 @@
 //! does not jump, CLOCK_MONOTONIC.)
 
 use std::fs::{self, File};
+use std::os::unix::fs::DirBuilderExt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use libtest_mimic::{Failed, Trial};
@@ -55,7 +56,9 @@ fn jumped(operation: &Operation) -> Result<(), Failed> {
             _ => None,
         };
         if let Some(dead) = dead {
-            fs::create_dir_all(scene.path(dead)).expect("the folder is our own");
+            let mut builder = fs::DirBuilder::new();
+            let made = builder.recursive(true).mode(0o700).create(scene.path(dead));
+            made.expect("the folder is our own");
         }
         set_times(&scene, time);
         let checked = operation.check_again(&scene);
