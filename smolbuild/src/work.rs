@@ -19,12 +19,21 @@ impl WorkDir {
     /// # Errors
     /// If the cache cannot be written.
     pub fn create(cache: &Path) -> Result<Self> {
-        let parent = cache.join("work");
-        paths::create_in_cache(&parent)
-            .with_context(|| format!("cannot create {}", parent.display()))?;
+        let parent = Self::parent(cache)?;
         let folder = ScratchDir::create(&parent, "building-")
             .with_context(|| format!("cannot create a folder in {}", parent.display()))?;
         Ok(Self(folder))
+    }
+
+    /// Returns the folder under `cache` that such folders are made in, and makes it.
+    ///
+    /// # Errors
+    /// If the cache cannot be written.
+    pub fn parent(cache: &Path) -> Result<PathBuf> {
+        let parent = cache.join("work");
+        let made = paths::create_in_cache(&parent);
+        made.with_context(|| format!("cannot create {}", parent.display()))?;
+        Ok(parent)
     }
 
     /// Where it is.

@@ -58,7 +58,9 @@ fn memory_that_differs_everywhere_is_compared_within_the_memory_bound() {
         let (b, _) = bundle(scratch.path(), "b", memory, 0);
         assert!(size < MIB, "{size}");
         let interrupt = Interrupt::detached().unwrap();
-        let report = diff::compare(&a, &b, &interrupt).unwrap();
+        let cache = tempfile::tempdir().unwrap();
+        let work = smolbuild::work::WorkDir::create(cache.path()).unwrap();
+        let report = diff::compare(&a, &b, &work, &interrupt).unwrap();
         assert_eq!(report.memory.pages, MAX_PLACES as u64 + more);
         let owners: Vec<_> = report
             .memory

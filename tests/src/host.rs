@@ -77,10 +77,6 @@ impl Host {
 
     /// Paths below `root`; [`Host::prepare`] fills them.
     pub fn new(root: &Path) -> Self {
-        let workspace = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .parent()
-            .expect("a member of the workspace")
-            .to_owned();
         Self {
             tools: Tools {
                 programs: root.join("programs"),
@@ -93,7 +89,7 @@ impl Host {
             native: root.join("guests/native"),
             scratch: root.join("scratch"),
             faults: root.join("faults"),
-            workspace,
+            workspace: workspace(),
             root: root.to_owned(),
         }
     }
@@ -114,7 +110,7 @@ impl Host {
         ] {
             fs::create_dir_all(folder).expect("the build folder can be written");
         }
-        programs(self);
+        programs(&self.workspace, &self.tools.programs);
         caches(self);
         guests(self, &self.root.join("guests"));
         keys(self);
@@ -136,26 +132,33 @@ impl Host {
     }
 }
 
+/// Returns the checkout that this program was built from.
+pub fn workspace() -> PathBuf {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR"));
+    own.parent().expect("a member of the workspace").to_owned()
+}
+
 /// The programs under test, each in a package of its name.
 const PROGRAMS: [&str; 2] = ["smolbuild", "smolrun"];
 
-/// Builds the programs, in the profile that this program was built in, and copies them, so that no
-/// later build replaces them while they run.
-fn programs(host: &Host) {
+/// Builds the programs, in the profile that this program was built in, and copies them into the folder
+/// `to`, so that no later build replaces them while they run.
+///
+/// # Panics
+/// If they cannot be built or copied.
+pub fn programs(workspace: &Path, to: &Path) {
     // <target>/<triple>/<profile>/deps/<this program>
     let own = std::env::current_exe().expect("it was started from a file");
     let folder = own.ancestors().nth(2).expect("cargo has built it");
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo
-        .current_dir(&host.workspace)
-        .args(["build", "--quiet"]);
+    cargo.current_dir(workspace).args(["build", "--quiet"]);
     cargo.args(PROGRAMS.map(|name| format!("--package={name}")));
     if folder.ends_with("release") {
         cargo.arg("--release");
     }
     run(&mut cargo).succeed();
     for name in PROGRAMS {
-        let to = host.tools.programs.join(name);
+        let to = to.join(name);
         let _ = fs::remove_file(&to);
         fs::copy(folder.join(name), to)
             .unwrap_or_else(|e| panic!("{name} in {}: {e}", folder.display()));

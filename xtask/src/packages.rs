@@ -26,13 +26,14 @@ const BUILD: &[Need] = &[
     ("xz", "xz-utils"),
 ];
 
-/// To look at what was built with other people's eyes.
+/// To look at what was built with other people's eyes, and to make system calls fail.
 const TEST: &[Need] = &[
     ("busybox", "busybox-static"),
     ("cpio", "cpio"),
     ("fsck.erofs", "erofs-utils"),
     ("openssl", "openssl"),
     ("skopeo", "skopeo"),
+    ("strace", "strace"),
 ];
 
 /// To build libFuzzer.

@@ -340,6 +340,11 @@ pub fn install_panic_hook() {
         } else {
             "no message"
         };
+        if let Some(failure) = of_threads(what) {
+            let code = ExitKind::Failed.code();
+            report(&failure.into());
+            std::process::exit(code.into());
+        }
         let place = info.location().map(ToString::to_string).unwrap_or_default();
         if json::is_wanted() {
             crate::print_error(&json::line(&json::of_panic(what, &place)));
@@ -356,6 +361,18 @@ pub fn install_panic_hook() {
         crate::print_error(&text);
         std::process::exit(ExitKind::Internal.code().into());
     }));
+}
+
+/// The failure behind a panic of Rust's library or of rayon, which hashes with all CPUs: they panic where
+/// the system gives no thread, for lack of memory or by a limit, and that is no bug.
+fn of_threads(what: &str) -> Option<Failure> {
+    let panics = ["failed to spawn thread: ", "ThreadPoolBuildError "];
+    let is_one = panics.iter().any(|panic| what.contains(panic));
+    is_one.then(|| {
+        let message = "the system gives this program no more threads";
+        Failure::new(ExitKind::Failed, message)
+            .hint("free memory, or raise the limits: ulimit -u, and pids.max of the control group")
+    })
 }
 
 #[cfg(test)]

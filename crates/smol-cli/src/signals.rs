@@ -68,7 +68,7 @@ impl Interrupt {
         self.0.signal.store(SIGTERM as usize, Ordering::SeqCst);
         self.0.set.store(true, Ordering::SeqCst);
         // A full pipe is readable, which is all that is wanted.
-        let _ = rustix::io::write(&self.0.write, b"x");
+        let _ = rustix::io::retry_on_intr(|| rustix::io::write(&self.0.write, b"x"));
     }
 
     /// Returns whether a signal came.

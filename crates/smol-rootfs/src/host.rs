@@ -12,7 +12,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{CWD, Dir, Mode, OFlags, ResolveFlags, openat, openat2, readlinkat};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 
 /// Opens a file for reading, of which no part of the path may be a symbolic link. A named pipe does
 /// not block.
@@ -59,7 +59,9 @@ pub(crate) fn names(folder: &Path) -> io::Result<impl Iterator<Item = io::Result
 
 fn open_as(path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
     let flags = flags | OFlags::CLOEXEC;
-    match openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS) {
+    let open = || openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS);
+    // File systems of a network or of a process (FUSE) can be interrupted.
+    match retry_on_intr(open) {
         // Linux before 5.6, and containers whose filters do not know the call.
         Err(Errno::NOSYS | Errno::PERM) => part_by_part(path, flags),
         opened => Ok(opened?),

@@ -58,9 +58,17 @@ pub(super) fn test_restore(
         Err(error) => return Ok(Outcome::Unseen(error.to_string())),
     };
     let machine = Arc::<OnceLock<StopHandle>>::default();
+    let pages = [(Area::Memory, state.memory), (Area::Rootfs, state.pmem)]
+        .map(|(area, bytes)| (area, u32::try_from(bytes / PAGE as u64).unwrap_or(u32::MAX)));
     let touches = thread::spawn({
         let (demand, contents, machine) = (demand.clone(), contents.clone(), machine.clone());
-        move || serve(&demand, &contents, &machine)
+        move || {
+            let served = serve(&demand, &contents, &machine);
+            if served.is_err() {
+                give_up(&demand, &machine, pages);
+            }
+            served
+        }
     });
     let outcome = run(job, state, &demand, &machine, limit, interrupt);
     demand.end();
@@ -102,6 +110,20 @@ fn serve(
         demand.fill(area, page, &bytes)?;
     }
     Ok(touches)
+}
+
+/// Stops the machine, one of whose pages cannot be had. Its pages become zeros, so that nothing waits for
+/// one for ever: what it does with them does not matter any more.
+fn give_up(demand: &LazyMemory, machine: &OnceLock<StopHandle>, pages: [(Area, u32); 2]) {
+    // First: a machine that is not there yet is stopped for it.
+    demand.end();
+    if let Some(machine) = machine.get() {
+        machine.request(Stop::Requested);
+    }
+    for (area, pages) in pages {
+        // It fails for what is not mapped only, and all of this is.
+        let _ = demand.release(area, 0, pages);
+    }
 }
 
 /// What was touched, step by step, in each step by the numbers of the pages: which pages these are
@@ -175,6 +197,9 @@ fn run(
     let mut machine = Machine::restore_lazy(demand, state, hooks, Time::Building { seed: fresh })?;
     observer.attach(machine.stop_handle());
     let _ = running.set(machine.stop_handle());
+    if demand.has_ended() {
+        machine.stop_handle().request(Stop::Requested);
+    }
     let limit = if bare {
         limit.min(QUIET_TIMEOUT)
     } else {

@@ -12,7 +12,7 @@ use crate::error::ResultExt;
 
 /// Prints facts about a bundle. Its structure is checked on the way, its signature is not.
 pub fn run(args: &Inspect) -> Result<()> {
-    only_read(&[&args.bundle])?;
+    only_read(&[&args.bundle], &[])?;
     let bundle = open_bundle(&args.bundle)?;
     if args.format.json {
         smol_cli::print_json(&as_json(&bundle)?)?;

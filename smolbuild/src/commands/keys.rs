@@ -32,7 +32,11 @@ pub fn keygen(args: &Keygen) -> Result<()> {
     }
     let key = PrivateKey::generate().classify()?;
     key.save(&args.output).classify()?;
-    key.public().save(&public_path).classify()?;
+    if let Err(error) = key.public().save(&public_path).classify() {
+        // Half a pair would only be in the way of the next attempt.
+        let _ = std::fs::remove_file(&args.output);
+        return Err(error);
+    }
     smol_cli::print(&format!(
         "private key  {}   keep it secret\n",
         args.output.display()

@@ -29,12 +29,13 @@ pub(crate) fn load_smolfile(args: &SmolfileArg) -> anyhow::Result<Loaded> {
     }
 }
 
-/// Restricts this process to reading these files, and to temporary files: for commands that look into
-/// bundles of strangers and do nothing else. They need no network and no other program.
+/// Restricts this process to reading these files, and to writing into the folders `written` and to temporary
+/// files: for commands that look into bundles of strangers and do nothing else. They need no network and no
+/// other program.
 ///
 /// # Errors
 /// If the kernel refuses.
-pub(crate) fn only_read(files: &[&Path]) -> anyhow::Result<()> {
+pub(crate) fn only_read(files: &[&Path], written: &[&Path]) -> anyhow::Result<()> {
     let mode = Mode::from_environment()?;
     if let Some(warning) = smol_sandbox::warning(mode) {
         smol_cli::print_error(&format!("smolbuild: warning: {warning}\n"));
@@ -42,6 +43,9 @@ pub(crate) fn only_read(files: &[&Path]) -> anyhow::Result<()> {
     let mut access = Access::of_monitor().write(std::env::temp_dir());
     for file in files {
         access = access.read(file);
+    }
+    for folder in written {
+        access = access.write(folder);
     }
     let restricted = access.restrict_thread(mode);
     restricted

@@ -199,7 +199,7 @@ impl Reproduction<'_> {
             return Ok(());
         }
         let stage = self.session.progress.stage("diff", "comparing");
-        let report = diff::compare(bundle, &again, &self.session.interrupt)?;
+        let report = diff::compare(bundle, &again, &self.folder, &self.session.interrupt)?;
         stage.finish("different");
         smol_cli::print(&report.text(Some(SHOWN)))?;
         let failure = Failure::new(

@@ -21,7 +21,7 @@ const INTACT: &str = "its bytes are intact; --insecure-unsigned checks no more t
 pub fn run(args: &Verify, interrupt: &Interrupt) -> Result<()> {
     let keys = args.key.iter().cloned().chain(trust_folder());
     let files: Vec<_> = keys.chain([args.bundle.clone()]).collect();
-    only_read(&files.iter().map(PathBuf::as_path).collect::<Vec<_>>())?;
+    only_read(&files.iter().map(PathBuf::as_path).collect::<Vec<_>>(), &[])?;
     let session = Session::new(Mode::Auto, interrupt.clone());
     let keyring = Keyring::of_user(&args.key, |text| session.note(text))?;
     let bundle = open_bundle(&args.bundle)?;

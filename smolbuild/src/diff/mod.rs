@@ -29,7 +29,7 @@ pub mod values;
 use anyhow::Result;
 use serde::Serialize;
 use smol_bundle::{Bundle, ImageKind};
-use smol_cli::{Interrupt, paths};
+use smol_cli::Interrupt;
 
 use self::images::ImageChange;
 use self::memory::Memory;
@@ -75,7 +75,7 @@ impl Report {
     }
 }
 
-/// Compares two bundles. Images that may differ are unpacked into a temporary folder of the cache.
+/// Compares two bundles. Images that may differ are unpacked into `folder`.
 ///
 /// Whatever the bundles hold, it takes less than 512 MiB of memory: of pages of memory the first
 /// [`memory::MAX_PLACES`] are looked into, of files [`files::MAX_CHANGES`] are told, of documents
@@ -83,13 +83,11 @@ impl Report {
 ///
 /// # Errors
 /// Frames and blobs that do not verify (exit code 4), a full disk, an interrupt.
-pub fn compare(a: &Bundle, b: &Bundle, interrupt: &Interrupt) -> Result<Report> {
+pub fn compare(a: &Bundle, b: &Bundle, folder: &WorkDir, interrupt: &Interrupt) -> Result<Report> {
     let mut report = Report::of_digests(a, b);
     if report.is_same() {
         return Ok(report);
     }
-    // In the cache: what a killed process leaves there, the next one removes.
-    let folder = WorkDir::create(&paths::cache_dir()?)?;
     let place = folder.path().canonicalize()?;
     let a = Side::new(a, &place.join("a"))?;
     let b = Side::new(b, &place.join("b"))?;

@@ -142,7 +142,9 @@ impl Arrivals {
 
 /// Makes an eventfd readable. It takes any number of small writes.
 pub(crate) fn signal(wakeup: &OwnedFd) {
-    let _ = rustix::io::write(wakeup, &1u64.to_ne_bytes());
+    let write = || rustix::io::write(wakeup, &1u64.to_ne_bytes());
+    // A wakeup that is lost is waited for for ever.
+    let _ = rustix::io::retry_on_intr(write);
 }
 
 #[cfg(test)]
