@@ -1,6 +1,12 @@
-//! System calls that depend on the processor.
+//! What depends on the processor.
 
 use libc::c_long;
+
+/// The interface of the processor that our calls are made by (include/uapi/linux/audit.h).
+#[cfg(target_arch = "x86_64")]
+pub(crate) const INTERFACE: u32 = 0xc000_003e; // AUDIT_ARCH_X86_64
+#[cfg(target_arch = "aarch64")]
+pub(crate) const INTERFACE: u32 = 0xc000_00b7; // AUDIT_ARCH_AARCH64
 
 /// Older calls that the C library still makes on x86-64; later processors lack them.
 #[cfg(target_arch = "x86_64")]

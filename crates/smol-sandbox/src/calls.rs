@@ -93,7 +93,6 @@ const MEMORY: &[c_long] = &[
 /// Threads of this process.
 const THREADS: &[c_long] = &[
     libc::SYS_futex,
-    libc::SYS_clone3,
     libc::SYS_set_robust_list,
     libc::SYS_rseq,
     libc::SYS_gettid,
@@ -133,11 +132,6 @@ const FACTS: &[c_long] = &[
     libc::SYS_getrusage,
 ];
 
-/// Returns the rules of calls whose arguments do not matter.
-fn plain(calls: &[c_long]) -> Rules {
-    calls.iter().map(|call| (*call, Vec::new())).collect()
-}
-
 /// Returns the rule that an argument, of which the lower 32 bits count, is like this.
 fn argument(index: u8, operator: SeccompCmpOp, value: u64) -> SeccompRule {
     let condition = SeccompCondition::new(index, Dword, operator, value);
@@ -153,27 +147,34 @@ fn one_of(index: u8, values: &[u64]) -> Vec<SeccompRule> {
         .collect()
 }
 
+/// Calls of a filter: those that are allowed whatever their arguments, and rules for the others.
+pub(crate) struct Calls {
+    pub any: Vec<c_long>,
+    pub rules: Rules,
+}
+
 /// Returns the calls of a program that reads and writes files, on several threads.
-pub(crate) fn files() -> Rules {
+pub(crate) fn files() -> Calls {
     let families = [FILES, MEMORY, THREADS, SIGNALS, FACTS, arch::OLD_CALLS];
-    let mut rules = plain(&families.concat());
     let not_executable = || vec![argument(2, MaskedEq(libc::PROT_EXEC as u64), 0)];
-    rules.insert(libc::SYS_mmap, not_executable());
-    rules.insert(libc::SYS_mprotect, not_executable());
     let thread = libc::CLONE_THREAD as u64;
-    rules.insert(libc::SYS_clone, vec![argument(0, MaskedEq(thread), thread)]);
     let us = std::process::id().into();
-    rules.insert(libc::SYS_tgkill, vec![argument(0, Eq, us)]);
-    rules.insert(
-        libc::SYS_prlimit64,
-        vec![argument(0, Eq, 0), argument(0, Eq, us)],
-    );
     // Names of threads and of memory: the C library's, for /proc.
     let names = [libc::PR_SET_NAME, libc::PR_GET_NAME, libc::PR_SET_VMA];
-    rules.insert(libc::SYS_prctl, one_of(0, &names.map(unsigned)));
-    rules.insert(libc::SYS_fcntl, one_of(1, &FCNTL.map(unsigned)));
-    rules.insert(libc::SYS_ioctl, one_of(1, &TERMINAL));
-    rules
+    let rules = [
+        (libc::SYS_mmap, not_executable()),
+        (libc::SYS_mprotect, not_executable()),
+        (libc::SYS_clone, vec![argument(0, MaskedEq(thread), thread)]),
+        (libc::SYS_tgkill, vec![argument(0, Eq, us)]),
+        (libc::SYS_prlimit64, one_of(0, &[0, us])),
+        (libc::SYS_prctl, one_of(0, &names.map(unsigned))),
+        (libc::SYS_fcntl, one_of(1, &FCNTL.map(unsigned))),
+        (libc::SYS_ioctl, one_of(1, &TERMINAL)),
+    ];
+    Calls {
+        any: families.concat(),
+        rules: rules.into(),
+    }
 }
 
 /// Flags and locks; not F_SETOWN, which sends signals to others.
@@ -196,79 +197,80 @@ fn unsigned(value: libc::c_int) -> u64 {
     u64::from(value.cast_unsigned())
 }
 
-/// Returns what a machine that runs needs beside files.
-pub(crate) fn machine() -> Rules {
-    let mut rules = streams();
+/// Returns the calls of a machine that runs.
+pub(crate) fn machine() -> Calls {
+    let mut calls = with_streams(files());
     let mut ioctls = vec![KVM_RUN, KVM_IRQ_LINE, KVM_GET_REGS, KVM_TRANSLATE];
     ioctls.extend(TERMINAL);
     let mut ioctls = one_of(1, &ioctls);
     ioctls.push(argument(1, MaskedEq(DRIVER), USERFAULTFD));
-    rules.insert(libc::SYS_ioctl, ioctls);
-    rules
+    calls.rules.insert(libc::SYS_ioctl, ioctls);
+    calls
 }
 
-/// Returns what the build of a machine needs beside files.
-pub(crate) fn build() -> Rules {
-    let mut rules = streams();
-    rules.extend(plain(&[libc::SYS_userfaultfd, libc::SYS_eventfd2]));
+/// Returns the calls of a machine that is built.
+pub(crate) fn build() -> Calls {
+    let mut calls = with_streams(files());
+    calls
+        .any
+        .extend([libc::SYS_userfaultfd, libc::SYS_eventfd2]);
     let mut ioctls = one_of(1, &TERMINAL);
     ioctls.extend([KVM, USERFAULTFD].map(|driver| argument(1, MaskedEq(DRIVER), driver)));
-    rules.insert(libc::SYS_ioctl, ioctls);
-    rules
+    calls.rules.insert(libc::SYS_ioctl, ioctls);
+    calls
 }
 
-/// Returns what connections need that others have opened: no socket can be made but a pair.
-fn streams() -> Rules {
-    let mut rules = plain(&[
-        libc::SYS_accept4,
-        libc::SYS_recvfrom,
-        libc::SYS_sendto,
-        libc::SYS_shutdown,
-        libc::SYS_getsockname,
-        libc::SYS_getpeername,
-        libc::SYS_getsockopt,
-        libc::SYS_setsockopt,
-    ]);
+/// Adds what connections need that others have opened: no socket can be made but a pair.
+fn with_streams(mut calls: Calls) -> Calls {
+    calls.any.extend(STREAMS);
     let unix = vec![argument(0, Eq, unsigned(libc::AF_UNIX))];
-    rules.insert(libc::SYS_socketpair, unix);
-    rules
+    calls.rules.insert(libc::SYS_socketpair, unix);
+    calls
 }
 
-/// Returns the call by which newer C libraries make threads. Its flags are in memory, where no filter
-/// sees them.
-pub(crate) fn clone3() -> Rules {
-    plain(&[libc::SYS_clone3])
-}
+/// Connections.
+const STREAMS: &[c_long] = &[
+    libc::SYS_accept4,
+    libc::SYS_recvfrom,
+    libc::SYS_sendto,
+    libc::SYS_shutdown,
+    libc::SYS_getsockname,
+    libc::SYS_getpeername,
+    libc::SYS_getsockopt,
+    libc::SYS_setsockopt,
+];
 
-/// Returns the calls that reach beyond the program's own files and children.
-pub(crate) fn remote() -> Rules {
-    plain(&[
-        // Others: to connect to, to trace.
-        libc::SYS_connect,
-        libc::SYS_ptrace,
-        libc::SYS_process_vm_readv,
-        libc::SYS_process_vm_writev,
-        libc::SYS_pidfd_getfd,
-        // The host.
-        libc::SYS_mount,
-        libc::SYS_umount2,
-        libc::SYS_pivot_root,
-        libc::SYS_chroot,
-        libc::SYS_setns,
-        libc::SYS_init_module,
-        libc::SYS_finit_module,
-        libc::SYS_delete_module,
-        libc::SYS_kexec_load,
-        libc::SYS_reboot,
-        libc::SYS_swapon,
-        libc::SYS_settimeofday,
-        libc::SYS_clock_settime,
-        libc::SYS_open_by_handle_at,
-        libc::SYS_bpf,
-        libc::SYS_perf_event_open,
-        libc::SYS_add_key,
-        libc::SYS_request_key,
-        libc::SYS_keyctl,
-        libc::SYS_io_uring_setup,
-    ])
-}
+/// The call by which newer C libraries make threads. Its flags are in memory, where no filter sees
+/// them.
+pub(crate) const CLONE3: &[c_long] = &[libc::SYS_clone3];
+
+/// Calls that reach beyond the program's own files and children.
+pub(crate) const REMOTE: &[c_long] = &[
+    // Others: to connect to, to trace.
+    libc::SYS_connect,
+    libc::SYS_ptrace,
+    libc::SYS_process_vm_readv,
+    libc::SYS_process_vm_writev,
+    libc::SYS_pidfd_getfd,
+    // The host.
+    libc::SYS_mount,
+    libc::SYS_umount2,
+    libc::SYS_pivot_root,
+    libc::SYS_chroot,
+    libc::SYS_setns,
+    libc::SYS_init_module,
+    libc::SYS_finit_module,
+    libc::SYS_delete_module,
+    libc::SYS_kexec_load,
+    libc::SYS_reboot,
+    libc::SYS_swapon,
+    libc::SYS_settimeofday,
+    libc::SYS_clock_settime,
+    libc::SYS_open_by_handle_at,
+    libc::SYS_bpf,
+    libc::SYS_perf_event_open,
+    libc::SYS_add_key,
+    libc::SYS_request_key,
+    libc::SYS_keyctl,
+    libc::SYS_io_uring_setup,
+];

@@ -2,11 +2,11 @@
 
 use std::io;
 
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
+use seccompiler::{BpfProgram, SeccompAction};
 
-use crate::calls::{self, Rules};
 use crate::mode::Mode;
 use crate::support::{Support, failed};
+use crate::{calls, program};
 
 /// System calls that a process may make. The first three list what is allowed; any other call kills
 /// the process at once, before it does anything. The last one lists what is forbidden, which fails
@@ -60,34 +60,25 @@ impl Filter {
         if !Support::here().seccomp {
             return Ok(());
         }
-        let compile = |rules, mismatch, matched| {
-            let target = TargetArch::try_from(std::env::consts::ARCH)?;
-            BpfProgram::try_from(SeccompFilter::new(rules, mismatch, matched, target)?)
-        };
-        let allow = SeccompAction::Allow;
-        let programs = match self {
-            Filter::Local => vec![compile(calls::remote(), allow, forbidden)],
-            listed => vec![
-                // The C library then calls clone, whose flags a filter can see.
-                compile(calls::clone3(), allow.clone(), errno(libc::ENOSYS)),
-                compile(listed.allowed(), forbidden, allow),
-            ],
-        };
-        for program in programs {
-            let program = program.map_err(|e| failed("seccomp", e))?;
-            apply(&program).map_err(|e| failed("seccomp", e))?;
-        }
-        Ok(())
+        let program = self.program(forbidden).map_err(|e| failed("seccomp", e))?;
+        apply(&program).map_err(|e| failed("seccomp", e))
     }
 
-    fn allowed(self) -> Rules {
-        let mut rules = calls::files();
-        match self {
-            Filter::Machine => rules.extend(calls::machine()),
-            Filter::Build => rules.extend(calls::build()),
-            Filter::Files | Filter::Local => {}
-        }
-        rules
+    fn program(self, forbidden: SeccompAction) -> Result<BpfProgram, seccompiler::BackendError> {
+        let calls = match self {
+            Filter::Machine => calls::machine(),
+            Filter::Build => calls::build(),
+            Filter::Files => calls::files(),
+            Filter::Local => {
+                let allow = program::always(SeccompAction::Allow);
+                return Ok(program::by_number(calls::REMOTE, forbidden, allow));
+            }
+        };
+        let others = program::by_arguments(calls.rules, forbidden)?;
+        let allowed = program::by_number(&calls.any, SeccompAction::Allow, others);
+        // The C library then calls clone, whose flags a filter can see.
+        let absent = errno(libc::ENOSYS);
+        Ok(program::by_number(calls::CLONE3, absent, allowed))
     }
 }
 

@@ -4,7 +4,7 @@
 //! | what | by | module |
 //! |---|---|---|
 //! | files, programs, TCP ports, signals to others, abstract sockets | Landlock ([`Access`]) | `access` |
-//! | system calls and their arguments | seccomp ([`Filter`]) | `filter`, `calls`, `arch` |
+//! | system calls and their arguments | seccomp ([`Filter`]) | `filter`, `calls`, `program`, `arch` |
 //! | work on one thread, by both | [`confined`] | `thread` |
 //! | core dumps, being traced | prctl(2), setrlimit(2) ([`keep_memory_private`]) | `memory` |
 //!
@@ -22,6 +22,7 @@ mod calls;
 mod filter;
 mod memory;
 mod mode;
+mod program;
 mod support;
 mod thread;
 
