@@ -240,10 +240,6 @@ const STREAMS: &[c_long] = &[
     libc::SYS_setsockopt,
 ];
 
-/// The call by which newer C libraries make threads. Its flags are in memory, where no filter sees
-/// them.
-pub(crate) const CLONE3: &[c_long] = &[libc::SYS_clone3];
-
 /// Calls that reach beyond the program's own files and children.
 pub(crate) const REMOTE: &[c_long] = &[
     // Others: to connect to, to trace.

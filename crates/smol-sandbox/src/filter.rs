@@ -65,20 +65,31 @@ impl Filter {
     }
 
     fn program(self, forbidden: SeccompAction) -> Result<BpfProgram, seccompiler::BackendError> {
+        let (allow, forbid) = (
+            program::always(SeccompAction::Allow),
+            program::always(forbidden.clone()),
+        );
         let calls = match self {
             Filter::Machine => calls::machine(),
             Filter::Build => calls::build(),
             Filter::Files => calls::files(),
             Filter::Local => {
-                let allow = program::always(SeccompAction::Allow);
-                return Ok(program::by_number(calls::REMOTE, forbidden, allow));
+                let remote = calls::REMOTE.iter().copied();
+                return Ok(program::of_number(program::by_number(
+                    remote, forbid, allow,
+                )));
             }
         };
-        let others = program::by_arguments(calls.rules, forbidden)?;
-        let allowed = program::by_number(&calls.any, SeccompAction::Allow, others);
+        let ruled: Vec<_> = calls.rules.keys().copied().collect();
+        let by_arguments = program::by_arguments(calls.rules, forbidden)?;
+        let others = program::by_number(ruled, by_arguments, forbid);
+        let known = program::by_number(calls.any, allow, others);
         // The C library then calls clone, whose flags a filter can see.
-        let absent = errno(libc::ENOSYS);
-        Ok(program::by_number(calls::CLONE3, absent, allowed))
+        let absent = program::always(errno(libc::ENOSYS));
+        let clone3 = [libc::SYS_clone3];
+        Ok(program::of_number(program::by_number(
+            clone3, absent, known,
+        )))
     }
 }
 
