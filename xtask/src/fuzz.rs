@@ -200,7 +200,13 @@ impl Fuzzer {
     fn fuzz(&self, target: &Target, seconds: u64) -> Result<Outcome> {
         let grown = self.subfolder(CORPUS, target)?;
         let mut command = self.of_target(target)?;
-        command.args(["-print_final_stats=1", "-reload=0", "-report_slow_units=10"]);
+        command.args([
+            "-print_final_stats=1",
+            "-reload=0",
+            // Inputs that take long are tried less often.
+            "-entropic_scale_per_exec_time=1",
+            "-report_slow_units=10",
+        ]);
         command.arg(format!("-max_total_time={seconds}"));
         if !target.words.is_empty() {
             let path = self.folder.join(format!("{}.dict", target.name));

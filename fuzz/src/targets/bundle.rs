@@ -402,7 +402,7 @@ impl Signatures<'_> {
             blobs.insert(*key.public().as_bytes(), signature(key, digest));
         };
         if self.other {
-            add(&other, machine);
+            add(other, machine);
         }
         if self.ours || self.forged {
             let wanted = if self.ours {
@@ -410,7 +410,7 @@ impl Signatures<'_> {
             } else {
                 Digest::of(b"another")
             };
-            add(&ours, &wanted);
+            add(ours, &wanted);
         }
         let mut blobs: Vec<_> = blobs.into_values().collect();
         if !self.raw.is_empty() {

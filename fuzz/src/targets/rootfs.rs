@@ -298,7 +298,7 @@ fn record(key: &str, value: &[u8]) -> Vec<u8> {
 pub fn tar_seeds() -> Vec<Vec<u8>> {
     use tar::EntryType as Kind;
     let xattr = record("SCHILY.xattr.user.x", &[7; 300]);
-    let all = [
+    let members = [
         member(b"dir/", Kind::Directory, b"", b""),
         member(b"dir/file", Kind::Regular, b"", b"content"),
         member(b"hard", Kind::Link, b"dir/file", b""),
@@ -314,8 +314,8 @@ pub fn tar_seeds() -> Vec<Vec<u8>> {
             &[record("path", b"soft/pax"), xattr.clone()].concat(),
         ),
         member(b"y", Kind::Regular, b"", b"pax"),
-    ]
-    .concat();
+    ];
+    let all = members.concat();
     let file = member(b"000000", Kind::Regular, b"", b"");
     let large = record("SCHILY.xattr.user.x", &[7; 40_000]);
     let global = member(b"g", Kind::XGlobalHeader, b"", &large);
@@ -323,7 +323,7 @@ pub fn tar_seeds() -> Vec<Vec<u8>> {
     let link = member(b"0000", Kind::Symlink, b"0000/0000", b"");
     let long = record("path", &b"d/".repeat(1500));
     let deep = [member(b"x", Kind::XHeader, b"", &long), file.clone()].concat();
-    vec![
+    let mut seeds = vec![
         plan(&[], &all),
         plan(&[(0, 1, 9000)], &file),
         // Many members under attributes of their archive.
@@ -333,7 +333,10 @@ pub fn tar_seeds() -> Vec<Vec<u8>> {
         ),
         plan(&[(0, 1, 200)], &link),
         plan(&[(0, (deep.len() / BLOCK) as u8, 500)], &deep),
-    ]
+    ];
+    // One kind of member each, which is fast.
+    seeds.extend(members.iter().map(|member| plan(&[], member)));
+    seeds
 }
 
 /// Two layers with whiteouts.
@@ -352,7 +355,7 @@ pub fn layer_seeds() -> Vec<Vec<u8>> {
     let many = member(b"000000", Kind::Regular, b"", b"");
     vec![
         join(&[&plan(&[], &lower.concat()), &plan(&[], &upper.concat())]),
-        join(&[&plan(&[(0, 1, 3000)], &many), &plan(&[], &upper.concat())]),
+        join(&[&plan(&[(0, 1, 300)], &many), &plan(&[], &upper.concat())]),
     ]
 }
 

@@ -1,5 +1,7 @@
 //! What several targets begin with, the same in every run.
 
+use std::sync::OnceLock;
+
 use smol_bundle::{
     Bundle, BundleSpec, ClockMode, Config, CpuContract, PrivateKey, Reproducible, Run,
     SnapshotSpec, Tsc, TscNeeds, WorkingSet,
@@ -20,8 +22,11 @@ const OTHER_KEY: &str = "-----BEGIN PRIVATE KEY-----\n\
 const PAGE: usize = 4096;
 
 /// The trusted key, and another.
-pub fn keys() -> [PrivateKey; 2] {
-    [PRIVATE_KEY, OTHER_KEY].map(|pem| PrivateKey::from_pem(pem).expect("a key"))
+pub fn keys() -> &'static [PrivateKey; 2] {
+    static KEYS: OnceLock<[PrivateKey; 2]> = OnceLock::new();
+    KEYS.get_or_init(|| {
+        [PRIVATE_KEY, OTHER_KEY].map(|pem| PrivateKey::from_pem(pem).expect("a key"))
+    })
 }
 
 /// A page of text, different for each `seed`.
@@ -94,7 +99,7 @@ pub fn bundle(whole: bool) -> Vec<u8> {
     smol_bundle::write(&spec, &path, &mut |_, _| {}).expect("a bundle");
     if whole {
         for key in keys() {
-            smol_bundle::sign(&path, &key, &path).expect("a signature");
+            smol_bundle::sign(&path, key, &path).expect("a signature");
         }
     }
     let bytes = std::fs::read(&path).expect("it was written");
