@@ -249,11 +249,17 @@ impl Fuzzer {
         if status.success() {
             return None;
         }
-        let told = ["SUMMARY:", "panicked at", "memory allocation of"];
-        let why = log
-            .lines()
-            .find(|line| told.iter().any(|word| line.contains(word)));
-        let why = why.map_or_else(|| status.to_string(), |why| why.trim().to_owned());
+        let lines: Vec<&str> = log.lines().map(str::trim).collect();
+        let at = |word: &str| lines.iter().position(|line| line.contains(word));
+        // What a panic says is in the line after its place.
+        let panic = at("panicked at").map(|at| lines[at..].iter().take(2).copied().collect());
+        let other = || {
+            at("memory allocation of")
+                .or(at("SUMMARY:"))
+                .map(|at| lines[at].to_owned())
+        };
+        let why = panic.map(|lines: Vec<_>| lines.join(" ")).or_else(other);
+        let why = why.unwrap_or_else(|| status.to_string());
         let written = "Test unit written to ";
         let repeat = log.lines().find_map(|line| line.split(written).nth(1));
         let repeat = repeat.map(|input| {

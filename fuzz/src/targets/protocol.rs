@@ -183,7 +183,7 @@ pub fn guest_config(data: &[u8]) -> bool {
 pub fn guest_files(data: &[u8]) -> bool {
     let parts = parts(data, 4);
     if let Ok(Some((status, body))) = http_answer(parts[0], false) {
-        assert!((100..1000).contains(&status) && body.len() <= 64 << 10);
+        assert!(status < 1000 && body.len() <= 64 << 10);
         assert_eq!(http_answer(parts[0], true), Ok(Some((status, body))));
     }
     let accepted = matches!(http_answer(parts[0], true), Ok(Some(_)));

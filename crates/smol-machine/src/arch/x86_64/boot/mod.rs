@@ -176,7 +176,11 @@ fn load_initramfs(path: &Path, memory: u64, kernel_end: u64, ram: &Ram) -> Resul
     let gpa = low
         .checked_sub(size)
         .map(|at| at & !0xfff)
-        .filter(|at| *at >= kernel_end.next_multiple_of(0x1000))
+        .filter(|at| {
+            // The end is what a kernel's headers say it is.
+            let end = kernel_end.checked_next_multiple_of(0x1000);
+            end.is_some_and(|end| *at >= end)
+        })
         .ok_or_else(|| {
             Error::Memory(format!(
                 "the initramfs of {} KiB does not fit above the kernel in {} MiB",
