@@ -130,12 +130,13 @@ const FAULTS: &[Fault] = &[
 /// are wanted.
 const FIRST: usize = 4;
 
-/// What Rust's own library says before it aborts where there is no memory for an allocation, or for the
-/// stack on which a thread would report that its own has overflowed. No program can do better; files are
-/// looked at all the same.
-const RUNTIME: [&str; 2] = [
+/// What Rust's own library says before it gives up: where there is no memory for an allocation, or for
+/// the stack on which a thread would report that its own has overflowed, and where a child's pipe cannot
+/// be set up to be read. No program can do better; files are looked at all the same.
+const RUNTIME: [&str; 3] = [
     "memory allocation of ",
     "failed to allocate an alternative stack",
+    "/library/std/src/sys/process/",
 ];
 
 /// One for each operation and fault.
