@@ -39,9 +39,9 @@ const TIMEOUT: u32 = 30;
 const CORPUS: &str = "corpus";
 const ARTIFACTS: &str = "artifacts";
 const LOGS: &str = "logs";
-/// Largest inputs that are taken over into the checkout, and most of them for a target, bytes.
-const MOST_INPUT: u64 = 16 << 10;
-const MOST_CORPUS: u64 = 48 << 10;
+/// What is taken over into the checkout for a target at a time: so many inputs, none longer, bytes.
+const MOST_INPUTS: usize = 32;
+const MOST_INPUT: u64 = 8 << 10;
 
 /// How to fuzz.
 #[derive(Debug, Args)]
@@ -274,7 +274,7 @@ impl Fuzzer {
         Some(format!("{name}: {why}{repeat}\n    the whole log: {path}"))
     }
 
-    /// Adds to the corpus of the checkout what covers more, small inputs first.
+    /// Adds to the corpus of the checkout some of what covers more.
     fn minimize(&self, target: &Target) -> Result<()> {
         let merged = self.subfolder("merged", target)?;
         fs::remove_dir_all(&merged).context("cannot empty the folder of merged inputs")?;
@@ -285,15 +285,19 @@ impl Fuzzer {
         let output = command.output().context("cannot run the fuzzer")?;
         ensure!(output.status.success(), "{}: the merge failed", target.name);
         let into = workspace().join("fuzz/corpus").join(&target.name);
-        let (mut kept, mut left) = (0, MOST_CORPUS);
-        for (len, path) in by_length(&merged)? {
-            let content = fs::read(&path).context("a merged input")?;
-            if len > MOST_INPUT || len > left || is_known(&into, &content)? {
+        let mut found = by_length(&merged)?;
+        found.retain(|(len, _)| *len <= MOST_INPUT);
+        // Of all lengths: short ones reach little.
+        let step = found.len().div_ceil(MOST_INPUTS).max(1);
+        let mut kept = 0;
+        for (_, path) in found.iter().step_by(step) {
+            let content = fs::read(path).context("a merged input")?;
+            if is_known(&into, &content)? {
                 continue;
             }
             let name = path.file_name().context("a file has a name")?;
             fs::write(into.join(name), content).context("cannot write into fuzz/corpus")?;
-            (kept, left) = (kept + 1, left - len);
+            kept += 1;
         }
         println!("{}: {kept} inputs more", target.name);
         Ok(())
