@@ -73,7 +73,7 @@ fn listed() -> Result<(), Failed> {
     for seconds in [0, 4_102_444_800_u64] {
         scene.set_up();
         run(&mut scene.command("smolrun", DETACHED.arguments)).succeed();
-        scene.settle();
+        scene.await_ends();
         for path in crate::scene::names(&scene.path("run")) {
             let path = scene.path("run").join(path);
             let Ok(bytes) = fs::read(&path) else { continue };
@@ -96,7 +96,7 @@ fn listed() -> Result<(), Failed> {
         let said = run(&mut scene.command("smolrun", &["logs", "n"])).succeed();
         assert_eq!(said.trim_start(), RESTORED);
         run(&mut scene.command("smolrun", DETACHED.arguments)).succeed();
-        scene.settle();
+        scene.await_ends();
         run(&mut scene.command("smolrun", &["rm", "n"])).succeed();
         assert_eq!(scene.left()?, Vec::<std::path::PathBuf>::new());
     }

@@ -100,7 +100,7 @@ fn start(operation: &Operation, scene: &Scene) -> Running {
 
 fn finish(running: Running, scene: &Scene) -> Outcome {
     let outcome = running.finish(smol_tests::support::LIMIT);
-    scene.settle();
+    scene.await_ends();
     outcome
 }
 

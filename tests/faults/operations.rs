@@ -223,7 +223,7 @@ fn copy_files(scene: &Scene) {
 
 fn run_before(scene: &Scene, arguments: &[&str]) {
     run(&mut scene.command("smolrun", arguments)).succeed();
-    scene.settle();
+    scene.await_ends();
 }
 
 /// How an operation ended, and what must not be held against it.

@@ -328,7 +328,7 @@ impl Scene {
     ///
     /// # Panics
     /// If one does not end.
-    pub fn settle(&self) {
+    pub fn await_ends(&self) {
         let what = format!("the end of the processes {:?}", self.processes());
         eventually(&what, LIMIT / 10, || {
             self.processes().is_empty().then_some(())

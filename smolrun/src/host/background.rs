@@ -6,9 +6,9 @@
 //! closed, its stderr is the instance's log.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader};
+use std::io::{self, Read};
 use std::path::PathBuf;
-use std::process::{Child, ChildStdout, Command, ExitCode, Stdio};
+use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::{Arc, OnceLock};
@@ -20,6 +20,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use smol_cli::human::one_line;
 use smol_cli::{ExitKind, Failure, Interrupt, Progress, Session};
 use smol_host::child;
+use smol_protocol::LineBuffer;
 
 use crate::host::messages::{Message, MessageLines, failure};
 use crate::host::process::{self, Standard};
@@ -30,6 +31,8 @@ use crate::run::output::Output;
 use crate::run::report::{Report, Up};
 use crate::run::spec::RunSpec;
 
+/// How many messages of the child may wait for the parent.
+const MAX_WAITING: usize = 64;
 /// How often the parent checks for Ctrl-C.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -82,15 +85,20 @@ pub fn start(
 }
 
 /// Returns the child's messages, up to its end or to what is none.
-fn receive(output: ChildStdout) -> Receiver<Message> {
-    let (send, messages) = mpsc::channel();
+/// A child that its guest has taken over cannot make it hold more than a line and a few messages.
+fn receive(mut output: impl Read + Send + 'static) -> Receiver<Message> {
+    let (send, messages) = mpsc::sync_channel(MAX_WAITING);
     thread::spawn(move || {
-        for line in BufReader::new(output).lines().map_while(Result::ok) {
-            let Ok(message) = serde_json::from_str(&line) else {
-                return;
-            };
-            let _ = send.send(message);
+        let (mut lines, mut buffer) = (LineBuffer::default(), [0; 4096]);
+        while let Ok(got @ 1..) = output.read(&mut buffer) {
+            lines.push(&buffer[..got]);
+            while let Some(line) = lines.next_line()? {
+                if send.send(serde_json::from_slice(&line)?).is_err() {
+                    return Ok(());
+                }
+            }
         }
+        anyhow::Ok(())
     });
     messages
 }
@@ -202,5 +210,20 @@ impl Report for Parent {
         {
             self.note(&format!("{error:#}"));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_without_end_ends_the_messages() {
+        let said = |bytes: Vec<u8>| receive(io::Cursor::new(bytes)).into_iter().count();
+        let note = b"{\"note\":\"n\"}\n";
+        assert_eq!(said([&note[..], note].concat()), 2);
+        assert_eq!(said([&note[..], b"no message\n", note].concat()), 1);
+        let endless = vec![b'x'; 64 << 20];
+        assert_eq!(said([&note[..], &endless, note].concat()), 1);
     }
 }

@@ -31,7 +31,7 @@ pub use vcpu::KvmVcpu;
 #[cfg(target_arch = "x86_64")]
 use x86_64 as arch;
 
-/// Brings a captured vCPU and its board into the form that KVM takes, and no further: what the fuzz
+/// Converts a captured vCPU and its board to the form that KVM takes, and does no more: what the fuzz
 /// targets call.
 pub(crate) fn accept(
     vcpu: &VcpuState,

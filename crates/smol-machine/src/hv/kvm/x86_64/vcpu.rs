@@ -80,7 +80,7 @@ pub fn restore(fd: &VcpuFd, state: &VcpuState) -> Result<()> {
         .map_err(Error::hv("KVM_SET_MP_STATE"))
 }
 
-/// Brings a state into KVM's form, and no further.
+/// Converts a state to KVM's form, and does no more.
 pub fn accept(state: &VcpuState) -> Result<()> {
     convert::sregs_to_kvm(&state.system, &mut Default::default());
     fpu::accept(state)?;

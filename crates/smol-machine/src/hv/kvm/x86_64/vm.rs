@@ -82,7 +82,7 @@ pub fn restore_irqchip(vm: &VmFd, state: &IrqchipState) -> Result<()> {
     set(&irqchip::ioapic_to_kvm(IOAPIC, &state.ioapic)?)
 }
 
-/// Brings a state into KVM's form, and no further.
+/// Converts a state to KVM's form, and does no more.
 pub fn accept(state: &IrqchipState, timers: Option<&TimerState>) -> Result<()> {
     irqchip::pic_to_kvm(PIC_MASTER, &state.pics[0]);
     irqchip::pic_to_kvm(PIC_SLAVE, &state.pics[1]);
