@@ -115,15 +115,14 @@ fn follow(
         if fds[0].revents().is_empty() {
             continue;
         }
-        match output
-            .read(&mut buffer)
-            .context("cannot read from the machine's process")?
-        {
-            0 => return Ok(()),
-            n => lines
+        match output.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(n) => lines
                 .push(&buffer[..n])
                 .into_iter()
                 .try_for_each(|message| deliver(message?, report))?,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error).context("cannot read from the machine's process"),
         }
     }
 }

@@ -88,17 +88,21 @@ pub fn start(
 /// A child that its guest has taken over cannot make it hold more than a line and a few messages.
 fn receive(mut output: impl Read + Send + 'static) -> Receiver<Message> {
     let (send, messages) = mpsc::sync_channel(MAX_WAITING);
-    thread::spawn(move || {
+    thread::spawn(move || -> anyhow::Result<()> {
         let (mut lines, mut buffer) = (LineBuffer::default(), [0; 4096]);
-        while let Ok(got @ 1..) = output.read(&mut buffer) {
-            lines.push(&buffer[..got]);
+        loop {
+            match output.read(&mut buffer) {
+                Ok(0) => return Ok(()),
+                Ok(got) => lines.push(&buffer[..got]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error.into()),
+            }
             while let Some(line) = lines.next_line()? {
                 if send.send(serde_json::from_slice(&line)?).is_err() {
                     return Ok(());
                 }
             }
         }
-        anyhow::Ok(())
     });
     messages
 }

@@ -139,7 +139,17 @@ pub fn unpack(bundle: &Bundle, cache: &Path, session: &Session) -> anyhow::Resul
             LockDir::claim(&temporary).with_context(|| cannot(&temporary))?
         }
     };
-    match unpack_into(bundle, &owned, &done, session) {
+    let unpacked = unpack_into(bundle, &owned, &done, session).and_then(|made| {
+        // Somebody may empty the cache meanwhile.
+        let whole = !made || is_complete(bundle, owned.path())?;
+        anyhow::ensure!(
+            whole,
+            "files of {} were removed meanwhile",
+            temporary.display()
+        );
+        Ok(made)
+    });
+    match unpacked {
         Ok(true) => owned.rename(&done).with_context(|| cannot(&done))?,
         // Another process has unpacked it meanwhile.
         Ok(false) => owned.remove().with_context(|| cannot(&temporary))?,
