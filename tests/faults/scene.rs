@@ -294,10 +294,10 @@ impl Scene {
         let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
         pids.filter(|pid: &u32| {
             let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-            smol_testing::runs(*pid)
-                && environment
-                    .split(|byte| *byte == 0)
-                    .any(|variable| variable == wanted.as_bytes())
+            let mut variables = environment.split(|byte| *byte == 0);
+            let is_ours = variables.any(|variable| variable == wanted.as_bytes());
+            // In the middle of exec(2) a process has its program already, and no environment yet.
+            smol_testing::runs(*pid) && (is_ours || environment.is_empty() && runs_a_program(*pid))
         })
         .collect()
     }
@@ -415,4 +415,11 @@ pub fn are_keys(private: &Path, public: &Path) -> Result<(), String> {
         true => Ok(()),
         false => Err("the keys are not a pair".into()),
     }
+}
+
+/// Whether the process runs one of our programs.
+fn runs_a_program(pid: u32) -> bool {
+    let program = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+    let name = program.file_name().unwrap_or_default();
+    name == "smolrun" || name == "smolbuild"
 }
