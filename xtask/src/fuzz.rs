@@ -194,6 +194,8 @@ impl Fuzzer {
         command.arg(format!("-rss_limit_mb={rss}"));
         command.arg(format!("-malloc_limit_mb={}", target.heap >> 20));
         command.arg(format!("-timeout={TIMEOUT}"));
+        // What a thread that still runs has in its own storage would count. Memory is limited above.
+        command.arg("-detect_leaks=0");
         Ok(command)
     }
 
