@@ -114,11 +114,6 @@ pub const ALL: &[Operation] = &[
     },
     Operation {
         machine: false,
-        codes: &[0, 5],
-        ..reads("doctor", "smolrun", &["doctor"])
-    },
-    Operation {
-        machine: false,
         before: |scene| copy_files(scene),
         codes: &[1],
         printed: str::is_empty,
