@@ -51,13 +51,14 @@ fn jumped(operation: &Operation) -> Result<(), Failed> {
         operation.set_up(&scene);
         // What one that was killed has left goes by its lock, and not by its time.
         let dead = match operation.name {
-            name if name == BUILD.name => Some(concat!("cache/work", "/building-dead")),
-            name if name == FIRST_START.name => Some("cache/bundles/dead.tmp"),
+            name if name == BUILD.name => Some(("cache/work", "building-dead")),
+            name if name == FIRST_START.name => Some(("cache/bundles", "dead.tmp")),
             _ => None,
         };
-        if let Some(dead) = dead {
+        if let Some((folder, name)) = dead {
             let mut builder = fs::DirBuilder::new();
-            let made = builder.recursive(true).mode(0o700).create(scene.path(dead));
+            let place = scene.path(folder).join(name);
+            let made = builder.recursive(true).mode(0o700).create(place);
             made.expect("the folder is our own");
         }
         set_times(&scene, time);
