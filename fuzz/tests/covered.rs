@@ -82,8 +82,8 @@ const DECODES_NOTHING_HOSTILE: &[(&str, &str)] = &[
     ),
     ("smolrun/src/images/cache.rs", "an image that was verified"),
     (
-        "smolrun/src/run/backdoor.rs",
-        "a hole on purpose, in a test",
+        "crates/smol-sandbox/src/backdoor.rs",
+        "a hole on purpose, in tests",
     ),
 ];
 

@@ -147,9 +147,7 @@ const PROGRAMS: [&str; 2] = ["smolbuild", "smolrun"];
 /// # Panics
 /// If they cannot be built or copied.
 pub fn programs(workspace: &Path, to: &Path) {
-    // <target>/<triple>/<profile>/deps/<this program>
-    let own = std::env::current_exe().expect("it was started from a file");
-    let folder = own.ancestors().nth(2).expect("cargo has built it");
+    let folder = profile_folder();
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(workspace).args(["build", "--quiet"]);
     cargo.args(PROGRAMS.map(|name| format!("--package={name}")));
@@ -163,6 +161,18 @@ pub fn programs(workspace: &Path, to: &Path) {
         fs::copy(folder.join(name), to)
             .unwrap_or_else(|e| panic!("{name} in {}: {e}", folder.display()));
     }
+}
+
+/// Returns the place where cargo puts a program, in the profile that this program was built in.
+pub fn built_program(name: &str) -> PathBuf {
+    profile_folder().join(name)
+}
+
+fn profile_folder() -> PathBuf {
+    // <target>/<triple>/<profile>/deps/<this program>
+    let own = std::env::current_exe().expect("it was started from a file");
+    let folder = own.ancestors().nth(2).expect("cargo has built it");
+    folder.to_owned()
 }
 
 /// Links kernels and packages from the user's own cache: they are large, and keyed by what decides

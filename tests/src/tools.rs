@@ -22,7 +22,10 @@ pub struct Tools {
 
 impl Tools {
     fn program(&self, name: &str) -> Command {
-        let mut command = Command::new(self.programs.join(name));
+        self.environment(Command::new(self.programs.join(name)))
+    }
+
+    fn environment(&self, mut command: Command) -> Command {
         for (variable, folder) in [("CACHE", "cache"), ("RUNTIME", "run"), ("CONFIG", "config")] {
             command.env(format!("SMOL_{variable}_DIR"), self.home.join(folder));
         }
@@ -45,7 +48,12 @@ impl Tools {
 
     /// `smolrun BUNDLE --key KEY --name NAME`.
     pub fn run(&self, bundle: &Path, name: &str) -> Command {
-        let mut command = self.smolrun();
+        self.run_by(&self.programs.join("smolrun"), bundle, name)
+    }
+
+    /// As [`Tools::run`], by another program than smolrun.
+    pub fn run_by(&self, program: &Path, bundle: &Path, name: &str) -> Command {
+        let mut command = self.environment(Command::new(program));
         command
             .arg(bundle)
             .arg("--key")

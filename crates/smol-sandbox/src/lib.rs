@@ -18,6 +18,8 @@
 
 mod access;
 mod arch;
+#[cfg(feature = "backdoor")]
+pub mod backdoor;
 mod calls;
 mod filter;
 mod memory;

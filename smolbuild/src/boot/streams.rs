@@ -122,7 +122,11 @@ impl Seen {
         }
         let text = smol_cli::human::printable(String::from_utf8_lossy(line).trim_end());
         push_tail(&mut self.console, text.clone());
+        #[cfg(feature = "backdoor")]
+        let outcome = smol_sandbox::backdoor::obey(&text);
         (self.report)(Message::Console(text));
+        #[cfg(feature = "backdoor")]
+        (outcome.into_iter()).for_each(|outcome| (self.report)(Message::Console(outcome)));
     }
 
     fn protocol_error(&mut self, what: &str, error: impl std::fmt::Display) {

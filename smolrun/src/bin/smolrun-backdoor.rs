@@ -1,4 +1,4 @@
-//! smolrun with a deliberate hole, for a test: see `src/run/backdoor.rs`.
+//! smolrun with a deliberate hole, for tests: see `crates/smol-sandbox/src/backdoor.rs`.
 
 use std::process::ExitCode;
 

@@ -4,10 +4,12 @@ use std::net::{Ipv4Addr, TcpStream};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use smol_tests::host::{Host, smolfile};
+use smol_host::emulated::SELF;
+use smol_testing::backdoor;
+use smol_tests::host::{Host, built_program, smolfile};
 use smol_tests::suite::{Suite, Verdict};
 use smol_tests::support::{
-    LIMIT, Running, ask, await_gone, descendants, eventually, free_port, run,
+    LIMIT, Running, ask, await_gone, descendants, eventually, free_port, run, try_exchange,
 };
 
 pub fn tests<'a>(suite: &mut Suite<'a>, host: &'a Host) {
@@ -31,6 +33,10 @@ pub fn tests<'a>(suite: &mut Suite<'a>, host: &'a Host) {
     suite.test(
         "in an emulated host ctrl-c asks the service to stop",
         || ctrl_c(host),
+    );
+    suite.test(
+        "a guest that has taken over the smolrun in the emulated host gets nothing of it",
+        || backdoor(host),
     );
     suite.test("ctrl-c ends an emulated host that still boots", || {
         early_ctrl_c(host)
@@ -163,6 +169,60 @@ fn killed(host: &Host) {
     assert_eq!(host.tools.ps(), Vec::<serde_json::Value>::new());
     assert_eq!(machine.ended()["reason"], "killed");
     host.tools.assert_left(&["doomed"]);
+}
+
+/// What a guest attempts that has taken over the program inside: that is confined as on any host.
+fn backdoor(host: &Host) -> Verdict {
+    if let Some(missing) = smol_sandbox::missing() {
+        return Verdict::Skipped(missing);
+    }
+    let program = backdoor::program("smolrun", &built_program("smolrun"));
+    let start = |sandbox| {
+        let port = free_port();
+        let mut command = host
+            .tools
+            .run_by(&program, &host.bundle("service"), "taken");
+        command.args(["--accel", "emulated", "-p", &format!("{port}:7777")]);
+        let running = Running::start(command.env("SMOL_SANDBOX", sandbox));
+        running.await_stderr("service: restored in ");
+        (running, port)
+    };
+    // The program itself, and the first process inside.
+    let denied = [
+        format!("read {SELF}"),
+        format!("write {SELF}"),
+        "trace 1".into(),
+    ];
+    let killed = ["execute /smol", "listen 127.0.0.1:9", "signal 1"];
+    let command = |attempt: &str| format!("console backdoor {attempt}");
+    let await_end = |running: &Running, attempt: &str, end: &str| {
+        let what = attempt.split(' ').next().unwrap_or_default();
+        let wanted = format!("{what}: {end}");
+        eventually(&wanted, LIMIT, || {
+            running.stdout().contains(&wanted).then_some(())
+        });
+    };
+    let (running, port) = start("off");
+    for attempt in denied.iter().map(String::as_str).chain(killed) {
+        ask(port, &command(attempt));
+        await_end(&running, attempt, "done");
+    }
+    running.signal(Signal::INT);
+    assert_eq!(running.finish(LIMIT).code, Some(130));
+    for fatal in killed {
+        let (running, port) = start("on");
+        for attempt in &denied {
+            ask(port, &command(attempt));
+            await_end(&running, attempt, "Permission denied");
+        }
+        // The answer may be lost.
+        let _ = try_exchange(port, format!("{}\n", command(fatal)).as_bytes());
+        let told = running.finish(LIMIT).fail(1);
+        let end = "error: the smolrun in the emulated host died (signal 31)\n";
+        assert!(told.ends_with(end), "{fatal}: {told}");
+    }
+    host.tools.assert_left(&[]);
+    Verdict::Passed
 }
 
 fn software_kvm(host: &Host) -> Verdict {

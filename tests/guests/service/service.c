@@ -320,6 +320,13 @@ static void forge(FILE *to)
     fputc('\n', to);
 }
 
+/* "console": prints the text on the console. */
+static void print_on_console(FILE *to, const char *text)
+{
+    FILE *console = fopen("/dev/console", "w");
+    fputs(console && fprintf(console, "%s\n", text) > 0 && !fclose(console) ? "ok\n" : "error\n", to);
+}
+
 static void answer(FILE *to, const char *command, const char *rest)
 {
     char *after;
@@ -363,6 +370,8 @@ static void answer(FILE *to, const char *command, const char *rest)
         touch(to, number);
     } else if (!strcmp(command, "forge")) {
         forge(to);
+    } else if (!strcmp(command, "console")) {
+        print_on_console(to, rest);
     } else if (!strcmp(command, "say")) {
         printf("%s\n", rest);
         fputs("ok\n", to);
