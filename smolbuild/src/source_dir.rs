@@ -413,7 +413,7 @@ mod tests {
         for (bytes, expected) in [
             (
                 &b"ok\n!\n"[..],
-                "because: line 2: \"!\" is not a pattern: it names nothing",
+                "because: line 2: pattern \"!\": it names nothing",
             ),
             (b"ok\n\xff\n", "because: line 2 is not UTF-8 text"),
             (

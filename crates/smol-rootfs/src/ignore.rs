@@ -22,6 +22,7 @@ use std::sync::Arc;
 use ::ignore::gitignore::{Gitignore, GitignoreBuilder};
 use ::ignore::{Error, Match};
 
+use crate::limits::{MAX_PATH, MAX_PATTERNS};
 use crate::path::below;
 
 /// Patterns, of which the last that matches decides.
@@ -59,7 +60,7 @@ impl fmt::Display for BrokenPattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "line {}: {:?} is not a pattern: {}",
+            "line {}: pattern {:?}: {}",
             self.line, self.text, self.why
         )
     }
@@ -80,7 +81,8 @@ impl Patterns {
         Self::new(patterns.filter(|(_, line)| !line.trim().is_empty()))
     }
 
-    /// The patterns of a list, each with its number.
+    /// The patterns of a list, each with its number; 0 for those that are always there, which do not
+    /// count as the list's.
     ///
     /// # Errors
     /// The first one that is no pattern.
@@ -89,7 +91,7 @@ impl Patterns {
     ) -> Result<Self, BrokenPattern> {
         let mut builder = GitignoreBuilder::new("");
         builder.allow_unclosed_class(false);
-        let mut list = Vec::new();
+        let (mut list, mut given) = (Vec::new(), 0);
         for (line, text) in patterns {
             let broken = |why: String| BrokenPattern {
                 line,
@@ -99,6 +101,12 @@ impl Patterns {
             let Some(pattern) = Pattern::parse(line, text).map_err(broken)? else {
                 continue;
             };
+            given += usize::from(line > 0);
+            if given > MAX_PATTERNS {
+                return Err(broken(format!(
+                    "one more than the maximum of {MAX_PATTERNS}"
+                )));
+            }
             for translated in pattern.translated() {
                 let added = builder.add_line(None, &translated);
                 added.map_err(|error| broken(reason(error)))?;
@@ -175,6 +183,9 @@ impl Pattern {
         };
         if path.is_empty() {
             return Err("it names nothing".into());
+        }
+        if path.len() > MAX_PATH {
+            return Err(format!("it is longer than {MAX_PATH} bytes, as no path is"));
         }
         let mut parts = Vec::new();
         for part in path.split('/') {
@@ -388,23 +399,41 @@ mod tests {
     #[test]
     fn a_line_that_is_no_pattern_is_named() {
         for (lines, expected) in [
-            ("ok\n!", "line 2: \"!\" is not a pattern: it names nothing"),
+            ("ok\n!", "line 2: pattern \"!\": it names nothing"),
             (
                 "../x",
-                "line 1: \"../x\" is not a pattern: it leads out of the folder",
+                "line 1: pattern \"../x\": it leads out of the folder",
             ),
             (
                 "\n# c\n[a",
-                "line 3: \"[a\" is not a pattern: unclosed character class; missing ']'",
+                "line 3: pattern \"[a\": unclosed character class; missing ']'",
             ),
             (
                 "**.pyc",
-                "line 1: \"**.pyc\" is not a pattern: `**` stands for whole folders; write \"**/*.pyc\"",
+                "line 1: pattern \"**.pyc\": `**` stands for whole folders; write \"**/*.pyc\"",
             ),
-            ("a\\", "line 1: \"a\\\\\" is not a pattern: dangling '\\'"),
+            ("a\\", "line 1: pattern \"a\\\\\": dangling '\\'"),
         ] {
             assert_eq!(Patterns::parse(lines).unwrap_err().to_string(), expected);
         }
+    }
+
+    #[test]
+    fn patterns_have_a_number_and_a_length_that_they_cannot_pass() {
+        let most = "x\n".repeat(MAX_PATTERNS);
+        let with_ours = [(0, "always")].into_iter();
+        let patterns = Patterns::parse(&most).unwrap();
+        Patterns::new(with_ours.chain(patterns.lines())).unwrap();
+        let told = |lines: &str| Patterns::parse(lines).unwrap_err().to_string();
+        let expected = "line 1001: pattern \"y\": one more than the maximum of 1000";
+        assert_eq!(told(&format!("{most}y")), expected);
+        Patterns::parse(&"x".repeat(MAX_PATH)).unwrap();
+        let long = told(&"x".repeat(MAX_PATH + 1));
+        assert!(
+            long.ends_with("it is longer than 4095 bytes, as no path is"),
+            "{}",
+            long.len()
+        );
     }
 
     #[test]

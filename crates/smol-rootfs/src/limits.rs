@@ -7,6 +7,7 @@
 //! | tar, layer | an extended header; global records | [`MAX_EXTENSION`]; they are merged, and an attribute that reaches a member counts in its tree |
 //! | EROFS | directories to be read | they are in the tree already; a directory has one name, and a name is in a directory once |
 //! | EROFS | contents | no more than the image has bytes |
+//! | patterns of what is left out | work for each path of a folder | [`MAX_PATTERNS`], each no longer than [`MAX_PATH`] |
 //! | cpio | files with several names | each name counts in the tree when it is met |
 //!
 //! A tree within these limits takes less than 256 MiB, and writing it as an image less than 512 MiB in
@@ -37,6 +38,8 @@ pub const MAX_XATTR_VALUE: usize = 65535;
 pub const MAX_XATTRS: usize = 128 << 10;
 /// Largest extended header of a tar archive (pax records, long name), in bytes.
 pub const MAX_EXTENSION: u64 = 1 << 20;
+/// Most patterns in one list: each path of a folder is compared with all of them.
+pub const MAX_PATTERNS: usize = 1000;
 /// Largest account file that is read, in bytes.
 pub const MAX_ACCOUNTS: u64 = 1 << 20;
 
