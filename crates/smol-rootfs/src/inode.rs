@@ -45,11 +45,21 @@ impl Meta {
     }
 }
 
+/// What a name in a directory stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Name {
+    /// The inode, which may have other names.
+    pub inode: InodeId,
+    /// The layer of an image that brought the name, or that mentions it: 1 for the lowest; 0 for all
+    /// that is of no layer.
+    pub(crate) layer: u16,
+}
+
 /// The content of an inode, which is also its type.
 #[derive(Clone, Debug)]
 pub enum Node {
     /// A directory: names in byte order, without `.` and `..`.
-    Directory(BTreeMap<Box<[u8]>, InodeId>),
+    Directory(BTreeMap<Box<[u8]>, Name>),
     /// A regular file.
     File(FileData),
     /// A symbolic link and its target.
@@ -206,6 +216,10 @@ impl From<Vec<u8>> for FileData {
 }
 
 impl Inode {
+    pub(crate) fn is_directory(&self) -> bool {
+        matches!(self.node, Node::Directory(_))
+    }
+
     /// Whether all of it is within the limits of Linux and of the images.
     pub(crate) fn check(&self) -> Result<()> {
         if let Node::Symlink(target) = &self.node {

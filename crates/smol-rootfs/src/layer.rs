@@ -1,19 +1,38 @@
-//! Putting a tar archive onto a tree: as a whole file system, or as an OCI layer with whiteouts.
+//! Putting a tar archive onto a tree: as a whole file system, or as a layer of an OCI image.
+//!
+//! A layer's whiteouts (OCI image specification, layer.md, "Whiteouts") remove what lower layers brought,
+//! and nothing of the layer itself, wherever in it they stand. So each name remembers the layer that it
+//! is from ([`Name`](crate::Name)), and one pass over the layer does.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
-use crate::Tree;
-use crate::path::show;
+use crate::inode::{Meta, Name, Node};
+use crate::path::{components, show};
 use crate::tar::{Archive, Content, Member};
+use crate::{InodeId, Tree};
 
-/// A layer's `.wh.NAME` removes NAME of the layers below (OCI image specification, layer.md,
-/// "Whiteouts").
+/// A layer's `.wh.NAME` removes NAME of the layers below.
 const WHITEOUT: &[u8] = b".wh.";
-/// `.wh..wh..opq` in a directory removes everything the layers below have in it.
+/// `.wh..wh..opq` in a directory removes everything that the layers below have in it.
 const OPAQUE: &[u8] = b".wh..wh..opq";
+/// So begin the names of what aufs keeps in a layer for itself; nobody else is to see it.
+const AUFS: &[u8] = b".wh..wh.";
+
+/// What a tree knows of layers.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Layers {
+    /// How many there have been.
+    count: u16,
+    /// The number of the one that is being put onto the tree; 0 if none is.
+    pub current: u16,
+    /// Directories in which nothing of lower layers is left, since this layer said so: each is gone
+    /// through once.
+    emptied: HashSet<InodeId>,
+}
 
 impl Tree {
     /// Puts all members of the plain tar archive at `path` into the tree, later ones over earlier
@@ -39,37 +58,142 @@ impl Tree {
         Ok(())
     }
 
-    /// Like [`Tree::apply_tar`], but the archive is an OCI layer: its whiteouts remove what lower
-    /// layers contain, wherever in the archive they stand.
+    /// Like [`Tree::apply_tar`], but the archive is an OCI layer over the layers that are in the tree:
+    /// its whiteouts remove what these contain, and what it has below one of their files replaces that.
     pub fn apply_layer(&mut self, path: &Path) -> Result<()> {
         let context = || format!("layer {}", path.display());
         let mut archive = Archive::open(path)?;
+        self.begin_layer().with_context(context)?;
         while let Some(member) = archive.next()? {
             self.budget().tick()?;
-            self.apply_whiteout(&member.path).with_context(context)?;
+            self.apply_layer_member(member).with_context(context)?;
         }
-        archive.rewind();
-        while let Some(member) = archive.next()? {
-            self.budget().tick()?;
-            if !split(&member.path).1.starts_with(WHITEOUT) {
-                self.apply_member(member).with_context(context)?;
+        self.layers().current = 0;
+        Ok(())
+    }
+
+    fn begin_layer(&mut self) -> Result<()> {
+        let layers = self.layers();
+        let next = layers.count.checked_add(1).context("too many layers")?;
+        *layers = Layers {
+            count: next,
+            current: next,
+            emptied: HashSet::new(),
+        };
+        Ok(())
+    }
+
+    fn apply_layer_member(&mut self, member: Member) -> Result<()> {
+        let names = components(&member.path)?;
+        let Some((name, parents)) = names.split_last() else {
+            return self.apply_member(member);
+        };
+        let is_opaque = *name == OPAQUE;
+        if parents.iter().any(|name| name.starts_with(AUFS)) || name.starts_with(AUFS) && !is_opaque
+        {
+            return Ok(());
+        }
+        if let Some(name) = parents.iter().find(|name| name.starts_with(WHITEOUT)) {
+            let path = show(&member.path);
+            bail!("{path} is in {}, which can only be a whiteout", show(name));
+        }
+        if is_opaque {
+            return match self.find_directory(parents)? {
+                Some(directory) => self.empty(directory),
+                None => Ok(()),
+            };
+        }
+        match name.strip_prefix(WHITEOUT) {
+            Some(name) => self
+                .white_out(parents, name)
+                .with_context(|| format!("whiteout {}", show(&member.path))),
+            None => self.apply_member(member),
+        }
+    }
+
+    /// Removes what lower layers have of this name in the directory with this path.
+    fn white_out(&mut self, parents: &[&[u8]], name: &[u8]) -> Result<()> {
+        let is_name = !name.is_empty() && name != b"." && name != b"..";
+        ensure!(is_name, "it names nothing");
+        let Some(parent) = self.find_directory(parents)? else {
+            return Ok(());
+        };
+        let Node::Directory(children) = &self.inode(parent).node else {
+            return Ok(());
+        };
+        let Some(mut found) = children.get(name).copied() else {
+            return Ok(());
+        };
+        if self.inode(found.inode).is_directory() {
+            self.empty(found.inode)?;
+        }
+        if found.layer == self.layers().current {
+            return Ok(());
+        }
+        let stays = self.mention_made(&mut found);
+        if let Some(children) = self.children_mut(parent) {
+            match stays {
+                true => drop(children.insert(name.into(), found)),
+                false => drop(children.remove(name)),
             }
         }
         Ok(())
     }
 
-    /// Removes what the member at `path` says, if it is a whiteout.
-    fn apply_whiteout(&mut self, path: &[u8]) -> Result<()> {
-        let (directory, name) = split(path);
-        if name == OPAQUE {
-            return self.remove_children(directory);
+    /// Removes all that lower layers have below this directory. Directories stay in which the layer has
+    /// something.
+    fn empty(&mut self, directory: InodeId) -> Result<()> {
+        let mut below = vec![directory];
+        let mut found = Vec::new();
+        while let Some(id) = below.pop() {
+            self.budget().tick()?;
+            if !self.layers().emptied.insert(id) {
+                continue;
+            }
+            found.push(id);
+            if let Node::Directory(children) = &self.inode(id).node {
+                let ids = children.values().map(|child| child.inode);
+                below.extend(ids.filter(|id| self.inode(*id).is_directory()));
+            }
         }
-        let Some(name) = name.strip_prefix(WHITEOUT) else {
+        // Children come after their parents.
+        while let Some(id) = found.pop() {
+            self.drop_lower(id)?;
+        }
+        Ok(())
+    }
+
+    /// Removes the names of lower layers in a directory whose directories have been emptied.
+    fn drop_lower(&mut self, directory: InodeId) -> Result<()> {
+        self.budget().tick()?;
+        let Some(children) = self.children_mut(directory) else {
             return Ok(());
         };
-        let something = !name.is_empty() && name != b".";
-        ensure!(something, "{} whites out nothing", show(path));
-        self.remove([directory, b"/", name].concat()).map(drop)
+        let mut children = std::mem::take(children);
+        let current = self.layers().current;
+        children.retain(|_, child| child.layer == current || self.mention_made(child));
+        self.inode_mut(directory).node = Node::Directory(children);
+        Ok(())
+    }
+
+    /// Makes a lower directory one of the layer, if the layer has something in it but not the directory
+    /// itself: then it is one that is made because it is missing. Returns whether it is.
+    fn mention_made(&mut self, name: &mut Name) -> bool {
+        let inode = self.inode(name.inode);
+        let is_made = matches!(&inode.node, Node::Directory(children) if !children.is_empty());
+        if is_made {
+            self.inode_mut(name.inode).meta = Meta::root(0o755);
+            name.layer = self.layers().current;
+        }
+        is_made
+    }
+
+    /// Notes that the layer has this name, which is there.
+    pub(crate) fn mention(&mut self, parent: InodeId, name: &[u8]) {
+        let current = self.layers().current;
+        if let Some(found) = self.children_mut(parent).and_then(|c| c.get_mut(name)) {
+            found.layer = current;
+        }
     }
 
     fn apply_member(&mut self, member: Member) -> Result<()> {
@@ -79,13 +203,5 @@ impl Tree {
         };
         put.with_context(|| format!("member {}", show(&member.path)))?;
         Ok(())
-    }
-}
-
-/// Directory and name of a path; the directory is empty for a name alone.
-fn split(path: &[u8]) -> (&[u8], &[u8]) {
-    match path.iter().rposition(|&byte| byte == b'/') {
-        Some(at) => (&path[..at], &path[at + 1..]),
-        None => (b"", path),
     }
 }

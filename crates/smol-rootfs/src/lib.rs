@@ -37,6 +37,6 @@ pub mod tree;
 pub use self::copy::CopySpec;
 pub use self::dir::{DirOptions, Modes, Owner};
 pub use self::ignore::Ignore;
-pub use self::inode::{Device, FileData, HostFile, Inode, Meta, Node, Xattrs};
+pub use self::inode::{Device, FileData, HostFile, Inode, Meta, Name, Node, Xattrs};
 pub use self::limits::Watch;
 pub use self::tree::{InodeId, Tree};

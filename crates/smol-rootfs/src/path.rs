@@ -1,6 +1,6 @@
 //! Paths from outside: split, checked, and resolved inside a tree.
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, ensure};
 
 use crate::limits::{MAX_LINKS, MAX_NAME, MAX_PATH};
 use crate::{InodeId, Node, Tree};
@@ -43,20 +43,16 @@ pub(crate) fn show(path: &[u8]) -> String {
 /// One step of a [`Route`].
 pub(crate) enum Step {
     Entered,
-    Missing { parent: InodeId, name: Box<[u8]> },
+    Missing {
+        parent: InodeId,
+        name: Box<[u8]>,
+    },
+    /// A file is where the path needs a directory.
+    File {
+        parent: InodeId,
+        name: Box<[u8]>,
+    },
 }
-
-/// A file is where a path needs a directory.
-#[derive(Debug)]
-pub(crate) struct NotADirectory(String);
-
-impl std::fmt::Display for NotADirectory {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} is not a directory", self.0)
-    }
-}
-
-impl std::error::Error for NotADirectory {}
 
 /// Path resolution inside the tree, as in a chroot, except that `..` above the root is refused and
 /// not ignored: an archive that tries it is broken or hostile.
@@ -122,7 +118,7 @@ impl Route {
         match &tree.inode(id).node {
             Node::Directory(_) => self.enter(id, &name)?,
             Node::Symlink(target) => self.follow(target, tree)?,
-            _ => bail!(NotADirectory(show(&name))),
+            _ => return Ok(Some(Step::File { parent, name })),
         }
         Ok(Some(Step::Entered))
     }

@@ -6,6 +6,7 @@
 //! newlines), and because every length is checked against the archive's before it is believed.
 
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -18,6 +19,17 @@ use crate::limits::{MAX_EXTENSION, MAX_PATH, MAX_XATTRS};
 use crate::path::show;
 
 const BLOCK: u64 = 512;
+/// The fields of a header that are numbers (mode, owner, group, size, time, device). Writers leave those
+/// blank that they have no use for, and all readers take that as 0.
+const NUMBERS: [Range<usize>; 7] = [
+    100..108,
+    108..116,
+    116..124,
+    124..136,
+    136..148,
+    329..337,
+    337..345,
+];
 
 /// A member of an archive.
 pub(crate) struct Member {
@@ -90,12 +102,6 @@ impl Archive {
         })
     }
 
-    /// Begins again with the first member.
-    pub fn rewind(&mut self) {
-        self.next = 0;
-        self.global = Overrides::default();
-    }
-
     /// The next member; `None` at the end-of-archive mark.
     pub fn next(&mut self) -> Result<Option<Member>> {
         let start = self.next;
@@ -160,6 +166,12 @@ impl Archive {
             "not a tar header: its checksum does not match"
         );
         self.next += BLOCK;
+        for field in NUMBERS {
+            let field = &mut header.as_mut_bytes()[field];
+            if field.iter().all(|byte| [0, b' '].contains(byte)) {
+                field[0] = b'0';
+            }
+        }
         Ok(Some(header))
     }
 

@@ -12,9 +12,10 @@ use std::collections::{BTreeMap, btree_map};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::budget::Budget;
-use crate::inode::{FileData, Inode, Meta, Node};
+use crate::inode::{FileData, Inode, Meta, Name, Node};
+use crate::layer::Layers;
 use crate::limits::Watch;
-use crate::path::{NotADirectory, Route, Step, components, show};
+use crate::path::{Route, Step, components, show};
 
 /// Index of an inode in its [`Tree`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -37,6 +38,8 @@ pub struct Tree {
     inodes: Vec<Inode>,
     /// What of the limits was used by all that was ever inserted.
     budget: Budget,
+    /// What there is of layers.
+    layers: Layers,
 }
 
 impl Default for Tree {
@@ -54,6 +57,7 @@ impl Tree {
                 node: Node::directory(),
             }],
             budget: Budget::default(),
+            layers: Layers::default(),
         }
     }
 
@@ -109,6 +113,7 @@ impl Tree {
         {
             self.budget.inode(&inode)?;
             self.inodes[old.index()].meta = inode.meta;
+            self.mention(parent, name);
             return Ok(old);
         }
         let id = self.push(inode)?;
@@ -253,12 +258,21 @@ impl Tree {
 
     pub(crate) fn child(&self, parent: InodeId, name: &[u8]) -> Option<InodeId> {
         match &self.inode(parent).node {
-            Node::Directory(children) => children.get(name).copied(),
+            Node::Directory(children) => children.get(name).map(|name| name.inode),
             _ => None,
         }
     }
 
-    fn children_mut(&mut self, id: InodeId) -> Option<&mut BTreeMap<Box<[u8]>, InodeId>> {
+    /// The inode with this id, to change it.
+    pub(crate) fn inode_mut(&mut self, id: InodeId) -> &mut Inode {
+        &mut self.inodes[id.index()]
+    }
+
+    pub(crate) fn layers(&mut self) -> &mut Layers {
+        &mut self.layers
+    }
+
+    pub(crate) fn children_mut(&mut self, id: InodeId) -> Option<&mut BTreeMap<Box<[u8]>, Name>> {
         match &mut self.inodes[id.index()].node {
             Node::Directory(children) => Some(children),
             _ => None,
@@ -279,17 +293,24 @@ impl Tree {
 
     pub(crate) fn link(&mut self, parent: InodeId, name: &[u8], id: InodeId) -> Result<()> {
         self.budget.name(name)?;
+        let layer = self.layers.current;
         self.children_mut(parent)
             .context("parent is not a directory")?
-            .insert(name.into(), id);
+            .insert(name.into(), Name { inode: id, layer });
         Ok(())
     }
 
-    /// The directory these components lead to, made where missing, in which there is to be `name`.
+    /// The directory these components lead to, made where missing, in which there is to be `name`. A
+    /// layer may have a directory where a lower one has a file.
     fn make_parents(&mut self, path: &[&[u8]], name: &[u8]) -> Result<InodeId> {
         let mut route = Route::new(path);
         while let Some(step) = route.next(self)? {
-            if let Step::Missing { parent, name } = step {
+            if let Step::File { name, .. } = &step
+                && self.layers.current == 0
+            {
+                bail!("{} is not a directory", show(name));
+            }
+            if let Step::Missing { parent, name } | Step::File { parent, name } = step {
                 let id = self.push(Inode {
                     meta: Meta::root(0o755),
                     node: Node::directory(),
@@ -304,15 +325,13 @@ impl Tree {
 
     /// The directory these components lead to, or `None` if a part of the path is missing or not a
     /// directory.
-    fn find_directory(&self, path: &[&[u8]]) -> Result<Option<InodeId>> {
+    pub(crate) fn find_directory(&self, path: &[&[u8]]) -> Result<Option<InodeId>> {
         let mut route = Route::new(path);
         loop {
-            match route.next(self) {
-                Ok(None) => return Ok(Some(route.directory())),
-                Ok(Some(Step::Entered)) => {}
-                Ok(Some(Step::Missing { .. })) => return Ok(None),
-                Err(error) if error.is::<NotADirectory>() => return Ok(None),
-                Err(error) => return Err(error),
+            match route.next(self)? {
+                None => return Ok(Some(route.directory())),
+                Some(Step::Entered) => {}
+                Some(Step::Missing { .. } | Step::File { .. }) => return Ok(None),
             }
         }
     }
@@ -329,7 +348,7 @@ pub struct Walk<'a> {
     started: bool,
 }
 
-type Children<'a> = btree_map::Iter<'a, Box<[u8]>, InodeId>;
+type Children<'a> = btree_map::Iter<'a, Box<[u8]>, Name>;
 
 impl<'a> Walk<'a> {
     fn enter(&mut self, inode: &'a Inode) {
@@ -352,16 +371,16 @@ impl<'a> Iterator for Walk<'a> {
         loop {
             let (length, children) = self.stack.last_mut()?;
             self.path.truncate(*length);
-            let Some((name, &id)) = children.next() else {
+            let Some((name, child)) = children.next() else {
                 self.stack.pop();
                 continue;
             };
             self.path.extend_from_slice(name);
             let path = self.path.clone();
             self.path.push(b'/');
-            let inode = self.tree.inode(id);
+            let inode = self.tree.inode(child.inode);
             self.enter(inode);
-            return Some((path, id, inode));
+            return Some((path, child.inode, inode));
         }
     }
 }

@@ -7,7 +7,7 @@ use std::iter::Peekable;
 use anyhow::{Context, Result};
 use serde::Serialize;
 use smol_cli::Interrupt;
-use smol_rootfs::{Device, FileData, Inode, InodeId, Node, Tree};
+use smol_rootfs::{Device, FileData, Inode, InodeId, Name, Node, Tree};
 
 /// A file that is not the same in both trees.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -78,7 +78,7 @@ pub fn compare(a: &Tree, b: &Tree, interrupt: &Interrupt) -> Result<Changes> {
     Ok(changes)
 }
 
-type Children<'t> = Peekable<btree_map::Iter<'t, Box<[u8]>, InodeId>>;
+type Children<'t> = Peekable<btree_map::Iter<'t, Box<[u8]>, Name>>;
 
 /// A directory of either tree, or of both, whose names come in their order.
 struct Level<'t> {
@@ -105,7 +105,7 @@ impl<'t> Level<'t> {
         let name = a.into_iter().chain(b).min()?;
         let take = |side: &mut Option<Children<'t>>| {
             let found = side.as_mut()?.next_if(|(found, _)| &***found == name);
-            found.map(|(_, id)| *id)
+            found.map(|(_, name)| name.inode)
         };
         Some((name, self.children.each_mut().map(take)))
     }

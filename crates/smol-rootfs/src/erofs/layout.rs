@@ -134,7 +134,7 @@ impl Layout {
                 continue;
             };
             for child in children.values() {
-                if let Some(slot) = self.slots[child.index()] {
+                if let Some(slot) = self.slots[child.inode.index()] {
                     self.inodes[slot as usize].parent = parent;
                 }
             }
@@ -196,8 +196,10 @@ pub fn names<'a>(tree: &'a Tree, inode: &'a Inode) -> Vec<(&'a [u8], Option<Inod
     };
     let stored = children
         .iter()
-        .filter(|(_, id)| !matches!(tree.inode(**id).node, Node::Socket));
-    let mut names: Vec<_> = stored.map(|(name, &id)| (&**name, Some(id))).collect();
+        .filter(|(_, child)| !matches!(tree.inode(child.inode).node, Node::Socket));
+    let mut names: Vec<_> = stored
+        .map(|(name, child)| (&**name, Some(child.inode)))
+        .collect();
     names.extend([(&b"."[..], None), (b"..", None)]);
     names.sort_unstable_by_key(|(name, _)| *name);
     names

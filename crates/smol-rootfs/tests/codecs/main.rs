@@ -5,5 +5,6 @@ mod common;
 mod cpio;
 mod host;
 mod image;
+mod layers;
 mod limits;
 mod readback;

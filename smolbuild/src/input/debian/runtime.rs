@@ -154,7 +154,7 @@ fn files_in(tree: &Tree, folder: &str, ending: &str) -> Result<Vec<String>> {
     let is_file = |id| matches!(tree.inode(id).node, Node::File(_));
     Ok(names
         .iter()
-        .filter(|&(_, &id)| is_file(id))
+        .filter(|(_, name)| is_file(name.inode))
         .map(|(name, _)| String::from_utf8_lossy(name).into_owned())
         .filter(|name| name.ends_with(ending))
         .collect())

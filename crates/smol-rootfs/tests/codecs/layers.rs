@@ -1,0 +1,421 @@
+//! Layers of images: what whiteouts remove, in whatever order a layer has them, and what awkward layers
+//! become.
+//!
+//! In these tables `a/` is a directory, `a=x` a file with the content `x`, `a->b` a symbolic link, `a=>b`
+//! a hard link. A directory has mode 0711, unless it is made because it is missing.
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use smol_rootfs::{Node, Tree, Watch};
+use tar::{Builder, EntryType, Header};
+use tempfile::TempDir;
+
+/// Layers in files, and what becomes of them.
+struct Image {
+    scratch: TempDir,
+    tree: Tree,
+    layers: usize,
+}
+
+impl Image {
+    fn new(layers: &[&[&str]]) -> Self {
+        let mut image = Self {
+            scratch: tempfile::tempdir().unwrap(),
+            tree: Tree::new(),
+            layers: 0,
+        };
+        for layer in layers {
+            image.add(layer).unwrap();
+        }
+        image
+    }
+
+    fn add(&mut self, layer: &[&str]) -> anyhow::Result<()> {
+        let path: PathBuf = self.scratch.path().join(format!("{}.tar", self.layers));
+        self.layers += 1;
+        fs::write(&path, archive(layer)).unwrap();
+        self.tree.apply_layer(&path)
+    }
+
+    /// Its names but the root, as the tables have them.
+    fn names(&self) -> Vec<String> {
+        let names = self.tree.walk().skip(1).map(|(path, _, inode)| {
+            let path = String::from_utf8(path).unwrap();
+            match &inode.node {
+                Node::Directory(_) if inode.meta.mode == 0o711 => format!("{path}/"),
+                Node::Directory(_) => format!("{path}/ made"),
+                Node::Symlink(target) => format!("{path}->{}", target.escape_ascii()),
+                Node::File(data) => {
+                    let mut content = Vec::new();
+                    data.copy_to(&mut content).unwrap();
+                    format!("{path}={}", content.escape_ascii())
+                }
+                other => panic!("{other:?}"),
+            }
+        });
+        names.collect()
+    }
+}
+
+fn archive(members: &[&str]) -> Vec<u8> {
+    let mut tar = Builder::new(Vec::new());
+    for member in members {
+        let (name, kind, link, content) = if let Some((name, target)) = member.split_once("=>") {
+            (name, EntryType::Link, target, "")
+        } else if let Some((name, target)) = member.split_once("->") {
+            (name, EntryType::Symlink, target, "")
+        } else if let Some((name, content)) = member.split_once('=') {
+            (name, EntryType::Regular, "", content)
+        } else {
+            assert!(member.ends_with('/'), "{member}");
+            (*member, EntryType::Directory, "", "")
+        };
+        let mut header = Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_mode(if member.ends_with('/') { 0o711 } else { 0o644 });
+        header.set_size(content.len() as u64);
+        // Names are taken as they are: the builder would refuse hostile ones.
+        let fields = header.as_gnu_mut().unwrap();
+        fields.name[..name.len()].copy_from_slice(name.as_bytes());
+        fields.linkname[..link.len()].copy_from_slice(link.as_bytes());
+        header.set_cksum();
+        tar.append(&header, content.as_bytes()).unwrap();
+    }
+    tar.into_inner().unwrap()
+}
+
+const BASE: &[&str] = &[
+    "a/",
+    "a/old=o",
+    "a/sub/",
+    "a/sub/deep=d",
+    "bin/",
+    "bin/sh=s",
+    "target=T",
+    "ldir->a",
+    "hl1=h",
+    "hl2=>hl1",
+];
+
+/// Names of the base that a case leaves alone are left out of its table.
+fn over_base(layer: &[&str]) -> Vec<String> {
+    let unchanged = Image::new(&[BASE]).names();
+    let mut names = Image::new(&[BASE, layer]).names();
+    names.retain(|name| !unchanged.contains(name));
+    names
+}
+
+/// Names of the base that are gone, or are something else.
+fn gone_from_base(layer: &[&str]) -> Vec<String> {
+    let names = Image::new(&[BASE, layer]).names();
+    let mut unchanged = Image::new(&[BASE]).names();
+    unchanged.retain(|name| !names.contains(name));
+    unchanged
+}
+
+#[test]
+fn awkward_layers_become_what_other_tools_make_of_them() {
+    let all_of_a = &["a/", "a/old=o", "a/sub/", "a/sub/deep=d"][..];
+    let in_a = &all_of_a[1..];
+    type Case<'a> = (&'a str, &'a [&'a str], &'a [&'a str], &'a [&'a str]);
+    let cases: &[Case] = &[
+        // What it is, the layer, what is there then, what is gone.
+        (
+            "opaque behind",
+            &["a/", "a/new=n", "a/.wh..wh..opq="],
+            &["a/new=n"],
+            in_a,
+        ),
+        (
+            "opaque in front",
+            &["a/", "a/.wh..wh..opq=", "a/new=n"],
+            &["a/new=n"],
+            in_a,
+        ),
+        (
+            "added again, then whiteout",
+            &["a/old=n", "a/.wh.old="],
+            &["a/old=n"],
+            &["a/old=o"],
+        ),
+        (
+            "whiteout, then added again",
+            &["a/.wh.old=", "a/old=n"],
+            &["a/old=n"],
+            &["a/old=o"],
+        ),
+        (
+            "directory again",
+            &[".wh.a=", "a/", "a/x=1"],
+            &["a/x=1"],
+            in_a,
+        ),
+        (
+            "directory again, before",
+            &["a/", "a/x=1", ".wh.a="],
+            &["a/x=1"],
+            in_a,
+        ),
+        (
+            "not described again",
+            &["a/x=1", ".wh.a="],
+            &["a/ made", "a/x=1"],
+            all_of_a,
+        ),
+        (
+            "in a directory below",
+            &["a/sub/x=1", ".wh.a="],
+            &["a/ made", "a/sub/ made", "a/sub/x=1"],
+            all_of_a,
+        ),
+        (
+            "a whiteout that is a link",
+            &[".wh.target=>bin/sh"],
+            &[],
+            &["target=T"],
+        ),
+        (
+            "a whiteout that is a directory",
+            &[".wh.target/"],
+            &[],
+            &["target=T"],
+        ),
+        ("through a link", &["ldir/.wh.old="], &[], &["a/old=o"]),
+        ("a file through a link", &["ldir/n=1"], &["a/n=1"], &[]),
+        (
+            "a directory over a link",
+            &["ldir/", "ldir/y=1", "ldir/.wh.old="],
+            &["ldir/", "ldir/y=1"],
+            &["ldir->a"],
+        ),
+        ("a file over a directory", &["a=f"], &["a=f"], all_of_a),
+        (
+            "a directory over a file",
+            &["target/", "target/z=1"],
+            &["target/", "target/z=1"],
+            &["target=T"],
+        ),
+        (
+            "something below a file",
+            &["target/z=1"],
+            &["target/ made", "target/z=1"],
+            &["target=T"],
+        ),
+        (
+            "what aufs keeps",
+            &[".wh..wh.plnk/", ".wh..wh.plnk/1.2=", ".wh..wh.aufs="],
+            &[],
+            &[],
+        ),
+        ("a link to a lower layer", &["new=>target"], &["new=T"], &[]),
+        (
+            "one of two names changed",
+            &["hl1=n"],
+            &["hl1=n"],
+            &["hl1=h"],
+        ),
+        (
+            "a link takes the place of its target",
+            &["new=>target", ".wh.target="],
+            &["new=T"],
+            &["target=T"],
+        ),
+        (
+            "no parents",
+            &["q/r/s=1"],
+            &["q/ made", "q/r/ made", "q/r/s=1"],
+            &[],
+        ),
+        ("twice", &["d=1", "d=2"], &["d=2"], &[]),
+        (
+            "dots and slashes",
+            &["./n/./b//c=1"],
+            &["n/ made", "n/b/ made", "n/b/c=1"],
+            &[],
+        ),
+        ("absolute", &["/n=1"], &["n=1"], &[]),
+        (
+            "nothing there",
+            &[".wh.none=", "none/.wh.x=", "none/.wh..wh..opq="],
+            &[],
+            &[],
+        ),
+    ];
+    for (what, layer, there, gone) in cases {
+        assert_eq!(over_base(layer), *there, "{what}");
+        assert_eq!(gone_from_base(layer), *gone, "{what}");
+    }
+}
+
+#[test]
+fn an_opaque_root_leaves_the_layer_alone() {
+    assert_eq!(
+        Image::new(&[BASE, &["one=1", ".wh..wh..opq=", "two=2"]]).names(),
+        ["one=1", "two=2"]
+    );
+}
+
+#[test]
+fn whiteouts_of_one_layer_do_not_hold_for_the_next() {
+    let image = Image::new(&[
+        BASE,
+        &["a/.wh..wh..opq="],
+        &["a/n=1"],
+        &["a/m=2", ".wh.target="],
+    ]);
+    let names = image.names();
+    assert_eq!(names[..3], ["a/", "a/m=2", "a/n=1"]);
+    let image = Image::new(&[&["a/", "a/x=1"], &["a/y=2"], &[".wh.a="]]);
+    assert_eq!(image.names(), [""; 0]);
+}
+
+#[test]
+fn layers_that_mean_nothing_are_refused_and_named() {
+    for (layer, expected) in [
+        (&["a/.wh.="][..], "whiteout 'a/.wh.': it names nothing"),
+        (&[".wh..="], "whiteout '.wh..': it names nothing"),
+        (&["a/.wh...="], "whiteout 'a/.wh...': it names nothing"),
+        (
+            &["a/.wh.x/y=1"],
+            "'a/.wh.x/y' is in '.wh.x', which can only be a whiteout",
+        ),
+        (
+            &["early=>late", "late=1"],
+            "hard link to 'late', which is not there",
+        ),
+        (
+            &[".wh.target=", "l=>target"],
+            "hard link to 'target', which is not there",
+        ),
+        (&["l=>a"], "hard link to 'a', which is a directory"),
+        (&["../evil=1"], "has a '..' in its path"),
+        (&["../.wh.evil="], "has a '..' in its path"),
+        (
+            &["out->../../tmp", "out/evil=1"],
+            "a symbolic link in the path leads out of the tree",
+        ),
+        (
+            &["out->../../tmp", "out/.wh.evil="],
+            "a symbolic link in the path leads out of the tree",
+        ),
+    ] {
+        let mut image = Image::new(&[BASE]);
+        let error = format!("{:#}", image.add(layer).unwrap_err());
+        assert!(
+            error.contains(expected) && error.contains("1.tar"),
+            "{layer:?}: {error}"
+        );
+    }
+}
+
+/// Numbers that look random, and are the same in each run.
+struct Numbers(u64);
+
+impl Numbers {
+    fn below(&mut self, limit: usize) -> usize {
+        // Knuth's constants for 64 bits; the upper bits are the good ones.
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        ((self.0 >> 33) % limit as u64) as usize
+    }
+
+    fn shuffle<T>(&mut self, list: &mut [T]) {
+        for at in (1..list.len()).rev() {
+            list.swap(at, self.below(at + 1));
+        }
+    }
+
+    /// A layer without links in which no name comes twice, and nothing is below a file.
+    fn layer(&mut self, content: &str) -> Vec<String> {
+        let mut files = Vec::<String>::new();
+        let mut members = Vec::new();
+        for path in [
+            "a", "b", "a/a", "a/b", "b/a", "a/a/a", "a/a/b", "b/a/a", "b/a/a/a",
+        ] {
+            if files
+                .iter()
+                .any(|file| path.starts_with(&format!("{file}/")))
+            {
+                continue;
+            }
+            let (folder, name) = path.rsplit_once('/').unwrap_or(("", path));
+            match self.below(7) {
+                0 => members.push(format!("{path}/")),
+                1 => {
+                    files.push(path.to_owned());
+                    members.push(format!("{path}={content}"));
+                }
+                2 => members.push(format!("{folder}/.wh.{name}=")),
+                3 => members.extend([format!("{path}/"), format!("{folder}/.wh.{name}=")]),
+                4 => members.extend([format!("{path}/"), format!("{path}/.wh..wh..opq=")]),
+                _ => {}
+            }
+        }
+        members
+    }
+}
+
+#[test]
+fn the_order_of_a_layer_does_not_matter() {
+    let mut numbers = Numbers(1);
+    let lines = |layer: &[String]| {
+        layer
+            .iter()
+            .map(|l| l.as_str())
+            .collect::<Vec<_>>()
+            .join(" ")
+    };
+    for _ in 0..2000 {
+        let lower = ["1", "2"].map(|content| numbers.layer(content));
+        let mut layer = numbers.layer("3");
+        // Whiteouts first is what nobody doubts.
+        layer.sort_by_key(|member| !member.contains(".wh."));
+        let of = |layer: &[String]| {
+            let [one, two] = &lower;
+            let text = |layer: &[String]| layer.to_vec();
+            let layers = [text(one), text(two), text(layer)];
+            let layers = layers
+                .each_ref()
+                .map(|l| l.iter().map(String::as_str).collect::<Vec<_>>());
+            Image::new(&layers.each_ref().map(Vec::as_slice)).names()
+        };
+        let expected = of(&layer);
+        let first = lines(&layer);
+        for _ in 0..3 {
+            numbers.shuffle(&mut layer);
+            assert_eq!(
+                of(&layer),
+                expected,
+                "{lower:?}\n{first}\n{}",
+                lines(&layer)
+            );
+        }
+    }
+}
+
+#[test]
+fn many_whiteouts_of_one_directory_cost_no_more_than_themselves() {
+    const MANY: usize = 3000;
+    let ticks = Arc::new(AtomicUsize::new(0));
+    let counted = ticks.clone();
+    let watch = Watch::new(move || {
+        counted.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    });
+    let mut layer: Vec<String> = (0..MANY).map(|n| format!("a/d{n}/f=1")).collect();
+    layer.extend((0..MANY).flat_map(|_| ["a/.wh..wh..opq=".to_owned(), ".wh.a=".to_owned()]));
+    let mut image = Image::new(&[]);
+    image.tree = Tree::watched(watch);
+    image.add(BASE).unwrap();
+    image
+        .add(&layer.iter().map(String::as_str).collect::<Vec<_>>())
+        .unwrap();
+    // One look is a few hundred steps.
+    let looks = ticks.load(Ordering::Relaxed);
+    assert!((10..1000).contains(&looks), "{looks}");
+}
