@@ -12,6 +12,7 @@
 //! | [`tree`], `inode`, `path` | the tree, what is in it, how paths are resolved inside it |
 //! | `dir`, `copy`, [`host`] | files of the host into a tree |
 //! | [`ignore`] | which of them are left out |
+//! | [`compression`] | archives that are compressed |
 //! | `tar`, `layer` | tar archives and OCI layers into a tree |
 //! | [`limits`], `budget` | every maximum, and what a tree has used of them |
 //! | [`erofs`], [`cpio`] | images from a tree, and a tree from an image |
@@ -21,6 +22,7 @@
 //! the tree alone: the same tree gives the same bytes.
 
 mod budget;
+pub mod compression;
 mod copy;
 pub mod cpio;
 mod dir;

@@ -5,6 +5,7 @@
 //! | all | names, inodes, link targets, attributes of a [`Tree`](crate::Tree) | [`MAX_ENTRIES`], [`MAX_TREE_BYTES`] |
 //! | all | work for links in paths | [`MAX_LINKS`] in one path, [`MAX_LINK_NAMES`] in all |
 //! | tar, layer | an extended header; global records | [`MAX_EXTENSION`]; they are merged, and an attribute that reaches a member counts in its tree |
+//! | a compressed archive | what it holds; memory to unpack it | [`MAX_UNPACKED`]; [`MAX_WINDOW_LOG`], [`MAX_XZ_MEMORY`] |
 //! | EROFS | directories to be read | they are in the tree already; a directory has one name, and a name is in a directory once |
 //! | EROFS | contents | no more than the image has bytes |
 //! | patterns of what is left out | work for each path of a folder | [`MAX_PATTERNS`], each no longer than [`MAX_PATH`] |
@@ -40,6 +41,12 @@ pub const MAX_XATTRS: usize = 128 << 10;
 pub const MAX_EXTENSION: u64 = 1 << 20;
 /// Most patterns in one list: each path of a folder is compared with all of them.
 pub const MAX_PATTERNS: usize = 1000;
+/// Most bytes that an archive may hold when it is unpacked: as large an image can be.
+pub const MAX_UNPACKED: u64 = 64 << 30;
+/// Largest window of a zstd frame, as a power of two: 128 MiB, what `zstd -d` takes without being asked.
+pub const MAX_WINDOW_LOG: u32 = 27;
+/// Most memory that unpacking xz may take, bytes: more than for `xz -9`.
+pub const MAX_XZ_MEMORY: u64 = 128 << 20;
 /// Largest account file that is read, in bytes.
 pub const MAX_ACCOUNTS: u64 = 1 << 20;
 

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail, ensure};
 use tar::{EntryType, Header};
 
+use crate::compression::Compression;
 use crate::inode::{Device, FileData, HostFile, Inode, Meta, Node, Xattrs, is_linux_xattr};
 use crate::limits::{MAX_EXTENSION, MAX_PATH, MAX_XATTRS};
 use crate::path::show;
@@ -89,7 +90,7 @@ impl Archive {
         file.read_exact_at(&mut magic, 0)?;
         if let Some((name, tool)) = compression(&magic) {
             bail!(
-                "{} is compressed with {name}; a plain tar archive is needed: unpack it with `{tool}` first",
+                "{} is compressed with {name}: unpack it with `{tool}` first",
                 path.display()
             );
         }
@@ -368,12 +369,12 @@ fn pax_record(bytes: &[u8]) -> Option<(PaxRecord, &[u8])> {
 }
 
 /// Name of the compression with these first bytes, and the command that undoes it.
-fn compression(magic: &[u8; 6]) -> Option<(&'static str, &'static str)> {
-    match magic {
-        [0x1f, 0x8b, ..] => Some(("gzip", "gunzip -k")),
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => Some(("zstd", "unzstd")),
-        [0xfd, b'7', b'z', b'X', b'Z', 0] => Some(("xz", "unxz -k")),
-        [b'B', b'Z', b'h', ..] => Some(("bzip2", "bunzip2 -k")),
-        _ => None,
+fn compression(mark: &[u8; 6]) -> Option<(&'static str, &'static str)> {
+    match Compression::of(mark) {
+        Some(Compression::Gzip) => Some(("gzip", "gunzip -k")),
+        Some(Compression::Zstd) => Some(("zstd", "unzstd")),
+        Some(Compression::Xz) => Some(("xz", "unxz -k")),
+        None if mark.starts_with(b"BZh") => Some(("bzip2", "bunzip2 -k")),
+        None => None,
     }
 }

@@ -193,6 +193,12 @@ pub const TARGETS: &[Target] = &[
     .large()
     .words(TAR),
     small(
+        "compressed",
+        rootfs::compressed,
+        rootfs::compressed_seeds,
+        &["crates/smol-rootfs/src/compression.rs"],
+    ),
+    small(
         "layers",
         rootfs::layers,
         rootfs::layer_seeds,

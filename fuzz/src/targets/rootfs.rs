@@ -5,8 +5,11 @@ use std::io::{Read, Write};
 use std::path::Path;
 use std::sync::Arc;
 
+use flate2::write::GzEncoder;
+use liblzma::read::XzEncoder;
+use smol_rootfs::compression::{self, Compression};
 use smol_rootfs::ignore::Patterns;
-use smol_rootfs::{FileData, HostFile, Ignore, Inode, Node, Tree, cpio, erofs};
+use smol_rootfs::{FileData, HostFile, Ignore, Inode, Node, Tree, Watch, cpio, erofs};
 
 use super::samples;
 use crate::files::MemoryFile;
@@ -30,6 +33,29 @@ pub fn tar(data: &[u8]) -> bool {
     }
     check(&tree, [&archive]);
     round_trips(&tree);
+    true
+}
+
+/// A compressed archive.
+///
+/// Holds: what is unpacked is not longer than it may be, and a tree is read out of it as by [`tar()`].
+pub fn compressed(data: &[u8]) -> bool {
+    const MOST: u64 = 4 << 20;
+    let Some(compression) = Compression::of(data) else {
+        return false;
+    };
+    let mut plain = MemoryFile::new(&[]);
+    let watch = Watch::default();
+    let unpacked = compression::unpack(compression, data, &mut plain.file, MOST, &watch);
+    let len = plain.file.metadata().expect("it is open").len();
+    assert!(len <= MOST);
+    if unpacked.is_err() {
+        return false;
+    }
+    let mut tree = Tree::new();
+    if tree.apply_tar(plain.path()).is_ok() {
+        check(&tree, [&plain]);
+    }
     true
 }
 
@@ -337,6 +363,34 @@ pub fn tar_seeds() -> Vec<Vec<u8>> {
     // One kind of member each, which is fast.
     seeds.extend(members.iter().map(|member| plan(&[], member)));
     seeds
+}
+
+/// An archive of each compression; of zstd in several parts, one of which is to be skipped.
+pub fn compressed_seeds() -> Vec<Vec<u8>> {
+    let members = ["dir/a", "dir/b"].map(|name| {
+        let content = name.repeat(200);
+        member(
+            name.as_bytes(),
+            tar::EntryType::Regular,
+            b"",
+            content.as_bytes(),
+        )
+    });
+    let archive = [&members.concat()[..], &[0; 2 * BLOCK]].concat();
+    let mut gzip = GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(&archive).expect("memory");
+    let mut xz = Vec::new();
+    let mut encoder = XzEncoder::new(&archive[..], 1);
+    encoder.read_to_end(&mut xz).expect("memory");
+    let frame = |content: &[u8]| zstd::encode_all(content, 1).expect("memory");
+    let skipped = [0x5a, 0x2a, 0x4d, 0x18, 2, 0, 0, 0, 1, 2];
+    let (a, b) = archive.split_at(BLOCK);
+    vec![
+        gzip.finish().expect("memory"),
+        [&frame(a)[..], &skipped, &frame(b)].concat(),
+        xz,
+        frame(&vec![0; 2 << 20]),
+    ]
 }
 
 /// Two layers with whiteouts.

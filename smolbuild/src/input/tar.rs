@@ -1,10 +1,12 @@
-//! `[rootfs] tar`: a plain tar archive.
+//! `[rootfs] tar`: a tar archive, which may be compressed.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde::Serialize;
 use smol_cli::Interrupt;
 use smol_rootfs::Tree;
+use smol_rootfs::compression::{Compression, unpack};
 use smol_rootfs::erofs::Mtimes;
+use smol_rootfs::limits::MAX_UNPACKED;
 use smol_sandbox::Access;
 use toml::Spanned;
 
@@ -48,8 +50,21 @@ impl Input for TarInput {
         interrupt: &Interrupt,
     ) -> Result<LoadedTree> {
         let (archive, path) = dirs.base_dir.require_file(self.0.get_ref())?;
-        let mut tree = Tree::watched(watch(interrupt));
+        let cannot = || format!("cannot read {}", path.display());
+        let compression = Compression::of_file(&archive).with_context(cannot)?;
+        let unpacked = compression.map(|_| tempfile::tempfile_in(dirs.scratch));
+        let unpacked = unpacked.transpose().context("cannot unpack anything")?;
+        let watch = watch(interrupt);
+        let mut tree = Tree::watched(watch.clone());
         let tree = confined(&Access::none().read(&path), || {
+            let archive = match (compression, unpacked) {
+                (Some(compression), Some(mut plain)) => {
+                    unpack(compression, archive, &mut plain, MAX_UNPACKED, &watch)
+                        .with_context(|| format!("archive {}", path.display()))?;
+                    plain
+                }
+                _ => archive,
+            };
             tree.apply_tar_file(archive, &path)?;
             Ok(tree)
         })?;

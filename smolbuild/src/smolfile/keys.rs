@@ -56,7 +56,7 @@ pub const KEYS: &[Key] = &[
     key("kernel", "path", "path", "none", "An ELF kernel of your own (`vmlinux`), instead of a recipe."),
     key("kernel", "cmdline", "string", "`\"\"`", "Parameters to add to the kernel command line: at most 1024 bytes of printable ASCII."),
     key("rootfs", "debian", "table", "none", "A Debian system: `{ suite, packages }`."),
-    key("rootfs", "tar", "path", "none", "An uncompressed tar archive of a root file system."),
+    key("rootfs", "tar", "path", "none", "A tar archive of a root file system, plain or compressed with gzip, zstd or xz."),
     key("rootfs", "dir", "path", "none", "A folder that holds a root file system. Owners are kept when root builds, else all belongs to root."),
     key("rootfs", "slim", "boolean", "`false`", "Leave out of a `debian` system what its packages do not need: [slim systems](#slim-systems)."),
     key("rootfs", "without", "list of strings", "`[]`", "Packages that a `slim` system does without, although others depend on them."),

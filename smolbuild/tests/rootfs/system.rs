@@ -1,6 +1,7 @@
 //! Whole root file systems, from source to image file.
 
 use std::fs;
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
@@ -102,6 +103,52 @@ fn a_failed_build_leaves_the_old_image_and_no_other_file() {
         "old"
     );
     assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 2);
+}
+
+#[test]
+fn a_compressed_archive_gives_the_same_image_and_another_compression_is_named() {
+    let scratch = tempfile::tempdir().unwrap();
+    let at = |name: &str| scratch.path().join(name);
+    let mut tar = tar::Builder::new(Vec::new());
+    for (name, content) in [("etc/a", &b"a"[..]), ("usr/b", &[b'b'; 100_000])] {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(content.len() as u64);
+        header.set_mode(0o644);
+        tar.append_data(&mut header, name, content).unwrap();
+    }
+    let plain = tar.into_inner().unwrap();
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(&plain).unwrap();
+    let gzip = gzip.finish().unwrap();
+    let mut xz = Vec::new();
+    liblzma::read::XzEncoder::new(&plain[..], 1)
+        .read_to_end(&mut xz)
+        .unwrap();
+    let zstd = zstd::encode_all(&plain[..], 1).unwrap();
+    let build = |archive: &[u8]| {
+        // The name says nothing.
+        fs::write(at("root.tar"), archive).unwrap();
+        let input = TarInput(Spanned::new(0..0, "root.tar".into()));
+        let image = build_in(scratch.path(), &input, &lock(vec![]), &[], "image")?;
+        Ok::<_, anyhow::Error>(fs::read(image.path).unwrap())
+    };
+    let expected = build(&plain).unwrap();
+    for archive in [&gzip, &zstd, &xz] {
+        assert!(build(archive).unwrap() == expected);
+    }
+    // Nothing but the archive and the image stays.
+    assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 2);
+    let error = format!("{:#}", build(&gzip[..gzip.len() / 2]).unwrap_err());
+    assert!(
+        error.contains("root.tar: it cannot be unpacked as gzip at byte "),
+        "{error}"
+    );
+    let bzip2 = [&b"BZh91AY&SY"[..], &[0; 600]].concat();
+    let error = format!("{:#}", build(&bzip2).unwrap_err());
+    assert!(
+        error.ends_with("is compressed with bzip2: unpack it with `bunzip2 -k` first"),
+        "{error}"
+    );
 }
 
 /// The packages of a system, and an input and a lock for it.
