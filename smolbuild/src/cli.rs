@@ -34,6 +34,8 @@ pub struct Cli {
 pub enum Command {
     /// Build a machine (the default command)
     Build(Build),
+    /// Tell the mistakes of a Smolfile without building anything
+    Check(Check),
     /// Renew the lock file, or parts of it: the newest packages, and all inputs as they are now
     Lock(Lock),
     /// Build a bundle again from the Smolfile and the lock in it, and compare
@@ -156,6 +158,21 @@ pub struct PrebuiltArg {
     /// Compile the kernel here, even if this release includes it
     #[arg(long)]
     pub no_prebuilt: bool,
+}
+
+/// `smolbuild check`.
+#[derive(Debug, Args)]
+#[command(mut_arg("no_prebuilt", |arg| arg.help("Expect the compiler of this host, even if this release includes the kernel")))]
+pub struct Check {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub smolfile: SmolfileArg,
+    /// Fail, too, if the lock file is missing or out of date
+    #[arg(long, env = "SMOL_LOCKED", value_parser = BoolishValueParser::new())]
+    pub locked: bool,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub kernel: PrebuiltArg,
 }
 
 /// `smolbuild lock`.

@@ -70,6 +70,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let interrupt = Interrupt::install()?;
     match cli.command.unwrap_or(Command::Build(cli.build)) {
         Command::Build(args) => commands::build::run(&args, &interrupt)?,
+        Command::Check(args) => commands::check::run(&args, &interrupt)?,
         Command::Lock(args) => commands::lock::run(&args, &interrupt)?,
         Command::Keygen(args) => commands::keys::keygen(&args)?,
         Command::Sign(args) => commands::keys::sign(&args)?,

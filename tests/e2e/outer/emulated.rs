@@ -187,20 +187,21 @@ fn backdoor(host: &Host) -> Verdict {
         running.await_stderr("service: restored in ");
         (running, port)
     };
-    // The program itself, and the first process inside.
     let denied = [
         format!("read {SELF}"),
-        format!("write {SELF}"),
+        "write /proc/sys/kernel/hostname".into(),
         "trace 1".into(),
     ];
     let killed = ["execute /smol", "listen 127.0.0.1:9", "signal 1"];
     let command = |attempt: &str| format!("console backdoor {attempt}");
     let await_end = |running: &Running, attempt: &str, end: &str| {
-        let what = attempt.split(' ').next().unwrap_or_default();
-        let wanted = format!("{what}: {end}");
-        eventually(&wanted, LIMIT, || {
-            running.stdout().contains(&wanted).then_some(())
+        let what = format!("{}: ", attempt.split(' ').next().unwrap_or_default());
+        let said = eventually(&what, LIMIT, || {
+            let said = running.stdout();
+            let line = said.lines().find_map(|line| line.strip_prefix(&what));
+            line.map(str::to_owned)
         });
+        assert!(said.starts_with(end), "{attempt}: {said}");
     };
     let (running, port) = start("off");
     for attempt in denied.iter().map(String::as_str).chain(killed) {
