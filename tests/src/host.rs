@@ -249,6 +249,12 @@ cmd = ["/service", "--draw", "/run/own"]
 "#,
     ),
     machine("never", "", &["/service", "--never"], "timeout = \"3s\"\n"),
+    machine(
+        "elsewhere",
+        "",
+        &["/service", "--port", "8080"],
+        "timeout = \"3s\"\n",
+    ),
     machine("crash", "", &["/service", "--exit", "3"], ""),
     machine(
         "warm",

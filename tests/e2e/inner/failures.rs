@@ -10,16 +10,27 @@ use smol_tests::suite::Suite;
 use smol_tests::support::{self, names, run};
 
 /// A machine, what is wrong with it, and the error of its build.
-const CASES: [(&str, &str, &str); 7] = [
+const CASES: [(&str, &str, &str); 8] = [
     (
         "never",
         "a service that never gets ready",
         r#"error: not ready within 3 s (guest time)
   stage: ready
   probe: tcp 7777
-  it last saw: connection refused
+  it last saw: connection refused: nothing listens on any port
   last lines of the service:
     not going to listen
+"#,
+    ),
+    (
+        "elsewhere",
+        "a service that listens on another port",
+        r#"error: not ready within 3 s (guest time)
+  stage: ready
+  probe: tcp 7777
+  it last saw: connection refused: nothing listens on 7777, but on 8080
+  last lines of the service:
+    serving
 "#,
     ),
     (

@@ -198,7 +198,10 @@ fn backdoor(host: &Host) -> Verdict {
         let what = format!("{}: ", attempt.split(' ').next().unwrap_or_default());
         let said = eventually(&what, LIMIT, || {
             let said = running.stdout();
-            let line = said.lines().find_map(|line| line.strip_prefix(&what));
+            let mut lines = said
+                .split_inclusive('\n')
+                .filter(|line| line.ends_with('\n'));
+            let line = lines.find_map(|line| line.strip_prefix(&what));
             line.map(str::to_owned)
         });
         assert!(said.starts_with(end), "{attempt}: {said}");

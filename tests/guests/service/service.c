@@ -39,7 +39,9 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { PORT = 7777, LINE = 1024, TICK_MS = 20 };
+enum { LINE = 1024, TICK_MS = 20 };
+
+static int port = 7777;
 
 static char remembered[LINE] = "nothing";
 /* Time since boot when that was said, ns. */
@@ -408,7 +410,7 @@ static void serve_one(int connection)
 static struct sockaddr_in address(void)
 {
     return (struct sockaddr_in){
-        .sin_family = AF_INET, .sin_port = htons(PORT), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+        .sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
 }
 
 static int serve(void)
@@ -495,6 +497,10 @@ int main(int argc, char **argv)
         return draw(argv[2]);
     if (argc > 2 && !strcmp(argv[1], "--late")) {
         sleep(atoi(argv[2]));
+        return serve();
+    }
+    if (argc > 2 && !strcmp(argv[1], "--port")) {
+        port = atoi(argv[2]);
         return serve();
     }
     if (argc > 1 && !strcmp(argv[1], "--spin"))

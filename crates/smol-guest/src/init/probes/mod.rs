@@ -126,9 +126,11 @@ fn ask_repeatedly(
         sup.sleep_until(next)
             .map_err(|interrupt| NotReady::Interrupted(interrupt, last_saw.clone()))?;
     }
-    Err(NotReady::Timeout(last_saw.unwrap_or_else(|| {
-        format!("only {in_a_row} successes in a row")
-    })))
+    let saw = last_saw.unwrap_or_else(|| format!("only {in_a_row} successes in a row"));
+    Err(NotReady::Timeout(match ready.probe {
+        Probe::Tcp { port } | Probe::Http { port, .. } => tcp::with_other_ports(saw, port),
+        _ => saw,
+    }))
 }
 
 /// Asks once, and waits for the answer until the deadline.

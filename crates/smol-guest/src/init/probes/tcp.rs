@@ -1,5 +1,7 @@
 //! Is there someone who accepts a connection?
 
+use std::collections::BTreeSet;
+use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -56,9 +58,77 @@ fn begin(to: SocketAddr) -> Result<OwnedFd, Errno> {
     }
 }
 
+/// What is seen of a port on which nothing listens.
+const REFUSED: &str = "connection refused";
+/// Ports that are told at most.
+const MOST_TOLD: usize = 8;
+
 fn describe(error: Errno) -> String {
     match error {
-        Errno::CONNREFUSED => "connection refused".to_owned(),
+        Errno::CONNREFUSED => REFUSED.to_owned(),
         other => io::Error::from(other).to_string(),
+    }
+}
+
+/// Adds to what was seen of this port on which others something listens, if nothing does on this one: the
+/// number may be wrong in the Smolfile, or in the service's configuration.
+pub(super) fn with_other_ports(saw: String, port: u16) -> String {
+    if saw != REFUSED {
+        return saw;
+    }
+    let tables = ["/proc/net/tcp", "/proc/net/tcp6"].map(fs::read_to_string);
+    let tables = tables.into_iter().map(Result::unwrap_or_default);
+    let ports: BTreeSet<u16> = tables.flat_map(|table| listening(&table)).collect();
+    let mut told: Vec<String> = ports.iter().take(MOST_TOLD).map(u16::to_string).collect();
+    if ports.len() > MOST_TOLD {
+        told.push("others".to_owned());
+    }
+    match told.split_last() {
+        None => format!("{saw}: nothing listens on any port"),
+        Some((last, [])) => format!("{saw}: nothing listens on {port}, but on {last}"),
+        Some((last, first)) => {
+            let first = first.join(", ");
+            format!("{saw}: nothing listens on {port}, but on {first} and {last}")
+        }
+    }
+}
+
+/// The ports of the sockets that listen, in a table of /proc/net/tcp (Documentation/networking/
+/// proc_net_tcp.rst of the kernel).
+fn listening(table: &str) -> Vec<u16> {
+    const LISTEN: &str = "0A";
+    let port = |line: &str| {
+        let mut fields = line.split_whitespace().skip(1);
+        let (local, _, state) = (fields.next()?, fields.next()?, fields.next()?);
+        let (_, port) = local.rsplit_once(':')?;
+        (state == LISTEN).then(|| u16::from_str_radix(port, 16).ok())?
+    };
+    table.lines().filter_map(port).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ports_that_something_listens_on_are_found() {
+        let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt\n   \
+                     0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000\n   \
+                     1: 0100007F:1F91 0100007F:9C40 01 00000000:00000000 00:00000000 00000000\n   \
+                     2: 00000000000000000000000000000000:0050 00000000:0000 0A 00000000:00000000\n";
+        assert_eq!(listening(table), [8080, 80]);
+    }
+
+    #[test]
+    fn other_ports_are_told_where_the_connection_is_refused_alone() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let other = listener.local_addr().unwrap().port();
+        let told = with_other_ports(REFUSED.to_owned(), 1);
+        let begin = "connection refused: nothing listens on 1, but on ";
+        assert!(told.starts_with(begin), "{told}");
+        let ports: Vec<&str> = told[begin.len()..].split([',', ' ']).collect();
+        let is_told = ports.contains(&other.to_string().as_str()) || told.ends_with("others");
+        assert!(is_told, "{told}");
+        assert_eq!(with_other_ports("no route".to_owned(), 1), "no route");
     }
 }
