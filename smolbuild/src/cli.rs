@@ -114,6 +114,9 @@ pub struct Build {
     /// Write facts about the build as JSON
     #[arg(long, value_name = "FILE")]
     pub metadata_file: Option<PathBuf>,
+    /// Write a page (HTML) with the time of each stage and what the bytes are
+    #[arg(long, value_name = "FILE")]
+    pub timings: Option<PathBuf>,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub conditions: Conditions,

@@ -9,6 +9,7 @@ use smol_bundle::Output;
 use smol_cli::progress::render_waterfall;
 use smol_cli::{ExitKind, Failure, Interrupt, Progress, Session, human};
 
+use super::timings::Page;
 use crate::cli::Build;
 use crate::environment::EnvironmentInputs;
 use crate::error::ResultExt;
@@ -25,14 +26,37 @@ pub fn run(args: &Build, interrupt: &Interrupt) -> Result<()> {
     let loaded = super::load_smolfile(&args.smolfile);
     let name = loaded.as_ref().ok().map(|it| it.smolfile.name.clone());
     let outcome = loaded.and_then(|loaded| build(args, &loaded, &session));
-    if let (Err(error), Some(file)) = (&outcome, &args.metadata_file)
-        // Where there is no folder, that is the error, or one of the next build.
-        && folder::of(file).is_dir()
-        && let Err(why) = write_metadata(file, &failed(name, error, &session.progress))
+    if let Err(error) = &outcome
+        && let Err(why) = write_failed(args, name, error, &session.progress)
     {
         session.note(&format!("{why:#}"));
     }
     outcome
+}
+
+/// Writes what is asked for about a build that failed. Where there is no folder for it, that is the error,
+/// or one of the next build.
+fn write_failed(
+    args: &Build,
+    name: Option<String>,
+    error: &anyhow::Error,
+    progress: &Progress,
+) -> Result<()> {
+    let is_possible = |file: &&PathBuf| folder::of(file).is_dir();
+    if let Some(file) = args.timings.as_ref().filter(is_possible) {
+        let page = Page {
+            name: name.as_deref(),
+            outcome: &format!("{error:#}"),
+            laps: &progress.waterfall(),
+            images: &[],
+            file_size: 0,
+        };
+        write_whole(file, page.render().as_bytes())?;
+    }
+    if let Some(file) = args.metadata_file.as_ref().filter(is_possible) {
+        write_metadata(file, &failed(name, error, progress))?;
+    }
+    Ok(())
 }
 
 fn build(args: &Build, loaded: &Loaded, session: &Session) -> Result<()> {
@@ -49,10 +73,12 @@ fn build(args: &Build, loaded: &Loaded, session: &Session) -> Result<()> {
         None => default_output(loaded)?,
     };
     // Before the work, not after it.
-    for file in [Some(&out), args.metadata_file.as_ref()]
-        .into_iter()
-        .flatten()
-    {
+    let outputs = [
+        Some(&out),
+        args.metadata_file.as_ref(),
+        args.timings.as_ref(),
+    ];
+    for file in outputs.into_iter().flatten() {
         smol_bundle::check_output(file).classify()?;
     }
     let request = BuildRequest {
@@ -110,15 +136,19 @@ fn failed(name: Option<String>, error: &anyhow::Error, progress: &Progress) -> V
     json!({ "name": name, "failed": failed, "stages": laps })
 }
 
-/// Writes the metadata file, whole or not at all.
 fn write_metadata(path: &Path, facts: &Value) -> Result<()> {
+    write_whole(path, &serde_json::to_vec_pretty(facts)?)
+}
+
+/// Writes a file, whole or not at all.
+fn write_whole(path: &Path, content: &[u8]) -> Result<()> {
     let output = Output::create(path).classify()?;
-    let written = output.file().write_all(&serde_json::to_vec_pretty(facts)?);
+    let written = output.file().write_all(content);
     written.with_context(|| format!("cannot write {}", path.display()))?;
     output.publish().classify()
 }
 
-/// Waterfall, metadata and the one line that says what there is now.
+/// Waterfall, metadata, page and the one line that says what there is now.
 fn report(
     built: &Built,
     args: &Build,
@@ -144,6 +174,16 @@ fn report(
             "frozen": frozen, "stages": laps,
         });
         write_metadata(path, &facts)?;
+    }
+    if let Some(path) = &args.timings {
+        let page = Page {
+            name: Some(&plan.name),
+            outcome: &written.digest.to_string(),
+            laps: &laps,
+            images: &written.stats.images,
+            file_size: written.file_size,
+        };
+        write_whole(path, page.render().as_bytes())?;
     }
     let ports = match plan.ports() {
         [] => String::new(),

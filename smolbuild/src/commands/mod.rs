@@ -9,6 +9,7 @@ pub mod kernel;
 pub mod keys;
 pub mod lock;
 pub mod reproduce;
+mod timings;
 pub mod verify;
 
 use std::path::{Path, PathBuf};

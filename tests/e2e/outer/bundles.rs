@@ -93,11 +93,16 @@ fn build(host: &Host, name: &str) {
     let bundle = host.bundles.join(name).with_extension("smolmachine");
     // What is tested is a build, not the cache of an earlier one.
     let mut command = host.build(&source(host, name), &bundle);
-    let said = run(command.arg("--rebuild")).succeed();
+    let page = bundle.with_extension("html");
+    let said = run(command.arg("--rebuild").arg("--timings").arg(&page)).succeed();
     let facts = fs::read(bundle.with_extension("json")).unwrap();
     let facts: Value = serde_json::from_slice(&facts).unwrap();
     let digest = facts["digest"].as_str().unwrap();
     assert!(said.contains(digest) && said.contains("smolrun"), "{said}");
+    let page = fs::read_to_string(page).unwrap();
+    for shown in [digest, "<td>boot<", "<td>rootfs<", "<td>memory<"] {
+        assert!(page.contains(shown), "{shown}: {page}");
+    }
 
     let verified =
         run(host

@@ -221,9 +221,10 @@ fn backdoor(host: &Host) -> Verdict {
         }
         // The answer may be lost.
         let _ = try_exchange(port, format!("{}\n", command(fatal)).as_bytes());
-        let told = running.finish(LIMIT).fail(1);
+        let outcome = running.finish(LIMIT);
         let end = "error: the smolrun in the emulated host died (signal 31)\n";
-        assert!(told.ends_with(end), "{fatal}: {told}");
+        assert!(outcome.stderr.ends_with(end), "{fatal}: {outcome:?}");
+        assert_eq!(outcome.code, Some(1));
     }
     host.tools.assert_left(&[]);
     Verdict::Passed
