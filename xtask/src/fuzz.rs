@@ -161,8 +161,11 @@ impl Fuzzer {
     fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
         command.current_dir(workspace());
-        // Freed memory is kept apart to find uses of it: less than usual, for memory is counted.
-        let options = "quarantine_size_mb=16:malloc_context_size=8:allocator_may_return_null=1";
+        // Freed memory is kept apart to find uses of it: less than usual, for memory is counted. What a
+        // thread that still runs has in its own storage would count as a leak, at the end of the run as
+        // after an input. Memory is limited by libFuzzer.
+        let options = "quarantine_size_mb=16:malloc_context_size=8:allocator_may_return_null=1:\
+                       detect_leaks=0";
         command.env("ASAN_OPTIONS", options);
         command
     }
@@ -194,7 +197,6 @@ impl Fuzzer {
         command.arg(format!("-rss_limit_mb={rss}"));
         command.arg(format!("-malloc_limit_mb={}", target.heap >> 20));
         command.arg(format!("-timeout={TIMEOUT}"));
-        // What a thread that still runs has in its own storage would count. Memory is limited above.
         command.arg("-detect_leaks=0");
         Ok(command)
     }

@@ -94,6 +94,7 @@ fn move_places(
     let [&[], wide, inverse, narrow] = lists[..] else {
         return Err("its table of relocations does not hold three lists".into());
     };
+    require_apart([(wide, 8), (inverse, 4), (narrow, 4)])?;
     for place in wide {
         let bytes = bytes_at(kernel, segments, *place)?;
         *bytes = u64::from_le_bytes(*bytes).wrapping_add(delta).to_le_bytes();
@@ -109,6 +110,25 @@ fn move_places(
         *bytes = u32::from_le_bytes(*bytes).wrapping_add(delta).to_le_bytes();
     }
     Ok(())
+}
+
+/// Checks that no two places of these lists, with their lengths in bytes, have a byte in common: such an
+/// image could not be moved on or back.
+fn require_apart(lists: [(&[u32], u64); 3]) -> Result<(), String> {
+    let places = lists.iter().flat_map(|(list, len)| {
+        let range = move |place: &u32| (u64::from(*place), u64::from(*place) + len);
+        list.iter().map(range)
+    });
+    let mut places: Vec<_> = places.collect();
+    places.sort_unstable();
+    let overlap = places.windows(2).find(|pair| pair[0].1 > pair[1].0);
+    match overlap {
+        None => Ok(()),
+        Some(pair) => Err(format!(
+            "its table of relocations names the bytes at {:#x} twice",
+            pair[1].0
+        )),
+    }
 }
 
 /// Returns the bytes of the image at a link address.
@@ -381,6 +401,21 @@ pub(super) mod tests {
             put(image, PROGRAM_HEADER + 24, &(u64::MAX - 7).to_le_bytes());
         });
         assert_eq!(why, "it does not fit into the address space of a kernel");
+    }
+
+    #[test]
+    fn tables_that_name_a_byte_twice_are_refused_and_the_image_stays_as_it_is() {
+        for (words, twice) in [
+            ([0, LINKED, 0, LINKED + 4, 0, LINKED + 12], LINKED + 4),
+            ([0, LINKED, 0, LINKED + 8, 0, LINKED + 11], LINKED + 11),
+            ([0, LINKED, 0, LINKED + 8, 0, LINKED + 8], LINKED + 8),
+        ] {
+            let mut image = kernel(&words);
+            let why = place(&mut image, Some(&[1; 32])).unwrap_err();
+            let expected = format!("its table of relocations names the bytes at {twice:#x} twice");
+            assert_eq!(why, expected);
+            assert_eq!(image, kernel(&words));
+        }
     }
 
     #[test]
