@@ -34,6 +34,7 @@ const TEST: &[Need] = &[
     ("openssl", "openssl"),
     ("skopeo", "skopeo"),
     ("strace", "strace"),
+    ("umoci", "umoci"),
 ];
 
 /// To build libFuzzer.

@@ -260,10 +260,12 @@ impl Archive {
             }
             other => bail!("unknown member type {:?}", char::from(other.as_byte())),
         };
-        Ok(Content::Inode(Inode {
-            meta: meta(header, overrides)?,
-            node,
-        }))
+        let mut meta = meta(header, overrides)?;
+        if let Node::Symlink(_) = node {
+            // Linux knows no other (symlink(7)).
+            meta.mode = 0o777;
+        }
+        Ok(Content::Inode(Inode { meta, node }))
     }
 }
 

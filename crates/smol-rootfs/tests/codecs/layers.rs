@@ -5,13 +5,18 @@
 //! a hard link. A directory has mode 0711, unless it is made because it is missing.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use serde_json::json;
+use sha2::{Digest, Sha256};
 use smol_rootfs::{Node, Tree, Watch};
 use tar::{Builder, EntryType, Header};
 use tempfile::TempDir;
+
+use crate::common::{am_root, have, host_tree, listing, run};
 
 /// Layers in files, and what becomes of them.
 struct Image {
@@ -116,137 +121,216 @@ fn gone_from_base(layer: &[&str]) -> Vec<String> {
     unchanged
 }
 
+/// What is awkward of a layer over [`BASE`], the layer, what is there then, what is gone.
+type Case = (
+    &'static str,
+    &'static [&'static str],
+    &'static [&'static str],
+    &'static [&'static str],
+);
+
+const ALL_OF_A: &[&str] = &["a/", "a/old=o", "a/sub/", "a/sub/deep=d"];
+const IN_A: &[&str] = &["a/old=o", "a/sub/", "a/sub/deep=d"];
+
+const CASES: &[Case] = &[
+    (
+        "opaque behind",
+        &["a/", "a/new=n", "a/.wh..wh..opq="],
+        &["a/new=n"],
+        IN_A,
+    ),
+    (
+        "opaque in front",
+        &["a/", "a/.wh..wh..opq=", "a/new=n"],
+        &["a/new=n"],
+        IN_A,
+    ),
+    (
+        "added again, then whiteout",
+        &["a/old=n", "a/.wh.old="],
+        &["a/old=n"],
+        &["a/old=o"],
+    ),
+    (
+        "whiteout, then added again",
+        &["a/.wh.old=", "a/old=n"],
+        &["a/old=n"],
+        &["a/old=o"],
+    ),
+    (
+        "directory again",
+        &[".wh.a=", "a/", "a/x=1"],
+        &["a/x=1"],
+        IN_A,
+    ),
+    (
+        "directory again, before",
+        &["a/", "a/x=1", ".wh.a="],
+        &["a/x=1"],
+        IN_A,
+    ),
+    (
+        "not described again",
+        &["a/x=1", ".wh.a="],
+        &["a/ made", "a/x=1"],
+        ALL_OF_A,
+    ),
+    (
+        "in a directory below",
+        &["a/sub/x=1", ".wh.a="],
+        &["a/ made", "a/sub/ made", "a/sub/x=1"],
+        ALL_OF_A,
+    ),
+    (
+        "a whiteout that is a link",
+        &[".wh.target=>bin/sh"],
+        &[],
+        &["target=T"],
+    ),
+    (
+        "a whiteout that is a directory",
+        &[".wh.target/"],
+        &[],
+        &["target=T"],
+    ),
+    ("through a link", &["ldir/.wh.old="], &[], &["a/old=o"]),
+    ("a file through a link", &["ldir/n=1"], &["a/n=1"], &[]),
+    (
+        "a directory over a link",
+        &["ldir/", "ldir/y=1", "ldir/.wh.old="],
+        &["ldir/", "ldir/y=1"],
+        &["ldir->a"],
+    ),
+    ("a file over a directory", &["a=f"], &["a=f"], ALL_OF_A),
+    (
+        "a directory over a file",
+        &["target/", "target/z=1"],
+        &["target/", "target/z=1"],
+        &["target=T"],
+    ),
+    (
+        "something below a file",
+        &["target/z=1"],
+        &["target/ made", "target/z=1"],
+        &["target=T"],
+    ),
+    (
+        "what aufs keeps",
+        &[".wh..wh.plnk/", ".wh..wh.plnk/1.2=", ".wh..wh.aufs="],
+        &[],
+        &[],
+    ),
+    ("a link to a lower layer", &["new=>target"], &["new=T"], &[]),
+    (
+        "one of two names changed",
+        &["hl1=n"],
+        &["hl1=n"],
+        &["hl1=h"],
+    ),
+    (
+        "a link takes the place of its target",
+        &["new=>target", ".wh.target="],
+        &["new=T"],
+        &["target=T"],
+    ),
+    (
+        "no parents",
+        &["q/r/s=1"],
+        &["q/ made", "q/r/ made", "q/r/s=1"],
+        &[],
+    ),
+    ("twice", &["d=1", "d=2"], &["d=2"], &[]),
+    (
+        "dots and slashes",
+        &["./n/./b//c=1"],
+        &["n/ made", "n/b/ made", "n/b/c=1"],
+        &[],
+    ),
+    ("absolute", &["/n=1"], &["n=1"], &[]),
+    (
+        "nothing there",
+        &[".wh.none=", "none/.wh.x=", "none/.wh..wh..opq="],
+        &[],
+        &[],
+    ),
+];
+
 #[test]
 fn awkward_layers_become_what_other_tools_make_of_them() {
-    let all_of_a = &["a/", "a/old=o", "a/sub/", "a/sub/deep=d"][..];
-    let in_a = &all_of_a[1..];
-    type Case<'a> = (&'a str, &'a [&'a str], &'a [&'a str], &'a [&'a str]);
-    let cases: &[Case] = &[
-        // What it is, the layer, what is there then, what is gone.
-        (
-            "opaque behind",
-            &["a/", "a/new=n", "a/.wh..wh..opq="],
-            &["a/new=n"],
-            in_a,
-        ),
-        (
-            "opaque in front",
-            &["a/", "a/.wh..wh..opq=", "a/new=n"],
-            &["a/new=n"],
-            in_a,
-        ),
-        (
-            "added again, then whiteout",
-            &["a/old=n", "a/.wh.old="],
-            &["a/old=n"],
-            &["a/old=o"],
-        ),
-        (
-            "whiteout, then added again",
-            &["a/.wh.old=", "a/old=n"],
-            &["a/old=n"],
-            &["a/old=o"],
-        ),
-        (
-            "directory again",
-            &[".wh.a=", "a/", "a/x=1"],
-            &["a/x=1"],
-            in_a,
-        ),
-        (
-            "directory again, before",
-            &["a/", "a/x=1", ".wh.a="],
-            &["a/x=1"],
-            in_a,
-        ),
-        (
-            "not described again",
-            &["a/x=1", ".wh.a="],
-            &["a/ made", "a/x=1"],
-            all_of_a,
-        ),
-        (
-            "in a directory below",
-            &["a/sub/x=1", ".wh.a="],
-            &["a/ made", "a/sub/ made", "a/sub/x=1"],
-            all_of_a,
-        ),
-        (
-            "a whiteout that is a link",
-            &[".wh.target=>bin/sh"],
-            &[],
-            &["target=T"],
-        ),
-        (
-            "a whiteout that is a directory",
-            &[".wh.target/"],
-            &[],
-            &["target=T"],
-        ),
-        ("through a link", &["ldir/.wh.old="], &[], &["a/old=o"]),
-        ("a file through a link", &["ldir/n=1"], &["a/n=1"], &[]),
-        (
-            "a directory over a link",
-            &["ldir/", "ldir/y=1", "ldir/.wh.old="],
-            &["ldir/", "ldir/y=1"],
-            &["ldir->a"],
-        ),
-        ("a file over a directory", &["a=f"], &["a=f"], all_of_a),
-        (
-            "a directory over a file",
-            &["target/", "target/z=1"],
-            &["target/", "target/z=1"],
-            &["target=T"],
-        ),
-        (
-            "something below a file",
-            &["target/z=1"],
-            &["target/ made", "target/z=1"],
-            &["target=T"],
-        ),
-        (
-            "what aufs keeps",
-            &[".wh..wh.plnk/", ".wh..wh.plnk/1.2=", ".wh..wh.aufs="],
-            &[],
-            &[],
-        ),
-        ("a link to a lower layer", &["new=>target"], &["new=T"], &[]),
-        (
-            "one of two names changed",
-            &["hl1=n"],
-            &["hl1=n"],
-            &["hl1=h"],
-        ),
-        (
-            "a link takes the place of its target",
-            &["new=>target", ".wh.target="],
-            &["new=T"],
-            &["target=T"],
-        ),
-        (
-            "no parents",
-            &["q/r/s=1"],
-            &["q/ made", "q/r/ made", "q/r/s=1"],
-            &[],
-        ),
-        ("twice", &["d=1", "d=2"], &["d=2"], &[]),
-        (
-            "dots and slashes",
-            &["./n/./b//c=1"],
-            &["n/ made", "n/b/ made", "n/b/c=1"],
-            &[],
-        ),
-        ("absolute", &["/n=1"], &["n=1"], &[]),
-        (
-            "nothing there",
-            &[".wh.none=", "none/.wh.x=", "none/.wh..wh..opq="],
-            &[],
-            &[],
-        ),
-    ];
-    for (what, layer, there, gone) in cases {
+    for (what, layer, there, gone) in CASES {
         assert_eq!(over_base(layer), *there, "{what}");
         assert_eq!(gone_from_base(layer), *gone, "{what}");
+    }
+}
+
+/// An OCI layout of these layers in an empty folder (OCI image specification, image-layout.md), with the tag `t`.
+fn layout(folder: &Path, layers: &[&[&str]]) {
+    let blobs = folder.join("blobs/sha256");
+    fs::create_dir_all(&blobs).unwrap();
+    let put = |bytes: &[u8]| {
+        let digest = hex::encode(Sha256::digest(bytes));
+        fs::write(blobs.join(&digest), bytes).unwrap();
+        (format!("sha256:{digest}"), bytes.len())
+    };
+    let layers: Vec<_> = layers.iter().map(|layer| put(&archive(layer))).collect();
+    let diff_ids: Vec<_> = layers.iter().map(|(digest, _)| digest).collect();
+    let descriptor = |kind: &str, (digest, size): &(String, usize)| {
+        let kind = format!("application/vnd.oci.image.{kind}");
+        json!({ "mediaType": kind, "digest": digest, "size": size })
+    };
+    let config = json!({
+        "architecture": "amd64", "os": "linux", "config": {},
+        "rootfs": { "type": "layers", "diff_ids": diff_ids },
+    });
+    let config = put(config.to_string().as_bytes());
+    let layers: Vec<_> = layers
+        .iter()
+        .map(|layer| descriptor("layer.v1.tar", layer))
+        .collect();
+    let manifest = json!({
+        "schemaVersion": 2, "config": descriptor("config.v1+json", &config), "layers": layers,
+    });
+    let mut manifest = descriptor("manifest.v1+json", &put(manifest.to_string().as_bytes()));
+    manifest["annotations"] = json!({ "org.opencontainers.image.ref.name": "t" });
+    let index = json!({ "schemaVersion": 2, "manifests": [manifest] });
+    fs::write(folder.join("index.json"), index.to_string()).unwrap();
+    fs::write(
+        folder.join("oci-layout"),
+        r#"{"imageLayoutVersion":"1.0.0"}"#,
+    )
+    .unwrap();
+}
+
+/// Where umoci 0.4 does something else. It fails below a file (0.5 does as we do); it shows what aufs keeps;
+/// and whether a directory that is gone in the lower layers keeps their metadata depends on the order of
+/// the layer.
+const UMOCI_DIFFERS: [&str; 4] = [
+    "something below a file",
+    "what aufs keeps",
+    "not described again",
+    "in a directory below",
+];
+
+#[test]
+fn umoci_unpacks_awkward_layers_to_the_same_trees() {
+    if !have("umoci") || !am_root() {
+        return;
+    }
+    for (what, layer, ..) in CASES {
+        let image = Image::new(&[BASE, layer]);
+        let at = |name: &str| image.scratch.path().join(name);
+        layout(&at("layout"), &[BASE, layer]);
+        let mut umoci = Command::new("umoci");
+        umoci.args(["unpack", "--image"]);
+        umoci
+            .arg(format!("{}:t", at("layout").display()))
+            .arg(at("out"));
+        if UMOCI_DIFFERS.contains(what) {
+            continue;
+        }
+        run(&mut umoci);
+        let theirs = listing(&host_tree(&at("out/rootfs")));
+        assert_eq!(listing(&image.tree), theirs, "{what}");
     }
 }
 
@@ -370,7 +454,7 @@ fn the_order_of_a_layer_does_not_matter() {
             .collect::<Vec<_>>()
             .join(" ")
     };
-    for _ in 0..2000 {
+    for _ in 0..500 {
         let lower = ["1", "2"].map(|content| numbers.layer(content));
         let mut layer = numbers.layer("3");
         // Whiteouts first is what nobody doubts.
