@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use smol_cli::{ExitKind, Failure};
+
 /// This host cannot do what was asked. Exit code 5 in both tools.
 #[derive(Debug)]
 pub struct HostError {
@@ -43,6 +45,17 @@ impl fmt::Display for HostError {
 }
 
 impl std::error::Error for HostError {}
+
+impl From<HostError> for Failure {
+    /// Of kind Host, with the command that fixes it as a hint.
+    fn from(error: HostError) -> Failure {
+        let failure = Failure::new(ExitKind::Host, error.message);
+        match error.fix {
+            Some(fix) => failure.hint(fix),
+            None => failure,
+        }
+    }
+}
 
 /// Result of this crate's operations.
 pub type Result<T> = std::result::Result<T, HostError>;

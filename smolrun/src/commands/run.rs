@@ -125,7 +125,7 @@ fn select(
     };
     let selected = match early {
         Some(selected) => selected,
-        None => smol_host::select(args.host.accel, guest).map_err(emulated::host_failure)?,
+        None => smol_host::select(args.host.accel, guest).map_err(Failure::from)?,
     };
     if let Some(why) = &selected.why {
         note(progress, &format!("{why}. Details: smolrun doctor"));

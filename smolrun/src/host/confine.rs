@@ -12,11 +12,10 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use smol_cli::{ErrorExt, ExitKind, paths};
+use smol_cli::{ErrorExt, ExitKind, Failure, paths};
 use smol_host::emulated::{self, EmulatedHost};
 use smol_sandbox::{Access, Filter, MODE_VARIABLE, Mode};
 
-use crate::host::emulated::host_failure;
 use crate::host::instance;
 use crate::images::{Images, cache};
 use crate::run::publish::Publish;
@@ -62,7 +61,7 @@ pub fn before_bundle(start: &Start, mode: Mode) -> anyhow::Result<()> {
     access = metrics(access, start.metrics_file);
     access = ports(access, start.ports);
     if start.emulated {
-        access = access.and(emulated::qemu_access().map_err(host_failure)?);
+        access = access.and(emulated::qemu_access().map_err(Failure::from)?);
     }
     restrict(&access, mode)?;
     Filter::Local
@@ -93,7 +92,7 @@ pub fn before_machine(spec: &RunSpec, images: &Images) -> anyhow::Result<()> {
 /// # Errors
 /// If the kernel refuses.
 pub fn before_emulated_host(spec: &RunSpec, host: &EmulatedHost) -> anyhow::Result<()> {
-    let access = host.access().map_err(host_failure)?;
+    let access = host.access().map_err(Failure::from)?;
     let access = access
         .read("/proc/self/exe")
         .write(paths::cache_dir()?.join(emulated::FOLDER))

@@ -21,7 +21,6 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use smol_cli::{ExitKind, Failure, paths};
-use smol_host::HostError;
 use smol_host::emulated::{self, Controller, EmulatedHost, Event, JobStatus, RunningHost, SELF};
 use smol_protocol::LineBuffer;
 use smol_protocol::log::Stream;
@@ -91,7 +90,7 @@ impl Outer {
         }
         confine::before_emulated_host(spec, &host)?;
         let spawned = Moment::now();
-        let running = host.spawn().map_err(host_failure)?;
+        let running = host.spawn().map_err(Failure::from)?;
         let shared = Shared {
             control: running.controller(),
             up: AtomicBool::new(false),
@@ -153,7 +152,7 @@ impl Outer {
                 }
                 Ok(Event::Exited(status)) => break status,
                 Err(_) if shared.forced.load(Ordering::SeqCst) => return Ok(End::Killed),
-                Err(error) => return Err(host_failure(error)),
+                Err(error) => return Err(Failure::from(error).into()),
             }
         };
         relay.end.unwrap_or_else(|| Err(died(status)))
@@ -269,16 +268,6 @@ fn inner_spec(spec: &RunSpec, ports: &[Publish]) -> RunSpec {
         metrics: Metrics::default(),
         ..spec.clone()
     }
-}
-
-/// Returns the error of a host, with the command that fixes it as a hint.
-pub fn host_failure(error: HostError) -> anyhow::Error {
-    let failure = Failure::new(ExitKind::Host, error.message);
-    match error.fix {
-        Some(fix) => failure.hint(fix),
-        None => failure,
-    }
-    .into()
 }
 
 /// Runs the machine of the spec inside of the emulated host, and sends messages to the outside.

@@ -8,11 +8,10 @@ use std::io::{self, Read, Write};
 use std::process::{Child, Command, ExitCode, Stdio};
 
 use anyhow::Context as _;
-use smol_cli::paths;
+use smol_cli::{Failure, paths};
 use smol_host::child;
 use smol_host::emulated::kernel::HostKernel;
 
-use crate::host::emulated::host_failure;
 use crate::host::messages::{Message, failure};
 
 /// Name of the hidden command that the process is started with.
@@ -76,10 +75,10 @@ pub fn main() -> anyhow::Result<ExitCode> {
     if io::stdin().read(&mut [0]).unwrap_or(0) == 0 {
         return Ok(ExitCode::SUCCESS);
     }
-    let outcome = HostKernel::obtain(&paths::cache_dir()?).map_err(host_failure);
+    let outcome = HostKernel::obtain(&paths::cache_dir()?);
     smol_cli::print_json_line(&match outcome {
         Ok(_) => Message::Ended(Some(0)),
-        Err(error) => Message::failed(&error),
+        Err(error) => Message::failed(&Failure::from(error).into()),
     })?;
     Ok(ExitCode::SUCCESS)
 }
