@@ -1,51 +1,13 @@
 //! The interface of the host's side of the device; [`super::sink`] and [`super::unix`] implement
 //! it.
 
-use std::io;
-use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::Waker;
 use super::connection::Key;
-
-/// The host's end of one stream. No method blocks.
-pub trait Stream: Send {
-    /// Takes bytes from the guest: some, all, or `WouldBlock`.
-    ///
-    /// # Errors
-    /// Any other error ends the connection.
-    fn send(&mut self, data: &[u8]) -> io::Result<usize>;
-
-    /// Gives bytes for the guest; 0 when there will be no more.
-    ///
-    /// # Errors
-    /// `WouldBlock` if there are none now; any other error ends the connection.
-    fn receive(&mut self, buf: &mut [u8]) -> io::Result<usize>;
-
-    /// The guest sends no more (`Write`) or reads no more (`Read`).
-    fn shutdown(&mut self, how: Shutdown);
-
-    /// The guest has accepted the connection that this stream asked for.
-    ///
-    /// # Errors
-    /// If nobody waits for it any more.
-    fn accepted(&mut self, host_port: u32) -> io::Result<()> {
-        let _ = host_port;
-        Ok(())
-    }
-
-    /// Whether the far end is closed for good, both ways.
-    fn hung_up(&self) -> bool {
-        false
-    }
-
-    /// Returns the socket to watch for readiness; `None` for a stream that is always ready.
-    fn socket(&self) -> Option<&Arc<UnixStream>> {
-        None
-    }
-}
+use super::stream::{Ready, Stream};
 
 /// A stream that the host wants to connect to a guest port.
 pub struct ConnectRequest {
@@ -62,15 +24,6 @@ pub enum Token {
     Connection(Key),
     /// The last bytes of a connection that the guest has closed.
     Remainder(u64),
-}
-
-/// Directions in which a stream is to be, or is, ready.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Ready {
-    /// There are bytes (or the end) to receive.
-    pub read: bool,
-    /// There is room to send.
-    pub write: bool,
 }
 
 /// A stream to watch.

@@ -6,6 +6,7 @@
 //! | [`packet`] | the packet header |
 //! | `mux` | the table of connections |
 //! | `connection` | one connection: buffering and credit |
+//! | `stream` | the host's end of a connection |
 //! | `host` | the interface of the host's side |
 //! | [`sink`] | the host's side while building: callbacks, synchronous |
 //! | [`unix`] | the host's side of a live machine: Unix sockets and a thread |
@@ -18,6 +19,7 @@ mod host;
 mod mux;
 pub mod packet;
 pub mod sink;
+mod stream;
 #[cfg(test)]
 mod tests;
 pub mod unix;

@@ -7,7 +7,8 @@ use std::io::{self, Read as _};
 use std::net::Shutdown;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::host::{Host, Stream};
+use super::host::Host;
+use super::stream::Stream;
 
 /// Takes the streams that the guest opens while building. Called on the vCPU thread with the
 /// device's lock held: keep it short, and do not call into the machine.

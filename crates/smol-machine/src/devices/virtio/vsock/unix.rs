@@ -19,7 +19,8 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::super::Waker;
-use super::host::{ConnectRequest, Host, Ready, Stream, Token, Watch};
+use super::host::{ConnectRequest, Host, Token, Watch};
+use super::stream::{Ready, Stream};
 
 /// Clients of the machine's socket that have yet to send their whole `CONNECT` line, and
 /// requests that have yet to reach the guest. A new client displaces the oldest.
