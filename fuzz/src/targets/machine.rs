@@ -20,6 +20,8 @@ use crate::input::{Numbers, join, parts};
 
 /// RAM of the machines of these targets, bytes.
 const MEMORY: u64 = 32 << 20;
+/// Most changes to a state.
+const MOST_CHANGES: usize = 1000;
 
 /// A state as JSON, then accesses of the guest. Numbers of the state are changed by the second part,
 /// its RAM is made a small one.
@@ -33,7 +35,11 @@ pub fn state(data: &[u8]) -> bool {
     let Ok(mut json) = serde_json::from_slice::<serde_json::Value>(parts[0]) else {
         return MachineState::from_json(parts[0]).is_ok();
     };
-    while !changes.is_empty() {
+    // Not all values take a number to be changed.
+    for _ in 0..MOST_CHANGES {
+        if changes.is_empty() {
+            break;
+        }
         bend(&mut json, &mut changes);
     }
     let text = serde_json::to_vec(&json).expect("it was JSON");
