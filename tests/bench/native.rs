@@ -119,7 +119,12 @@ impl<'h> Scene<'h> {
                 self.floor(false),
                 self.floor(true),
             ];
-            for (times, command) in times.iter_mut().zip(commands) {
+            let mut pairs: Vec<_> = times.iter_mut().zip(commands).collect();
+            // What ends leaves work to the kernel, which hinders what comes next.
+            if round % 2 == 1 {
+                pairs.reverse();
+            }
+            for (times, command) in pairs {
                 let time = time(command);
                 if round > 0 {
                     times.push(time);
