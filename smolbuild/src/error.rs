@@ -1,6 +1,6 @@
 //! Exit kinds of the errors that our libraries return: decided here, where they enter this program.
 
-use smol_cli::{ErrorExt, ExitKind};
+use smol_cli::{ErrorExt, ExitKind, Failure};
 
 /// An error of a library of ours, whose exit kind follows from what it is.
 pub trait LibraryError {
@@ -27,12 +27,7 @@ impl LibraryError for smol_bundle::Error {
 impl LibraryError for smol_host::HostError {
     /// 5, with the command that fixes it as a hint.
     fn classified(self) -> anyhow::Error {
-        let fix = self.fix.clone();
-        let error = anyhow::Error::from(self).kind(ExitKind::Host);
-        match fix {
-            Some(command) => error.hint(command),
-            None => error,
-        }
+        Failure::from(self).into()
     }
 }
 

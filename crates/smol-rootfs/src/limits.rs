@@ -41,7 +41,7 @@ pub const MAX_XATTRS: usize = 128 << 10;
 pub const MAX_EXTENSION: u64 = 1 << 20;
 /// Most patterns in one list: each path of a folder is compared with all of them.
 pub const MAX_PATTERNS: usize = 1000;
-/// Most bytes that an archive may hold when it is unpacked: as large an image can be.
+/// Most bytes that an archive may hold when it is unpacked: an image cannot be larger.
 pub const MAX_UNPACKED: u64 = 64 << 30;
 /// Largest window of a zstd frame, as a power of two: 128 MiB, what `zstd -d` takes without being asked.
 pub const MAX_WINDOW_LOG: u32 = 27;
