@@ -44,6 +44,7 @@ use crate::devices::virtio::vsock::Vsock;
 use crate::devices::{DeviceSet, Slot};
 use crate::hv::{self, HostVcpu, HostVm, Vcpu, Vm};
 use crate::memory::lazy::Contents;
+use crate::memory::prefetch::Prefetch;
 use crate::memory::{self, PmemImage, Ram};
 use crate::paravirt::{Paravirt, Phase};
 
@@ -85,6 +86,8 @@ pub struct Machine {
     watchdog: Option<Duration>,
     /// Whether the devices wait to be resumed.
     paused: bool,
+    /// What is yet to be loaded of the working set.
+    prefetch: Option<Prefetch>,
     /// Mapped for as long as the VM: dropped last.
     contents: Contents,
 }
@@ -134,6 +137,7 @@ impl Machine {
             possible_vcpus: config.vcpus,
             watchdog,
             paused: false,
+            prefetch: None,
             contents,
         })
     }
@@ -172,11 +176,17 @@ impl Machine {
         self.control.first_tick()
     }
 
-    /// Runs all vCPUs until the machine stops, for the first reason that comes up.
+    /// Runs all vCPUs until the machine stops, for the first reason that comes up. A restored machine
+    /// accesses its memory from here on, its devices included.
     ///
     /// # Errors
     /// If the hypervisor refuses to run a vCPU at all.
     pub fn run(&mut self) -> Result<Stop> {
+        // As late as can be: while pages are loaded, whoever makes a mapping (for the stack of a
+        // thread, say) waits for the lock of this process's memory, for milliseconds on small hosts.
+        if let Some(prefetch) = self.prefetch.take() {
+            snapshot::start_prefetch(prefetch, self.stop_handle())?;
+        }
         if std::mem::take(&mut self.paused) {
             self.bus.resume();
         }

@@ -59,9 +59,16 @@ impl Machine {
         let rootfs_first = rootfs.as_ref().map(|image| (image, &config.rootfs_first));
         let prefetch =
             Prefetch::new(&ram, image, &config.memory_first, rootfs_first).map_err(prefetching)?;
+        let prefetch = match prefetch.can_wait() {
+            true => Some(prefetch),
+            false => prefetch.finish().map(|()| None).map_err(prefetching)?,
+        };
         let contents = Contents { ram, rootfs };
-        let launch = |handle| start_prefetch(prefetch, handle);
-        Self::restore_into(contents, None, state, hooks, Time::Live, launch)
+        let machine = Self::restore_into(contents, None, state, hooks, Time::Live)?;
+        Ok(Self {
+            prefetch,
+            ..machine
+        })
     }
 
     /// Restores a captured machine into memory that is filled while it runs: somebody must serve
@@ -84,17 +91,16 @@ impl Machine {
             )));
         }
         let arrivals = memory.arrivals.clone();
-        Self::restore_into(memory.contents(), arrivals, state, hooks, time, |_| Ok(()))
+        Self::restore_into(memory.contents(), arrivals, state, hooks, time)
     }
 
-    /// `launch` is called when the hypervisor has its part and before anything accesses memory.
+    /// Returns a machine that is paused: nothing has accessed its memory yet.
     fn restore_into(
         contents: Contents,
         arrivals: Option<Arc<Arrivals>>,
         state: &MachineState,
         hooks: Hooks,
         time: Time,
-        launch: impl FnOnce(StopHandle) -> Result<()>,
     ) -> Result<Self> {
         let rootfs_size = contents.rootfs.as_ref().map_or(0, |image| image.len);
         if rootfs_size != state.pmem {
@@ -121,19 +127,17 @@ impl Machine {
             Paravirt::restored(paravirt, phase, counter_khz)
         });
         let bus = Bus::new(&vm, contents.clone(), serial, devices, paravirt);
-        let control = Arc::new(Control::new(arrivals));
-        launch(StopHandle::of(&control))?;
         bus.restore(&state.devices)?;
-        bus.resume();
         Ok(Self {
             vcpus,
             bus: Arc::new(bus),
             vm,
-            control,
+            control: Arc::new(Control::new(arrivals)),
             cpu: state.cpu,
             possible_vcpus: state.possible_vcpus,
             watchdog: None,
-            paused: false,
+            paused: true,
+            prefetch: None,
             contents,
         })
     }
@@ -185,11 +189,8 @@ fn restore_hypervisor(vm: &HostVm, vcpus: &[HostVcpu], state: &MachineState) -> 
     }
 }
 
-/// Loads the working set: on a thread of its own, if the machine may run meanwhile.
-fn start_prefetch(prefetch: Prefetch, handle: StopHandle) -> Result<()> {
-    if !prefetch.can_wait() {
-        return prefetch.finish().map_err(prefetching);
-    }
+/// Loads the working set on a thread of its own.
+pub(super) fn start_prefetch(prefetch: Prefetch, handle: StopHandle) -> Result<()> {
     let load = move || {
         if let Err(e) = prefetch.finish() {
             handle.stop(Err(prefetching(e)));
