@@ -4,8 +4,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use landlock::{
-    ABI, Access as _, AccessFs, AccessNet, BitFlags, NetPort, Ruleset, RulesetAttr,
-    RulesetCreatedAttr, Scope, path_beneath_rules,
+    ABI, Access as _, AccessFs, AccessNet, BitFlags, NetPort, PathBeneath, PathFd, Ruleset,
+    RulesetAttr, RulesetCreatedAttr, RulesetError, Scope,
 };
 
 use crate::mode::Mode;
@@ -91,7 +91,7 @@ impl Access {
         self.ruleset().map_err(|e| failed("Landlock", e))
     }
 
-    fn ruleset(&self) -> Result<(), landlock::RulesetError> {
+    fn ruleset(&self) -> Result<(), RulesetError> {
         let read = AccessFs::ReadFile | AccessFs::ReadDir;
         let execute = read | AccessFs::Execute;
         let nodes: BitFlags<AccessFs> = AccessFs::MakeChar | AccessFs::MakeBlock;
@@ -105,11 +105,20 @@ impl Access {
             .handle_access(AccessNet::from_all(NEWEST))?
             .scope(Scope::from_all(NEWEST))?
             .create()?
-            .add_rules(path_beneath_rules(&self.read, read))?
-            .add_rules(path_beneath_rules(&self.write, write))?
-            .add_rules(path_beneath_rules(&self.execute, execute))?
-            .add_rules(ports.collect::<Vec<Result<_, landlock::RulesetError>>>())?
+            .add_rules(beneath(&self.read, read))?
+            .add_rules(beneath(&self.write, write))?
+            .add_rules(beneath(&self.execute, execute))?
+            .add_rules(ports.collect::<Vec<Result<_, RulesetError>>>())?
             .restrict_self()
             .map(drop)
     }
+}
+
+/// Returns the rules for those of the paths that exist. Rights to folders mean nothing for files.
+fn beneath(
+    paths: &[PathBuf],
+    rights: BitFlags<AccessFs>,
+) -> impl Iterator<Item = Result<PathBeneath<PathFd>, RulesetError>> {
+    let existing = paths.iter().filter_map(|path| PathFd::new(path).ok());
+    existing.map(move |file| Ok(PathBeneath::new(file, rights)))
 }

@@ -4,9 +4,10 @@ use std::io;
 
 use seccompiler::{BpfProgram, SeccompAction};
 
+use crate::calls;
 use crate::mode::Mode;
+use crate::program::Table;
 use crate::support::{Support, failed};
-use crate::{calls, program};
 
 /// System calls that a process may make. The first three list what is allowed; any other call kills
 /// the process at once, before it does anything. The last one lists what is forbidden, which fails
@@ -65,31 +66,21 @@ impl Filter {
     }
 
     fn program(self, forbidden: SeccompAction) -> Result<BpfProgram, seccompiler::BackendError> {
-        let (allow, forbid) = (
-            program::always(SeccompAction::Allow),
-            program::always(forbidden.clone()),
-        );
         let calls = match self {
             Filter::Machine => calls::machine(),
             Filter::Build => calls::build(),
             Filter::Files => calls::files(),
             Filter::Local => {
+                let table = Table::new(SeccompAction::Allow);
                 let remote = calls::REMOTE.iter().copied();
-                return Ok(program::of_number(program::by_number(
-                    remote, forbid, allow,
-                )));
+                return Ok(table.answer(remote, forbidden).program());
             }
         };
-        let ruled: Vec<_> = calls.rules.keys().copied().collect();
-        let by_arguments = program::by_arguments(calls.rules, forbidden)?;
-        let others = program::by_number(ruled, by_arguments, forbid);
-        let known = program::by_number(calls.any, allow, others);
-        // The C library then calls clone, whose flags a filter can see.
-        let absent = program::always(errno(libc::ENOSYS));
-        let clone3 = [libc::SYS_clone3];
-        Ok(program::of_number(program::by_number(
-            clone3, absent, known,
-        )))
+        Table::new(forbidden.clone())
+            .answer(calls.any, SeccompAction::Allow)
+            // The C library then calls clone, whose flags a filter can see.
+            .answer([libc::SYS_clone3], errno(libc::ENOSYS))
+            .with_rules(calls.rules, forbidden)
     }
 }
 

@@ -1,6 +1,7 @@
 //! What the kernel of this host offers.
 
 use std::io;
+use std::sync::OnceLock;
 
 /// What the kernel of this host offers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,12 +14,13 @@ pub struct Support {
 }
 
 impl Support {
-    /// Asks the kernel.
+    /// Asks the kernel, once.
     pub fn here() -> Self {
-        Self {
+        static HERE: OnceLock<Support> = OnceLock::new();
+        *HERE.get_or_init(|| Self {
             landlock: landlock_version(),
             seccomp: seccomp_kills(),
-        }
+        })
     }
 
     /// Returns what is lacking and what that means, one sentence; `None` if nothing is.
