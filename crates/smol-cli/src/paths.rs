@@ -39,8 +39,12 @@ fn require_cache(dir: &Path) -> anyhow::Result<()> {
     for entry in entries.kind(ExitKind::Host)? {
         let entry = entry.with_context(cannot).kind(ExitKind::Host)?;
         // A link of ours may lead to a folder elsewhere; one that is gone by now is none of ours.
-        if entry.path().is_dir() {
-            require_ours(&entry.path(), "the cache folder").hint(ELSEWHERE)?;
+        let path = entry.path();
+        match fs::metadata(&path) {
+            Ok(found) if found.is_dir() => {
+                check_ours(&path, &found, "the cache folder").hint(ELSEWHERE)?;
+            }
+            _ => {}
         }
     }
     Ok(())
@@ -66,7 +70,10 @@ pub fn create_in_cache(dir: &Path) -> io::Result<()> {
 pub fn require_ours(path: &Path, what: &str) -> anyhow::Result<()> {
     let found = fs::metadata(path);
     let found = found.with_context(|| format!("cannot look at {}", path.display()));
-    let found = found.kind(ExitKind::Host)?;
+    check_ours(path, &found.kind(ExitKind::Host)?, what)
+}
+
+fn check_ours(path: &Path, found: &fs::Metadata, what: &str) -> anyhow::Result<()> {
     let uid = rustix::process::geteuid().as_raw();
     let shown = path.display();
     let (wrong, fix) = if found.uid() != uid {

@@ -36,7 +36,8 @@ pub fn run(args: &RunArgs, start: Moment) -> anyhow::Result<ExitCode> {
     let early = Early::decide(args)?;
     let emulated = early.may_be_emulated();
     let fetcher = emulated.then(Fetcher::if_needed).transpose()?.flatten();
-    confine(args, path, &early, &session.progress)?;
+    let cache = paths::cache_dir()?;
+    confine(args, path, &cache, &early, &session.progress)?;
     let bundle = open_trusted(path, args, &session.progress)?;
     if args.verify {
         bundle::verify(&bundle, &session)?;
@@ -45,7 +46,6 @@ pub fn run(args: &RunArgs, start: Moment) -> anyhow::Result<ExitCode> {
     let fetch_kernel = || fetcher.map_or(Ok(()), Fetcher::fetch);
 
     let moment = Moment::now();
-    let cache = paths::cache_dir()?;
     let lazily = spec.has.snapshot && spec.cold != ColdBoot::Always && !spec.emulated;
     if args.detach {
         let images = Source::prepare(&bundle, &cache, lazily, &session)?;
@@ -137,6 +137,7 @@ fn select(
 fn confine(
     args: &RunArgs,
     bundle: &Path,
+    cache: &Path,
     early: &Early,
     progress: &Progress,
 ) -> anyhow::Result<()> {
@@ -145,6 +146,7 @@ fn confine(
     }
     let start = confine::Start {
         bundle,
+        cache,
         keys: &args.key,
         ports: &early.ports,
         metrics_file: args.metrics_file.as_deref(),

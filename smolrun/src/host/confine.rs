@@ -25,6 +25,8 @@ use crate::run::spec::RunSpec;
 pub struct Start<'a> {
     /// The bundle's file.
     pub bundle: &'a Path,
+    /// The cache.
+    pub cache: &'a Path,
     /// `--key`.
     pub keys: &'a [PathBuf],
     /// `-p`.
@@ -41,13 +43,11 @@ pub struct Start<'a> {
 /// # Errors
 /// If the kernel refuses, or QEMU is wanted and absent.
 pub fn before_bundle(start: &Start, mode: Mode) -> anyhow::Result<()> {
-    let cache = paths::cache_dir()?;
     let mut access = Access::of_monitor()
         .read(start.bundle)
-        .write(&cache)
-        // They may be links to other disks.
-        .write(cache::root(&cache))
-        .write(cache.join(emulated::FOLDER))
+        .write(start.cache)
+        // It may be a link to another disk, as the emulated host's may.
+        .write(cache::root(start.cache))
         .write(paths::runtime_dir()?)
         // -d.
         .execute("/proc/self/exe");
@@ -61,6 +61,7 @@ pub fn before_bundle(start: &Start, mode: Mode) -> anyhow::Result<()> {
     access = metrics(access, start.metrics_file);
     access = ports(access, start.ports);
     if start.emulated {
+        access = access.write(start.cache.join(emulated::FOLDER));
         access = access.and(emulated::qemu_access().map_err(Failure::from)?);
     }
     restrict(&access, mode)?;
@@ -71,12 +72,15 @@ pub fn before_bundle(start: &Start, mode: Mode) -> anyhow::Result<()> {
         .hint(hint())
 }
 
-/// Restricts this thread and all that it starts to what the machine with these images takes.
+/// Restricts this thread and all that it starts to what the machine with these images takes; the
+/// records of machines are in `instances`.
 ///
 /// # Errors
 /// If the kernel refuses.
-pub fn before_machine(spec: &RunSpec, images: &Images) -> anyhow::Result<()> {
-    let mut access = Access::of_monitor().write(instance::root()?);
+pub fn before_machine(spec: &RunSpec, images: &Images, instances: &Path) -> anyhow::Result<()> {
+    // Of the devices, and of what the kernel tells, there is what the first step has left.
+    let mut access = Access::none().read("/proc").read("/sys").write("/dev");
+    access = access.write(instances);
     for path in images.read() {
         access = access.read(path);
     }

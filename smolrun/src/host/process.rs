@@ -68,16 +68,16 @@ fn run_instance(
     stopped: &Arc<AtomicBool>,
 ) -> anyhow::Result<End> {
     let running = |up: &Up| instance.set_running(&up.ports);
-    let sweep = || instance::root().map(|root| instance::sweep(&root));
+    let sweep = || instance::sweep(instance.root());
     if spec.emulated {
         let host = emulated::Outer::spawn(spec, images.unpacked()?.folder())?;
         let requests = || noting(stopped, host.requests());
         instance.control()?.serve(requests());
         control::from_signals(interrupt, requests());
-        let _ = sweep();
+        sweep();
         return host.run(spec, &output, &*report, running);
     }
-    confine::before_machine(spec, &images)?;
+    confine::before_machine(spec, &images, instance.root())?;
     let supervisor = Supervisor::new();
     let control = instance.control()?;
     let requests = || noting(stopped, supervisor.requests());
@@ -85,7 +85,7 @@ fn run_instance(
     let started = || {
         control.serve(by_socket);
         control::from_signals(interrupt, by_signal);
-        let _ = sweep();
+        sweep();
     };
     let outcome = supervisor.run(spec, &mut images, output, report.clone(), started, running);
     images.finish(|text| report.note(text))?;

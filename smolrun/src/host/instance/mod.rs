@@ -74,6 +74,12 @@ impl Instance {
         })
     }
 
+    /// Returns the folder of all records.
+    pub fn root(&self) -> &Path {
+        let root = self.dir().path().parent();
+        root.expect("it was made in there")
+    }
+
     fn dir(&self) -> &LockDir {
         self.dir.as_ref().expect("it is taken at the end alone")
     }
