@@ -34,7 +34,8 @@ impl Filter {
     /// # Errors
     /// Those of the kernel; not its lack of seccomp ([`crate::missing`]).
     pub fn restrict_thread(self, mode: Mode) -> io::Result<()> {
-        self.install(mode, |program| seccompiler::apply_filter(program))
+        let prepared = self.prepare(mode)?;
+        prepared.install(|program| seccompiler::apply_filter(program))
     }
 
     /// Restricts all threads of this process, and all that they start from here on.
@@ -42,27 +43,25 @@ impl Filter {
     /// # Errors
     /// As for [`Filter::restrict_thread`]; or if a thread has a filter of its own.
     pub fn restrict_process(self, mode: Mode) -> io::Result<()> {
-        self.install(mode, |program| {
-            seccompiler::apply_filter_all_threads(program)
-        })
+        self.prepare(mode)?.restrict_process()
     }
 
-    fn install(
-        self,
-        mode: Mode,
-        apply: impl Fn(&BpfProgram) -> seccompiler::Result<()>,
-    ) -> io::Result<()> {
+    /// Makes what [`Prepared::restrict_process`] needs, which takes memory and time.
+    ///
+    /// # Errors
+    /// None that is known of.
+    pub fn prepare(self, mode: Mode) -> io::Result<Prepared> {
         let forbidden = match (mode, self) {
             (Mode::On, Filter::Local) => errno(libc::EPERM),
             (Mode::On, _) => SeccompAction::KillProcess,
             (Mode::Log, _) => SeccompAction::Log,
-            (Mode::Off, _) => return Ok(()),
+            (Mode::Off, _) => return Ok(Prepared(None)),
         };
         if !Support::here().seccomp {
-            return Ok(());
+            return Ok(Prepared(None));
         }
         let program = self.program(forbidden).map_err(|e| failed("seccomp", e))?;
-        apply(&program).map_err(|e| failed("seccomp", e))
+        Ok(Prepared(Some(program)))
     }
 
     fn program(self, forbidden: SeccompAction) -> Result<BpfProgram, seccompiler::BackendError> {
@@ -81,6 +80,24 @@ impl Filter {
             // The C library then calls clone, whose flags a filter can see.
             .answer([libc::SYS_clone3], errno(libc::ENOSYS))
             .with_rules(calls.rules, forbidden)
+    }
+}
+
+/// A filter that is not in force yet; none, if there is to be none.
+pub struct Prepared(Option<BpfProgram>);
+
+impl Prepared {
+    /// Restricts all threads of this process, and all that they start from here on. Allocates nothing.
+    ///
+    /// # Errors
+    /// As for [`Filter::restrict_process`].
+    pub fn restrict_process(&self) -> io::Result<()> {
+        self.install(|program| seccompiler::apply_filter_all_threads(program))
+    }
+
+    fn install(&self, apply: impl Fn(&BpfProgram) -> seccompiler::Result<()>) -> io::Result<()> {
+        let applied = self.0.as_ref().map_or(Ok(()), apply);
+        applied.map_err(|e| failed("seccomp", e))
     }
 }
 

@@ -29,7 +29,7 @@ mod support;
 mod thread;
 
 pub use access::Access;
-pub use filter::Filter;
+pub use filter::{Filter, Prepared};
 pub use memory::keep_memory_private;
 pub use mode::{MODE_VARIABLE, Mode, warning};
 pub use support::{Support, missing};

@@ -21,7 +21,7 @@ use smol_machine::cpu::Level;
 use smol_machine::devices::virtio::vsock::VsockHandle;
 use smol_machine::{Machine, Stop, StopHandle};
 use smol_protocol::{Event as GuestEvent, ExitStatus, GuestFailure};
-use smol_sandbox::Filter;
+use smol_sandbox::{Filter, Prepared};
 
 use crate::images::Images;
 use crate::run::contract;
@@ -96,7 +96,7 @@ impl Supervisor {
             first_output: Arc::default(),
         };
         let ready = start::start(spec, images, &outputs, &*report)?;
-        confine(spec)?;
+        let filter = Filter::Machine.prepare(spec.sandbox).map_err(confinement)?;
         let metrics = Metrics {
             restored: Some(ready.restored),
             on_demand: (ready.restored && images.are_lazy()).then_some(true),
@@ -134,13 +134,14 @@ impl Supervisor {
             failed: None,
             warnings: Warnings::default(),
         };
-        self.follow(machine, supervision, streams, started)
+        self.follow(machine, &filter, supervision, streams, started)
     }
 
     /// Runs the machine on this thread and the loop on another one.
     fn follow<F: FnOnce(&Up) + Send>(
         self,
         mut machine: Machine,
+        filter: &Prepared,
         supervision: Supervision<'_, F>,
         streams: Streams,
         started: impl FnOnce() + Send,
@@ -158,10 +159,20 @@ impl Supervisor {
             let supervisor = thread
                 .spawn_scoped(scope, supervise)
                 .context("cannot start the supervisor's thread")?;
-            let _ = sender.send(Event::Stopped(machine.run()));
+            // From here on this thread makes no mapping, and the filter costs no time: the guest would
+            // wait for its first pages anyway.
+            let loading = machine.load();
+            let confined = filter.restrict_process().map_err(confinement);
+            let stopped = match (loading, &confined) {
+                (Err(error), _) => Err(error),
+                (Ok(()), Err(_)) => Ok(Stop::Requested),
+                (Ok(()), Ok(())) => machine.run(),
+            };
+            let _ = sender.send(Event::Stopped(stopped));
             let _ = released.recv();
             drop(machine);
-            supervisor.join().ok().context("the supervisor has died")?
+            let end = supervisor.join().ok().context("the supervisor has died")?;
+            confined.and(end)
         })
     }
 }
@@ -488,11 +499,9 @@ fn in_its_words(failure: &GuestFailure) -> Failure {
     failure.facts().into_iter().fold(error, Failure::detail)
 }
 
-/// Restricts this process to what running the machine takes: it is complete, and nothing is made from
-/// here on.
-fn confine(spec: &RunSpec) -> anyhow::Result<()> {
-    let confined = Filter::Machine.restrict_process(spec.sandbox);
-    confined
+/// What it means that this process cannot be restricted to what running the machine takes.
+fn confinement(error: std::io::Error) -> anyhow::Error {
+    anyhow::Error::new(error)
         .context("cannot run the machine")
         .kind(ExitKind::Host)
 }

@@ -176,17 +176,27 @@ impl Machine {
         self.control.first_tick()
     }
 
+    /// Begins to load the working set of a restored machine, which [`Machine::run`] does unless it was done
+    /// before. The guest waits for the first pages, so begin early; but whoever makes a mapping
+    /// meanwhile (the stack of a thread, say) waits for the lock of this process's memory, for
+    /// milliseconds on small hosts.
+    ///
+    /// # Errors
+    /// If there can be no more threads.
+    pub fn load(&mut self) -> Result<()> {
+        match self.prefetch.take() {
+            Some(prefetch) => snapshot::start_prefetch(prefetch, self.stop_handle()),
+            None => Ok(()),
+        }
+    }
+
     /// Runs all vCPUs until the machine stops, for the first reason that comes up. A restored machine
     /// accesses its memory from here on, its devices included.
     ///
     /// # Errors
     /// If the hypervisor refuses to run a vCPU at all.
     pub fn run(&mut self) -> Result<Stop> {
-        // As late as can be: while pages are loaded, whoever makes a mapping (for the stack of a
-        // thread, say) waits for the lock of this process's memory, for milliseconds on small hosts.
-        if let Some(prefetch) = self.prefetch.take() {
-            snapshot::start_prefetch(prefetch, self.stop_handle())?;
-        }
+        self.load()?;
         if std::mem::take(&mut self.paused) {
             self.bus.resume();
         }

@@ -7,8 +7,8 @@
 //! it is written.
 //!
 //! The machine does not wait for it: where userfaultfd(2) can move pages, a block is absent until it
-//! is loaded as a whole, and an earlier access waits for that block alone. It begins when the machine
-//! runs, so nothing else may access that memory before. Elsewhere the blocks are
+//! is loaded as a whole, and an earlier access waits for that block alone. It begins just before
+//! the machine runs, and nothing may access that memory before. Elsewhere the blocks are
 //! read before the machine runs.
 
 use std::collections::{HashMap, HashSet};
