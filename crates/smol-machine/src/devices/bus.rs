@@ -124,8 +124,8 @@ impl Bus {
         let mut registers = self.registers();
         let paravirt = registers.paravirt.as_mut()?;
         let (before, due) = (paravirt.now(), paravirt.tick());
-        drop(registers);
         if due {
+            // With the lock held: the guest must find the interrupt when it next accesses a register.
             self.pulse_timer();
         }
         Some(before)

@@ -82,6 +82,9 @@ pub struct Paravirt {
     counter_khz: u32,
     clock_latch: u64,
     wall_latch: (u64, u32),
+    /// Whether the watchdog has raised the timer interrupt since the guest was last idle. It may do so
+    /// just before the guest says that it idles, which is then wrong: it has yet to take the interrupt.
+    ticked: bool,
 }
 
 impl Paravirt {
@@ -93,6 +96,7 @@ impl Paravirt {
             counter_khz,
             clock_latch: 0,
             wall_latch: (0, 0),
+            ticked: false,
         }
     }
 
@@ -153,7 +157,9 @@ impl Paravirt {
     /// Accounts for a tick of the watchdog: time passes although the guest did nothing. True when
     /// the timer interrupt is due.
     pub fn tick(&mut self) -> bool {
-        !self.is_live() && self.clock.advance(TICK_NS)
+        let due = !self.is_live() && self.clock.advance(TICK_NS);
+        self.ticked |= due;
+        due
     }
 
     /// Reads a register; `None` when there is none at this offset.
@@ -203,10 +209,14 @@ impl Paravirt {
                 let due = self.clock.advance(u64::from(value) * WORK_NS);
                 (GuestRequest::None, due)
             }
-            IDLE if !self.is_live() => match self.clock.idle() {
-                None => (GuestRequest::Stuck, false),
-                Some(due) => (GuestRequest::None, due),
-            },
+            IDLE if !self.is_live() => {
+                let ticked = std::mem::take(&mut self.ticked);
+                match self.clock.idle() {
+                    Some(due) => (GuestRequest::None, due),
+                    None if ticked => (GuestRequest::None, false),
+                    None => (GuestRequest::Stuck, false),
+                }
+            }
             _ => (GuestRequest::None, false),
         }
     }
@@ -262,6 +272,16 @@ mod tests {
         assert!(!p.tick(), "the deadline fired once");
         assert_eq!(p.now(), 3 * TICK_NS);
         assert!(!Paravirt::live(1).tick());
+    }
+
+    #[test]
+    fn a_guest_that_idles_before_it_takes_the_interrupt_of_a_tick_is_not_stuck() {
+        let mut p = Paravirt::building(0);
+        p.write(DEADLINE_LO, TICK_NS as u32);
+        p.write(DEADLINE_HI, 0);
+        assert!(p.tick());
+        assert_eq!(p.write(IDLE, 1), (GuestRequest::None, false));
+        assert_eq!(p.write(IDLE, 1), (GuestRequest::Stuck, false));
     }
 
     #[test]
