@@ -149,8 +149,10 @@ impl Supervisor {
         let Supervisor { sender, events } = self;
         // Dropped when the machine, and with it the guest's open streams, can be.
         let (release, released) = channel();
+        let (begin, begun) = channel();
         let supervise = move || {
             thread::sleep(HEAD_START);
+            begun.recv().context("the machine was not begun")?;
             started();
             supervision.run(&events, &streams, release)
         };
@@ -159,20 +161,15 @@ impl Supervisor {
             let supervisor = thread
                 .spawn_scoped(scope, supervise)
                 .context("cannot start the supervisor's thread")?;
-            // From here on this thread makes no mapping, and the filter costs no time: the guest would
-            // wait for its first pages anyway.
-            let loading = machine.load();
-            let confined = filter.restrict_process().map_err(confinement);
-            let stopped = match (loading, &confined) {
-                (Err(error), _) => Err(error),
-                (Ok(()), Err(_)) => Ok(Stop::Requested),
-                (Ok(()), Ok(())) => machine.run(),
-            };
-            let _ = sender.send(Event::Stopped(stopped));
-            let _ = released.recv();
-            drop(machine);
+            let ready = load_and_confine(&mut machine, filter);
+            if ready.is_ok() {
+                let _ = begin.send(());
+                let _ = sender.send(Event::Stopped(machine.run()));
+                let _ = released.recv();
+            }
+            drop((begin, machine));
             let end = supervisor.join().ok().context("the supervisor has died")?;
-            confined.and(end)
+            ready.and(end)
         })
     }
 }
@@ -497,6 +494,15 @@ fn in_its_words(failure: &GuestFailure) -> Failure {
     let reason = excerpt(&failure.reason, MAX_TEXT);
     let error = Failure::new(ExitKind::Failed, format!("the guest failed: {reason}"));
     failure.facts().into_iter().fold(error, Failure::detail)
+}
+
+/// Begins to load the machine's memory, and restricts this process to what running it takes. That costs
+/// no time, for the guest would wait for its first pages anyway, as long as nothing here makes a
+/// mapping ([`Machine::load`]).
+fn load_and_confine(machine: &mut Machine, filter: &Prepared) -> anyhow::Result<()> {
+    let loading = machine.load().context("cannot run the machine");
+    loading.kind(ExitKind::Failed)?;
+    filter.restrict_process().map_err(confinement)
 }
 
 /// What it means that this process cannot be restricted to what running the machine takes.

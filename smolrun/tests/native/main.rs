@@ -2,6 +2,7 @@
 //! restored, stopped and detached by the real program. Without /dev/kvm there is nothing to test.
 
 mod backdoor;
+mod confinement;
 mod ended;
 
 use std::fs::{self, File};
