@@ -6,8 +6,8 @@
 //!                 -> allow | forbid | ... | by arguments
 //! ```
 //! The kernel runs a program for every number when it is installed, and compiles it. A program of
-//! seccompiler alone, which has five instructions for each call and passes all of them, takes six times
-//! as long for that, which would be a tenth of a warm start.
+//! seccompiler alone has five instructions for each call and passes all of them, which would take
+//! several times as long: a noticeable part of a warm start.
 
 use libc::c_long;
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, sock_filter};
