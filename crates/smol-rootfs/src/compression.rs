@@ -86,38 +86,46 @@ impl Compression {
     }
 }
 
-/// Unpacks an archive into an empty file, in which long runs of zeros take no place. `watch` is asked now
-/// and then. The memory that it takes has a bound that the archive cannot move: [`MAX_WINDOW_LOG`],
+/// Unpacks an archive into an empty file, in which long runs of zeros take no place; one that is not
+/// compressed is copied. `see` gets to see the content, piece by piece, and `watch` is asked now and then.
+/// The memory that it takes has a bound that the archive cannot move: [`MAX_WINDOW_LOG`],
 /// [`MAX_XZ_MEMORY`].
 ///
 /// # Errors
 /// The archive is damaged, takes more memory, or holds more than `most` bytes; the file cannot be written;
 /// the error of `watch`.
 pub fn unpack(
-    compression: Compression,
+    compression: Option<Compression>,
     archive: impl Read,
     to: &mut File,
     most: u64,
+    see: &mut dyn FnMut(&[u8]),
     watch: &Watch,
 ) -> Result<()> {
-    let name = compression.name();
-    let mut content = compression.reader(archive)?;
+    let (how, packed) = match compression.map(Compression::name) {
+        Some(name) => (
+            format!("unpacked as {name}"),
+            format!("is packed with {name} and "),
+        ),
+        None => ("read".to_owned(), String::new()),
+    };
+    let mut content: Box<dyn Read> = match compression {
+        Some(compression) => compression.reader(archive)?,
+        None => Box::new(archive),
+    };
     let mut piece = vec![0; PIECE];
     let mut len = 0;
     loop {
         watch.check()?;
-        let count = fill(&mut content, &mut piece).with_context(|| {
-            format!("it cannot be unpacked as {name} at byte {len} of its content")
-        })?;
+        let count = fill(&mut content, &mut piece)
+            .with_context(|| format!("it cannot be {how} at byte {len} of its content"))?;
         let piece = &piece[..count];
         if count == 0 {
             break;
         }
         len += count as u64;
-        ensure!(
-            len <= most,
-            "it is packed with {name} and holds more than {most} bytes"
-        );
+        ensure!(len <= most, "it {packed}holds more than {most} bytes");
+        see(piece);
         let written = match piece.iter().all(|byte| *byte == 0) {
             true => to.seek(SeekFrom::Current(count as i64)).map(drop),
             false => to.write_all(piece),
@@ -171,10 +179,20 @@ mod tests {
     fn unpacked(archive: &[u8], most: u64) -> Result<(Vec<u8>, File)> {
         let compression = Compression::of(archive).context("not compressed")?;
         let mut file = tempfile::tempfile()?;
-        unpack(compression, archive, &mut file, most, &Watch::default())?;
+        let mut seen = Vec::new();
+        let see = &mut |piece: &[u8]| seen.extend_from_slice(piece);
+        unpack(
+            Some(compression),
+            archive,
+            &mut file,
+            most,
+            see,
+            &Watch::default(),
+        )?;
         let mut content = Vec::new();
         file.rewind()?;
         file.read_to_end(&mut content)?;
+        assert!(content == seen);
         Ok((content, file))
     }
 

@@ -78,6 +78,11 @@ impl Route {
         self.trail[self.trail.len() - 1].0
     }
 
+    /// Whether the last step was about the last name of the path.
+    pub fn is_at_end(&self) -> bool {
+        self.todo.is_empty()
+    }
+
     /// Goes into the directory `id`, which has this name where we are.
     pub fn enter(&mut self, id: InodeId, name: &[u8]) -> Result<()> {
         let len = self.path_len(name)?;

@@ -223,6 +223,24 @@ impl Tree {
             .and_then(|parent| self.child(parent, name)))
     }
 
+    /// Where the content of the regular file at `path` is, following links; `None` if there is no such
+    /// file.
+    pub fn content(&self, path: impl AsRef<[u8]>) -> Result<Option<&FileData>> {
+        let mut route = Route::new(&components(path.as_ref())?);
+        loop {
+            let (parent, name) = match route.next(self)? {
+                Some(Step::Entered) => continue,
+                Some(Step::File { parent, name }) if route.is_at_end() => (parent, name),
+                Some(Step::Missing { .. } | Step::File { .. }) | None => return Ok(None),
+            };
+            let found = self.child(parent, &name).map(|id| &self.inode(id).node);
+            return Ok(match found {
+                Some(Node::File(data)) => Some(data),
+                _ => None,
+            });
+        }
+    }
+
     /// The content of the regular file at `path`, which must not be larger than `limit` bytes;
     /// `None` if there is no such file.
     pub fn read(&self, path: &str, limit: u64) -> Result<Option<Vec<u8>>> {

@@ -46,7 +46,8 @@ pub fn compressed(data: &[u8]) -> bool {
     };
     let mut plain = MemoryFile::new(&[]);
     let watch = Watch::default();
-    let unpacked = compression::unpack(compression, data, &mut plain.file, MOST, &watch);
+    let see = &mut |_: &[u8]| {};
+    let unpacked = compression::unpack(Some(compression), data, &mut plain.file, MOST, see, &watch);
     let len = plain.file.metadata().expect("it is open").len();
     assert!(len <= MOST);
     if unpacked.is_err() {

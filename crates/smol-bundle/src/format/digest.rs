@@ -26,7 +26,8 @@ impl Digest {
         hex::encode(self.0)
     }
 
-    pub(crate) fn finish(hasher: Sha256) -> Self {
+    /// Returns the digest of what `hasher` has seen.
+    pub fn finish(hasher: Sha256) -> Self {
         Digest(hasher.finalize().into())
     }
 }
