@@ -124,10 +124,12 @@ fn build_rootfs(
             ignore: plan.base_dir.ignore(src, &copy.exclude)?,
         })
     });
+    let folders = plan.image_folders();
     let spec = RootfsSpec {
         input: rootfs.input(),
         lock,
         copies: &copies.collect::<Result<Vec<_>>>()?,
+        folders: &folders,
         user: plan
             .guest
             .as_ref()

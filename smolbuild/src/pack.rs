@@ -56,7 +56,7 @@ pub fn spec(
             working_set: working_set(frozen, frozen_in)?,
         }),
         smolfile: Some(smolfile.as_bytes().to_vec()),
-        lock: Some(plan.lock.to_text().into_bytes()),
+        lock: Some(plan.lock.without_places().to_text().into_bytes()),
         parent: plan.lock.base(),
     })
 }

@@ -18,10 +18,10 @@ use crate::error::ResultExt;
 use crate::fetch::Net;
 use crate::lock::Lock;
 use crate::pack::{self, Built};
-use crate::plan::{Plan, Sealed};
+use crate::plan::{self, Plan, Sealed};
 use crate::prepare::Preparing;
 use crate::resolve::{self, Kept, Policy};
-use crate::smolfile::{Loaded, Workload};
+use crate::smolfile::{Loaded, Smolfile, Workload};
 use crate::work::WorkDir;
 
 /// What is to be built, and how.
@@ -88,6 +88,7 @@ pub fn build_bundle(request: &BuildRequest, session: &Session) -> Result<Built> 
         session.note(&warning);
     }
     let plan = Plan::resolve(&loaded.smolfile, &loaded.base_dir, resolved.lock)?;
+    note_assumed(&plan, &loaded.smolfile, session);
     let build = Build {
         request,
         cache: &cache,
@@ -111,7 +112,8 @@ pub fn build_bundle(request: &BuildRequest, session: &Session) -> Result<Built> 
     let cacheable = build.is_current(&sealed.plan.lock)?;
     let frozen_in = build.work.subdir("frozen")?;
     let (frozen, prepared) = build.freeze(&sealed, &images, &host, &frozen_in)?;
-    let spec = pack::spec(&sealed.plan, &images, &frozen, &frozen_in, &loaded.source)?;
+    let source = loaded.bundled_source(&sealed.plan.lock);
+    let spec = pack::spec(&sealed.plan, &images, &frozen, &frozen_in, &source)?;
     session.check()?;
     let unsigned = build.unsigned();
     let written = pack::write(&spec, &prepared, &unsigned, build.context)?;
@@ -127,6 +129,16 @@ pub fn build_bundle(request: &BuildRequest, session: &Session) -> Result<Built> 
         pack::sign(&unsigned, key, request.out, build.context)?;
     }
     Ok(built)
+}
+
+/// Tells when the machine will be ready, if nobody has said so.
+fn note_assumed(plan: &Plan, smolfile: &Smolfile, session: &Session) {
+    let image = plan.lock.image.as_ref();
+    if let Some(port) = image.and_then(|image| plan::assumed_port(smolfile, &image.config)) {
+        session.note(&format!(
+            "ready when port {port} of the image accepts; [ready] says otherwise"
+        ));
+    }
 }
 
 /// A build under way.
@@ -155,7 +167,8 @@ impl Build<'_> {
         let Some(bundles) = bundles.filter(|_| self.request.reuse == Reuse::All) else {
             return Ok(None);
         };
-        let key = bundles.key(plan, &self.request.smolfile.source);
+        let source = self.request.smolfile.bundled_source(&plan.lock);
+        let key = bundles.key(plan, &source);
         let (unsigned, facts) = match bundles.lookup(&key, self.work.path()) {
             Ok(Some(found)) => found,
             Ok(None) => return Ok(None),
@@ -272,7 +285,8 @@ impl Build<'_> {
         if built.frozen.unreproducible().is_some() {
             return;
         }
-        let key = bundles.key(&built.sealed.plan, &self.request.smolfile.source);
+        let plan = &built.sealed.plan;
+        let key = bundles.key(plan, &self.request.smolfile.bundled_source(&plan.lock));
         if let Err(error) = bundles.store(&key, unsigned, built, self.work.path()) {
             let note = format!("the bundle is not kept in the cache: {error:#}");
             self.context.session.note(&note);

@@ -25,6 +25,8 @@ pub struct RootfsSpec<'a> {
     pub lock: &'a Lock,
     /// What is copied over it, in this order.
     pub copies: &'a [CopySpec],
+    /// Folders that are made unless they are there.
+    pub folders: &'a [&'a str],
     /// The user of the service, by name or number, who must be there.
     pub user: Option<&'a str>,
     /// Time of the image in seconds since 1970: no file is younger.
@@ -60,6 +62,11 @@ pub fn build(
 ) -> Result<RootfsImage> {
     let mut loaded = spec.input.load(spec.lock, dirs, say, interrupt)?;
     let tree = &mut loaded.tree;
+    for folder in spec.folders {
+        let made = tree.mkdir(folder, 0o755);
+        made.with_context(|| format!("cannot make the folder {folder} of the image"))
+            .kind(ExitKind::Usage)?;
+    }
     for copy in spec.copies {
         if let Some(owner) = &copy.owner {
             require_user(tree, owner, "`owner` of [[copy]]")?;

@@ -27,6 +27,7 @@ fn lock(files: Vec<InputFile>) -> Lock {
         },
         kernel: None,
         debian: None,
+        image: None,
         files,
         copies: Vec::new(),
     }

@@ -96,6 +96,16 @@ impl ImageRef {
         }
     }
 
+    /// The same in another file or folder.
+    pub fn with_path(self, path: String) -> Self {
+        match self {
+            Self::Layout { tag, .. } => Self::Layout { path, tag },
+            Self::OciArchive { tag, .. } => Self::OciArchive { path, tag },
+            Self::DockerArchive { name, .. } => Self::DockerArchive { path, name },
+            other => other,
+        }
+    }
+
     /// Which image of a file or folder is meant.
     pub fn name(&self) -> Option<&str> {
         match self {

@@ -1,7 +1,7 @@
 //! What a configuration may say: found by the builder before it boots anything, and by the
 //! guest once more.
 
-use super::{GuestConfig, MAX_CONFIG, MAX_WORDS, Probe, ProtocolError};
+use super::{GuestConfig, MAX_CONFIG, MAX_WORDS, Probe, ProtocolError, is_signal};
 
 impl GuestConfig {
     /// Reads and checks a configuration file's text.
@@ -37,6 +37,16 @@ impl GuestConfig {
             .is_some_and(|dir| !dir.starts_with('/') || dir.contains('\0'))
         {
             return bad("service.workdir", "an absolute path");
+        }
+        if self
+            .service
+            .stop_signal
+            .is_some_and(|signal| !is_signal(signal))
+        {
+            return bad(
+                "service.stop_signal",
+                "the number of a signal: 1 to 31, or 34 to 64",
+            );
         }
         let warm = self.warm.iter().map(|c| ("warm.cmd", "warm.timeout_ms", c));
         let restore = self.restore.iter();

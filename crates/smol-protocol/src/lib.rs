@@ -125,6 +125,12 @@ impl Default for Rootfs {
     }
 }
 
+/// Whether a process can be sent this signal: it is one of Linux, and none that the C library keeps to
+/// itself (signal(7), "Real-time signals").
+pub fn is_signal(number: u8) -> bool {
+    matches!(number, 1..=31 | 34..=64)
+}
+
 /// The service and the world it runs in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -140,6 +146,9 @@ pub struct Service {
     /// Working directory; `/` when absent.
     #[serde(default)]
     pub workdir: Option<String>,
+    /// Number of the signal that asks its process to stop; SIGTERM, to its process group, when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_signal: Option<u8>,
 }
 
 /// A command beside the service. Before the snapshot it warms the machine up: migrations, seeding,

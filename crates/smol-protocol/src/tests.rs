@@ -357,6 +357,9 @@ fn a_configuration_that_cannot_be_meant_is_refused_with_the_key() {
     refuse("/service/env", json!({"A=B": "c"}), "service.env");
     refuse("/service/env", json!({"": "c"}), "service.env");
     refuse("/service/workdir", json!("relative"), "service.workdir");
+    for signal in [0, 32, 33, 65] {
+        refuse("/service/stop_signal", json!(signal), "service.stop_signal");
+    }
     refuse("/warm/0/cmd", json!([]), "warm.cmd");
     refuse("/warm/0/timeout_ms", json!(0), "warm.timeout_ms");
     let key = "warm_restore.probe";

@@ -5,6 +5,7 @@
 //! | [`debian`] | `[rootfs] debian`: packages |
 //! | `tar` | `[rootfs] tar`: a tar archive |
 //! | `dir` | `[rootfs] dir`: a folder |
+//! | [`image`] | `[rootfs] image`: a container image |
 //! | [`bundle`] | `[base] bundle`: the root file system of another bundle |
 //! | [`files`] | digests of folders, and of what a `[[copy]]` copies |
 //!
@@ -33,11 +34,13 @@ pub mod bundle;
 pub mod debian;
 mod dir;
 pub mod files;
+pub mod image;
 mod tar;
 
 pub use self::bundle::BundleInput;
 pub use self::debian::DebianInput;
 pub use self::dir::DirInput;
+pub use self::image::ImageInput;
 pub use self::tar::TarInput;
 
 /// `[rootfs]`, or `[base]` in its place: an input of one of the kinds.
@@ -50,6 +53,8 @@ pub enum Rootfs {
     Tar(TarInput),
     /// A folder of the host.
     Dir(DirInput),
+    /// A container image.
+    Image(ImageInput),
     /// `[base]`: another bundle.
     Bundle(BundleInput),
 }
@@ -61,6 +66,7 @@ impl Rootfs {
             Self::Debian(input) => input,
             Self::Tar(input) => input,
             Self::Dir(input) => input,
+            Self::Image(input) => input,
             Self::Bundle(input) => input,
         }
     }

@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Builder, CopySource, Debian, InputFile, Kernel, Lock, PackagePin};
+use super::{Builder, CopySource, Debian, InputFile, Kernel, Lock, LockedImage, PackagePin};
 
 /// What differs between an old and a new lock, in the order of a lock.
 pub fn differences(old: &Lock, new: &Lock) -> Vec<String> {
     let mut lines = builder(&old.builder, &new.builder);
     lines.extend(part(&old.kernel, &new.kernel, "the kernel recipe", kernel));
     lines.extend(part(&old.debian, &new.debian, "the Debian system", debian));
+    lines.extend(part(&old.image, &new.image, "the image", image));
     lines.extend(files(&old.files, &new.files));
     lines.extend(copies(&old.copies, &new.copies));
     lines
@@ -94,6 +95,22 @@ fn debian(old: &Debian, new: &Debian) -> Vec<String> {
         (None, Some(_)) => vec!["packages for the installation alone are new".into()],
         (Some(_), None) => vec!["packages for the installation alone are gone".into()],
     });
+    lines
+}
+
+/// Where an image came from is told when both locks say it: a bundle's does not.
+fn image(old: &LockedImage, new: &LockedImage) -> Vec<String> {
+    let mut lines = Vec::new();
+    if let (Some(old), Some(new)) = (&old.origin, &new.origin) {
+        let [before, now] = [old, new].map(|origin| origin.manifest.hex());
+        lines.extend(values([("image", &old.reference, &new.reference)]));
+        lines.extend(values([("manifest of the image", &before, &now)]));
+    }
+    let [before, now] = [old, new].map(|image| image.id.hex());
+    lines.extend(values([("image", &before, &now)]));
+    if lines.is_empty() && (&old.diff_ids, &old.config) != (&new.diff_ids, &new.config) {
+        lines.push("what the lock says of the image is not what its configuration says".into());
+    }
     lines
 }
 

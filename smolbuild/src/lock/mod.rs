@@ -8,12 +8,14 @@
 //! |---|---|
 //! | `text.rs` | from a lock to its text and back, strictly |
 //! | `rules.rs` | what a value in it may look like |
+//! | `image.rs` | a container image |
 //! | `compare.rs` | in what two locks differ, for people |
 //! | `part.rs` | its parts, which can be renewed each on its own |
 //!
 //! Which lock a build uses is decided in `resolve/`.
 
 mod compare;
+mod image;
 mod part;
 pub(crate) mod rules;
 #[cfg(test)]
@@ -23,6 +25,7 @@ mod text;
 use serde::{Deserialize, Serialize};
 
 pub use self::compare::differences;
+pub use self::image::LockedImage;
 pub use self::part::Part;
 
 /// Version of the lock's format.
@@ -44,6 +47,9 @@ pub struct Lock {
     /// The Debian system; absent for other root file systems.
     #[serde(default)]
     pub debian: Option<Debian>,
+    /// The container image; absent for other root file systems.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<LockedImage>,
     /// A kernel, archive, folder or bundle that the Smolfile names.
     #[serde(default, rename = "file")]
     pub files: Vec<InputFile>,
@@ -236,6 +242,15 @@ pub enum CopiedNode {
 }
 
 impl Lock {
+    /// The lock as a bundle has it: an image is the same wherever it was taken from.
+    pub fn without_places(&self) -> Lock {
+        let mut lock = self.clone();
+        if let Some(image) = &mut lock.image {
+            image.origin = None;
+        }
+        lock
+    }
+
     /// The digest of the bundle that the machine is built on.
     pub fn base(&self) -> Option<smol_bundle::Digest> {
         let base = self.files.iter().find(|file| file.role == Role::Base)?;
@@ -258,6 +273,7 @@ impl Lock {
             },
             kernel: None,
             debian: None,
+            image: None,
             files: Vec::new(),
             copies: Vec::new(),
         }

@@ -13,13 +13,21 @@ pub enum Part {
     Kernel,
     /// Debian packages: the newest
     Packages,
+    /// The container image: what its tag names now
+    Image,
     /// Files and folders that the Smolfile names
     Files,
 }
 
 impl Part {
     /// All of them, in the order of a lock.
-    pub const ALL: [Part; 4] = [Part::Builder, Part::Kernel, Part::Packages, Part::Files];
+    pub const ALL: [Part; 5] = [
+        Part::Builder,
+        Part::Kernel,
+        Part::Packages,
+        Part::Image,
+        Part::Files,
+    ];
 
     /// The name on the command line.
     pub fn name(self) -> &'static str {
@@ -27,6 +35,7 @@ impl Part {
             Part::Builder => "builder",
             Part::Kernel => "kernel",
             Part::Packages => "packages",
+            Part::Image => "image",
             Part::Files => "files",
         }
     }
@@ -38,6 +47,7 @@ impl Part {
             Part::Builder => lock.builder = from.builder,
             Part::Kernel => lock.kernel = from.kernel,
             Part::Packages => lock.debian = from.debian,
+            Part::Image => lock.image = from.image,
             Part::Files => (lock.files, lock.copies) = (from.files, from.copies),
         }
     }

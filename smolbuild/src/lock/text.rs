@@ -1,7 +1,7 @@
 //! From a lock to its text and back.
 
 use std::collections::{HashMap, HashSet};
-use std::fmt::Write as _;
+use std::fmt::{Display, Write as _};
 
 use serde::{Deserialize, Serialize};
 use smol_cli::{ExitKind, Failure};
@@ -43,6 +43,9 @@ impl Lock {
             if let Some(pins) = &debian.install_only {
                 text.list("install-only", pins.iter().map(pin_fields));
             }
+        }
+        if let Some(image) = &self.image {
+            image.write(&mut text);
         }
         for file in &self.files {
             text.table("[[file]]");
@@ -276,19 +279,28 @@ fn entry_fields(entry: &CopiedEntry) -> Vec<(&'static str, String)> {
 
 /// A document that grows. The layout is fixed here and not by a library, whose next version may
 /// have another taste.
-struct Text(String);
+pub(super) struct Text(String);
 
 impl Text {
-    fn table(&mut self, head: &str) {
+    pub(super) fn table(&mut self, head: &str) {
         let _ = write!(self.0, "\n{head}\n");
     }
 
-    fn number(&mut self, key: &str, number: u32) {
+    pub(super) fn number(&mut self, key: &str, number: impl Display) {
         let _ = writeln!(self.0, "{key} = {number}");
     }
 
-    fn string(&mut self, key: &str, value: &str) {
+    pub(super) fn string(&mut self, key: &str, value: &str) {
         let _ = writeln!(self.0, "{key} = {}", quoted(value));
+    }
+
+    /// A list of strings, one to a line.
+    pub(super) fn strings(&mut self, key: &str, values: impl Iterator<Item = String>) {
+        let _ = writeln!(self.0, "{key} = [");
+        for value in values {
+            let _ = writeln!(self.0, "    {},", quoted(&value));
+        }
+        self.0 += "]\n";
     }
 
     fn list(&mut self, key: &str, items: impl Iterator<Item = Vec<(&'static str, String)>>) {

@@ -10,11 +10,13 @@ mod guest;
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 
+use anyhow::Context;
 use serde::Serialize;
 use smol_cli::{ErrorExt, ExitKind};
 use smol_machine::cpu::Level;
 use smol_protocol::{GuestConfig, RUN_MODE_WORD};
 
+pub use self::guest::assumed_port;
 use self::guest::{guest_config, ready};
 use crate::input::Rootfs;
 use crate::lock::Lock;
@@ -86,12 +88,19 @@ pub enum Boot {
 impl Plan {
     /// Resolves a Smolfile whose folder is `base_dir`, with the inputs that `lock` pins.
     ///
-    /// Errors: the guest could not act on the result (of kind [`ExitKind::Internal`], for the
+    /// Errors: what the Smolfile leaves out is not in an image either (of kind [`ExitKind::Usage`]);
+    /// the guest could not act on the result (of kind [`ExitKind::Internal`] without an image, for the
     /// parser of the Smolfile lets nothing of that kind pass).
     pub fn resolve(smolfile: &Smolfile, base_dir: &SourceDir, lock: Lock) -> anyhow::Result<Self> {
-        let guest = guest_config(smolfile);
+        let image = lock.image.as_ref().map(|image| &image.config);
+        let guest = guest_config(smolfile, image)?;
         if let Some(guest) = &guest {
-            guest.check().kind(ExitKind::Internal)?;
+            let kind = match image {
+                Some(_) => ExitKind::Usage,
+                None => ExitKind::Internal,
+            };
+            let checked = guest.check().context("the machine cannot be run so");
+            checked.kind(kind)?;
         }
         let (rootfs, copies) = match &smolfile.workload {
             Workload::Kernel => (None, Vec::new()),
@@ -112,7 +121,10 @@ impl Plan {
                 build_cmdline: cmdline(Boot::Build),
                 run_cmdline: cmdline(Boot::Run),
             },
-            console_ready: rootfs.is_none().then(|| ready(&smolfile.ready)),
+            console_ready: match rootfs {
+                Some(_) => None,
+                None => smolfile.ready.as_ref().map(ready),
+            },
             rootfs,
             copies,
             guest,
@@ -131,6 +143,20 @@ impl Plan {
         let guest = self.guest.as_ref()?;
         // The parser allows few.
         NonZeroU32::new(u32::try_from(guest.warm.len()).ok()?)
+    }
+
+    /// Folders that the service finds in a container of its image, which the files of the image need not
+    /// have: its working directory, and its volumes.
+    pub fn image_folders(&self) -> Vec<&str> {
+        let Some(image) = &self.lock.image else {
+            return Vec::new();
+        };
+        let workdir = self
+            .guest
+            .as_ref()
+            .and_then(|guest| guest.service.workdir.as_deref());
+        let volumes = image.config.volumes.iter().map(String::as_str);
+        workdir.into_iter().chain(volumes).collect()
     }
 
     /// TCP ports of the service.

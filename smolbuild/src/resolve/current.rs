@@ -60,6 +60,7 @@ pub fn current(
         builder: builder(environment.epoch.or(kept_epoch)),
         kernel: None,
         debian: None,
+        image: None,
         files: Vec::new(),
         copies: Vec::new(),
     };

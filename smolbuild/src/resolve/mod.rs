@@ -22,7 +22,7 @@ pub use self::current::{Kept, current};
 use crate::context::BuildContext;
 use crate::error::ResultExt;
 use crate::fetch::Net;
-use crate::input::Pins;
+use crate::input::{Pins, Rootfs};
 use crate::lock::{Lock, MAX_SIZE, Part, differences};
 use crate::smolfile::Loaded;
 
@@ -158,10 +158,11 @@ pub fn refresh(loaded: &Loaded, only: &[Part], context: BuildContext) -> Result<
         (old, _) => old?,
     };
     let kept = |stays: bool| old.as_ref().filter(|_| stays);
+    let chosen = chosen_part(loaded);
     let kept = Kept {
         epoch: old.as_ref(),
         kernel: kept(!renews(Part::Kernel)),
-        rootfs: kept(!renews(Part::Packages) || context.net == Net::Offline),
+        rootfs: kept(!renews(chosen) || context.net == Net::Offline),
     };
     let (mut lock, pins) = current(
         loaded,
@@ -169,7 +170,7 @@ pub fn refresh(loaded: &Loaded, only: &[Part], context: BuildContext) -> Result<
         context.environment,
         &context.session.interrupt,
     )?;
-    if renews(Part::Packages) {
+    if renews(chosen) {
         choose(loaded, pins, &mut lock, context)?;
     }
     for part in Part::ALL.into_iter().filter(|part| !renews(*part)) {
@@ -182,6 +183,14 @@ pub fn refresh(loaded: &Loaded, only: &[Part], context: BuildContext) -> Result<
         Some(old) => differences(&old, &lock),
         None => vec![format!("{} is new", file.display())],
     })
+}
+
+/// The part of the lock that is chosen from what others offer.
+fn chosen_part(loaded: &Loaded) -> Part {
+    match loaded.smolfile.rootfs() {
+        Some(Rootfs::Image(_)) => Part::Image,
+        _ => Part::Packages,
+    }
 }
 
 /// Chooses what the lock does not pin yet.

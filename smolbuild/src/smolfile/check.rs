@@ -11,6 +11,11 @@ pub(super) fn files(top: &Table<'_>) -> Option<(&'static str, Span)> {
     tables.find_map(|name| Some((name, top.key_span(name)?)))
 }
 
+/// Whether the root file system is an image, which may say what it runs and when that is ready.
+pub(super) fn of_image(top: &Table<'_>) -> bool {
+    top.holds("rootfs", "image")
+}
+
 /// A root file system comes from one place.
 fn one_source(top: &Table<'_>, errors: &mut Errors) {
     let (Some(rootfs), Some(base)) = (top.key_span("rootfs"), top.key_span("base")) else {
@@ -33,7 +38,7 @@ fn one_source(top: &Table<'_>, errors: &mut Errors) {
 pub(super) fn workload(top: &Table<'_>, errors: &mut Errors) {
     one_source(top, errors);
     files_and_service(top, errors);
-    if !top.has("service") {
+    if !top.has("service") && !of_image(top) {
         without_service(top, errors);
     }
     if files(top).is_none()
@@ -44,7 +49,7 @@ pub(super) fn workload(top: &Table<'_>, errors: &mut Errors) {
             "[[copy]] without a [rootfs]: there is nowhere to copy to",
         ));
     }
-    if !top.has("ready") {
+    if !top.has("ready") && !of_image(top) {
         let just_a_kernel = top.has("kernel") && files(top).is_none() && !top.has("service");
         let help = match just_a_kernel {
             true => "add [ready] with `log`, a pattern for a line on the console",
@@ -58,7 +63,7 @@ pub(super) fn workload(top: &Table<'_>, errors: &mut Errors) {
 /// A root file system needs a service, and a service a root file system.
 fn files_and_service(top: &Table<'_>, errors: &mut Errors) {
     match (files(top), top.key_span("service")) {
-        (Some((name, span)), None) => errors.push(
+        (Some((name, span)), None) if !of_image(top) => errors.push(
             Diagnostic::new(
                 span,
                 format!("[{name}] without a [service]: nothing would run"),
@@ -70,7 +75,7 @@ fn files_and_service(top: &Table<'_>, errors: &mut Errors) {
                 service,
                 "[service] without a [rootfs]: there are no files to run it from",
             )
-            .help("add [rootfs] with `debian`, `tar` or `dir`, or [base] with `bundle`"),
+            .help("add [rootfs] with `debian`, `image`, `tar` or `dir`, or [base] with `bundle`"),
         ),
         _ => {}
     }

@@ -56,8 +56,13 @@ pub(super) fn command(table: &mut Table<'_>, key: &str, errors: &mut Errors) -> 
     words
 }
 
-/// Takes the command of a service, which must stay in the foreground.
-pub(super) fn service(table: &mut Table<'_>, errors: &mut Errors) -> Vec<String> {
+/// Takes the command of a service, which must stay in the foreground. The words of an image's may be
+/// nothing but arguments, or be none.
+pub(super) fn service(table: &mut Table<'_>, of_image: bool, errors: &mut Errors) -> Vec<String> {
+    if of_image && table.list("cmd").is_some_and(<[_]>::is_empty) {
+        table.take("cmd");
+        return Vec::new();
+    }
     let span = table.value_span("cmd");
     let cmd = command(table, "cmd", errors);
     if let (Some(span), Some(wrong)) = (span, leaves(&cmd)) {

@@ -41,13 +41,13 @@ pub const KEYS: &[Key] = &[
     key("", "cpus", "integer, 1 to 8", "`1`", "Most vCPUs the machine can run with. The build uses one."),
     key("", "cpu", "`\"x86-64-v2\"` or `\"x86-64-v3\"`", "`\"x86-64-v3\"`", "The instructions that the machine's CPU has: [CPU levels](#the-cpu)."),
     key("", "memory", "size, or integer in MiB", "`\"256MiB\"`", "Guest memory: 64 MiB to 64 GiB, a multiple of 1 MiB. `\"512m\"` and `\"1G\"` do as well: powers of 1024."),
-    key("", "ports", "list of ports", "`[]`", "TCP ports that the service answers on."),
+    key("", "ports", "list of ports", "the image's, or `[]`", "TCP ports that the service answers on."),
     key("", "kernel", "table", "the recipe `smol-6.1`", "The kernel: `[kernel]`."),
     key("", "rootfs", "table", "none", "The root file system: `[rootfs]`. Without it and `[base]` the machine is just a kernel."),
     key("", "base", "table", "none", "Another bundle to build on, in place of `[rootfs]`: `[base]`."),
     key("", "copy", "array of tables", "none", "Files to put over the root file system, in this order: `[[copy]]`."),
-    key("", "service", "table", "required with `[rootfs]` or `[base]`", "The program that the machine runs: `[service]`."),
-    key("", "ready", "table", "required", "How to tell that the machine is ready: `[ready]`."),
+    key("", "service", "table", "the image's, or required with `[rootfs]` or `[base]`", "The program that the machine runs: `[service]`."),
+    key("", "ready", "table", "[the image's](#container-images), or required", "How to tell that the machine is ready: `[ready]`."),
     key("", "warm", "array of tables", "none", "Commands to run between ready and the snapshot, in this order: `[[warm]]`."),
     key("", "restore", "array of tables", "none", "Commands to run in each restored machine before its service runs on, in this order: `[[restore]]`."),
     key("", "warm_restore", "array of tables", "none", "Requests that the build makes of the restored machine, in this order, to see what they touch: `[[warm_restore]]`."),
@@ -56,6 +56,7 @@ pub const KEYS: &[Key] = &[
     key("kernel", "path", "path", "none", "An ELF kernel of your own (`vmlinux`), instead of a recipe."),
     key("kernel", "cmdline", "string", "`\"\"`", "Parameters to add to the kernel command line: at most 1024 bytes of printable ASCII."),
     key("rootfs", "debian", "table", "none", "A Debian system: `{ suite, packages }`."),
+    key("rootfs", "image", "image", "none", "A container image: [its name](#container-images)."),
     key("rootfs", "tar", "path", "none", "A tar archive of a root file system, plain or compressed with gzip, zstd or xz."),
     key("rootfs", "dir", "path", "none", "A folder that holds a root file system. Owners are kept when root builds, else all belongs to root."),
     key("rootfs", "slim", "boolean", "`false`", "Leave out of a `debian` system what its packages do not need: [slim systems](#slim-systems)."),
@@ -68,10 +69,12 @@ pub const KEYS: &[Key] = &[
     key("copy", "mode", "file mode", "`0o755` for folders and executable files, else `0o644`", "Permissions of what is copied; folders can also be entered by whoever may read them."),
     key("copy", "owner", "user", "`\"root:root\"`", "Who owns the copy."),
     key("copy", "exclude", "list of strings", "`[]`", "What of the folder is left out: patterns relative to it, as in [`.smolignore`](#what-is-not-copied)."),
-    key("service", "cmd", "command", "required", "The program and its arguments. It stays in the foreground."),
-    key("service", "env", "table of strings", "`{}`", "Environment variables."),
-    key("service", "user", "user", "`\"root\"`", "Who runs it."),
-    key("service", "workdir", "guest path", "`\"/\"`", "Where it runs."),
+    key("service", "cmd", "command", "the image's, or required", "The program and its arguments. It stays in the foreground. Of an image, these words follow its entrypoint."),
+    key("service", "entrypoint", "command", "the image's", "For an image alone: the first words of the command, in place of its own; its `cmd` is then left out, too."),
+    key("service", "env", "table of strings", "`{}`", "Environment variables; over those of an image."),
+    key("service", "user", "user", "the image's, or `\"root\"`", "Who runs it."),
+    key("service", "workdir", "guest path", "the image's, or `\"/\"`", "Where it runs."),
+    key("service", "stop_signal", "signal", "the image's, or `\"SIGTERM\"`", "What asks it to stop: a name such as `\"SIGINT\"`, or a number. The default is sent to its process group, another signal to its process."),
     key("ready", "exec", "command", "none", "Ready when this command, run as the service's user, exits with 0."),
     key("ready", "tcp", "port", "none", "Ready when the service accepts a connection on this port."),
     key("ready", "http", "URL, or table", "none", "Ready when the service answers a GET request: `\"http://:8080/health\"`, or `{ port, path, status, body }`."),
@@ -142,12 +145,13 @@ const FOREIGN: &[(&str, &str)] = &[
     ("dev", "remove it: there is one way to build a machine"),
 ];
 
-const CONTAINER_IMAGE: &str = "container images are not supported yet: describe the files in [rootfs], with `debian`, `tar` or `dir`";
+const CONTAINER_IMAGE: &str = "write the image into [rootfs]: image = \"docker.io/library/nginx:1.27\"; what a Dockerfile builds comes from a registry, or from an archive of `docker save`: image = \"docker-archive:app.tar\"";
 
 /// What other tools call a key of a table, and what to write here.
 #[rustfmt::skip]
 const OTHER_NAMES: &[(&str, &[&str], &str)] = &[
     ("service", &["command", "run", "exec", "entrypoint", "args", "start", "ExecStart"], "write `cmd`, with all arguments"),
+    ("service", &["stopsignal", "kill_signal", "signal"], "write `stop_signal`"),
     ("service", &["environment", "environ"], "write `env`"),
     ("service", &["working_dir", "workingdir", "cwd", "dir", "directory"], "write `workdir`"),
     ("service", &["ports", "expose"], "`ports` stands at the top of the file, before any [table]"),
@@ -164,7 +168,7 @@ const OTHER_NAMES: &[(&str, &[&str], &str)] = &[
     ("ready", &["retries", "start_period"], "write `timeout`: attempts are made until then"),
     ("warm", &["command", "run", "exec"], "write `cmd`"),
     ("restore", &["command", "run", "exec"], "write `cmd`"),
-    ("rootfs", &["image", "from"], CONTAINER_IMAGE),
+    ("rootfs", &["from", "docker", "oci", "container"], "write `image`"),
     ("rootfs", &["path", "folder"], "write `dir`, or `tar` for an archive"),
     ("rootfs", &["packages", "suite"], "it stands in `debian`: { suite = \"bookworm\", packages = [...] }"),
 ];

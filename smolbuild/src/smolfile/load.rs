@@ -8,6 +8,8 @@ use smol_cli::{ErrorExt, ExitKind, Failure};
 use toml::Spanned;
 
 use crate::folder;
+use crate::input::Rootfs;
+use crate::lock::Lock;
 use crate::source_dir::{Hidden, IGNORE_FILE, NoPlace, SourceDir};
 
 use super::{Diagnostic, KernelSource, MAX_SIZE, Smolfile, Workload, parse, render};
@@ -50,6 +52,16 @@ impl Loaded {
         let name = path.file_name().and_then(|name| name.to_str());
         let name = name.context("the name of the lock file is not UTF-8");
         self.base_dir.require(name.kind(ExitKind::Usage)?)
+    }
+
+    /// Its text as a bundle has it, with what `lock` pins: there, an image has its digest as its name,
+    /// so that the bundle does not depend on where the image was taken from.
+    pub fn bundled_source(&self, lock: &Lock) -> String {
+        let mut source = self.source.clone();
+        if let (Some(Rootfs::Image(input)), Some(image)) = (self.smolfile.rootfs(), &lock.image) {
+            source.replace_range(input.reference().span(), &format!("\"{}\"", image.id));
+        }
+        source
     }
 
     /// What names it on a command line, with its build context, after a space; nothing in the current

@@ -35,7 +35,8 @@ mod values;
 
 pub use diagnostic::{Diagnostic, Span, render};
 pub use load::{Loaded, check as check_text, load};
-pub use parse::{DEFAULT_RECIPE, MAX_CPUS, MEMORY};
+pub use parse::{DEFAULT_INTERVAL, DEFAULT_RECIPE, DEFAULT_TIMEOUT, MAX_CPUS, MEMORY};
+pub use values::signal;
 
 use crate::input::Rootfs;
 use table::{Errors, Table};
@@ -57,15 +58,16 @@ pub struct Smolfile {
     pub cpu: Level,
     /// Guest memory in bytes.
     pub memory: u64,
-    /// TCP ports of the service, without duplicates, in the order written.
-    pub ports: Vec<u16>,
+    /// TCP ports of the service, without duplicates, in the order written; those of the image when
+    /// absent.
+    pub ports: Option<Vec<u16>>,
     /// The kernel.
     pub kernel: KernelSection,
     /// What runs on it.
     pub workload: Workload,
     /// When the machine is ready. With [`Workload::Kernel`] always a [`Probe::Log`], which is
-    /// looked for on the console.
-    pub ready: Ready,
+    /// looked for on the console; absent for an image alone, which may say it.
+    pub ready: Option<Ready>,
     /// Whether the page cache is dropped before the snapshot.
     pub drop_caches: bool,
 }
@@ -141,16 +143,21 @@ pub struct CopyStep {
 }
 
 /// `[service]`.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Service {
-    /// Program and arguments; a string in the Smolfile has become `/bin/sh -c STRING`.
-    pub cmd: Vec<String>,
+    /// First words of the command; those of the image when absent. Images alone have them.
+    pub entrypoint: Option<Vec<String>>,
+    /// Program and arguments, or what follows the entrypoint of an image; a string in the Smolfile has
+    /// become `/bin/sh -c STRING`. Absent for an image alone.
+    pub cmd: Option<Vec<String>>,
     /// Environment.
     pub env: BTreeMap<String, String>,
     /// `name`, `uid`, `name:group` or `uid:gid`; root when absent.
     pub user: Option<String>,
-    /// Working directory; `/` when absent.
+    /// Working directory; `/`, or the image's, when absent.
     pub workdir: Option<String>,
+    /// Number of the signal that stops it; SIGTERM, or the image's, when absent.
+    pub stop_signal: Option<u8>,
 }
 
 /// `[[warm]]` and `[[restore]]`.
@@ -262,6 +269,7 @@ fn sections(mut top: Table<'_>, errors: &mut Errors) -> Option<Smolfile> {
     top.require("name", "name = \"my-machine\"", errors);
     check::workload(&top, errors);
     let kernel_only = check::files(&top).is_none() && !top.has("service");
+    let of_image = check::of_image(&top);
     let name = top
         .parsed("name", errors, values::name)
         .map(Spanned::into_inner);
@@ -280,7 +288,7 @@ fn sections(mut top: Table<'_>, errors: &mut Errors) -> Option<Smolfile> {
     }
     let kernel = parse::kernel(kernel, kernel_only, errors);
     // Read in any case: their mistakes are reported also where they do not belong.
-    let service = service_workload(&mut top, errors);
+    let service = service_workload(&mut top, cpu, errors);
     let workload = match kernel_only {
         true => Some(Workload::Kernel),
         false => service,
@@ -301,16 +309,20 @@ fn sections(mut top: Table<'_>, errors: &mut Errors) -> Option<Smolfile> {
         ports,
         kernel,
         workload: workload?,
-        ready: ready?,
+        ready: match of_image {
+            true => ready,
+            false => Some(ready?),
+        },
         drop_caches,
     })
 }
 
 /// The sections of a machine with a service. `None` only after an error was reported.
-fn service_workload(top: &mut Table<'_>, errors: &mut Errors) -> Option<Workload> {
+fn service_workload(top: &mut Table<'_>, cpu: Level, errors: &mut Errors) -> Option<Workload> {
+    let of_image = check::of_image(top);
     let rootfs = top
         .table("rootfs", "rootfs", errors)
-        .and_then(|table| parse::rootfs(table, errors));
+        .and_then(|table| parse::rootfs(table, cpu, errors));
     let base = top
         .table("base", "base", errors)
         .and_then(|table| parse::base(table, errors));
@@ -321,7 +333,8 @@ fn service_workload(top: &mut Table<'_>, errors: &mut Errors) -> Option<Workload
         .collect();
     let service = top
         .table("service", "service", errors)
-        .map(|table| parse::service(table, errors));
+        .map(|table| parse::service(table, of_image, errors))
+        .or_else(|| of_image.then(Service::default));
     let [warm, restore] = ["warm", "restore"].map(|key| {
         let tables = top.tables(key, errors).into_iter();
         tables.map(|table| parse::warm(table, errors)).collect()

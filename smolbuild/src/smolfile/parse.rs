@@ -16,7 +16,7 @@ use super::values::{self, MIB};
 use super::{
     CopyStep, Http, KernelSection, KernelSource, Probe, Ready, Service, Warm, WarmRestore,
 };
-use crate::input::{BundleInput, DebianInput, DirInput, Rootfs, TarInput};
+use crate::input::{BundleInput, DebianInput, DirInput, ImageInput, Rootfs, TarInput};
 
 /// Smallest and largest guest memory, in bytes.
 pub const MEMORY: std::ops::RangeInclusive<u64> = 64 * MIB..=64 << 30;
@@ -24,8 +24,10 @@ pub const MEMORY: std::ops::RangeInclusive<u64> = 64 * MIB..=64 << 30;
 pub const MAX_CPUS: u64 = 8;
 
 const HOUR: Duration = Duration::from_secs(3600);
-const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
-const DEFAULT_INTERVAL: Duration = Duration::from_millis(100);
+/// How long a machine may take to get ready, or a command, unless the Smolfile says it.
+pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
+/// Pause between two attempts of a probe, unless the Smolfile says it.
+pub const DEFAULT_INTERVAL: Duration = Duration::from_millis(100);
 
 pub(super) fn memory(top: &mut Table<'_>, errors: &mut Errors) -> u64 {
     let Some(entry) = top.take("memory") else {
@@ -61,7 +63,11 @@ pub(super) fn cpu(top: &mut Table<'_>, errors: &mut Errors) -> Level {
     level.map_or_else(Level::default, Spanned::into_inner)
 }
 
-pub(super) fn ports(top: &mut Table<'_>, errors: &mut Errors) -> Vec<u16> {
+pub(super) fn ports(top: &mut Table<'_>, errors: &mut Errors) -> Option<Vec<u16>> {
+    top.has("ports").then(|| port_list(top, errors))
+}
+
+fn port_list(top: &mut Table<'_>, errors: &mut Errors) -> Vec<u16> {
     let mut seen: Vec<Spanned<u16>> = Vec::new();
     for value in top.array("ports", "a list of ports, such as [8080]", errors) {
         let span = value.span();
@@ -165,10 +171,10 @@ fn exactly_one(table: &Table<'_>, keys: &[&str], what: &str, errors: &mut Errors
     }
 }
 
-pub(super) fn rootfs(mut table: Table<'_>, errors: &mut Errors) -> Option<Rootfs> {
+pub(super) fn rootfs(mut table: Table<'_>, cpu: Level, errors: &mut Errors) -> Option<Rootfs> {
     exactly_one(
         &table,
-        &["debian", "tar", "dir"],
+        &["debian", "image", "tar", "dir"],
         "where the files come from",
         errors,
     );
@@ -178,10 +184,13 @@ pub(super) fn rootfs(mut table: Table<'_>, errors: &mut Errors) -> Option<Rootfs
     let dir = table
         .parsed("dir", errors, values::host_path)
         .map(|path| Rootfs::Dir(DirInput(path)));
+    let image = table
+        .parsed("image", errors, values::image)
+        .map(|reference| Rootfs::Image(ImageInput::new(reference, cpu)));
     let debian = table
         .table("debian", "rootfs.debian", errors)
         .map(|debian| debian_rootfs(debian, errors));
-    let others = tar.or(dir);
+    let others = tar.or(dir).or(image);
     let debian = slim(&mut table, debian, others.is_some(), errors);
     table.finish(errors);
     debian.map(Rootfs::Debian).or(others)
@@ -347,9 +356,44 @@ fn file_mode(entry: Entry<'_>, errors: &mut Errors) -> Option<u32> {
     parsed(text, errors, values::mode).map(Spanned::into_inner)
 }
 
-pub(super) fn service(mut table: Table<'_>, errors: &mut Errors) -> Service {
-    table.require("cmd", "cmd = [\"program\", \"argument\"]", errors);
-    let cmd = command::service(&mut table, errors);
+/// `[service]`; of an image, which says what it leaves out.
+pub(super) fn service(mut table: Table<'_>, of_image: bool, errors: &mut Errors) -> Service {
+    let entrypoint = match of_image {
+        true => table
+            .has("entrypoint")
+            .then(|| command(&mut table, "entrypoint", errors)),
+        // Told as a key that is unknown here.
+        false => None,
+    };
+    if !of_image {
+        table.require("cmd", "cmd = [\"program\", \"argument\"]", errors);
+    }
+    let cmd = table
+        .has("cmd")
+        .then(|| command::service(&mut table, of_image, errors));
+    let env = environment(&mut table, errors);
+    let user = table
+        .parsed("user", errors, values::user)
+        .map(Spanned::into_inner);
+    let workdir = table
+        .parsed("workdir", errors, values::guest_path)
+        .map(Spanned::into_inner);
+    let stop_signal = table
+        .parsed("stop_signal", errors, values::signal)
+        .map(Spanned::into_inner);
+    table.finish(errors);
+    Service {
+        entrypoint,
+        // What is missing was reported.
+        cmd: cmd.or_else(|| (!of_image).then(Vec::new)),
+        env,
+        user,
+        workdir,
+        stop_signal,
+    }
+}
+
+fn environment(table: &mut Table<'_>, errors: &mut Errors) -> BTreeMap<String, String> {
     let mut env = BTreeMap::new();
     let help = table.list("env").and_then(env_list);
     let before = errors.0.len();
@@ -372,19 +416,7 @@ pub(super) fn service(mut table: Table<'_>, errors: &mut Errors) -> Service {
             }
         }
     }
-    let user = table
-        .parsed("user", errors, values::user)
-        .map(Spanned::into_inner);
-    let workdir = table
-        .parsed("workdir", errors, values::guest_path)
-        .map(Spanned::into_inner);
-    table.finish(errors);
-    Service {
-        cmd,
-        env,
-        user,
-        workdir,
-    }
+    env
 }
 
 /// A duration from 1 ms to `max`.

@@ -62,6 +62,14 @@ impl<'i> Table<'i> {
             .map(|entry| entry.key.span())
     }
 
+    /// Whether the key has a table as its value, in which there is this other key.
+    pub(super) fn holds(&self, key: &str, inner: &str) -> bool {
+        self.entries.iter().any(|entry| {
+            entry.key.get_ref() == key
+                && matches!(entry.value.get_ref(), DeValue::Table(table) if table.keys().any(|k| k.get_ref() == inner))
+        })
+    }
+
     /// Where the value of the key stands.
     pub(super) fn value_span(&self, key: &str) -> Option<Span> {
         let mut entries = self.entries.iter();

@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use smol_image::ImageRef;
 use smol_machine::cpu::Level;
 
 use super::diagnostic::Diagnostic;
@@ -215,6 +216,70 @@ pub(super) fn http_url(text: &str) -> Result<(u16, String), Diagnostic> {
         _ => Err(wrong("the port is out of range").label("must be 1 to 65535")),
     }
 }
+
+/// The name of an image, with its transport. A path in it is one next to the Smolfile.
+pub(super) fn image(text: &str) -> Result<ImageRef, Diagnostic> {
+    let reference = ImageRef::parse(text).map_err(|error| wrong(error.what).help(error.help))?;
+    let path = reference.path().map(host_path).transpose()?;
+    Ok(match path {
+        Some(path) => reference.with_path(path),
+        None => reference,
+    })
+}
+
+/// The number of a signal: `SIGQUIT`, `QUIT`, `3`, `SIGRTMIN+3`.
+///
+/// # Errors
+/// It is none.
+pub fn signal(text: &str) -> Result<u8, Diagnostic> {
+    let help = "write the name of a signal, such as \"SIGINT\" or \"SIGRTMIN+3\", or its number";
+    let name = text.to_ascii_uppercase();
+    let name = name.strip_prefix("SIG").unwrap_or(&name);
+    let (first, rest) = name.split_at(name.find(['+', '-']).unwrap_or(name.len()));
+    let offset = match rest {
+        "" => Some(0),
+        rest => rest.strip_prefix('+').unwrap_or(rest).parse::<i16>().ok(),
+    };
+    let base = SIGNALS.iter().find(|(name, _)| *name == first);
+    let base = base
+        .map(|(_, number)| *number)
+        .or_else(|| text.parse().ok());
+    let number = match (base, offset) {
+        (Some(base @ (34 | 64)), Some(offset)) => u8::try_from(base + offset).ok(),
+        (Some(base), _) if rest.is_empty() => u8::try_from(base).ok(),
+        _ => None,
+    };
+    let number = number.filter(|number| smol_protocol::is_signal(*number));
+    number.ok_or_else(|| wrong("not a signal").help(help))
+}
+
+/// Numbers of signals on x86-64 and arm64 (signal(7)); RTMIN as the C library has it.
+const SIGNALS: &[(&str, i16)] = &[
+    ("HUP", 1),
+    ("INT", 2),
+    ("QUIT", 3),
+    ("ABRT", 6),
+    ("KILL", 9),
+    ("USR1", 10),
+    ("SEGV", 11),
+    ("USR2", 12),
+    ("PIPE", 13),
+    ("ALRM", 14),
+    ("TERM", 15),
+    ("CHLD", 17),
+    ("CONT", 18),
+    ("STOP", 19),
+    ("TSTP", 20),
+    ("TTIN", 21),
+    ("TTOU", 22),
+    ("URG", 23),
+    ("WINCH", 28),
+    ("IO", 29),
+    ("PWR", 30),
+    ("SYS", 31),
+    ("RTMIN", 34),
+    ("RTMAX", 64),
+];
 
 /// A Debian release: `bookworm`.
 pub(super) fn suite(text: &str) -> Result<String, Diagnostic> {

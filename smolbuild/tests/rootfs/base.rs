@@ -79,6 +79,7 @@ impl Scene {
             input: &BundleInput(Spanned::new(0..0, "base".into())),
             lock: &lock,
             copies: &copies.collect::<Vec<_>>(),
+            folders: &[],
             user: None,
             epoch: EPOCH,
         };

@@ -32,6 +32,7 @@ fn build_in(
         input,
         lock,
         copies,
+        folders: &[],
         user: None,
         epoch: 1_700_000_000,
     };
@@ -314,6 +315,7 @@ fn a_user_who_is_not_in_the_image_is_an_error_before_anything_boots() {
             input: &input,
             lock: &lock(vec![]),
             copies: &[],
+            folders: &[],
             user: Some(user),
             epoch: 0,
         };

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::Pid;
+use rustix::process::{Pid, Signal};
 use rustix::thread::{Gid, Uid};
 
 use super::cgroup::Cgroup;
@@ -30,6 +30,8 @@ pub struct World {
     pub env: BTreeMap<String, String>,
     /// Their working directory.
     pub workdir: PathBuf,
+    /// What asks the service to stop, instead of SIGTERM.
+    pub stop_signal: Option<Signal>,
     /// The cgroup they are in; `None` leaves them in the caller's, in tests.
     pub cgroup: Option<Cgroup>,
 }
@@ -50,6 +52,7 @@ impl World {
             user: Some(user),
             env,
             workdir,
+            stop_signal: service.stop_signal.and_then(signal),
             cgroup: Some(cgroup),
         })
     }
@@ -60,6 +63,7 @@ impl World {
             user: self.user.clone(),
             env: self.env.clone(),
             workdir: self.workdir.clone(),
+            stop_signal: self.stop_signal,
             cgroup: None,
         }
     }
@@ -196,6 +200,12 @@ impl World {
     }
 }
 
+/// The signal with this number.
+fn signal(number: u8) -> Option<Signal> {
+    // SAFETY: it is a signal of Linux, and none that the C library keeps to itself.
+    smol_protocol::is_signal(number).then(|| unsafe { Signal::from_raw_unchecked(number.into()) })
+}
+
 /// Where a process writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Output {
@@ -271,6 +281,7 @@ pub(super) mod tests {
             user: None,
             env,
             workdir: "/".into(),
+            stop_signal: None,
             cgroup: None,
         }
     }
@@ -284,6 +295,14 @@ pub(super) mod tests {
             .spawn(&words(cmd), Output::Joined)
             .map(|s| s.pid)
             .unwrap_err()
+    }
+
+    #[test]
+    fn signals_are_those_that_a_process_can_be_sent() {
+        assert_eq!(signal(3), Some(Signal::QUIT));
+        let real_time = signal(37).map(Signal::as_raw);
+        assert_eq!(real_time, Some(libc::SIGRTMIN() + 3));
+        assert_eq!([0, 32, 33, 65].map(signal), [None; 4]);
     }
 
     #[test]

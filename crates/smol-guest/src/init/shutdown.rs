@@ -15,14 +15,19 @@ use smol_protocol::{Event, ExitStatus};
 const KILL_LIMIT: Duration = Duration::from_secs(5);
 const FLUSH_LIMIT: Duration = Duration::from_secs(5);
 
-/// Stops the service: SIGTERM to its process group, the grace time, SIGKILL to its cgroup.
+/// Stops the service: SIGTERM to its process group, or a signal of its own to its process; the grace
+/// time; SIGKILL to its cgroup.
 pub(super) fn stop_service(
     sup: &mut Supervisor,
     world: &World,
     grace: Duration,
 ) -> Option<ExitStatus> {
     sup.control.send(&Event::Stopping);
-    sup.signal_service(Signal::TERM);
+    match world.stop_signal {
+        // Others of the group may not know such a signal, and would end by it.
+        Some(signal) => sup.signal_process(signal),
+        None => sup.signal_service(Signal::TERM),
+    }
     // It may have been stopped by a signal of its own kind.
     sup.signal_service(Signal::CONT);
     wait_for_end(sup, grace);

@@ -165,6 +165,14 @@ impl Supervisor {
         }
     }
 
+    /// Signals the service's process alone.
+    pub(super) fn signal_process(&self, signal: Signal) {
+        if let Some(pid) = self.service.filter(|_| self.service_runs()) {
+            // It may have gone this moment.
+            let _ = rustix::process::kill_process(pid, signal);
+        }
+    }
+
     /// Waits for a process until the deadline, then kills its group. `None` is a timeout.
     /// The process's last output comes with it.
     pub(super) fn finish(

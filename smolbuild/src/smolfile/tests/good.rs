@@ -23,13 +23,13 @@ fn what_is_left_out_has_its_documented_default() {
         smolfile.kernel.source,
         KernelSource::Recipe("smol-6.1".into())
     );
-    assert!(smolfile.ports.is_empty() && smolfile.drop_caches);
+    assert!(smolfile.ports.is_none() && smolfile.drop_caches);
     let Ready {
         probe,
         timeout,
         interval,
         successes,
-    } = smolfile.ready;
+    } = smolfile.ready.unwrap();
     assert_eq!(probe, Probe::Tcp(80));
     assert_eq!(
         (timeout.as_secs(), interval.as_millis(), successes),
@@ -110,7 +110,7 @@ fn every_key_is_taken_over() {
         (smolfile.cpus, smolfile.memory, smolfile.drop_caches),
         (8, 1 << 30, false)
     );
-    assert_eq!(smolfile.ports, [80, 443]);
+    assert_eq!(smolfile.ports, Some(vec![80, 443]));
     assert_eq!(smolfile.kernel.source, KernelSource::Recipe("other".into()));
     assert_eq!(smolfile.kernel.cmdline, "quiet  debug");
     let http = Http {
@@ -119,13 +119,13 @@ fn every_key_is_taken_over() {
         status: vec![200, 204],
         body: Some("^ok".into()),
     };
-    assert_eq!(smolfile.ready.probe, Probe::Http(http));
+    assert_eq!(smolfile.ready.as_ref().unwrap().probe, Probe::Http(http));
     let Ready {
         timeout,
         interval,
         successes,
         ..
-    } = smolfile.ready;
+    } = smolfile.ready.unwrap();
     assert_eq!(
         (timeout.as_secs(), interval.as_millis(), successes),
         (300, 20, 3)
@@ -175,7 +175,7 @@ fn every_key_is_taken_over() {
             (".", "/srv/", Some(0o4755), None)
         ]
     );
-    assert_eq!(service.cmd, ["/bin/sh", "-c", "exec app"]);
+    assert_eq!(service.cmd.unwrap(), ["/bin/sh", "-c", "exec app"]);
     assert_eq!(
         service.env.into_iter().collect::<Vec<_>>(),
         [("EMPTY".into(), "".into()), ("HOME".into(), "/srv".into())]
@@ -260,7 +260,7 @@ fn every_probe_is_understood() {
         ("file = \"/run/up\"", Probe::File("/run/up".into())),
         ("notify = true", Probe::Notify),
     ] {
-        assert_eq!(good(&ready(line)).ready.probe, probe);
+        assert_eq!(good(&ready(line)).ready.unwrap().probe, probe);
     }
 }
 
@@ -388,7 +388,11 @@ fn an_http_probe_may_be_a_url() {
             body: None,
         };
         let smolfile = good(&ready(&format!("http = {url:?}")));
-        assert_eq!(smolfile.ready.probe, Probe::Http(http), "{url}");
+        assert_eq!(
+            smolfile.ready.as_ref().unwrap().probe,
+            Probe::Http(http),
+            "{url}"
+        );
     }
 }
 

@@ -175,7 +175,7 @@ error: [service] without a [rootfs]: there are no files to run it from
 2 | [service]
   |  ^^^^^^^
   |
-  = help: add [rootfs] with `debian`, `tar` or `dir`, or [base] with `bundle`
+  = help: add [rootfs] with `debian`, `image`, `tar` or `dir`, or [base] with `bundle`
 "#
 );
 
@@ -245,7 +245,7 @@ error: unknown key `image`
 3 | image = "redis:7"
   | ^^^^^ not a key of [base]
   |
-  = help: [base] has the keys bundle
+  = help: `image` stands in [rootfs]
 "#
 );
 
@@ -498,7 +498,7 @@ error: `dir` and `tar` cannot both be there
 4 | dir = "root"
   | ^^^
   |
-  = help: write exactly one of debian, tar, dir
+  = help: write exactly one of debian, image, tar, dir
 "#
 );
 
@@ -512,7 +512,7 @@ error: [rootfs] does not say where the files come from
 2 | [rootfs]
   | ^^^^^^^^
   |
-  = help: write exactly one of debian, tar, dir
+  = help: write exactly one of debian, image, tar, dir
 "#
 );
 

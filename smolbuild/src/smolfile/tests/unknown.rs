@@ -102,7 +102,7 @@ error: `image` is not supported
 2 | image = "redis:7"
   | ^^^^^
   |
-  = help: container images are not supported yet: describe the files in [rootfs], with `debian`, `tar` or `dir`
+  = help: write the image into [rootfs]: image = "docker.io/library/nginx:1.27"; what a Dockerfile builds comes from a registry, or from an archive of `docker save`: image = "docker-archive:app.tar"
 "#
 );
 

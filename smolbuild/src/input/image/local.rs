@@ -1,0 +1,165 @@
+//! Images in files: a layout, an archive, standard input.
+
+use std::fs::File;
+use std::io::{self, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use anyhow::{Context, Result, bail};
+use smol_cli::{ErrorExt, ExitKind, Interrupt, paths};
+use smol_image::{Image, ImageRef, store};
+use smol_rootfs::compression::{Compression, unpack};
+use smol_rootfs::limits::MAX_UNPACKED;
+use smol_rootfs::{DirOptions, Ignore, Modes, Owner, Tree};
+use smol_sandbox::Access;
+
+use crate::input::{confined, watch};
+use crate::source_dir::SourceDir;
+
+/// An image in files, and what its layers are read from.
+pub struct Opened {
+    /// The image.
+    pub image: Image,
+    /// Access to its layers.
+    pub access: Access,
+}
+
+/// Opens the image `name` for a CPU of this level. `path` is the file or folder that it names.
+///
+/// # Errors
+/// Those of [`store`]; the file cannot be read.
+pub fn open(
+    name: &ImageRef,
+    path: Option<&str>,
+    level: u32,
+    base_dir: &SourceDir,
+    interrupt: &Interrupt,
+) -> Result<Opened> {
+    let (files, access) = match (name, path) {
+        (ImageRef::Layout { .. }, Some(path)) => Files::folder(base_dir.require(path)?),
+        (_, Some(path)) => {
+            let (file, path) = base_dir.require_file(path)?;
+            Files::archive(file, path)?
+        }
+        (_, None) => Files::archive(standard_input(interrupt)?, "standard input".into())?,
+    };
+    let image = confined(&access, || {
+        let tree = files.tree(interrupt)?;
+        match name {
+            ImageRef::Layout { tag, .. } | ImageRef::OciArchive { tag, .. } => {
+                store::layout(&tree, tag.as_deref(), level)
+            }
+            ImageRef::DockerArchive { name, .. } => store::docker(&tree, name.as_deref(), level),
+            _ => store::any(&tree, level),
+        }
+        .kind(ExitKind::Usage)
+    })?;
+    Ok(Opened { image, access })
+}
+
+/// The files that an image is in.
+enum Files {
+    /// A layout.
+    Folder(PathBuf),
+    /// An archive, and an empty file to unpack it into if it is compressed.
+    Archive(File, PathBuf, Option<(Compression, File)>),
+}
+
+impl Files {
+    fn folder(path: PathBuf) -> (Self, Access) {
+        let access = Access::none().read(&path);
+        (Self::Folder(path), access)
+    }
+
+    fn archive(file: File, path: PathBuf) -> Result<(Self, Access)> {
+        let compression = Compression::of_file(&file);
+        let compression = compression.with_context(|| format!("cannot read {}", path.display()))?;
+        let plain = match compression {
+            Some(compression) => Some((compression, temporary()?)),
+            None => None,
+        };
+        Ok((Self::Archive(file, path, plain), Access::none()))
+    }
+
+    fn tree(self, interrupt: &Interrupt) -> Result<Tree> {
+        let watch = watch(interrupt);
+        let mut tree = Tree::watched(watch.clone());
+        match self {
+            Self::Folder(path) => {
+                let options = DirOptions {
+                    owner: Owner::Fixed(0, 0),
+                    modes: Modes::Normal,
+                    ignore: Ignore::default(),
+                };
+                tree.apply_dir(&path, "", &options)?;
+            }
+            Self::Archive(file, path, None) => tree.apply_tar_file(file, &path)?,
+            Self::Archive(file, path, Some((compression, mut plain))) => {
+                let see = &mut |_: &[u8]| {};
+                unpack(
+                    Some(compression),
+                    file,
+                    &mut plain,
+                    MAX_UNPACKED,
+                    see,
+                    &watch,
+                )
+                .with_context(|| format!("archive {}", path.display()))?;
+                tree.apply_tar_file(plain, &path)?;
+            }
+        }
+        Ok(tree)
+    }
+}
+
+/// An empty file without a name, where there is space.
+fn temporary() -> Result<File> {
+    let cache = paths::cache_dir()?;
+    let file = paths::create_in_cache(&cache).and_then(|()| tempfile::tempfile_in(&cache));
+    file.with_context(|| format!("cannot write to {}", cache.display()))
+}
+
+/// What was read from standard input, which gives it once.
+static STANDARD_INPUT: Mutex<Option<File>> = Mutex::new(None);
+
+/// The content of standard input, as a file.
+fn standard_input(interrupt: &Interrupt) -> Result<File> {
+    let mut kept = STANDARD_INPUT
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner());
+    if let Some(file) = &*kept {
+        return reopen(file);
+    }
+    let stdin = io::stdin();
+    if rustix::termios::isatty(&stdin) {
+        bail!(
+            "standard input is a terminal: write `docker save IMAGE | smolbuild`, or name a file"
+        );
+    }
+    let mut file = temporary()?;
+    // Not with io::copy: the user may want to stop while nothing comes.
+    copy_while(&mut stdin.lock(), &mut file, interrupt).context("cannot read standard input")?;
+    reopen(kept.insert(file))
+}
+
+fn copy_while(from: &mut impl io::Read, to: &mut File, interrupt: &Interrupt) -> Result<()> {
+    let mut piece = vec![0; 1 << 20];
+    loop {
+        interrupt.check()?;
+        match from.read(&mut piece) {
+            Ok(0) => return Ok(()),
+            Ok(count) => io::Write::write_all(to, &piece[..count])?,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// The file anew, at its beginning.
+fn reopen(file: &File) -> Result<File> {
+    let name = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(file));
+    let mut file =
+        File::open(Path::new(&name)).context("cannot open what came on standard input")?;
+    file.seek(SeekFrom::Start(0))?;
+    Ok(file)
+}
