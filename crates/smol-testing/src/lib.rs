@@ -6,6 +6,7 @@ pub mod backdoor;
 pub mod kernel;
 pub mod memory;
 pub mod messages;
+pub mod oci;
 
 use std::fmt;
 use std::io::Write;

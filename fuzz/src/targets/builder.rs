@@ -8,11 +8,11 @@ use smol_machine::state::MachineState;
 use smolbuild::diff::guest::kallsyms::Kallsyms;
 use smolbuild::diff::guest::owner::Owners;
 use smolbuild::diff::guest::ram::Ram;
+use smolbuild::input::Rootfs;
 use smolbuild::lock::{
     self, Builder, CopiedEntry, CopiedNode, CopySource, Debian, InputFile, Kernel, Lock,
     PackagePin, Role,
 };
-use smolbuild::input::Rootfs;
 use smolbuild::plan::Plan;
 use smolbuild::smolfile::keys::KEYS;
 use smolbuild::smolfile::{parse, render};
@@ -81,7 +81,10 @@ pub fn smolfile(data: &[u8]) -> bool {
             match Plan::resolve(&smolfile, &SourceDir::bare("."), empty_lock()) {
                 Ok(plan) => assert_eq!(plan.guest.is_some(), plan.rootfs.is_some()),
                 // What an image leaves out is known when it is there.
-                Err(error) => assert!(of_image, "the guest accepts what the parser accepts: {error:#}"),
+                Err(error) => assert!(
+                    of_image,
+                    "the guest accepts what the parser accepts: {error:#}"
+                ),
             }
             true
         }

@@ -3,15 +3,16 @@
 use std::fs;
 use std::path::PathBuf;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use smol_bundle::{Bundle, ImageKind};
 
+use smol_testing::oci::{Layer, Packed, write_layout};
 use smol_tests::host::{Host, smolfile, text};
 use smol_tests::suite::Suite;
 use smol_tests::support::run;
 
 /// The machines whose bundles other tests stand on: all of recipes/, and our own.
-const MACHINES: [&str; 8] = [
+const MACHINES: [&str; 9] = [
     "hello",
     "redis",
     "python",
@@ -20,6 +21,7 @@ const MACHINES: [&str; 8] = [
     "ssh",
     "service",
     "child",
+    "image",
 ];
 
 pub fn tests<'a>(suite: &mut Suite<'a>, host: &'a Host) {
@@ -49,6 +51,7 @@ fn source(host: &Host, name: &str) -> PathBuf {
     match name {
         "service" => smolfile(host, name),
         "child" => child(host),
+        "image" => image(host, "oci:layout:v1"),
         recipe => host.workspace.join("recipes").join(recipe),
     }
 }
@@ -76,6 +79,51 @@ fn child(host: &Host) -> PathBuf {
     fs::write(folder.join("added.txt"), "of the child\n").unwrap();
     let base = host.bundles.join("hello.smolmachine");
     fs::copy(base, folder.join("hello.smolmachine")).unwrap();
+    folder
+}
+
+/// The folder of a machine whose Smolfile has nothing but its name and this image: a web server of a
+/// user of its own, whose pages are in two layers. It is in the folder as `oci:layout:v1`.
+pub fn image(host: &Host, reference: &str) -> PathBuf {
+    let folder = host.folder("image");
+    let text = format!("name = \"image\"\nrootfs.image = {reference:?}\n");
+    fs::write(folder.join("Smolfile"), text).unwrap();
+    let busybox = fs::read("/bin/busybox").expect("busybox-static is installed");
+    let programs = ["sh", "httpd", "cat"].into_iter();
+    let system = Layer::default()
+        .file("bin/busybox", 0o755, &busybox)
+        .file(
+            "etc/passwd",
+            0o644,
+            b"root:x:0:0::/:/bin/sh\nweb:x:1000:1000::/srv:/bin/sh\n",
+        )
+        .file("etc/group", 0o644, b"root:x:0:\nweb:x:1000:\n")
+        .file("srv/old", 0o644, b"to be removed\n")
+        .file("srv/index.html", 0o644, b"not this\n");
+    let system = programs.fold(system, |layer, name| {
+        layer.symlink(&format!("bin/{name}"), "busybox")
+    });
+    let serve = "#!/bin/sh\ntrap 'echo stopped by SIGINT; exit 0' INT\nhttpd -f \"$@\" &\nwait\n";
+    // What it finds in its environment, who it is and where shows in its pages.
+    let script = "#!/bin/sh\nprintf 'Content-Type: text/plain\\n\\n'\n\
+                  echo $GREETING by $(/bin/busybox whoami) in $(/bin/busybox readlink /proc/$PPID/cwd)\n";
+    let pages = Layer::default()
+        .file("srv/.wh.old", 0o644, b"")
+        .file("srv/index.html", 0o644, b"hello from an image\n")
+        .file("bin/serve", 0o755, serve.as_bytes())
+        .file("srv/cgi-bin/who", 0o755, script.as_bytes());
+    let config = json!({
+        "Entrypoint": ["serve"], "Cmd": ["-p", "8080"], "User": "web", "WorkingDir": "/srv",
+        "Env": ["PATH=/bin", "GREETING=hello"], "ExposedPorts": {"8080/tcp": {}}, "StopSignal": "SIGINT",
+        "Volumes": {"/data": {}},
+    });
+    write_layout(
+        &folder.join("layout"),
+        "v1",
+        &config,
+        vec![system, pages],
+        Packed::Gzip,
+    );
     folder
 }
 

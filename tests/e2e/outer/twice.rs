@@ -3,12 +3,14 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::process::Command;
 
 use serde_json::Value;
 use smol_host::emulated::FAULTS;
 
+use super::bundles::image;
 use smol_tests::host::Host;
-use smol_tests::suite::Suite;
+use smol_tests::suite::{Suite, Verdict};
 use smol_tests::support::{names, run};
 
 /// The emulated CPU of the second builds; that of the first ones is QEMU's `max`.
@@ -24,6 +26,10 @@ pub fn tests<'a>(suite: &mut Suite<'a>, host: &'a Host) {
             || again(host, recipe),
         );
     }
+    suite.test(
+        "an image out of another kind of archive gives the same bundle, byte for byte",
+        || other_form(host),
+    );
     // Before the next one, whose build leaves other times in the cache.
     suite.test(
         "python is taken from the cache when it is built once more, signed, with all that is known of it",
@@ -35,12 +41,39 @@ pub fn tests<'a>(suite: &mut Suite<'a>, host: &'a Host) {
     );
 }
 
+/// Out of an archive that skopeo has made, whose layers are plain.
+fn other_form(host: &Host) -> Verdict {
+    let folder = image(host, "docker-archive:image.tar:image:v1");
+    let mut skopeo = Command::new("skopeo");
+    skopeo
+        .current_dir(&folder)
+        .args(["copy", "--quiet", "oci:layout:v1"]);
+    if skopeo
+        .arg("docker-archive:image.tar:image:v1")
+        .status()
+        .is_err()
+    {
+        return Verdict::Skipped("skopeo is not installed".to_owned());
+    }
+    fs::remove_dir_all(folder.join("layout")).unwrap();
+    build_elsewhere(host, &folder, &folder, &host.bundle("image"));
+    fs::remove_dir_all(&folder).unwrap();
+    Verdict::Passed
+}
+
 /// From another folder, its packages installed anew, on another emulated CPU. Each build boots an
 /// emulated host for itself.
 fn again(host: &Host, recipe: &str) {
     let folder = host.folder("again");
     let copy = folder.join("elsewhere");
     copy_folder(&host.workspace.join("recipes").join(recipe), &copy);
+    build_elsewhere(host, &folder, &copy, &host.bundle(recipe));
+    fs::remove_dir_all(&folder).unwrap();
+}
+
+/// Builds a machine with a cache of its own and compares its bundle with the first one. What is made is in
+/// `folder`.
+fn build_elsewhere(host: &Host, folder: &Path, smolfile: &Path, first: &Path) {
     let cache = folder.join("cache");
     fs::create_dir(&cache).unwrap();
     // The kernel is compiled once, for that takes minutes.
@@ -48,14 +81,13 @@ fn again(host: &Host, recipe: &str) {
         symlink(host.cache().join(name), cache.join(name)).unwrap();
     }
     let second = folder.join("second.smolmachine");
-    let mut build = host.build(&copy, &second);
+    let mut build = host.build(smolfile, &second);
     build
         .args(["--accel", "emulated"])
         .env("SMOL_CACHE_DIR", &cache)
         .env("SMOL_EMULATED_CPU", OTHER_CPU);
     run(&mut build).succeed();
-    assert_same(host, &host.bundle(recipe), &second);
-    fs::remove_dir_all(&folder).unwrap();
+    assert_same(host, first, &second);
 }
 
 /// Without its Smolfile, lock and application: they are in the bundle.

@@ -44,17 +44,24 @@ pub fn open(
         (_, None) => Files::archive(standard_input(interrupt)?, "standard input".into())?,
     };
     let image = confined(&access, || {
-        let tree = files.tree(interrupt)?;
-        match name {
-            ImageRef::Layout { tag, .. } | ImageRef::OciArchive { tag, .. } => {
-                store::layout(&tree, tag.as_deref(), level)
-            }
-            ImageRef::DockerArchive { name, .. } => store::docker(&tree, name.as_deref(), level),
-            _ => store::any(&tree, level),
-        }
-        .kind(ExitKind::Usage)
+        let image = files
+            .tree(interrupt)
+            .and_then(|tree| find(name, &tree, level));
+        interrupt.check()?;
+        image.kind(ExitKind::Usage)
     })?;
     Ok(Opened { image, access })
+}
+
+/// The image that is meant.
+fn find(name: &ImageRef, files: &Tree, level: u32) -> Result<Image> {
+    match name {
+        ImageRef::Layout { tag, .. } | ImageRef::OciArchive { tag, .. } => {
+            store::layout(files, tag.as_deref(), level)
+        }
+        ImageRef::DockerArchive { name, .. } => store::docker(files, name.as_deref(), level),
+        _ => store::any(files, level),
+    }
 }
 
 /// The files that an image is in.

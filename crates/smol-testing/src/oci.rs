@@ -1,0 +1,152 @@
+//! Container images for tests, written as layouts (image-layout.md of the OCI image specification).
+
+use std::fs;
+use std::io::Write as _;
+use std::path::Path;
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use tar::{EntryType, Header};
+
+/// A layer, as a tar archive that grows.
+pub struct Layer(tar::Builder<Vec<u8>>);
+
+impl Default for Layer {
+    fn default() -> Self {
+        Self(tar::Builder::new(Vec::new()))
+    }
+}
+
+impl Layer {
+    /// With a file of root's more.
+    #[must_use]
+    pub fn file(self, path: &str, mode: u32, content: &[u8]) -> Self {
+        self.member(path, EntryType::Regular, mode, "", content)
+    }
+
+    /// With a folder of root's more.
+    #[must_use]
+    pub fn folder(self, path: &str) -> Self {
+        self.member(path, EntryType::Directory, 0o755, "", &[])
+    }
+
+    /// With a symbolic link more.
+    #[must_use]
+    pub fn symlink(self, path: &str, target: &str) -> Self {
+        self.member(path, EntryType::Symlink, 0o777, target, &[])
+    }
+
+    /// With a further name of a file.
+    #[must_use]
+    pub fn hard_link(self, path: &str, target: &str) -> Self {
+        self.member(path, EntryType::Link, 0o644, target, &[])
+    }
+
+    fn member(
+        mut self,
+        path: &str,
+        kind: EntryType,
+        mode: u32,
+        link: &str,
+        content: &[u8],
+    ) -> Self {
+        let mut header = Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_mode(mode);
+        header.set_size(content.len() as u64);
+        header.set_mtime(1000);
+        let added = match link.is_empty() {
+            true => self.0.append_data(&mut header, path, content),
+            false => self.0.append_link(&mut header, path, link),
+        };
+        added.expect("memory can be written");
+        self
+    }
+
+    /// The archive.
+    pub fn finish(self) -> Vec<u8> {
+        self.0.into_inner().expect("memory can be written")
+    }
+}
+
+/// How the layers of a layout are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Packed {
+    /// As they are.
+    Plain,
+    /// By gzip.
+    Gzip,
+}
+
+/// Writes the layout `folder` with one image for linux/amd64, which has this tag and whose `config` (the
+/// object of that name in a configuration) is this. Returns the digest of its configuration.
+///
+/// # Panics
+/// If it cannot be written.
+pub fn write_layout(
+    folder: &Path,
+    tag: &str,
+    config: &Value,
+    layers: Vec<Layer>,
+    packed: Packed,
+) -> String {
+    let blobs = folder.join("blobs/sha256");
+    fs::create_dir_all(&blobs).expect("a folder of the test");
+    let put = |bytes: &[u8]| {
+        let hex = hex(bytes);
+        fs::write(blobs.join(&hex), bytes).expect("a folder of the test");
+        json!({"digest": format!("sha256:{hex}"), "size": bytes.len()})
+    };
+    let layers: Vec<Vec<u8>> = layers.into_iter().map(Layer::finish).collect();
+    let diff_ids: Vec<String> = layers
+        .iter()
+        .map(|layer| format!("sha256:{}", hex(layer)))
+        .collect();
+    let described = layers.iter().map(|layer| {
+        let (mut blob, suffix) = match packed {
+            Packed::Plain => (put(layer), ""),
+            Packed::Gzip => (put(&gzip(layer)), "+gzip"),
+        };
+        blob["mediaType"] = format!("application/vnd.oci.image.layer.v1.tar{suffix}").into();
+        blob
+    });
+    let described: Vec<Value> = described.collect();
+    let config = json!({
+        "architecture": "amd64", "os": "linux", "config": config,
+        "rootfs": {"type": "layers", "diff_ids": diff_ids},
+    });
+    let mut config = put(config.to_string().as_bytes());
+    config["mediaType"] = "application/vnd.oci.image.config.v1+json".into();
+    let id = config["digest"]
+        .as_str()
+        .expect("it was just made")
+        .to_owned();
+    let manifest = json!({
+        "schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": described,
+    });
+    let mut manifest = put(manifest.to_string().as_bytes());
+    manifest["mediaType"] = MANIFEST.into();
+    manifest["annotations"] = json!({"org.opencontainers.image.ref.name": tag});
+    let index = json!({"schemaVersion": 2, "manifests": [manifest]});
+    fs::write(folder.join("index.json"), index.to_string()).expect("a folder of the test");
+    let version = json!({"imageLayoutVersion": "1.0.0"});
+    fs::write(folder.join("oci-layout"), version.to_string()).expect("a folder of the test");
+    id
+}
+
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+
+fn hex(bytes: &[u8]) -> String {
+    Sha256::digest(bytes)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+    let written = encoder.write_all(bytes).and_then(|()| encoder.finish());
+    written.expect("memory can be written")
+}

@@ -1,0 +1,211 @@
+//! Container images by the command line, as far as nothing is booted: the lock, and what is refused.
+//! skopeo brings an image into each form.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command as Program;
+
+use assert_cmd::Command;
+use serde_json::json;
+use smol_testing::left_out;
+use smol_testing::oci::{Layer, Packed, write_layout};
+
+fn smolbuild(folder: &Path) -> Command {
+    let mut command = Command::new(assert_cmd::cargo::cargo_bin!("smolbuild"));
+    command
+        .current_dir(folder)
+        .env("SMOL_CACHE_DIR", folder.join("cache"))
+        .env_remove("SOURCE_DATE_EPOCH")
+        .env_remove("SMOL_LOCKED")
+        .env("SMOL_OFFLINE", "1");
+    command
+}
+
+/// Stdout and stderr of a command that ends with this exit code.
+fn said(command: &mut Command, code: i32) -> (String, String) {
+    let output = command.assert().code(code).get_output().clone();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (text(output.stdout), text(output.stderr))
+}
+
+/// A project with the image of a web server as `oci:layout:v1`.
+fn project(packed: Packed) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("guest.elf"), "ELF").unwrap();
+    let config =
+        json!({"Entrypoint": ["/bin/web"], "Cmd": ["-p", "80"], "ExposedPorts": {"80/tcp": {}}});
+    let below = Layer::default()
+        .folder("srv")
+        .file("srv/old", 0o644, b"old");
+    let above = Layer::default()
+        .file("srv/.wh.old", 0o644, b"")
+        .file("srv/new", 0o600, b"new");
+    write_layout(
+        &folder.path().join("layout"),
+        "v1",
+        &config,
+        vec![below, above],
+        packed,
+    );
+    folder
+}
+
+fn smolfile(folder: &Path, image: &str, rest: &str) {
+    let text = format!(
+        "name = \"web\"\n{rest}\n[kernel]\npath = \"guest.elf\"\n[rootfs]\nimage = {image:?}\n"
+    );
+    fs::write(folder.join("Smolfile"), text).unwrap();
+}
+
+fn lock(folder: &Path, image: &str) -> String {
+    smolfile(folder, image, "");
+    let _ = fs::remove_file(folder.join("Smolfile.lock"));
+    said(smolbuild(folder).arg("lock"), 0);
+    fs::read_to_string(folder.join("Smolfile.lock")).unwrap()
+}
+
+#[test]
+fn the_lock_of_an_image_is_the_same_in_every_form() {
+    if Program::new("skopeo").arg("--version").output().is_err() {
+        return left_out("skopeo is not installed");
+    }
+    let project = project(Packed::Gzip);
+    let folder = project.path();
+    let expected = lock(folder, "oci:layout:v1");
+    for (form, image) in [
+        ("oci-archive:web.oci.tar:v1", "oci-archive:web.oci.tar"),
+        (
+            "docker-archive:web.tar:web:v1",
+            "docker-archive:web.tar:web:v1",
+        ),
+        ("oci:zstd:v1", "oci:zstd"),
+    ] {
+        let mut skopeo = Program::new("skopeo");
+        skopeo
+            .current_dir(folder)
+            .args(["copy", "--quiet", "--dest-compress-format=zstd"]);
+        let status = skopeo.args(["oci:layout:v1", form]).status().unwrap();
+        assert!(status.success(), "{form}");
+        assert_eq!(lock(folder, image), expected, "{image}");
+    }
+    let archive = fs::read(folder.join("web.tar")).unwrap();
+    fs::write(
+        folder.join("web.tar.zst"),
+        zstd::encode_all(&archive[..], 1).unwrap(),
+    )
+    .unwrap();
+    assert_eq!(lock(folder, "docker-archive:web.tar.zst"), expected);
+    fs::remove_file(folder.join("Smolfile.lock")).unwrap();
+    smolfile(folder, "-", "");
+    said(smolbuild(folder).arg("lock").write_stdin(archive), 0);
+    assert_eq!(
+        fs::read_to_string(folder.join("Smolfile.lock")).unwrap(),
+        expected
+    );
+}
+
+#[test]
+fn an_image_that_changed_makes_the_lock_stale() {
+    let project = project(Packed::Plain);
+    let folder = project.path();
+    lock(folder, "oci:layout");
+    said(smolbuild(folder).args(["check", "--locked"]), 0);
+    let layers = || vec![Layer::default().file("srv/new", 0o600, b"newer")];
+    write_layout(
+        &folder.join("layout"),
+        "v1",
+        &json!({}),
+        layers(),
+        Packed::Plain,
+    );
+    let error = said(smolbuild(folder).args(["check", "--locked"]), 3).1;
+    assert!(
+        error.contains("image: ") && error.contains("smolbuild lock --only image"),
+        "{error}"
+    );
+    said(smolbuild(folder).args(["lock", "--only", "image"]), 0);
+    said(smolbuild(folder).args(["check", "--locked"]), 0);
+}
+
+#[test]
+fn what_cannot_be_an_image_is_refused_with_what_to_do() {
+    let project = project(Packed::Plain);
+    let folder = project.path();
+    let root = Layer::default()
+        .folder("etc")
+        .file("etc/passwd", 0o644, b"");
+    fs::write(folder.join("root.tar"), root.finish()).unwrap();
+    for (image, told) in [
+        ("oci:layout:v2", "it has no image \"v2\"; it has v1"),
+        ("oci:gone", "No such file or directory"),
+        ("oci-archive:root.tar", "write [rootfs] tar"),
+        ("docker-archive:guest.elf", "not a tar archive"),
+        ("docker-daemon:web:1", "docker save web:1 -o image.tar"),
+        ("oci:../layout", "leads out of the folder"),
+    ] {
+        smolfile(folder, image, "");
+        let error = said(smolbuild(folder).arg("lock"), 2).1;
+        assert!(error.contains(told), "{image}: {error}");
+        assert!(!folder.join("Smolfile.lock").exists());
+    }
+}
+
+#[test]
+fn what_neither_the_image_nor_the_smolfile_says_is_asked_for() {
+    let project = project(Packed::Plain);
+    let folder = project.path();
+    smolfile(folder, "oci:layout", "");
+    let build = |config: serde_json::Value| {
+        write_layout(
+            &folder.join("layout"),
+            "v1",
+            &config,
+            vec![Layer::default()],
+            Packed::Plain,
+        );
+        said(smolbuild(folder).args(["-o", "x.smolmachine"]), 2).1
+    };
+    for (config, told) in [
+        (json!({"ExposedPorts": {"80/tcp": {}}}), "[service] cmd ="),
+        (json!({"Cmd": ["web"]}), "no health check, and no port"),
+        (
+            json!({"Cmd": ["web"], "ExposedPorts": {"80/tcp": {}, "81/tcp": {}}}),
+            "write [ready], for example tcp = 80,",
+        ),
+        (
+            json!({"Cmd": ["web"], "StopSignal": "SIGNONE", "ExposedPorts": {"80/tcp": {}}}),
+            "\"SIGNONE\", which is no signal",
+        ),
+    ] {
+        let error = build(config);
+        assert!(error.contains(told), "{error}");
+    }
+    assert!(!folder.join("x.smolmachine").exists());
+}
+
+#[test]
+fn a_layer_that_is_not_what_the_image_says_ends_the_build_and_is_not_kept() {
+    let project = project(Packed::Plain);
+    let folder = project.path();
+    smolfile(folder, "oci:layout", "");
+    let blobs = folder.join("layout/blobs/sha256");
+    let layer = fs::read_dir(&blobs)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    let mut layer = layer.filter(|path| fs::read(path).unwrap().starts_with(b"srv/.wh.old"));
+    let layer = layer.next().unwrap();
+    let mut bytes = fs::read(&layer).unwrap();
+    let at = bytes.windows(3).position(|three| three == b"new").unwrap();
+    bytes[at] = b'N';
+    fs::write(&layer, bytes).unwrap();
+    let error = said(smolbuild(folder).args(["-o", "x.smolmachine"]), 4).1;
+    let digest = layer.file_name().unwrap().to_str().unwrap();
+    assert!(
+        error.contains(digest) && error.contains("the image is damaged"),
+        "{error}"
+    );
+    assert_eq!(
+        fs::read_dir(folder.join("cache/layers")).unwrap().count(),
+        0
+    );
+}
