@@ -105,7 +105,7 @@ pub fn image(host: &Host, reference: &str) -> PathBuf {
     });
     let serve = "#!/bin/sh\ntrap 'echo stopped by SIGINT; exit 0' INT\nhttpd -f \"$@\" &\nwait\n";
     // What it finds in its environment, who it is and where shows in its pages.
-    let script = "#!/bin/sh\nprintf 'Content-Type: text/plain\\n\\n'\n\
+    let script = "#!/bin/sh\nprintf 'Content-Type: text/plain\\r\\n\\r\\n'\n\
                   echo $GREETING by $(/bin/busybox whoami) in $(/bin/busybox readlink /proc/$PPID/cwd)\n";
     let pages = Layer::default()
         .file("srv/.wh.old", 0o644, b"")
