@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout, reason = "in no program")]
 
 pub mod backdoor;
+pub mod docker;
 pub mod kernel;
 pub mod memory;
 pub mod messages;

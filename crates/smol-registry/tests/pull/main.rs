@@ -1,0 +1,4 @@
+//! The client against registries: Debian's docker-registry, filled by skopeo.
+
+mod docker;
+mod support;
