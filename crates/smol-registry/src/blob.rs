@@ -185,14 +185,15 @@ impl<'w> Download<'w> {
                 format!("{} {what}", source.host.name),
             ));
         }
-        let first = match response.status().as_u16() {
+        let (first, wanted) = match response.status().as_u16() {
             206 => {
                 let value = header(CONTENT_RANGE).unwrap_or_default();
                 let range = ContentRange::parse(&value).filter(|range| {
                     let total = range.total.is_none_or(|total| total == self.size);
                     range.first == self.done && range.last < self.size && total
                 });
-                range.map(|range| range.first).ok_or_else(|| {
+                let parts = range.map(|range| (range.first, range.last - range.first + 1));
+                parts.ok_or_else(|| {
                     let (done, size) = (self.done, self.size);
                     let what = format!("answers with the range {:?}", shown(&value));
                     corrupt(
@@ -201,7 +202,7 @@ impl<'w> Download<'w> {
                     )
                 })?
             }
-            200 => 0,
+            200 => (0, self.size),
             status => {
                 let message = format!("{} answers {status}", source.host.name);
                 return Err(Error::new(Kind::Protocol, message));
@@ -210,12 +211,9 @@ impl<'w> Download<'w> {
         if first == 0 && self.done > 0 {
             self.restart()?;
         }
-        let len = response.content_length().unwrap_or_default();
-        if len > self.size - self.done {
-            return Err(corrupt(
-                source,
-                format!("has {len} bytes for it, not {}", self.size),
-            ));
+        if let Some(len) = response.content_length().filter(|len| *len != wanted) {
+            let what = format!("sends {len} bytes of it where there should be {wanted}");
+            return Err(corrupt(source, what));
         }
         Ok(())
     }

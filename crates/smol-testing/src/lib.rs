@@ -7,6 +7,7 @@ pub mod docker;
 pub mod kernel;
 pub mod memory;
 pub mod messages;
+pub mod registry;
 
 use std::fmt;
 use std::io::Write;

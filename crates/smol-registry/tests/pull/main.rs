@@ -1,4 +1,5 @@
 //! The client against registries: Debian's docker-registry, filled by skopeo.
 
 mod docker;
+mod faults;
 mod support;
