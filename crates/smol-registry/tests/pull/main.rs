@@ -2,4 +2,6 @@
 
 mod docker;
 mod faults;
+mod redirects;
 mod support;
+mod tokens;
