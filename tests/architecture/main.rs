@@ -25,6 +25,7 @@ const OUR_CRATES: &[(&str, &[&str])] = &[
     ("smol-guest", &["smol-protocol"]),
     ("smol-machine", &[]),
     ("smol-protocol", &[]),
+    ("smol-registry", &[]),
     ("smol-rootfs", &[]),
     // What tests share. No other may depend on it but for its tests.
     ("smol-testing", &[]),
@@ -71,24 +72,35 @@ const HYPERVISOR_CRATES: &[&str] = &[
     "vmm-sys-util",
 ];
 
-/// Crates that speak network protocols: no program of ours opens a connection to a server.
+/// Crates that speak network protocols: smol-registry alone uses them.
 const NETWORK_CRATES: &[&str] = &[
-    "curl",
-    "h2",
+    "hickory-resolver",
     "hyper",
-    "native-tls",
     "oci-client",
-    "openssl",
     "reqwest",
     "rustls",
     "tokio",
+];
+
+/// Crates that nothing of ours is linked with: programs are static, and one client is enough.
+const FOREIGN_CRATES: &[&str] = &[
+    "aws-lc-sys",
+    "curl",
+    "native-tls",
+    "openssl",
+    "openssl-sys",
     "ureq",
 ];
 
-/// Crates that neither a guest nor a machine is linked with, nor what reads bundles and speaks to
-/// guests, at any depth.
-const CRATES_WITHOUT_NETWORK: &[&str] =
-    &["smol-bundle", "smol-guest", "smol-machine", "smol-protocol"];
+/// What is not linked with a network client, at any depth.
+const CRATES_WITHOUT_NETWORK: &[&str] = &[
+    "smol-bundle",
+    "smol-guest",
+    "smol-machine",
+    "smol-protocol",
+    "smol-rootfs",
+    "smolrun",
+];
 
 #[test]
 fn each_crate_depends_on_those_of_ours_that_it_may_know() {
@@ -150,10 +162,24 @@ fn the_machine_knows_no_smolfile_and_no_bundle() {
 }
 
 #[test]
-fn nothing_that_speaks_a_network_protocol_is_linked() {
+fn the_registry_client_alone_uses_crates_that_speak_network_protocols() {
+    for (name, _) in OUR_CRATES {
+        let direct = direct_dependencies(name);
+        for network in NETWORK_CRATES.iter().filter(|_| *name != "smol-registry") {
+            assert!(!direct.contains(*network), "{name} depends on {network}");
+        }
+    }
+    let all = all_dependencies("smol-registry");
+    for network in NETWORK_CRATES {
+        assert!(all.contains(*network), "smol-registry lacks {network}");
+    }
+}
+
+#[test]
+fn nothing_is_linked_with_a_second_tls_or_http_client() {
     let lock = lock_file();
     assert!(lock.contains_key("clap"), "the lock file was misread");
-    for foreign in NETWORK_CRATES {
+    for foreign in FOREIGN_CRATES {
         assert!(!lock.contains_key(*foreign), "{foreign} is in Cargo.lock");
     }
 }

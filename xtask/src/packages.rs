@@ -30,6 +30,7 @@ const BUILD: &[Need] = &[
 const TEST: &[Need] = &[
     ("busybox", "busybox-static"),
     ("cpio", "cpio"),
+    ("docker-registry", "docker-registry"),
     ("fsck.erofs", "erofs-utils"),
     ("openssl", "openssl"),
     ("skopeo", "skopeo"),

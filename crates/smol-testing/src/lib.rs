@@ -3,10 +3,12 @@
 #![allow(clippy::print_stdout, reason = "in no program")]
 
 pub mod backdoor;
+pub mod docker;
 pub mod kernel;
 pub mod memory;
 pub mod messages;
 pub mod oci;
+pub mod registry;
 
 use std::fmt;
 use std::io::Write;

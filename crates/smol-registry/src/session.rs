@@ -1,0 +1,145 @@
+//! Requests to a repository of a registry: with the credentials that it wants to see, repeated where
+//! that is worth it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use reqwest::Response;
+use reqwest::header::HeaderMap;
+
+use crate::auth::{self, Auth};
+use crate::error::{Again, Error, Kind, Result};
+use crate::mirrors::Source;
+use crate::options::Options;
+use crate::transport::{Request, Transport};
+
+/// Most of our own waits.
+const MOST_DELAY: Duration = Duration::from_secs(60);
+
+/// Whether to go on, which is asked again and again.
+pub type GoOn = Arc<dyn Fn() -> bool + Send + Sync>;
+
+/// Connections and credentials.
+pub struct Session {
+    pub transport: Transport,
+    auth: Auth,
+    go_on: GoOn,
+}
+
+impl Session {
+    pub fn new(options: Options, go_on: GoOn) -> Self {
+        Session {
+            transport: Transport::new(options),
+            auth: Auth::default(),
+            go_on,
+        }
+    }
+
+    pub fn options(&self) -> &Options {
+        self.transport.options()
+    }
+
+    pub fn go_on(&self) -> bool {
+        (self.go_on)()
+    }
+
+    /// Gets `/v2/REPOSITORY/PATH`. The answer is a success.
+    ///
+    /// # Errors
+    /// For every other one; [`Error::again`] says whether it is worth to be repeated.
+    pub async fn get(&self, source: &Source, path: &str, headers: HeaderMap) -> Result<Response> {
+        let server = source.server();
+        let path = format!("/v2/{}/{path}", source.repository);
+        let mut request = Request::get(headers);
+        request.authorization = self.auth.known(source);
+        let mut response = self.transport.send(&server, &path, &request).await?;
+        // 401 of another server that was redirected to is none of the registry.
+        if response.status().as_u16() == 401 {
+            let go_on = || self.go_on();
+            let answer = self.auth.answer(&self.transport, source, &response, &go_on);
+            if let Some(authorization) = answer.await? {
+                request.authorization = Some(authorization);
+                response = self.transport.send(&server, &path, &request).await?;
+            }
+        }
+        match response.status().is_success() {
+            true => Ok(response),
+            false => Err(self.refusal(source, &mut response).await),
+        }
+    }
+
+    /// Says why a registry does not give what was asked for.
+    async fn refusal(&self, source: &Source, response: &mut Response) -> Error {
+        let status = response.status().as_u16();
+        let name = &source.host.name;
+        let said = auth::said(&self.transport, response).await;
+        let message = format!("{name} answers {status}{said}");
+        match status {
+            401 => {
+                let tried = match self.auth.has_credential(source) {
+                    true => "the credentials that are known for it are refused".to_owned(),
+                    false => format!("no credentials are known for it{}", self.looked_for()),
+                };
+                auth::unauthorized(format!("{message}; {tried}"), source)
+            }
+            403 => {
+                let error = Error::new(Kind::Denied, message);
+                match self.auth.has_credential(source) {
+                    true => error,
+                    false => error.with_hint(format!("podman login {name}, or docker login")),
+                }
+            }
+            404 => Error::new(Kind::NotFound, message),
+            _ => auth::failed(status, message, response),
+        }
+    }
+
+    /// Where credentials were looked for.
+    fn looked_for(&self) -> String {
+        let files = &self.options().places.credentials;
+        let files: Vec<_> = files.iter().map(|f| f.display().to_string()).collect();
+        match files.is_empty() {
+            true => String::new(),
+            false => format!(" (looked for in {})", files.join(", ")),
+        }
+    }
+}
+
+/// Counts the repetitions of a request, and waits between them.
+pub struct Patience<'o> {
+    options: &'o Options,
+    tried: u32,
+}
+
+impl<'o> Patience<'o> {
+    pub fn new(options: &'o Options) -> Self {
+        Patience { options, tried: 0 }
+    }
+
+    /// Counts anew: there was progress.
+    pub fn renew(&mut self) {
+        self.tried = 0;
+    }
+
+    /// Waits before the next attempt.
+    ///
+    /// # Errors
+    /// The error itself, if there is to be none.
+    pub async fn wait(&mut self, error: Error) -> Result<()> {
+        let options = self.options;
+        let own = options.retry_delay.saturating_mul(1 << self.tried.min(16));
+        let delay = match error.again() {
+            Again::No => return Err(error),
+            _ if self.tried >= options.retries => return Err(error),
+            Again::Yes => own.min(MOST_DELAY),
+            Again::After(delay) if delay > options.most_retry_after => {
+                let seconds = delay.as_secs();
+                return Err(error.with_hint(format!("it wants us to wait for {seconds} s")));
+            }
+            Again::After(delay) => delay,
+        };
+        self.tried += 1;
+        tokio::time::sleep(delay).await;
+        Ok(())
+    }
+}
