@@ -52,6 +52,9 @@ pub enum Command {
     Diff(Diff),
     /// Build a kernel recipe
     Kernel(Kernel),
+    /// Tell what is in the cache, or remove it
+    #[command(subcommand)]
+    Cache(Cache),
     /// Tell what this host can do, and the command that fixes what it cannot
     Doctor(JsonArg),
     /// Print the script that completes this command line in a shell
@@ -300,6 +303,29 @@ pub struct Kernel {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub shown: ProgressArg,
+}
+
+/// `smolbuild cache`.
+#[derive(Debug, Subcommand)]
+pub enum Cache {
+    /// Tell what is in the cache, how much, and when it was used last
+    Info(JsonArg),
+    /// Remove what was not used for 30 days, and what processes that were killed have left
+    Prune {
+        /// Remove instead what was used longest ago, until what is left takes no more than this: 10G, 512MiB
+        #[arg(long, value_name = "SIZE", value_parser = size)]
+        keep: Option<u64>,
+    },
+    /// Remove everything that is not in use
+    Clean,
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    use smol_cli::human::{NOT_A_SIZE, parse_bytes};
+    parse_bytes(text).map_err(|what| match what {
+        NOT_A_SIZE => format!("{what}: write a whole number with K, M or G, such as 10G or 512MiB"),
+        _ => what.to_owned(),
+    })
 }
 
 #[cfg(test)]

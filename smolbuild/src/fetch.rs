@@ -12,6 +12,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, anyhow};
 use smol_cli::{ErrorExt, ExitKind, Failure, Interrupt, paths};
 use smol_host::apt::{self, DownloadDir};
+use smol_host::cache;
 use smol_host::lock_dir::ScratchDir;
 
 use crate::{hash, subprocess};
@@ -113,7 +114,9 @@ pub fn place(downloads: &Path, sha256: &str) -> PathBuf {
 /// The file of an earlier download, if it is still what it was.
 fn downloaded(pin: &Pin, downloads: &Path) -> Result<Option<PathBuf>> {
     let file = place(downloads, &pin.sha256);
-    Ok((file.exists() && hash::sha256(&file)? == pin.sha256).then_some(file))
+    let found = (file.exists() && hash::sha256(&file)? == pin.sha256).then_some(file);
+    found.iter().for_each(|file| cache::record_use(file));
+    Ok(found)
 }
 
 /// The versions of a package that apt's lists offer, its candidate first.
@@ -215,6 +218,8 @@ fn download(pin: &Pin, downloads: &Path, interrupt: &Interrupt) -> Result<PathBu
         .and_then(|file| file.sync_all())
         .with_context(cannot)?;
     fs::rename(&deb, &place).with_context(cannot)?;
+    // Its time is that of the server's file.
+    cache::record_use(&place);
     Ok(place)
 }
 

@@ -17,7 +17,8 @@
 //!
 //! [`pipeline`] calls them from top to bottom, unless [`bundle_cache`] has the bundle already. [`commands`]
 //! holds the subcommands, [`habits`] answers to what other tools' users type, [`context`] what the stages share, [`environment`] what the environment adds
-//! to a Smolfile. [`fetch`] downloads source packages.
+//! to a Smolfile. [`fetch`] downloads source packages. [`cache`] is the cache as a whole: what is in it, and how
+//! it goes.
 //! [`diff`] says what differs between two bundles; [`extract`] takes copied files back out of one, so
 //! that it can be built again. [`hash`] takes digests of files,
 //! [`folder`] their folders; [`source_dir`] is the folder of a Smolfile, without what is ignored.
@@ -25,6 +26,7 @@
 pub mod assemble;
 pub mod boot;
 pub mod bundle_cache;
+pub mod cache;
 pub mod cli;
 pub mod commands;
 pub mod context;
@@ -80,6 +82,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Diff(args) => return commands::diff::run(&args, &interrupt),
         Command::Reproduce(args) => commands::reproduce::run(&args, &interrupt)?,
         Command::Kernel(args) => commands::kernel::run(&args, &interrupt)?,
+        Command::Cache(args) => commands::cache::run(&args, &interrupt)?,
         Command::Doctor(args) => commands::doctor::run(&args)?,
         Command::Completions { shell } => {
             smol_cli::print(&manual::completions("smolbuild", &Cli::command(), shell))?

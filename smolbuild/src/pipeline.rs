@@ -6,12 +6,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::Result;
 use smol_bundle::{Bundle, Prepared, PrivateKey, Written};
 use smol_cli::{ExitKind, Failure, Session, paths};
+use smol_host::cache::DOWNLOADS;
 use smol_host::{Accel, Backend, GuestKind, Selected};
 use smol_sandbox::Mode;
 
 use crate::assemble::{self, BuildDirs, Images};
 use crate::boot::{self, BootJob, Frozen};
 use crate::bundle_cache::BundleCache;
+use crate::cache::hold_for_build;
 use crate::context::BuildContext;
 use crate::environment::EnvironmentInputs;
 use crate::error::ResultExt;
@@ -77,8 +79,9 @@ impl Reuse {
 pub fn build_bundle(request: &BuildRequest, session: &Session) -> Result<Built> {
     let (loaded, cache) = (request.smolfile, paths::cache_dir()?);
     let sandbox = Mode::from_environment()?;
+    let _in_use = hold_for_build(&cache)?;
     let context = BuildContext {
-        downloads: &cache.join("downloads"),
+        downloads: &cache.join(DOWNLOADS),
         net: Net::allowed(request.offline),
         environment: &request.environment,
         session,

@@ -30,7 +30,7 @@ impl WorkDir {
     /// # Errors
     /// If the cache cannot be written.
     pub fn parent(cache: &Path) -> Result<PathBuf> {
-        let parent = cache.join("work");
+        let parent = cache.join(smol_host::cache::WORK);
         let made = paths::create_in_cache(&parent);
         made.with_context(|| format!("cannot create {}", parent.display()))?;
         Ok(parent)

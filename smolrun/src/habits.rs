@@ -96,7 +96,7 @@ const TABLE: &[Habit] = &[
         "the commands about machines are: smolrun ps, logs, stop, wait, rm"),
     habit(&["prune", "system"],
         "there is no command `{word}`",
-        "machines that have ended: smolrun rm --all; the cache is a folder that can be deleted, ~/.cache/smol"),
+        "machines that have ended: smolrun rm --all; the cache: smolbuild cache prune"),
     habit(&["compose", "up", "down"],
         "there is no command `{word}` yet: smolrun runs one machine at a time",
         "start each in the background: smolrun BUNDLE -d"),

@@ -256,6 +256,7 @@ cmd = ["/service", "--draw", "/run/own"]
         "timeout = \"3s\"\n",
     ),
     machine("crash", "", &["/service", "--exit", "3"], ""),
+    machine("daemon", "", &["/service", "--daemon"], ""),
     machine(
         "warm",
         "",

@@ -18,6 +18,27 @@ pub fn bytes(size: u64) -> String {
     format!("{value:.1} {}", UNITS[unit])
 }
 
+/// What [`parse_bytes`] says of what is no size at all.
+pub const NOT_A_SIZE: &str = "not a size";
+
+/// Reads a size in bytes as people write it: `256MiB`, `256M`, `256 m`, `1g`. The units are powers of 1024 in
+/// every spelling, as those of memory are in docker and podman.
+///
+/// # Errors
+/// It is not a size, or too large; in words for people.
+pub fn parse_bytes(text: &str) -> Result<u64, &'static str> {
+    let digits = text.find(|c: char| !c.is_ascii_digit());
+    let (number, unit) = text.split_at(digits.unwrap_or(text.len()));
+    let number: u64 = number.parse().map_err(|_| NOT_A_SIZE)?;
+    let factor = match unit.trim_start().to_ascii_lowercase().as_str() {
+        "k" | "kb" | "kib" => 1 << 10,
+        "m" | "mb" | "mib" => 1 << 20,
+        "g" | "gb" | "gib" => 1 << 30,
+        _ => return Err(NOT_A_SIZE),
+    };
+    number.checked_mul(factor).ok_or("the size is too large")
+}
+
 /// Formats a duration with about three digits: `412 µs`, `8.13 ms`, `1.52 s`, `3 min 12 s`,
 /// `1 h 02 min`.
 pub fn duration(time: Duration) -> String {

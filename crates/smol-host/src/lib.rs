@@ -6,11 +6,13 @@
 //! | [`emulated`] | a Linux with KVM in QEMU, for hosts without usable KVM; it runs this very program inside |
 //! | [`doctor`] | looks over the host and names the commands that fix it |
 //! | [`child`] | child processes that are killed when this program ends |
+//! | [`cache`] | the folders of the cache, and entries of it that are in use |
 //! | [`lock_dir`] | folders that one process owns, and scratch folders that the next run removes |
 //! | [`apt`] | finding programs, and the command that installs them |
 //! | [`error`] | the crate's error: what is wrong with the host, and the command that fixes it |
 
 pub mod apt;
+pub mod cache;
 pub mod child;
 pub mod doctor;
 pub mod emulated;

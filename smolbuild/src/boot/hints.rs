@@ -4,57 +4,120 @@ use smol_protocol::{ExitStatus, GuestFailure, Stage};
 
 use super::Service;
 
-/// Programs that go into the background unless they are told not to, and what tells them.
+/// Programs that go into the background, at least as their packages set them up, and what to write so that
+/// they do not. The options are those of their manual pages.
+#[rustfmt::skip] // one line a program
 const FOREGROUND: &[(&[&str], &str)] = &[
-    (&["nginx"], "nginx -g \"daemon off;\""),
-    (&["redis-server", "valkey-server"], "--daemonize no"),
+    (&["nginx", "openresty", "angie"], "nginx -g \"daemon off;\""),
+    (&["apache2", "apache2ctl", "apachectl"], "apachectl -D FOREGROUND"),
+    (&["httpd"], "httpd -D FOREGROUND"),
+    (&["lighttpd"], "lighttpd -D"),
+    (&["thttpd", "mini_httpd"], "thttpd -D"),
+    (&["caddy"], "caddy run"),
+    (&["haproxy"], "haproxy -db, and no `daemon` in its configuration"),
+    (&["varnishd"], "varnishd -F"),
+    (&["squid", "squid3"], "squid --foreground"),
+    (&["privoxy"], "privoxy --no-daemon"),
+    (&["tinyproxy"], "tinyproxy -d"),
+    (&["keepalived"], "keepalived --dont-fork"),
+    (&["php-fpm"], "php-fpm --nodaemonize"),
+    (&["spawn-fcgi"], "spawn-fcgi -n"),
+    (&["gunicorn"], "gunicorn without --daemon and -D"),
+    (&["uwsgi"], "uwsgi without --daemonize"),
+    (&["unicorn", "puma", "thin"], "the program without -D, -d and --daemonize"),
+    (&["pm2"], "pm2-runtime in place of pm2"),
+    (&["catalina.sh", "startup.sh"], "catalina.sh run"),
+    (&["redis-server", "valkey-server", "redis-sentinel"], "--daemonize no"),
+    (&["memcached"], "memcached without -d"),
+    (&["mysqld_safe", "mariadbd-safe"], "mariadbd or mysqld itself"),
+    (&["mysqld", "mariadbd"], "mariadbd or mysqld without --daemonize"),
+    (&["pg_ctl", "pg_ctlcluster", "postgres"], "postgres itself, with -D and its data directory"),
+    (&["pgbouncer"], "pgbouncer without -d"),
+    (&["pgpool"], "pgpool -n"),
+    (&["mongod"], "mongod without --fork"),
+    (&["rabbitmq-server"], "rabbitmq-server without -detached"),
+    (&["mosquitto"], "mosquitto without -d"),
+    (&["zkServer.sh"], "zkServer.sh start-foreground"),
+    (&["kafka-server-start.sh"], "kafka-server-start.sh without -daemon"),
+    (&["elasticsearch", "opensearch"], "the program without -d"),
+    (&["solr"], "solr start -f"),
     (&["sshd"], "sshd -D"),
     (&["dropbear"], "dropbear -F"),
-    (
-        &["apache2", "apache2ctl", "apachectl", "httpd"],
-        "apachectl -D FOREGROUND",
-    ),
-    (&["memcached"], "memcached without -d"),
-    (
-        &["haproxy"],
-        "haproxy -db, and no `daemon` in its configuration",
-    ),
-    (&["lighttpd"], "lighttpd -D"),
-    (
-        &["php-fpm", "php-fpm8.2", "php-fpm8.4"],
-        "php-fpm --nodaemonize",
-    ),
-    (
-        &["mysqld_safe", "mariadbd-safe"],
-        "mariadbd or mysqld itself",
-    ),
-    (&["mysqld", "mariadbd"], "without --daemonize"),
-    (
-        &["pg_ctl", "pg_ctlcluster"],
-        "postgres itself, with -D and its data directory",
-    ),
     (&["named"], "named -f"),
     (&["unbound"], "unbound -d"),
+    (&["nsd"], "nsd -d"),
+    (&["knotd"], "knotd without -d"),
+    (&["pdns_server"], "pdns_server --daemon=no"),
     (&["dnsmasq"], "dnsmasq --keep-in-foreground"),
-    (
-        &["cron", "crond", "atd", "smbd", "nmbd"],
-        "the option -f or --foreground",
-    ),
-    (&["postfix"], "postfix start-fg"),
-    (&["exim4", "exim"], "exim4 -bdf"),
-    (&["squid"], "squid --foreground"),
+    (&["dhcpd"], "dhcpd -f"),
+    (&["radvd"], "radvd --nodaemon"),
+    (&["bird"], "bird -f"),
+    (&["openvpn"], "openvpn without --daemon"),
+    (&["freeradius", "radiusd"], "freeradius -f"),
+    (&["cron", "anacron"], "cron -f"),
+    (&["crond"], "crond -f, or -n where it is that of cronie"),
+    (&["atd"], "atd -f"),
+    (&["smbd", "nmbd", "winbindd"], "smbd --foreground --no-process-group"),
     (&["vsftpd"], "vsftpd -obackground=NO"),
     (&["proftpd"], "proftpd --nodaemon"),
+    (&["pure-ftpd"], "pure-ftpd without -B"),
+    (&["in.tftpd"], "in.tftpd --foreground"),
+    (&["postfix"], "postfix start-fg"),
+    (&["exim4", "exim"], "exim4 -bdf"),
+    (&["dovecot"], "dovecot -F"),
+    (&["opendkim"], "opendkim -f"),
+    (&["clamd"], "clamd --foreground"),
     (&["slapd"], "slapd -d 0"),
+    (&["nslcd"], "nslcd --nofork"),
+    (&["sssd"], "sssd -i"),
+    (&["snmpd"], "snmpd -f"),
+    (&["rsyslogd"], "rsyslogd -n"),
+    (&["syslog-ng"], "syslog-ng --foreground"),
+    (&["supervisord"], "supervisord --nodaemon"),
+    (&["monit"], "monit -I"),
+    (&["chronyd"], "chronyd -n"),
+    (&["ntpd"], "ntpd -n"),
+    (&["dbus-daemon"], "dbus-daemon --nofork"),
+    (&["avahi-daemon"], "avahi-daemon without -D"),
+    (&["cupsd"], "cupsd -f"),
+    (&["xinetd"], "xinetd -dontfork"),
+    (&["stunnel", "stunnel4"], "foreground = yes into its configuration"),
+    (&["tor"], "tor --RunAsDaemon 0"),
+    (&["asterisk"], "asterisk -f"),
+    (&["transmission-daemon"], "transmission-daemon --foreground"),
+    (&["ngircd"], "ngircd --nodaemon"),
+    (&["inspircd"], "inspircd --nofork"),
+    (&["znc"], "znc --foreground"),
+    (&["busybox"], "-f after httpd, crond, inetd or udhcpd; -F after telnetd; -n after ntpd or syslogd"),
+];
+
+/// What starts others and ends, as long as it is not known which.
+const STARTERS: &[(&str, &str)] = &[
     (
-        &["rsyslogd", "supervisord", "chronyd", "ntpd"],
-        "the option -n",
+        "systemctl",
+        "no systemd runs in a machine: write the command of the unit's ExecStart",
     ),
-    (&["mosquitto"], "mosquitto without -d"),
-    (&["mongod"], "mongod without --fork"),
-    (&["gunicorn"], "gunicorn without --daemon"),
-    (&["uwsgi"], "uwsgi without --daemonize"),
-    (&["caddy"], "caddy run"),
+    (
+        "service",
+        "the init script starts a program and ends: write that program itself",
+    ),
+    (
+        "init.d",
+        "the init script starts a program and ends: write that program itself",
+    ),
+    (
+        "start-stop-daemon",
+        "write the program itself, or no --background",
+    ),
+    ("daemonize", "write the program itself"),
+    (
+        "nohup",
+        "write the program itself, without nohup and without & behind it",
+    ),
+    (
+        "setsid",
+        "write the program itself, or setsid --wait in front of it",
+    ),
 ];
 
 /// Returns what to do about a failure that the guest reports, where it is the service's.
@@ -93,18 +156,60 @@ fn of_end(status: ExitStatus, cmd: &[String]) -> Option<String> {
 fn stay(cmd: &[String]) -> String {
     let general = "the service must stay in the foreground: the machine ends with the command that \
                    starts it";
-    let words = cmd.iter().flat_map(|word| word.split_whitespace());
-    let names = words.map(|word| word.rsplit('/').next().unwrap_or(word));
-    let mut known = names.filter_map(|name| {
-        let mut all = FOREGROUND.iter();
-        all.find(|(programs, _)| programs.contains(&name))
-    });
-    match known.next() {
-        Some((_, how)) => format!("{general}; write {how}"),
-        None => {
+    let text = cmd.join(" ");
+    let words: Vec<&str> = text
+        .split(|c: char| c.is_whitespace() || ";&|()'\"`".contains(c))
+        .filter(|word| !word.is_empty())
+        .collect();
+    let starter = STARTERS.iter().find(|(name, _)| starts(&words, name));
+    match (foreground(&words), starter) {
+        (Some(how), _) if is_written(&text, how) => {
+            format!("{general}; it has {how} already: its own log may say why it ends")
+        }
+        (Some(how), _) => format!("{general}; write {how}"),
+        (None, Some((_, how))) => format!("{general}; {how}"),
+        (None, None) if text.trim_end().ends_with('&') => {
+            format!("{general}; remove the & at its end")
+        }
+        (None, None) => {
             format!("{general}; look for its option (--foreground, --no-daemon, -D, -F, -f, -n)")
         }
     }
+}
+
+/// What keeps the first program in the foreground that is known.
+fn foreground(words: &[&str]) -> Option<&'static str> {
+    let names = words
+        .iter()
+        .map(|word| word.rsplit('/').next().unwrap_or(word));
+    let known = |name: &str| {
+        // php-fpm8.2
+        let name = match name.strip_prefix("php-fpm") {
+            Some(version) if version.starts_with(|c: char| c.is_ascii_digit()) => "php-fpm",
+            _ => name,
+        };
+        let mut all = FOREGROUND.iter();
+        all.find(|(programs, _)| programs.contains(&name))
+    };
+    names.filter_map(known).next().map(|(_, how)| *how)
+}
+
+/// Whether a command is run by this program, or by a script in a folder of this name.
+fn starts(words: &[&str], name: &str) -> bool {
+    words
+        .iter()
+        .any(|word| word.split('/').any(|part| part == name))
+}
+
+/// Whether the command has the options of `how`, a program with options.
+fn is_written(text: &str, how: &str) -> bool {
+    let plain = |text: &str| text.replace(['"', '\''], "");
+    let options = how.find(" -").map(|at| &how[at..]);
+    let is_exact = !how.contains([',', ';', '`']) && !how.contains(" without ");
+    let exact = options.filter(|_| is_exact || how.contains("daemon off"));
+    exact.is_some_and(|options| {
+        format!("{} ", plain(text)).contains(&format!("{} ", plain(options)))
+    })
 }
 
 #[cfg(test)]
@@ -126,6 +231,49 @@ mod tests {
                 "; write --daemonize no",
             ),
             (
+                &["service", "nginx", "start"],
+                "; write nginx -g \"daemon off;\"",
+            ),
+            (&["php-fpm8.3", "-R"], "; write php-fpm --nodaemonize"),
+            (
+                &["/bin/sh", "-c", "nginx; redis-server"],
+                "; write nginx -g \"daemon off;\"",
+            ),
+            (
+                &["/usr/sbin/apachectl", "start"],
+                "; write apachectl -D FOREGROUND",
+            ),
+            (&["caddy", "start"], "; write caddy run"),
+            (
+                &["pg_ctl", "start"],
+                "; write postgres itself, with -D and its data directory",
+            ),
+            (
+                &["busybox", "httpd", "-p", "80"],
+                "; write -f after httpd, crond, inetd or udhcpd; -F after telnetd; -n after ntpd or syslogd",
+            ),
+            (
+                &["/etc/init.d/thing", "start"],
+                "; the init script starts a program and ends: write that program itself",
+            ),
+            (
+                &["systemctl", "start", "thing"],
+                "; no systemd runs in a machine: write the command of the unit's ExecStart",
+            ),
+            (
+                &["/bin/sh", "-c", "./app --port 80 &"],
+                "; remove the & at its end",
+            ),
+            (
+                &["nginx", "-g", "daemon off;"],
+                "; it has nginx -g \"daemon off;\" already: its own log may say why it ends",
+            ),
+            (
+                &["/bin/sh", "-c", "exec sshd -D -e"],
+                "; it has sshd -D already: its own log may say why it ends",
+            ),
+            (&["sshd", "-De"], "; write sshd -D"),
+            (
                 &["my-service"],
                 "; look for its option (--foreground, --no-daemon, -D, -F, -f, -n)",
             ),
@@ -136,6 +284,19 @@ mod tests {
                 "{hint}"
             );
             assert!(hint.ends_with(how), "{hint}");
+        }
+    }
+
+    #[test]
+    fn a_program_is_in_the_table_once_and_its_line_says_what_to_write() {
+        let mut names: Vec<_> = FOREGROUND.iter().flat_map(|(names, _)| *names).collect();
+        let count = names.len();
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), count);
+        for (names, how) in FOREGROUND {
+            let alone = hint(0, names).unwrap();
+            assert!(alone.ends_with(&format!("; write {how}")), "{alone}");
         }
     }
 

@@ -28,8 +28,10 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use smol_bundle::Bundle;
 use smol_cli::paths;
+use smol_host::cache::{BUILT, InUse};
 
 use crate::boot::Frozen;
+use crate::cache::REMOVING;
 use crate::hash;
 use crate::pack::Built;
 use crate::plan::Plan;
@@ -69,7 +71,7 @@ impl BundleCache {
     pub fn open(cache: &Path) -> Result<Self> {
         // By this name also when the file was replaced since this process began.
         let program = hash::blake3(Path::new("/proc/self/exe"))?;
-        let folder = cache.join("built");
+        let folder = cache.join(BUILT);
         Ok(Self { folder, program })
     }
 
@@ -95,6 +97,9 @@ impl BundleCache {
     pub fn lookup(&self, key: &str, work: &Path) -> Result<Option<(PathBuf, Facts)>> {
         let entry = self.folder.join(key);
         let bundle = work.join("built");
+        let Ok(Some(_in_use)) = InUse::of(&entry) else {
+            return Ok(None);
+        };
         if fs::hard_link(entry.join(BUNDLE), &bundle).is_err() {
             return Ok(None);
         }
@@ -148,6 +153,8 @@ impl BundleCache {
         let mut entries: Vec<(SystemTime, PathBuf)> = fs::read_dir(&self.folder)?
             .filter_map(|entry| {
                 let entry = entry.ok()?;
+                let going = entry.file_name().to_string_lossy().starts_with(REMOVING);
+                (!going).then_some(())?;
                 Some((entry.metadata().ok()?.modified().ok()?, entry.path()))
             })
             .collect();

@@ -34,7 +34,7 @@ pub fn run(args: &Check, interrupt: &Interrupt) -> Result<()> {
 fn require_lock(args: &Check, loaded: &Loaded, interrupt: &Interrupt) -> Result<()> {
     let kernels = ReadyKernels::of_process(false, args.kernel.no_prebuilt)?;
     let context = BuildContext {
-        downloads: &paths::cache_dir()?.join("downloads"),
+        downloads: &paths::cache_dir()?.join(smol_host::cache::DOWNLOADS),
         net: Net::Offline,
         environment: &EnvironmentInputs::of_process(kernels)?,
         session: &Session::new(Mode::Auto, interrupt.clone()),

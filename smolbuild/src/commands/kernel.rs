@@ -7,7 +7,9 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use smol_bundle::Output;
 use smol_cli::{Interrupt, Mode, Session, paths};
+use smol_host::cache::DOWNLOADS;
 
+use crate::cache::hold_for_build;
 use crate::cli::Kernel;
 use crate::error::ResultExt;
 use crate::fetch::Net;
@@ -18,12 +20,13 @@ use crate::smolfile::DEFAULT_RECIPE;
 pub fn run(args: &Kernel, interrupt: &Interrupt) -> Result<()> {
     let session = Session::new(args.shown.progress, interrupt.clone());
     let cache = paths::cache_dir()?;
+    let _in_use = hold_for_build(&cache)?;
     let ready = ReadyKernels::of_process(false, args.prebuilt.no_prebuilt)?;
     let request = KernelRequest {
         recipe: &args.recipe,
         source: args.source.as_deref(),
         pinned: None,
-        downloads: &cache.join("downloads"),
+        downloads: &cache.join(DOWNLOADS),
         net: Net::Open,
         release: ready.release.as_deref(),
         rebuild: args.no_cache,
@@ -45,12 +48,13 @@ pub fn run(args: &Kernel, interrupt: &Interrupt) -> Result<()> {
 pub fn release(folder: &Path, interrupt: &Interrupt) -> Result<()> {
     let session = Session::new(Mode::Plain, interrupt.clone());
     let cache = paths::cache_dir()?;
+    let _in_use = hold_for_build(&cache)?;
     let pins = kernel::pins(DEFAULT_RECIPE, None, None, &ReadyKernels::default())?;
     let request = KernelRequest {
         recipe: DEFAULT_RECIPE,
         source: None,
         pinned: Some(&pins),
-        downloads: &cache.join("downloads"),
+        downloads: &cache.join(DOWNLOADS),
         // A release has the source that its recipe pins, or it is none.
         net: Net::Pinned,
         release: None,

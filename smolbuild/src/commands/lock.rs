@@ -15,7 +15,7 @@ pub fn run(args: &Lock, interrupt: &Interrupt) -> Result<()> {
     let loaded = super::load_smolfile(&args.smolfile)?;
     let kernels = ReadyKernels::of_process(false, args.kernel.no_prebuilt)?;
     let context = BuildContext {
-        downloads: &paths::cache_dir()?.join("downloads"),
+        downloads: &paths::cache_dir()?.join(smol_host::cache::DOWNLOADS),
         net: Net::allowed(args.downloads.offline),
         environment: &EnvironmentInputs::of_process(kernels)?,
         session: &Session::new(args.shown.progress, interrupt.clone()),

@@ -1,6 +1,7 @@
 //! One file per subcommand.
 
 pub mod build;
+pub mod cache;
 pub mod check;
 pub mod diff;
 pub mod doctor;

@@ -13,6 +13,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use smol_cli::progress::Stage;
 use smol_cli::{Interrupt, paths};
+use smol_host::cache::{KERNELS, record_use};
 use smol_host::lock_dir::lock_file;
 
 use super::inputs::Toolchain;
@@ -46,14 +47,17 @@ pub struct KernelCache(PathBuf);
 impl KernelCache {
     /// The one in this cache.
     pub fn new(cache: &Path) -> KernelCache {
-        KernelCache(cache.join("kernels"))
+        KernelCache(cache.join(KERNELS))
     }
 
     /// The kernel of these inputs, if it is there and what it was; only one that was compiled here,
     /// unless `prebuilt`.
     pub fn find(&self, digest: &str, prebuilt: bool, stage: &Stage) -> Option<PathBuf> {
         match self.look(digest, prebuilt) {
-            Entry::Good(vmlinux) => Some(vmlinux),
+            Entry::Good(vmlinux) => {
+                record_use(&self.0.join(digest));
+                Some(vmlinux)
+            }
             Entry::Damaged(vmlinux) => {
                 stage.note(&format!(
                     "{} is damaged and will be built again",

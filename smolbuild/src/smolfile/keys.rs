@@ -234,7 +234,7 @@ pub(super) fn unknown(table: &str, name: &str, span: Span) -> Diagnostic {
 }
 
 /// The candidate that `name` is probably a misspelling of.
-pub(super) fn nearest<'a>(
+pub(crate) fn nearest<'a>(
     name: &str,
     candidates: impl Iterator<Item = &'a str>,
 ) -> Option<&'a str> {

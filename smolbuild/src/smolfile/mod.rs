@@ -11,6 +11,7 @@
 //! | `values.rs` | sizes, durations, paths and the like, from strings |
 //! | `table.rs` | taking typed keys out of a spanned table |
 //! | `keys.rs` | the one table of keys, and help with unknown ones |
+//! | `foreign.rs` | the Smolfile of another program, with the same in ours |
 //! | `diagnostic.rs` | mistakes with places, drawn over the source |
 //! | `load.rs` | from disk: the file itself, and whether the files it names exist |
 
@@ -25,6 +26,7 @@ use toml::de::DeTable;
 mod check;
 mod command;
 pub mod diagnostic;
+mod foreign;
 pub mod keys;
 mod load;
 mod parse;
@@ -266,6 +268,10 @@ fn syntax_errors(syntax: &[toml::de::Error], source: &str) -> Vec<Diagnostic> {
 
 /// Every section, then what they ask of each other. `None` only after an error was reported.
 fn sections(mut top: Table<'_>, errors: &mut Errors) -> Option<Smolfile> {
+    if let Some(of_another) = foreign::of_smolvm(&top) {
+        errors.push(of_another);
+        return None;
+    }
     top.require("name", "name = \"my-machine\"", errors);
     check::workload(&top, errors);
     let kernel_only = check::files(&top).is_none() && !top.has("service");

@@ -77,6 +77,13 @@ impl<'i> Table<'i> {
         Some(entry.value.span())
     }
 
+    /// The value of the key.
+    pub(super) fn value(&self, key: &str) -> Option<&DeValue<'i>> {
+        let mut entries = self.entries.iter();
+        let entry = entries.find(|entry| entry.key.get_ref() == key)?;
+        Some(entry.value.get_ref())
+    }
+
     /// The list that the key has as its value.
     pub(super) fn list(&self, key: &str) -> Option<&[Spanned<DeValue<'i>>]> {
         let mut entries = self.entries.iter();

@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use smol_cli::human;
 use smol_image::ImageRef;
 use smol_machine::cpu::Level;
 
@@ -28,19 +29,11 @@ fn number_and_unit(text: &str) -> Option<(u64, &str)> {
 /// A size in bytes: `256MiB`, and as people write it: `256M`, `256m`, `1g`. The units are powers of
 /// 1024 in every spelling, as those of memory are in docker and podman.
 pub(super) fn size(text: &str) -> Result<u64, Diagnostic> {
-    let syntax = || {
-        wrong("not a size").help("write a whole number with KiB, MiB or GiB, such as \"256MiB\"")
-    };
-    let (number, unit) = number_and_unit(text).ok_or_else(syntax)?;
-    let factor = match unit.to_ascii_lowercase().as_str() {
-        "k" | "kb" | "kib" => 1 << 10,
-        "m" | "mb" | "mib" => MIB,
-        "g" | "gb" | "gib" => 1 << 30,
-        _ => return Err(syntax()),
-    };
-    number
-        .checked_mul(factor)
-        .ok_or_else(|| wrong("the size is too large"))
+    const HELP: &str = "write a whole number with KiB, MiB or GiB, such as \"256MiB\"";
+    human::parse_bytes(text).map_err(|what| match what {
+        human::NOT_A_SIZE => wrong(what).help(HELP),
+        _ => wrong(what),
+    })
 }
 
 /// A duration: `500ms`, `30s`, `5min`, `1h`.

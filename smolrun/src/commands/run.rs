@@ -48,7 +48,8 @@ pub fn run(args: &RunArgs, start: Moment) -> anyhow::Result<ExitCode> {
     let moment = Moment::now();
     let lazily = spec.has.snapshot && spec.cold != ColdBoot::Always && !spec.emulated;
     if args.detach {
-        let images = Source::prepare(&bundle, &cache, lazily, &session)?;
+        // In use until the other process has them in use, too.
+        let (images, _in_use) = Source::prepare(&bundle, &cache, lazily, &session)?;
         spec.metrics.images_ms = Some(moment.elapsed_ms());
         session.check()?;
         fetch_kernel()?;

@@ -303,7 +303,7 @@ pub fn inner(spec: &str) -> anyhow::Result<ExitCode> {
         }
     });
     let output = Arc::new(Output::new(true, None));
-    let mut images = Images::Cached(CachedImages::new(IMAGES.into(), spec.has));
+    let mut images = Images::Cached(CachedImages::new(IMAGES.into(), spec.has, None));
     confine::inside(&spec, Path::new(IMAGES))?;
     let outcome = supervisor.run(&spec, &mut images, output, lines.clone(), || {}, |_| {});
     let message = match outcome {

@@ -15,6 +15,9 @@
 //! (mode 0700), and a folder or file of another owner or of a wider mode, or a file whose size is
 //! not the one that the manifest's page index tells, is not used. Who can change these files (the
 //! user, and root) could change smolrun as well.
+//!
+//! **Removal.** Who uses a folder holds its lock, shared, for as long as a machine runs: `smolbuild cache`
+//! leaves it alone meanwhile ([`smol_host::cache`]).
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind, Write};
@@ -24,6 +27,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use smol_bundle::{Bundle, ImageKind};
 use smol_cli::{ErrorExt, ExitKind, Failure, Session, human};
+use smol_host::cache::{self, InUse};
 use smol_host::lock_dir::LockDir;
 use smol_machine::machine::{Hooks, RestoreConfig};
 use smol_machine::prefetch::{Run, Runs};
@@ -37,17 +41,25 @@ const STATE: &str = "state.json";
 const WORKING_SET: &str = "working-set";
 /// Ending of folders that are being unpacked.
 const TEMPORARY: &str = "tmp";
+/// How often a bundle is unpacked that is removed each time before it could be used.
+const ATTEMPTS: usize = 3;
 
 /// The images of a bundle as files in a folder.
 pub struct CachedImages {
     folder: PathBuf,
     has: Has,
+    /// Not in an emulated host, whose images the process outside of it holds.
+    _in_use: Option<InUse>,
 }
 
 impl CachedImages {
-    /// Takes the images in a folder that [`unpack`] has filled.
-    pub fn new(folder: PathBuf, has: Has) -> Self {
-        Self { folder, has }
+    /// Takes the images in a folder that [`unpack`] has filled, and that is in use.
+    pub fn new(folder: PathBuf, has: Has, in_use: Option<InUse>) -> Self {
+        Self {
+            folder,
+            has,
+            _in_use: in_use,
+        }
     }
 
     /// Returns the folder.
@@ -103,34 +115,62 @@ impl CachedImages {
 
 /// Returns the folder of all unpacked bundles under `cache`.
 pub fn root(cache: &Path) -> PathBuf {
-    cache.join("bundles")
+    cache.join(cache::IMAGES)
 }
 
-/// Returns where the bundle's images are under `cache`, or will be, and whether they are there.
+/// Returns where the bundle's images are under `cache`, or will be, and if they are there, that they
+/// are in use now.
 ///
 /// # Errors
 /// If the cache cannot be used.
-pub fn lookup(bundle: &Bundle, cache: &Path) -> anyhow::Result<(PathBuf, bool)> {
+pub fn lookup(bundle: &Bundle, cache: &Path) -> anyhow::Result<(PathBuf, Option<InUse>)> {
     let root = root(cache);
     create_private(&root)?;
     let done = root.join(bundle.digest().hex());
-    let complete = is_complete(bundle, &done)?;
-    if !complete {
+    let in_use = take(bundle, &done)?;
+    if in_use.is_none() {
         sweep(&root);
     }
-    Ok((done, complete))
+    Ok((done, in_use))
 }
 
-/// Returns the folder of the bundle's images under `cache`, unpacked if it is not there yet.
+/// Takes the folder of a bundle's images into use, if it is complete.
+fn take(bundle: &Bundle, done: &Path) -> anyhow::Result<Option<InUse>> {
+    // Before anything in it is looked at, which could be removed meanwhile.
+    let in_use = InUse::of(done).with_context(|| format!("cannot use {}", done.display()))?;
+    Ok(match is_complete(bundle, done)? {
+        true => in_use,
+        false => None,
+    })
+}
+
+/// Returns the folder of the bundle's images under `cache`, unpacked if it is not there yet, and that it is
+/// in use.
 ///
 /// # Errors
 /// If the bundle's frames are not what its index says, the disk is full, or a signal came; then
 /// nothing is left behind.
-pub fn unpack(bundle: &Bundle, cache: &Path, session: &Session) -> anyhow::Result<PathBuf> {
-    let (done, complete) = lookup(bundle, cache)?;
-    if complete {
-        return Ok(done);
+pub fn unpack(
+    bundle: &Bundle,
+    cache: &Path,
+    session: &Session,
+) -> anyhow::Result<(PathBuf, InUse)> {
+    // Somebody may empty the cache between unpacking and use.
+    for _ in 0..ATTEMPTS {
+        if let (done, Some(in_use)) = lookup(bundle, cache)? {
+            return Ok((done, in_use));
+        }
+        let done = unpack_now(bundle, cache, session)?;
+        if let Some(in_use) = take(bundle, &done)? {
+            return Ok((done, in_use));
+        }
     }
+    anyhow::bail!("{} is removed again and again", root(cache).display())
+}
+
+/// Unpacks the bundle, unless another process has done so meanwhile.
+fn unpack_now(bundle: &Bundle, cache: &Path, session: &Session) -> anyhow::Result<PathBuf> {
+    let done = root(cache).join(bundle.digest().hex());
     let temporary = done.with_extension(TEMPORARY);
     let owned = match LockDir::try_claim(&temporary).with_context(|| cannot(&temporary))? {
         Some(owned) => owned,
@@ -395,9 +435,11 @@ mod tests {
     use super::*;
     use crate::testing::{MEMORY, Sample};
     use std::os::unix::fs::PermissionsExt;
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
     fn unpack_sample(sample: &Sample, cache: &Path) -> anyhow::Result<PathBuf> {
-        unpack(&sample.open(), cache, &Session::detached().unwrap())
+        let session = Session::detached().unwrap();
+        unpack(&sample.open(), cache, &session).map(|(folder, _)| folder)
     }
 
     fn names(folder: &Path) -> Vec<String> {
@@ -542,6 +584,45 @@ mod tests {
             assert!(folders.windows(2).all(|w| w[0] == w[1]));
         });
         assert_eq!(names(&cache.path().join("bundles")).len(), 1);
+    }
+
+    #[test]
+    fn images_are_never_removed_under_a_machine_by_who_empties_the_cache_all_the_time() {
+        let (sample, cache) = (Sample::new(), tempfile::tempdir().unwrap());
+        let bundle = sample.open();
+        let done = root(cache.path()).join(bundle.digest().hex());
+        let (finished, removed) = (AtomicBool::new(false), AtomicUsize::new(0));
+        std::thread::scope(|scope| {
+            let starts: Vec<_> = (0..2)
+                .map(|_| {
+                    scope.spawn(|| {
+                        for _ in 0..30 {
+                            let session = Session::detached().unwrap();
+                            let (folder, _in_use) =
+                                unpack(&bundle, cache.path(), &session).unwrap();
+                            std::thread::yield_now();
+                            assert!(is_complete(&bundle, &folder).unwrap());
+                        }
+                    })
+                })
+                .collect();
+            scope.spawn(|| {
+                while !finished.load(Ordering::SeqCst) {
+                    // As `smolbuild cache` does.
+                    if let Some(claimed) = LockDir::if_abandoned(&done) {
+                        let number = removed.fetch_add(1, Ordering::SeqCst);
+                        let away = cache.path().join(number.to_string());
+                        claimed.rename(&away).unwrap();
+                        fs::remove_dir_all(away).unwrap();
+                    }
+                    std::thread::sleep(std::time::Duration::from_micros(200));
+                }
+            });
+            let ends: Vec<_> = starts.into_iter().map(|start| start.join()).collect();
+            finished.store(true, Ordering::SeqCst);
+            assert!(ends.into_iter().all(|end| end.is_ok()));
+        });
+        assert!(removed.load(Ordering::SeqCst) > 0);
     }
 
     #[test]

@@ -227,8 +227,12 @@ impl LazyImages {
     pub fn unpack(&self) -> anyhow::Result<CachedImages> {
         self.loader.demand.end();
         let bundle = &self.loader.bundle;
-        let folder = cache::unpack(bundle, &self.cache, &self.session)?;
-        Ok(CachedImages::new(absolute(&folder)?, Has::of(bundle)))
+        let (folder, in_use) = cache::unpack(bundle, &self.cache, &self.session)?;
+        Ok(CachedImages::new(
+            absolute(&folder)?,
+            Has::of(bundle),
+            Some(in_use),
+        ))
     }
 
     /// Ends lazy loading for a machine that has stopped. Waits until the bundle is unpacked, unless

@@ -10,9 +10,11 @@ pub mod lazy;
 
 use std::path::{Path, PathBuf};
 
+use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use smol_bundle::Bundle;
 use smol_cli::{ExitKind, Failure, Session};
+use smol_host::cache::InUse;
 use smol_machine::machine::Hooks;
 use smol_machine::{Machine, MachineState};
 
@@ -44,7 +46,8 @@ pub enum Source {
 impl Source {
     /// Prepares the images for another process: unpacks them, unless they are in the cache or the
     /// other process can load them lazily. A process can make such memory for itself only, so
-    /// here it is just found out whether there can be any.
+    /// here it is just found out whether there can be any. What is returned with them keeps them
+    /// there until the other process has taken them into use.
     ///
     /// # Errors
     /// As [`cache::unpack`].
@@ -53,17 +56,17 @@ impl Source {
         cache: &Path,
         lazily: bool,
         session: &Session,
-    ) -> anyhow::Result<Self> {
-        let (folder, complete) = cache::lookup(bundle, cache)?;
-        if complete {
-            return Ok(Source::Cached(absolute(&folder)?));
+    ) -> anyhow::Result<(Self, Option<InUse>)> {
+        let (folder, in_use) = cache::lookup(bundle, cache)?;
+        if in_use.is_some() {
+            return Ok((Source::Cached(absolute(&folder)?), in_use));
         }
         if lazily && lazy::memory_for(bundle).is_some() {
             let cache = absolute(cache)?;
-            return Ok(Source::Bundle { cache });
+            return Ok((Source::Bundle { cache }, None));
         }
-        let folder = cache::unpack(bundle, cache, session)?;
-        Ok(Source::Cached(absolute(&folder)?))
+        let (folder, in_use) = cache::unpack(bundle, cache, session)?;
+        Ok((Source::Cached(absolute(&folder)?), Some(in_use)))
     }
 }
 
@@ -80,16 +83,19 @@ impl Images {
         session: &Session,
     ) -> anyhow::Result<Self> {
         let has = Has::of(&bundle);
-        let (folder, complete) = cache::lookup(&bundle, cache)?;
-        if complete {
-            return Ok(Images::Cached(CachedImages::new(absolute(&folder)?, has)));
+        let cached = |folder: &Path, in_use| {
+            let images = CachedImages::new(absolute(folder)?, has, Some(in_use));
+            Ok(Images::Cached(images))
+        };
+        if let (folder, Some(in_use)) = cache::lookup(&bundle, cache)? {
+            return cached(&folder, in_use);
         }
         if lazily && let Some(memory) = lazy::memory_for(&bundle) {
             let images = LazyImages::new(bundle, memory, cache, session);
             return Ok(Images::Lazy(images));
         }
-        let folder = cache::unpack(&bundle, cache, session)?;
-        Ok(Images::Cached(CachedImages::new(absolute(&folder)?, has)))
+        let (folder, in_use) = cache::unpack(&bundle, cache, session)?;
+        cached(&folder, in_use)
     }
 
     /// Opens what another process has prepared, of the bundle with this digest, which that process
@@ -106,7 +112,14 @@ impl Images {
     ) -> anyhow::Result<Self> {
         let cache = match source {
             Source::Cached(folder) => {
-                return Ok(Images::Cached(CachedImages::new(folder.clone(), has)));
+                let cannot = || format!("cannot use {}", folder.display());
+                let in_use = InUse::of(folder).with_context(cannot)?;
+                let in_use = Some(in_use.with_context(cannot)?);
+                return Ok(Images::Cached(CachedImages::new(
+                    folder.clone(),
+                    has,
+                    in_use,
+                )));
             }
             Source::Bundle { cache } => cache,
         };
@@ -229,7 +242,7 @@ mod tests {
         // If it cannot be loaded lazily, it is unpacked; and what is unpacked is not loaded lazily.
         let mut images = open(&source, &verified).unwrap();
         let bundle = sample.open();
-        let complete = || cache::lookup(&bundle, cache.path()).unwrap().1;
+        let complete = || cache::lookup(&bundle, cache.path()).unwrap().1.is_some();
         assert_ne!(images.are_lazy(), complete());
         let folder = images.unpacked().unwrap().folder().to_owned();
         assert!(complete() && !images.are_lazy());
@@ -244,8 +257,11 @@ mod tests {
         let (sample, cache) = (Sample::new(), tempfile::tempdir().unwrap());
         let session = Session::detached().unwrap();
         let bundle = sample.open();
-        let prepare = |lazily| Source::prepare(&bundle, cache.path(), lazily, &session).unwrap();
-        let complete = || cache::lookup(&bundle, cache.path()).unwrap().1;
+        let prepare = |lazily| {
+            let prepared = Source::prepare(&bundle, cache.path(), lazily, &session);
+            prepared.unwrap().0
+        };
+        let complete = || cache::lookup(&bundle, cache.path()).unwrap().1.is_some();
         match prepare(true) {
             Source::Bundle { cache: path } => assert!(path == cache.path() && !complete()),
             Source::Cached(_) => assert!(complete()),

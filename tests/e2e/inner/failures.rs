@@ -10,7 +10,7 @@ use smol_tests::suite::Suite;
 use smol_tests::support::{self, names, run};
 
 /// A machine, what is wrong with it, and the error of its build.
-const CASES: [(&str, &str, &str); 8] = [
+const CASES: [(&str, &str, &str); 9] = [
     (
         "never",
         "a service that never gets ready",
@@ -41,6 +41,15 @@ const CASES: [(&str, &str, &str); 8] = [
   probe: tcp 7777
   last lines of the service:
     service: there is no configuration
+"#,
+    ),
+    (
+        "daemon",
+        "a service that goes into the background",
+        r#"error: the service ended before it was ready, with exit code 0
+  stage: ready
+  probe: tcp 7777
+  hint: the service must stay in the foreground: the machine ends with the command that starts it; look for its option (--foreground, --no-daemon, -D, -F, -f, -n)
 "#,
     ),
     (

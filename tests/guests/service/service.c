@@ -4,6 +4,7 @@
  *   service                 serves
  *   service --never         does not listen, and does not end
  *   service --exit N        complains and ends with exit code N
+ *   service --daemon        goes into the background, and does not listen
  *   service --late SECONDS  sleeps, then serves
  *   service --spin          computes until another process stops it, then serves
  *   service --avx           uses AVX2, then serves
@@ -492,6 +493,12 @@ int main(int argc, char **argv)
     if (argc > 2 && !strcmp(argv[1], "--exit")) {
         fprintf(stderr, "service: there is no configuration\n");
         return atoi(argv[2]);
+    }
+    if (argc > 1 && !strcmp(argv[1], "--daemon")) {
+        if (fork() != 0)
+            return 0;
+        for (;;)
+            pause();
     }
     if (argc > 2 && !strcmp(argv[1], "--draw"))
         return draw(argv[2]);

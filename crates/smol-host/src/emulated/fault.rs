@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Folder of the reports in the cache.
-pub const FOLDER: &str = "emulated-host-faults";
+pub const FOLDER: &str = crate::cache::HOST_FAULTS;
 /// Reports that are kept; of more, the oldest go.
 const MAX_REPORTS: usize = 8;
 /// Bytes of a log's end that are kept.

@@ -15,6 +15,7 @@ use smol_cli::paths;
 
 use super::modules;
 use crate::apt::{self, DownloadDir};
+use crate::cache::InUse;
 use crate::child;
 use crate::error::{HostError, Result};
 use crate::lock_dir::ScratchDir;
@@ -33,6 +34,8 @@ pub const KERNEL_ROOT_VARIABLE: &str = "SMOL_EMULATED_KERNEL_ROOT";
 pub struct HostKernel {
     dir: PathBuf,
     index: KernelIndex,
+    /// Until QEMU has read it.
+    _in_use: InUse,
 }
 
 /// `index.json` of a cached kernel.
@@ -110,6 +113,10 @@ impl HostKernel {
 
     fn open(dir: &Path) -> Result<HostKernel> {
         let path = dir.join("index.json");
+        let in_use =
+            InUse::of(dir).map_err(HostError::io(format!("cannot use {}", dir.display())))?;
+        let in_use =
+            in_use.ok_or_else(|| HostError::new(format!("there is no {}", dir.display())))?;
         let text =
             fs::read(&path).map_err(HostError::io(format!("cannot read {}", path.display())))?;
         let index = serde_json::from_slice(&text).map_err(|e| {
@@ -118,6 +125,7 @@ impl HostKernel {
         Ok(HostKernel {
             dir: dir.to_owned(),
             index,
+            _in_use: in_use,
         })
     }
 

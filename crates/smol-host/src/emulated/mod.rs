@@ -37,7 +37,7 @@ pub use running::{Controller, Event, RunningHost};
 pub use wire::JobStatus;
 
 /// Folder in the cache of all that is kept of emulated hosts.
-pub const FOLDER: &str = "emulated-host";
+pub const FOLDER: &str = crate::cache::HOST_KERNELS;
 
 /// Path of the running program inside the emulated host: what a job names to run itself there.
 pub const SELF: &str = "/smol";

@@ -181,13 +181,13 @@ impl EmulatedHost {
         let cpu = cpu(std::env::var_os(CPU_VARIABLE))?;
         let kernel = HostKernel::obtain(&self.cache)?;
         let initramfs = memory_file("initramfs", &self.initramfs(&kernel)?)?;
-        let (host, vmlinux) = (self.clone(), kernel.vmlinux());
+        let host = self.clone();
         running::start(Launch {
             access: self.access()?,
             sandbox: self.sandbox,
             qemu,
             initramfs,
-            arguments: Box::new(move |fds| host.command_line(&cpu, &vmlinux, fds)),
+            arguments: Box::new(move |fds| host.command_line(&cpu, &kernel.vmlinux(), fds)),
             boot_timeouts: running::BOOT_TIMEOUTS,
             silence_timeout: self.silence_timeout,
             cache: self.cache.clone(),

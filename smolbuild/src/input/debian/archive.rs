@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use smol_cli::{ErrorExt, ExitKind, Failure, Interrupt};
+use smol_host::cache::record_use;
 
 use super::mmdebstrap::{self, Network, quoted};
 use super::packages;
@@ -133,6 +134,8 @@ pub fn fetch(
         let place = fetch::place(downloads, &pin.sha256);
         if !place.exists() || hash::sha256(&place)? != pin.sha256 {
             missing.push(pin.clone());
+        } else {
+            record_use(&place);
         }
     }
     if missing.is_empty() {

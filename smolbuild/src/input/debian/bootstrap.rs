@@ -3,11 +3,12 @@
 //! An entry of the cache is a tar archive named by the digest of all that determines it. It is made
 //! under another name while its lock file is held and renamed when complete, so there is never half
 //! an entry; what a killed run left is removed by the next. Whoever uses an entry holds its lock
-//! shared.
+//! shared. Its bytes are checked by their BLAKE3, in a file beside it, each time it is taken.
 
 use std::env;
 use std::fmt::Write as _;
-use std::fs::{self, File};
+use std::fs::{self, File, remove_file};
+use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -15,6 +16,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::geteuid;
 use smol_cli::{ErrorExt, ExitKind, Interrupt, paths};
+use smol_host::cache::{open_lock, record_use};
 use smol_host::lock_dir::{ScratchDir, lock_file};
 
 use super::mmdebstrap::{self, Network};
@@ -23,6 +25,8 @@ use crate::fetch;
 use crate::hash;
 use crate::lock::{Debian, PackagePin};
 
+/// Ending of the file with the BLAKE3 of an archive.
+const DIGEST: &str = "blake3";
 /// Part of the cache key: count up when the command below gives different archives.
 const RECIPE: u32 = 4;
 /// A release of which all of /bin, /sbin and /lib is in /usr has this package, and its essential
@@ -55,7 +59,8 @@ pub struct InstalledSystem {
 
 /// Whether `cache` has an entry for these packages.
 pub fn is_installed(debian: &Debian, cache: &Path) -> bool {
-    cache.join(format!("{}.tar", cache_key(debian))).exists()
+    let archive = cache.join(format!("{}.tar", cache_key(debian)));
+    archive.exists() && archive.with_extension(DIGEST).exists()
 }
 
 /// The entry for `spec`, installed now if there is none.
@@ -70,27 +75,41 @@ pub fn installed(
     paths::create_in_cache(cache).with_context(cannot)?;
     // mmdebstrap runs elsewhere.
     let cache = &cache.canonicalize().with_context(cannot)?;
-    let lock = File::options()
-        .create(true)
-        .append(true)
-        .open(cache.join(format!("{key}.lock")));
-    let lock = lock.with_context(cannot)?;
+    let lock = open_lock(&cache.join(format!("{key}.lock"))).with_context(cannot)?;
     let archive = cache.join(format!("{key}.tar"));
     lock.lock_shared().with_context(cannot)?;
-    if !archive.exists() {
+    if !is_whole(&archive) {
         // The lock that is held becomes one that nobody shares.
         lock_file(&lock, interrupt, || {
             progress("waiting for another smolbuild that uses the same packages");
         })
         .with_context(cannot)?;
         interrupt.check()?;
-        if !archive.exists() {
-            install(spec, &archive, progress, interrupt)?;
+        if !is_whole(&archive) {
+            let damaged = archive.exists();
+            if damaged {
+                progress("the installed packages in the cache are damaged: installing them again");
+                remove_file(&archive).with_context(cannot)?;
+            }
+            let done = install(spec, &archive, progress, interrupt);
+            match damaged {
+                true => done.hint("if packages are missing: the next build fetches them")?,
+                false => done?,
+            }
         }
         // Between the two locks another may replace the entry, but there will be one.
         lock.lock_shared().with_context(cannot)?;
     }
+    record_use(&archive);
     Ok(InstalledSystem { archive, lock })
+}
+
+/// Whether the entry is there, with the bytes that it was made with.
+fn is_whole(archive: &Path) -> bool {
+    let Ok(digest) = fs::read_to_string(archive.with_extension(DIGEST)) else {
+        return false;
+    };
+    hash::blake3(archive).is_ok_and(|found| found.to_hex().as_str() == digest)
 }
 
 fn cache_key(debian: &Debian) -> String {
@@ -166,10 +185,19 @@ fn install(
              need: `smolbuild lock` adds them",
         ),
     }?;
-    File::open(&made)
-        .and_then(|file| file.sync_all())
-        .context("cannot store the packages")?;
+    keep_digest(&made, &archive.with_extension(DIGEST)).context("cannot store the packages")?;
     fs::rename(&made, archive).with_context(|| format!("cannot make {}", archive.display()))
+}
+
+/// Writes an archive that was made to the disk, and its digest to the file `digest`: before the archive has its
+/// name, so that it has none without.
+fn keep_digest(made: &Path, digest: &Path) -> Result<()> {
+    File::open(made)?.sync_all()?;
+    let new = made.with_extension(DIGEST);
+    let mut file = File::create(&new)?;
+    file.write_all(hash::blake3(made)?.to_hex().as_bytes())?;
+    file.sync_all()?;
+    Ok(fs::rename(&new, digest)?)
 }
 
 /// `NAME=VERSION` of each package, as apt takes them.
@@ -323,6 +351,34 @@ mod tests {
             arch: "all".into(),
             sha256: sha256.into(),
         }
+    }
+
+    #[test]
+    fn an_archive_with_other_bytes_than_it_was_made_with_or_without_its_digest_is_not_taken() {
+        let cache = tempfile::tempdir().unwrap();
+        let debian = Debian {
+            suite: "bookworm".into(),
+            requested: Vec::new(),
+            packages: vec![pin("bash", "5.2", "bb")],
+            install_only: None,
+        };
+        let archive = cache.path().join(format!("{}.tar", cache_key(&debian)));
+        let made = cache.path().join("rootfs.tar");
+        let digest = archive.with_extension(DIGEST);
+        fs::write(&made, [7; 50_000]).unwrap();
+        keep_digest(&made, &digest).unwrap();
+        assert!(!is_installed(&debian, cache.path()) && !is_whole(&archive));
+        fs::rename(&made, &archive).unwrap();
+        assert!(is_installed(&debian, cache.path()) && is_whole(&archive));
+        let mut bytes = fs::read(&archive).unwrap();
+        bytes[40_000] ^= 1;
+        fs::write(&archive, &bytes).unwrap();
+        assert!(!is_whole(&archive));
+        bytes[40_000] ^= 1;
+        fs::write(&archive, &bytes).unwrap();
+        assert!(is_whole(&archive));
+        fs::remove_file(&digest).unwrap();
+        assert!(!is_installed(&debian, cache.path()) && !is_whole(&archive));
     }
 
     #[test]

@@ -38,7 +38,7 @@ use crate::lock::{self, Lock, PackagePin};
 use crate::source_dir::SourceDir;
 
 /// Installed systems, in the folder of the cache.
-const CACHE_FOLDER: &str = "debian";
+const CACHE_FOLDER: &str = smol_host::cache::SYSTEMS;
 /// Largest status file of dpkg read (all of Debian has some 100 MB).
 const MAX_STATUS: u64 = 128 << 20;
 

@@ -127,8 +127,9 @@ fn ask_repeatedly(
             .map_err(|interrupt| NotReady::Interrupted(interrupt, last_saw.clone()))?;
     }
     let saw = last_saw.unwrap_or_else(|| format!("only {in_a_row} successes in a row"));
-    Err(NotReady::Timeout(match ready.probe {
-        Probe::Tcp { port } | Probe::Http { port, .. } => tcp::with_other_ports(saw, port),
+    Err(NotReady::Timeout(match &ready.probe {
+        Probe::Tcp { port } | Probe::Http { port, .. } => tcp::with_other_ports(saw, *port),
+        Probe::Exec { cmd } => tcp::with_ports(saw, cmd),
         _ => saw,
     }))
 }

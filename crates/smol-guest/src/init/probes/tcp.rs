@@ -76,20 +76,44 @@ pub(super) fn with_other_ports(saw: String, port: u16) -> String {
     if saw != REFUSED {
         return saw;
     }
+    match told(&ports()) {
+        None => format!("{saw}: nothing listens on any port"),
+        Some(others) => format!("{saw}: nothing listens on {port}, but on {others}"),
+    }
+}
+
+/// Adds to what was seen of this command on which ports something listens, unless the command names one of
+/// them: it may ask another one.
+pub(super) fn with_ports(saw: String, cmd: &[String]) -> String {
+    let ports = ports();
+    let numbers = cmd
+        .iter()
+        .flat_map(|word| word.split(|c: char| !c.is_ascii_digit()));
+    let mut named = numbers.filter_map(|number| number.parse::<u16>().ok());
+    match told(&ports) {
+        Some(told) if !named.any(|port| ports.contains(&port)) => {
+            format!("{saw}; something listens on port {told}")
+        }
+        _ => saw,
+    }
+}
+
+/// The ports that something listens on.
+fn ports() -> BTreeSet<u16> {
     let tables = ["/proc/net/tcp", "/proc/net/tcp6"].map(fs::read_to_string);
     let tables = tables.into_iter().map(Result::unwrap_or_default);
-    let ports: BTreeSet<u16> = tables.flat_map(|table| listening(&table)).collect();
+    tables.flat_map(|table| listening(&table)).collect()
+}
+
+/// Ports as they are told; `None` if there are none.
+fn told(ports: &BTreeSet<u16>) -> Option<String> {
     let mut told: Vec<String> = ports.iter().take(MOST_TOLD).map(u16::to_string).collect();
     if ports.len() > MOST_TOLD {
         told.push("others".to_owned());
     }
-    match told.split_last() {
-        None => format!("{saw}: nothing listens on any port"),
-        Some((last, [])) => format!("{saw}: nothing listens on {port}, but on {last}"),
-        Some((last, first)) => {
-            let first = first.join(", ");
-            format!("{saw}: nothing listens on {port}, but on {first} and {last}")
-        }
+    match told.split_last()? {
+        (last, []) => Some(last.clone()),
+        (last, first) => Some(format!("{} and {last}", first.join(", "))),
     }
 }
 
@@ -117,6 +141,19 @@ mod tests {
                      1: 0100007F:1F91 0100007F:9C40 01 00000000:00000000 00:00000000 00000000\n   \
                      2: 00000000000000000000000000000000:0050 00000000:0000 0A 00000000:00000000\n";
         assert_eq!(listening(table), [8080, 80]);
+    }
+
+    #[test]
+    fn a_command_is_told_the_ports_unless_it_names_one_of_them() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let saw = |word: String| with_ports("exit code 7".to_owned(), &["curl".to_owned(), word]);
+        assert_eq!(saw(format!("localhost:{port}/health")), "exit code 7");
+        let told = saw("localhost/1".to_owned());
+        let begin = "exit code 7; something listens on port ";
+        assert!(told.starts_with(begin), "{told}");
+        let ports: Vec<&str> = told[begin.len()..].split([',', ' ']).collect();
+        assert!(ports.contains(&port.to_string().as_str()) || told.ends_with("others"));
     }
 
     #[test]
