@@ -133,7 +133,7 @@ pub struct Conditions {
     pub host: AccelArg,
     #[command(flatten)]
     #[allow(missing_docs)]
-    pub downloads: OfflineArg,
+    pub downloads: DownloadArgs,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub kernel: PrebuiltArg,
@@ -150,12 +150,15 @@ pub struct Conditions {
     pub shown: ProgressArg,
 }
 
-/// `--offline`.
+/// What may be downloaded, and how.
 #[derive(Debug, Args)]
-pub struct OfflineArg {
+pub struct DownloadArgs {
     /// Download nothing
     #[arg(long, env = "SMOL_OFFLINE", value_parser = BoolishValueParser::new())]
     pub offline: bool,
+    /// Registry that may be spoken to without TLS, or whose certificate is not checked; may be repeated
+    #[arg(long, value_name = "HOST[:PORT]")]
+    pub insecure_registry: Vec<String>,
 }
 
 /// `--no-prebuilt`.
@@ -194,7 +197,7 @@ pub struct Lock {
     pub only: Vec<Part>,
     #[command(flatten)]
     #[allow(missing_docs)]
-    pub downloads: OfflineArg,
+    pub downloads: DownloadArgs,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub kernel: PrebuiltArg,
@@ -211,6 +214,10 @@ pub struct Reproduce {
     /// Folder with the files that its Smolfile names [default: take them out of the bundle]
     #[arg(long, value_name = "DIR")]
     pub context: Option<PathBuf>,
+    /// Where its container image is, by a name as for `[rootfs] image`; paths are relative to --context
+    /// [default: the cache]
+    #[arg(long, value_name = "IMAGE")]
+    pub image: Option<String>,
     /// Keep what is built in this file
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,

@@ -17,6 +17,8 @@ pub struct EnvironmentInputs {
     pub kernel_source: Option<PathBuf>,
     /// Kernels that need not be compiled.
     pub kernels: ReadyKernels,
+    /// Registries that may be spoken to without TLS, or whose certificate is not checked.
+    pub insecure_registries: Vec<String>,
 }
 
 impl EnvironmentInputs {
@@ -30,6 +32,7 @@ impl EnvironmentInputs {
             epoch: epoch.map(|text| parse_epoch(&text)).transpose()?,
             kernel_source: kernel::source_variable(),
             kernels,
+            insecure_registries: Vec::new(),
         })
     }
 }

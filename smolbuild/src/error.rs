@@ -31,6 +31,24 @@ impl LibraryError for smol_host::HostError {
     }
 }
 
+impl LibraryError for smol_registry::Error {
+    /// 4 when the bytes are not what they should be, 2 when a configuration file is wrong, 1 when the
+    /// registry could not be asked or has no such thing.
+    fn classified(self) -> anyhow::Error {
+        let kind = match self.kind() {
+            smol_registry::Kind::Corrupt => ExitKind::Verification,
+            smol_registry::Kind::Config => ExitKind::Usage,
+            _ => ExitKind::Failed,
+        };
+        let hint = self.hint().map(str::to_owned);
+        let error = anyhow::Error::from(self).kind(kind);
+        match hint {
+            Some(hint) => error.hint(hint),
+            None => error,
+        }
+    }
+}
+
 /// Results with such errors.
 pub trait ResultExt<T> {
     /// The result with the exit kind of its error.

@@ -19,6 +19,8 @@ pub const DOWNLOADS: &str = "downloads";
 pub const KERNELS: &str = "kernels";
 /// Folder of installed Debian systems: tar archives.
 pub const SYSTEMS: &str = "debian";
+/// Folder of the layers of container images: tar archives.
+pub const LAYERS: &str = "layers";
 /// Folder of bundles that were built before.
 pub const BUILT: &str = "built";
 /// Folder of the images of bundles that smolrun has started.

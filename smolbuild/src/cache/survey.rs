@@ -23,6 +23,8 @@ pub enum Kind {
     Kernels,
     /// Installed packages.
     Systems,
+    /// Layers of container images.
+    Layers,
     /// Bundles that were built before.
     Bundles,
     /// Images of bundles that smolrun has started.
@@ -39,10 +41,11 @@ pub enum Kind {
 
 impl Kind {
     /// All of them, in their order.
-    pub const ALL: [Kind; 9] = [
+    pub const ALL: [Kind; 10] = [
         Kind::Downloads,
         Kind::Kernels,
         Kind::Systems,
+        Kind::Layers,
         Kind::Bundles,
         Kind::Images,
         Kind::HostKernels,
@@ -57,6 +60,7 @@ impl Kind {
             Kind::Downloads => "downloads",
             Kind::Kernels => "kernels",
             Kind::Systems => "systems",
+            Kind::Layers => "layers",
             Kind::Bundles => "bundles",
             Kind::Images => "images",
             Kind::HostKernels => "host-kernels",
@@ -69,9 +73,10 @@ impl Kind {
     /// Returns what that is, for people.
     pub fn description(self) -> &'static str {
         match self {
-            Kind::Downloads => "packages and kernel sources",
+            Kind::Downloads => "packages, kernel sources, and layers that come",
             Kind::Kernels => "kernels, compiled or of a release",
             Kind::Systems => "installed packages",
+            Kind::Layers => "layers of container images, unpacked",
             Kind::Bundles => "bundles that were built before",
             Kind::Images => "unpacked images of bundles that smolrun has started",
             Kind::HostKernels => "kernels of the emulated host",
@@ -150,6 +155,7 @@ const FOLDERS: &[(&str, Classify)] = &[
             _ => Found::Scratch(guard),
         }
     }),
+    (cache::LAYERS, |_, folder| Found::Entry(Kind::Layers, Guard::Folder(folder.to_owned()))),
     (cache::BUILT, |_, _| Found::Entry(Kind::Bundles, Guard::Itself)),
     (cache::IMAGES, |name, _| match name {
         _ if name.ends_with(".tmp") => Found::Scratch(Guard::Itself),

@@ -67,7 +67,10 @@ fn build(args: &Build, loaded: &Loaded, session: &Session) -> Result<()> {
         .transpose()?;
     let no_prebuilt = args.conditions.kernel.no_prebuilt;
     let kernels = ReadyKernels::of_process(args.no_cache, no_prebuilt)?;
-    let environment = EnvironmentInputs::of_process(kernels)?;
+    let environment = EnvironmentInputs {
+        insecure_registries: args.conditions.downloads.insecure_registry.clone(),
+        ..EnvironmentInputs::of_process(kernels)?
+    };
     let out = match &args.output {
         Some(out) => out.clone(),
         None => default_output(loaded)?,

@@ -17,7 +17,10 @@ pub fn run(args: &Lock, interrupt: &Interrupt) -> Result<()> {
     let context = BuildContext {
         downloads: &paths::cache_dir()?.join(smol_host::cache::DOWNLOADS),
         net: Net::allowed(args.downloads.offline),
-        environment: &EnvironmentInputs::of_process(kernels)?,
+        environment: &EnvironmentInputs {
+            insecure_registries: args.downloads.insecure_registry.clone(),
+            ..EnvironmentInputs::of_process(kernels)?
+        },
         session: &Session::new(args.shown.progress, interrupt.clone()),
     };
     let changes = resolve::refresh(&loaded, &args.only, context)?;

@@ -7,16 +7,19 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use smol_bundle::{Bundle, ImageKind};
 use smol_cli::{ErrorExt, ExitKind, Failure, Interrupt, Session, human, paths};
+use smol_host::cache::DOWNLOADS;
 use smol_rootfs::{Tree, erofs};
 
 use super::open_bundle;
 use crate::cli::Reproduce;
+use crate::context::BuildContext;
 use crate::diff;
 use crate::environment::EnvironmentInputs;
 use crate::error::ResultExt;
 use crate::extract;
+use crate::fetch::Net;
 use crate::hash;
-use crate::input;
+use crate::input::{self, Pins, Rootfs};
 use crate::kernel::ReadyKernels;
 use crate::lock::{self, Lock, Role};
 use crate::pipeline::{self, BuildRequest, Reuse};
@@ -51,9 +54,10 @@ pub fn run(args: &Reproduce, interrupt: &Interrupt) -> Result<()> {
     let environment = EnvironmentInputs {
         // The lock's.
         epoch: None,
+        insecure_registries: args.conditions.downloads.insecure_registry.clone(),
         ..EnvironmentInputs::of_process(kernels)?
     };
-    reproduction.require_inputs(&loaded, &lock, &environment)?;
+    let lock = reproduction.require_inputs(&loaded, lock, &environment)?;
     let out = match &args.output {
         Some(file) => file.clone(),
         None => reproduction.folder.path().join("again.smolmachine"),
@@ -88,12 +92,14 @@ impl Reproduction<'_> {
     /// The Smolfile with the files that it names: those of the folder that was given, or else what can
     /// be taken out of the bundle.
     fn load(&self, source: String, lock: &Lock) -> Result<Loaded> {
+        let source = match &self.args.image {
+            Some(image) => with_image(source, image)?,
+            None => source,
+        };
         let base = match &self.args.context {
             Some(context) => context.clone(),
             None => {
-                let parsed = smolfile::parse(&source)
-                    .map_err(|_| anyhow::anyhow!("the Smolfile in the bundle is not valid"))
-                    .kind(ExitKind::Verification)?;
+                let parsed = parse(&source)?;
                 let base = self.folder.path().join("context");
                 fs::create_dir(&base)
                     .with_context(|| format!("cannot create {}", base.display()))?;
@@ -161,22 +167,36 @@ impl Reproduction<'_> {
         extracted.classify()
     }
 
-    /// Refuses to build from other inputs than those of the lock: the result would tell nothing.
+    /// Refuses to build from other inputs than those of the lock: the result would tell nothing. Returns
+    /// the lock with the place of its image, if it is in a registry.
     fn require_inputs(
         &self,
         loaded: &Loaded,
-        lock: &Lock,
+        lock: Lock,
         environment: &EnvironmentInputs,
-    ) -> Result<()> {
-        let (here, _) = resolve::current(
+    ) -> Result<Lock> {
+        let (mut here, pins) = resolve::current(
             loaded,
-            Kept::all(Some(lock)),
+            Kept::all(Some(&lock)),
             environment,
             &self.session.interrupt,
         )?;
-        let differences = lock::differences(lock, &here);
+        if let (Pins::ToChoose, Some(rootfs @ Rootfs::Image(_))) = (pins, loaded.smolfile.rootfs())
+        {
+            let context = BuildContext {
+                downloads: &paths::cache_dir()?.join(DOWNLOADS),
+                net: Net::allowed(self.args.conditions.downloads.offline),
+                environment,
+                session: &self.session,
+            };
+            rootfs.input().choose(&mut here, context)?;
+        }
+        let differences = lock::differences(&lock, &here);
         if differences.is_empty() {
-            return Ok(());
+            return Ok(Lock {
+                image: here.image,
+                ..lock
+            });
         }
         let what = format!(
             "this is not what the bundle was built from (the bundle's -> here): {}",
@@ -218,6 +238,27 @@ impl Reproduction<'_> {
         }
         .into())
     }
+}
+
+/// The Smolfile that a bundle carries.
+fn parse(source: &str) -> Result<Smolfile> {
+    smolfile::parse(source)
+        .map_err(|_| anyhow::anyhow!("the Smolfile in the bundle is not valid"))
+        .kind(ExitKind::Verification)
+}
+
+/// The Smolfile of a bundle with another name for its image.
+fn with_image(mut source: String, image: &str) -> Result<String> {
+    let parsed = parse(&source)?;
+    let Some(Rootfs::Image(input)) = parsed.rootfs() else {
+        let what = "--image is for a bundle whose root file system is a container image";
+        return Err(Failure::new(ExitKind::Usage, what)
+            .hint("leave it out")
+            .into());
+    };
+    let span = input.reference().span();
+    source.replace_range(span, &toml::Value::from(image).to_string());
+    Ok(source)
 }
 
 /// Refuses a bundle that does not say of itself that it can be built again: its reason tells more

@@ -25,7 +25,7 @@ mod text;
 use serde::{Deserialize, Serialize};
 
 pub use self::compare::differences;
-pub use self::image::LockedImage;
+pub use self::image::{LockedImage, Origin};
 pub use self::part::Part;
 
 /// Version of the lock's format.

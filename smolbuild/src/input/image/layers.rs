@@ -9,19 +9,16 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::thread;
-use std::time::SystemTime;
 
 use anyhow::{Context, Result};
 use smol_bundle::Digest;
 use smol_cli::{ErrorExt, ExitKind, Interrupt, paths};
+use smol_host::cache::{LAYERS, record_use};
 use smol_image::Layer;
 use smol_sandbox::Access;
 
 use crate::hash;
 use crate::input::{confined, watch};
-
-/// The folder in the cache.
-pub const CACHE_FOLDER: &str = "layers";
 
 /// Layers in the cache.
 pub struct LayerCache(PathBuf);
@@ -32,7 +29,7 @@ impl LayerCache {
     /// # Errors
     /// If it cannot be made.
     pub fn open(cache: &Path) -> Result<Self> {
-        let folder = cache.join(CACHE_FOLDER);
+        let folder = cache.join(LAYERS);
         let made = paths::create_in_cache(&folder);
         made.with_context(|| format!("cannot create {}", folder.display()))?;
         Ok(Self(folder))
@@ -76,8 +73,7 @@ impl LayerCache {
             fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
             return Ok(false);
         }
-        // So that those that are used stay. It does not matter if it fails.
-        let _ = File::open(&path).and_then(|file| file.set_modified(SystemTime::now()));
+        record_use(&path);
         Ok(true)
     }
 

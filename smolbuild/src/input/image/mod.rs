@@ -3,6 +3,7 @@
 //! | file | what it does |
 //! |---|---|
 //! | `local.rs` | images in files: a layout, an archive, standard input |
+//! | `remote.rs` | images in registries |
 //! | `layers.rs` | layers in the cache, unpacked and verified |
 //!
 //! The lock names an image by the digest of its configuration, its layers by the digests of what they
@@ -10,6 +11,7 @@
 
 mod layers;
 mod local;
+mod remote;
 
 use std::path::Path;
 
@@ -25,6 +27,7 @@ use toml::Spanned;
 
 use self::layers::LayerCache;
 use self::local::Opened;
+use self::remote::Remote;
 use super::{HostPath, Input, InputDirs, LoadedTree, Pins, confined, watch};
 use crate::context::BuildContext;
 use crate::fetch::Net;
@@ -96,7 +99,11 @@ impl ImageInput {
     fn open(&self, base_dir: &SourceDir, interrupt: &Interrupt) -> Result<Opened> {
         let path = self.file.as_ref().map(|path| path.get_ref().as_str());
         local::open(self.name(), path, self.level, base_dir, interrupt)
-            .with_context(|| format!("cannot use the image {}", self.name()))
+            .with_context(|| self.cannot())
+    }
+
+    fn cannot(&self) -> String {
+        format!("cannot use the image {}", self.name())
     }
 
     /// Has the layers of an image that is in files in the cache.
@@ -120,7 +127,7 @@ impl ImageInput {
             .collect();
         layers
             .unpack(found, access, dirs.scratch, interrupt)
-            .with_context(|| format!("cannot use the image {}", self.name()))
+            .with_context(|| self.cannot())
     }
 }
 
@@ -151,21 +158,23 @@ impl Input for ImageInput {
         Ok(Pins::Complete)
     }
 
-    fn choose(&self, _lock: &mut Lock, context: BuildContext) -> Result<()> {
-        let name = self.name();
-        if let ImageRef::Id(_) = name {
+    fn choose(&self, lock: &mut Lock, context: BuildContext) -> Result<()> {
+        let ImageRef::Registry(name) = self.name() else {
+            let name = self.name();
             let what = format!("the digest {name} says which image is meant, and not where it is");
             return Err(Failure::new(ExitKind::Usage, what)
                 .hint("name its place in [rootfs] image, such as docker.io/library/nginx:1.27, oci-archive:FILE or docker-archive:FILE")
                 .into());
-        }
+        };
         if context.net == Net::Offline {
             let what = format!("offline, and the lock does not say which image {name} is");
             return Err(Failure::new(ExitKind::LockStale, what)
                 .hint("run `smolbuild lock` with a network first")
                 .into());
         }
-        anyhow::bail!("images in registries")
+        let chosen = Remote::new(name, context).and_then(|image| image.choose(name, self.level));
+        lock.image = Some(chosen.with_context(|| self.cannot())?);
+        Ok(())
     }
 
     fn fetch(&self, lock: &mut Lock, cache: &Path, context: BuildContext) -> Result<()> {
@@ -178,7 +187,20 @@ impl Input for ImageInput {
         if missing.is_empty() {
             return Ok(());
         }
-        anyhow::bail!("images in registries")
+        let name = self.name().to_string();
+        if context.net == Net::Offline {
+            return Err(remote::not_in_cache(&missing, locked, &name).into());
+        }
+        let Some(origin) = &locked.origin else {
+            let what =
+                format!("the image {name} is not in the cache, and nothing says where else it is");
+            return Err(Failure::new(ExitKind::Usage, what)
+                .hint("name its place: --image docker.io/library/nginx:1.27")
+                .into());
+        };
+        Remote::new(&origin.reference, context)
+            .and_then(|image| image.fetch(locked, origin, &missing, &layers))
+            .with_context(|| self.cannot())
     }
 
     fn load(
