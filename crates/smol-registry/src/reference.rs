@@ -11,6 +11,8 @@ use crate::error::shown;
 /// Most bytes of a reference: a host name, 255 characters of a repository, a tag, a digest.
 const MOST: usize = 1024;
 
+const UPPER_CASE: &str = "has upper-case letters in its repository, which must be lower-case";
+
 /// Where an image is: `[HOST[:PORT]/]REPOSITORY[:TAG][@DIGEST]`, in full.
 ///
 /// Without a host it is at `docker.io`, there without a `/` in `library/`, and without tag and digest
@@ -72,6 +74,13 @@ impl FromStr for Reference {
             return Err(wrong("is a URL; an image is named without https://"));
         }
         let parsed = parse(text).map_err(|e| wrong(&reason(&e, text)))?;
+        // The grammar has upper-case letters in a host, and its first part may turn out to be none.
+        if parsed
+            .repository()
+            .contains(|c: char| c.is_ascii_uppercase())
+        {
+            return Err(wrong(UPPER_CASE));
+        }
         if let Some(digest) = parsed.digest()
             && !digest::is_sha256(digest)
         {
@@ -117,9 +126,7 @@ fn reason(error: &ParseError, text: &str) -> String {
         | ParseError::DigestUnsupported => {
             "has a digest that is not sha256: and 64 lower-case hexadecimal digits".into()
         }
-        _ if name != lower && parse(&text.replace(name, &lower)).is_ok() => {
-            "has upper-case letters in its repository, which must be lower-case".into()
-        }
+        _ if name != lower && parse(&text.replace(name, &lower)).is_ok() => UPPER_CASE.into(),
         _ if text.contains(char::is_whitespace) => "has a space in it".into(),
         _ if text.contains('@') && parse(name).is_ok() => {
             "has a digest that is not sha256: and 64 lower-case hexadecimal digits".into()
@@ -183,6 +190,7 @@ mod tests {
             ("", "names no image"),
             ("Nginx", "upper-case"),
             ("a/B:1", "upper-case"),
+            ("Host/a", "upper-case"),
             ("https://docker.io/a", "URL"),
             ("docker://nginx", "write nginx"),
             ("a b", "space"),

@@ -58,6 +58,42 @@ fn credentials_are_not_sent_to_where_a_blob_is_redirected_to() {
 }
 
 #[test]
+fn another_server_gets_no_credentials_when_it_asks_for_them() {
+    let blob = noise(1000, 1);
+    let contents = contents(&blob);
+    let storage = Registry::start(move |request, number| match number {
+        0 => Answer::new(401, "").header("WWW-Authenticate", "Basic realm=\"x\""),
+        1 => Answer::new(403, "<Error>expired</Error>"),
+        _ => contents.answer(request),
+    });
+    let to = storage.host();
+    let registry = Registry::start(move |request, _| {
+        Answer::redirect(format!("http://{to}{}", request.target))
+    });
+    let home = Home::new();
+    let entry = |host: &str| format!(r#""{host}":{{"username":"u","password":"p"}}"#);
+    let (here, there) = (entry(&registry.host()), entry(&storage.host()));
+    home.write("auth.json", &format!(r#"{{"auths":{{{here},{there}}}}}"#));
+    assert!(blob_of(&registry.host(), &blob, home.options()).unwrap() == blob);
+    let requests = storage.requests();
+    assert_eq!(requests.len(), 3);
+    assert!(requests.iter().all(|r| r.header("authorization").is_none()));
+
+    let to = Registry::start(|_, _| Answer::new(404, "gone"));
+    let target = format!("http://{}/", to.host());
+    let registry = Registry::start(move |_, _| Answer::redirect(target.clone()));
+    let error = blob_of(&registry.host(), &blob, home.options()).unwrap_err();
+    assert_eq!(error.kind(), Kind::Denied);
+    let text = error.to_string();
+    let words = format!(
+        "{}, where {} redirects to, answers 404 (gone)",
+        to.host(),
+        registry.host()
+    );
+    assert!(text.contains(&words), "{text}");
+}
+
+#[test]
 fn redirects_end_and_do_not_leave_tls_behind() {
     let blob = noise(1000, 1);
     for (to, kind, word) in [
@@ -200,7 +236,7 @@ fn own_name() -> Option<String> {
     let hosts = std::fs::read_to_string("/etc/hosts").ok()?;
     let mut names = hosts
         .lines()
-        .filter(|line| line.starts_with("127."))
+        .filter(|line| line.starts_with("127.0.0.1"))
         .flat_map(|line| line.split_whitespace().skip(1));
     names
         .find(|name| !name.starts_with("localhost") && !name.ends_with("localhost"))
