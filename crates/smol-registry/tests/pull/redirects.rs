@@ -254,3 +254,90 @@ fn requests_say_who_we_are_and_what_we_read() {
     assert!(header("accept").contains("application/vnd.oci.image.index.v1+json"));
     assert_eq!(header("accept-encoding"), "");
 }
+
+/// A server with TLS whose one manifest is this very answer: openssl's.
+struct TlsServer {
+    process: std::process::Child,
+    port: String,
+}
+
+impl TlsServer {
+    fn start(folder: &std::path::Path, answer: &str) -> Self {
+        use std::io::BufRead;
+        smol_testing::docker::certificate(folder);
+        let manifests = folder.join("v2/a/manifests");
+        std::fs::create_dir_all(&manifests).unwrap();
+        std::fs::write(manifests.join("1"), answer).unwrap();
+        let mut command = std::process::Command::new("openssl");
+        command.args(["s_server", "-HTTP", "-accept", "127.0.0.1:0"]);
+        command.args(["-cert", "server.crt", "-key", "server.key"]);
+        command.current_dir(folder);
+        command.stdout(std::process::Stdio::piped());
+        command.stderr(std::process::Stdio::null());
+        let mut process = command.spawn().unwrap();
+        let lines = std::io::BufReader::new(process.stdout.take().unwrap()).lines();
+        let mut ports = lines.map_while(Result::ok).filter_map(|line| {
+            let port = line.strip_prefix("ACCEPT ")?.rsplit(':').next()?.to_owned();
+            Some(port)
+        });
+        let port = ports.next().unwrap();
+        std::thread::spawn(move || ports.for_each(drop));
+        TlsServer { process, port }
+    }
+}
+
+impl Drop for TlsServer {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[test]
+fn a_redirect_from_tls_to_none_is_refused() {
+    let registry = Registry::start(|_, _| Answer::new(200, "{}"));
+    let home = Home::new();
+    let answer = format!(
+        "HTTP/1.1 307 Answer\r\nLocation: http://{}/v2/a/manifests/1\r\nContent-Length: 0\r\n\r\n",
+        registry.host()
+    );
+    let server = TlsServer::start(home.0.path(), &answer);
+    let host = format!("localhost:{}", server.port);
+    let certificates = home.path("certs.d").join(&host);
+    std::fs::create_dir_all(&certificates).unwrap();
+    std::fs::copy(home.path("ca.crt"), certificates.join("ca.crt")).unwrap();
+    let name = reference(&format!("{host}/a:1"));
+    let error = home.client().manifest(&name).unwrap_err();
+    assert_eq!(error.kind(), Kind::Protocol, "{error}");
+    assert!(error.to_string().contains("without TLS"), "{error}");
+    // Nor is it one that is configured so: TLS was there.
+    let options = Options {
+        insecure: vec!["localhost".into(), "127.0.0.1".into()],
+        ..home.options()
+    };
+    let error = client(options).manifest(&name).unwrap_err();
+    assert_eq!(error.kind(), Kind::Protocol, "{error}");
+    assert!(registry.requests().is_empty());
+}
+
+#[test]
+fn a_server_s_own_certificate_may_be_in_the_folder_of_its_cas() {
+    let home = Home::new();
+    let answer = "HTTP/1.1 200 Answer\r\nContent-Length: 2\r\n\r\n{}";
+    let server = TlsServer::start(home.0.path(), answer);
+    let host = format!("localhost:{}", server.port);
+    let certificates = home.path("certs.d").join(&host);
+    std::fs::create_dir_all(&certificates).unwrap();
+    std::fs::copy(home.path("server.crt"), certificates.join("own.crt")).unwrap();
+    let name = reference(&format!("{host}/a:1"));
+    assert_eq!(home.client().manifest(&name).unwrap().bytes, b"{}");
+    // For its names alone.
+    let other = format!("127.0.0.2:{}", server.port);
+    let folder = home.path("certs.d").join(&other);
+    std::fs::rename(&certificates, &folder).unwrap();
+    let error = home
+        .client()
+        .manifest(&reference(&format!("{other}/a:1")))
+        .unwrap_err();
+    assert_eq!(error.kind(), Kind::Unreachable);
+}
