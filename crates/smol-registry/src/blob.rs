@@ -39,7 +39,7 @@ pub struct Download<'w> {
     /// Bytes that are in the file, and their hash.
     done: u64,
     hash: Sha256,
-    /// Whether some of them were there before.
+    /// Whether some of them were there before, or are from another source.
     resumed: bool,
 }
 
@@ -64,8 +64,12 @@ impl<'w> Download<'w> {
         } else {
             download.read_on(len).await?;
         }
-        download.resumed = download.done > 0;
         Ok(download)
+    }
+
+    /// Bytes that are there.
+    pub fn done(&self) -> u64 {
+        self.done
     }
 
     async fn read_on(&mut self, len: u64) -> Result<()> {
@@ -104,6 +108,7 @@ impl<'w> Download<'w> {
         source: &Source,
         progress: &mut dyn FnMut(u64),
     ) -> Result<()> {
+        self.resumed = self.done > 0;
         let mut patience = Patience::new(session.options());
         loop {
             let before = self.done;

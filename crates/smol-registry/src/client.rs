@@ -200,6 +200,9 @@ impl Client {
             return Err(context(Error::new(Kind::Protocol, message)));
         }
         let mut download = Download::new(digest, size, to).await.map_err(context)?;
+        if download.done() > 0 {
+            progress(download.done());
+        }
         let (download, progress) = (RefCell::new(&mut download), RefCell::new(progress));
         #[expect(
             clippy::await_holding_refcell_ref,

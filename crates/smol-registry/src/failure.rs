@@ -63,10 +63,10 @@ pub fn of(error: &reqwest::Error, url: &Url, name: &str, options: &Options) -> F
         };
     }
     let what = match tls {
-        true => "ends the TLS handshake",
-        false => "cuts the connection",
+        true => "TLS handshake",
+        false => "connection",
     };
-    let message = format!("{name} {what}: {}", innermost(error));
+    let message = format!("the {what} with {name} fails: {}", innermost(error));
     Failed {
         error: unreachable(message).with_again(Again::Yes),
         perhaps_plain: tls,

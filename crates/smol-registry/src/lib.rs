@@ -21,6 +21,7 @@
 //! | `transport`, `failure` | one request to one server; what its failure means |
 //! | `tls`, `dns` | certificates, names |
 //! | `digest`, `error` | sha256; [`Error`] |
+//! | [`fuzz`] | parsers, for the fuzz targets |
 //!
 //! What a registry sends is hostile until its digest says otherwise: everything has a limit, is read in
 //! pieces, and no credential goes to a server that it is not for. `docs/registries.md` says what is read
@@ -34,6 +35,8 @@ mod digest;
 mod dns;
 mod error;
 mod failure;
+#[doc(hidden)]
+pub mod fuzz;
 mod mirrors;
 mod options;
 mod range;

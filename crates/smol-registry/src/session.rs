@@ -11,7 +11,7 @@ use crate::auth::{self, Auth};
 use crate::error::{Again, Error, Kind, Result};
 use crate::mirrors::Source;
 use crate::options::Options;
-use crate::transport::{Request, Transport};
+use crate::transport::{self, Request, Transport};
 
 /// Most of our own waits.
 const MOST_DELAY: Duration = Duration::from_secs(60);
@@ -53,8 +53,8 @@ impl Session {
         let mut request = Request::get(headers);
         request.authorization = self.auth.known(source);
         let mut response = self.transport.send(&server, &path, &request).await?;
-        // 401 of another server that was redirected to is none of the registry.
-        if response.status().as_u16() == 401 {
+        let is_own = |response: &Response| self.transport.is_of(&server, response);
+        if response.status().as_u16() == 401 && is_own(&response) {
             let go_on = || self.go_on();
             let answer = self.auth.answer(&self.transport, source, &response, &go_on);
             if let Some(authorization) = answer.await? {
@@ -64,7 +64,8 @@ impl Session {
         }
         match response.status().is_success() {
             true => Ok(response),
-            false => Err(self.refusal(source, &mut response).await),
+            false if is_own(&response) => Err(self.refusal(source, &mut response).await),
+            false => Err(self.refusal_elsewhere(source, &mut response).await),
         }
     }
 
@@ -90,6 +91,23 @@ impl Session {
                 }
             }
             404 => Error::new(Kind::NotFound, message),
+            429 if !self.auth.has_credential(source) => {
+                let hint = format!("more may be allowed to who has logged in: podman login {name}");
+                auth::failed(status, message, response).with_hint(hint)
+            }
+            _ => auth::failed(status, message, response),
+        }
+    }
+
+    /// Says why a server that was redirected to does not give what was asked for. Where it may be had
+    /// may change, so that it is worth to ask the registry again.
+    async fn refusal_elsewhere(&self, source: &Source, response: &mut Response) -> Error {
+        let status = response.status().as_u16();
+        let (name, there) = (&source.host.name, transport::authority(response.url()));
+        let said = auth::said(&self.transport, response).await;
+        let message = format!("{there}, where {name} redirects to, answers {status}{said}");
+        match status {
+            401 | 403 | 404 => Error::new(Kind::Denied, message).with_again(Again::Yes),
             _ => auth::failed(status, message, response),
         }
     }

@@ -129,6 +129,15 @@ impl Transport {
         lock(&self.plain).get(&host.name) == Some(&true)
     }
 
+    /// Whether an answer is of this server itself, and not of one that it has redirected to.
+    pub fn is_of(&self, host: &Host, response: &Response) -> bool {
+        let scheme = match self.is_plain(host) {
+            true => "http",
+            false => "https",
+        };
+        url(scheme, host, "/").is_ok_and(|url| url.origin() == response.url().origin())
+    }
+
     /// Sends a request, whose first answer may be known, until it is answered by no redirect.
     async fn follow(
         &self,
@@ -209,7 +218,14 @@ impl Transport {
         let name = authority(url);
         match tokio::time::timeout(most, builder.send()).await {
             Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) => Err(failure::of(&error, url, &name, &self.options)),
+            Ok(Err(error)) => {
+                let mut failed = failure::of(&error, url, &name, &self.options);
+                if let Some(proxy) = proxy(url).filter(|_| error.is_connect()) {
+                    let hint = format!("connections go through the proxy that ${proxy} names");
+                    failed.error = failed.error.with_hint(hint);
+                }
+                Err(failed)
+            }
             Err(_) => Err(Failed::from(failure::silent(&name, &self.options))),
         }
     }
@@ -312,6 +328,19 @@ fn is_at(url: &Url, listed: &str) -> bool {
         .host_str()
         .is_some_and(|host| host.eq_ignore_ascii_case(name));
     same && (port.is_none() || port == url.port_or_known_default())
+}
+
+/// The variable that names the proxy which may stand between us and a URL's server.
+fn proxy(url: &Url) -> Option<&'static str> {
+    const SECURE: [&str; 4] = ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
+    const PLAIN: [&str; 4] = ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"];
+    let names = if url.scheme() == "https" {
+        SECURE
+    } else {
+        PLAIN
+    };
+    let set = |name: &&str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    names.into_iter().find(set).filter(|_| !is_loopback(url))
 }
 
 /// Whether a URL's server is this very host.

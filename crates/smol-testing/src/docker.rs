@@ -18,7 +18,7 @@ const HTPASSWD: &str = "user:$2y$05$0D5zaTKtkKk7fuEXcKe9ouLMZlb3KUD2WxsCJ9RPSFDm
 pub struct Setup {
     /// Whether it wants to see [`USER`].
     pub password: bool,
-    /// Whether it speaks TLS, with a certificate for `localhost` and 127.0.0.1 of a CA of its own.
+    /// Whether it speaks TLS, with a certificate for `localhost`, `registry.test` and 127.0.0.1 of a CA of its own.
     pub tls: bool,
 }
 
@@ -143,7 +143,8 @@ pub fn certificate(folder: &Path) {
         let output = command.output().expect("openssl runs");
         assert!(output.status.success(), "{arguments}: {output:?}");
     };
-    let extensions = "subjectAltName=DNS:localhost,IP:127.0.0.1\nbasicConstraints=CA:FALSE\n";
+    let extensions =
+        "subjectAltName=DNS:localhost,DNS:registry.test,IP:127.0.0.1\nbasicConstraints=CA:FALSE\n";
     fs::write(folder.join("extensions"), extensions).expect("a file");
     const NEW: &str = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
     openssl(&format!(

@@ -8,6 +8,7 @@
 //! | [`machine`] | a machine's state, kernels |
 //! | [`protocol`] | the wires between guest, host and emulated host; control requests |
 //! | [`builder`] | Smolfiles, locks, memory that is looked into |
+//! | [`registry`] | what registries answer, and their configuration |
 //! | [`samples`] | what several of them begin with |
 
 pub mod builder;
@@ -15,6 +16,7 @@ pub mod bundle;
 pub mod devices;
 pub mod machine;
 pub mod protocol;
+pub mod registry;
 pub mod rootfs;
 pub mod samples;
 
@@ -413,6 +415,45 @@ pub const TARGETS: &[Target] = &[
         ],
     )
     .large(),
+    small(
+        "reference",
+        registry::reference,
+        registry::reference_seeds,
+        &["crates/smol-registry/src/reference.rs"],
+    )
+    .words(registry::WORDS),
+    small(
+        "registry-headers",
+        registry::headers,
+        registry::header_seeds,
+        &["crates/smol-registry/src/range.rs"],
+    )
+    .words(registry::WORDS),
+    small(
+        "registry-answers",
+        registry::answers,
+        registry::answer_seeds,
+        &[
+            "crates/smol-registry/src/auth.rs",
+            "crates/smol-registry/src/error.rs",
+            "crates/smol-registry/src/credentials/helper.rs",
+        ],
+    )
+    .words(registry::WORDS),
+    small(
+        "registry-credentials",
+        registry::credentials,
+        registry::credential_seeds,
+        &["crates/smol-registry/src/credentials/file.rs"],
+    )
+    .words(registry::WORDS),
+    small(
+        "registry-mirrors",
+        registry::mirrors,
+        registry::mirror_seeds,
+        &["crates/smol-registry/src/mirrors.rs"],
+    )
+    .words(registry::WORDS),
 ];
 
 /// Returns the target with this name.

@@ -58,6 +58,42 @@ fn credentials_are_not_sent_to_where_a_blob_is_redirected_to() {
 }
 
 #[test]
+fn another_server_gets_no_credentials_when_it_asks_for_them() {
+    let blob = noise(1000, 1);
+    let contents = contents(&blob);
+    let storage = Registry::start(move |request, number| match number {
+        0 => Answer::new(401, "").header("WWW-Authenticate", "Basic realm=\"x\""),
+        1 => Answer::new(403, "<Error>expired</Error>"),
+        _ => contents.answer(request),
+    });
+    let to = storage.host();
+    let registry = Registry::start(move |request, _| {
+        Answer::redirect(format!("http://{to}{}", request.target))
+    });
+    let home = Home::new();
+    let entry = |host: &str| format!(r#""{host}":{{"username":"u","password":"p"}}"#);
+    let (here, there) = (entry(&registry.host()), entry(&storage.host()));
+    home.write("auth.json", &format!(r#"{{"auths":{{{here},{there}}}}}"#));
+    assert!(blob_of(&registry.host(), &blob, home.options()).unwrap() == blob);
+    let requests = storage.requests();
+    assert_eq!(requests.len(), 3);
+    assert!(requests.iter().all(|r| r.header("authorization").is_none()));
+
+    let to = Registry::start(|_, _| Answer::new(404, "gone"));
+    let target = format!("http://{}/", to.host());
+    let registry = Registry::start(move |_, _| Answer::redirect(target.clone()));
+    let error = blob_of(&registry.host(), &blob, home.options()).unwrap_err();
+    assert_eq!(error.kind(), Kind::Denied);
+    let text = error.to_string();
+    let words = format!(
+        "{}, where {} redirects to, answers 404 (gone)",
+        to.host(),
+        registry.host()
+    );
+    assert!(text.contains(&words), "{text}");
+}
+
+#[test]
 fn redirects_end_and_do_not_leave_tls_behind() {
     let blob = noise(1000, 1);
     for (to, kind, word) in [
@@ -200,7 +236,7 @@ fn own_name() -> Option<String> {
     let hosts = std::fs::read_to_string("/etc/hosts").ok()?;
     let mut names = hosts
         .lines()
-        .filter(|line| line.starts_with("127."))
+        .filter(|line| line.starts_with("127.0.0.1"))
         .flat_map(|line| line.split_whitespace().skip(1));
     names
         .find(|name| !name.starts_with("localhost") && !name.ends_with("localhost"))
@@ -217,4 +253,91 @@ fn requests_say_who_we_are_and_what_we_read() {
     assert!(header("user-agent").starts_with("smol/"));
     assert!(header("accept").contains("application/vnd.oci.image.index.v1+json"));
     assert_eq!(header("accept-encoding"), "");
+}
+
+/// A server with TLS whose one manifest is this very answer: openssl's.
+struct TlsServer {
+    process: std::process::Child,
+    port: String,
+}
+
+impl TlsServer {
+    fn start(folder: &std::path::Path, answer: &str) -> Self {
+        use std::io::BufRead;
+        smol_testing::docker::certificate(folder);
+        let manifests = folder.join("v2/a/manifests");
+        std::fs::create_dir_all(&manifests).unwrap();
+        std::fs::write(manifests.join("1"), answer).unwrap();
+        let mut command = std::process::Command::new("openssl");
+        command.args(["s_server", "-HTTP", "-accept", "127.0.0.1:0"]);
+        command.args(["-cert", "server.crt", "-key", "server.key"]);
+        command.current_dir(folder);
+        command.stdout(std::process::Stdio::piped());
+        command.stderr(std::process::Stdio::null());
+        let mut process = command.spawn().unwrap();
+        let lines = std::io::BufReader::new(process.stdout.take().unwrap()).lines();
+        let mut ports = lines.map_while(Result::ok).filter_map(|line| {
+            let port = line.strip_prefix("ACCEPT ")?.rsplit(':').next()?.to_owned();
+            Some(port)
+        });
+        let port = ports.next().unwrap();
+        std::thread::spawn(move || ports.for_each(drop));
+        TlsServer { process, port }
+    }
+}
+
+impl Drop for TlsServer {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[test]
+fn a_redirect_from_tls_to_none_is_refused() {
+    let registry = Registry::start(|_, _| Answer::new(200, "{}"));
+    let home = Home::new();
+    let answer = format!(
+        "HTTP/1.1 307 Answer\r\nLocation: http://{}/v2/a/manifests/1\r\nContent-Length: 0\r\n\r\n",
+        registry.host()
+    );
+    let server = TlsServer::start(home.0.path(), &answer);
+    let host = format!("localhost:{}", server.port);
+    let certificates = home.path("certs.d").join(&host);
+    std::fs::create_dir_all(&certificates).unwrap();
+    std::fs::copy(home.path("ca.crt"), certificates.join("ca.crt")).unwrap();
+    let name = reference(&format!("{host}/a:1"));
+    let error = home.client().manifest(&name).unwrap_err();
+    assert_eq!(error.kind(), Kind::Protocol, "{error}");
+    assert!(error.to_string().contains("without TLS"), "{error}");
+    // Nor is it one that is configured so: TLS was there.
+    let options = Options {
+        insecure: vec!["localhost".into(), "127.0.0.1".into()],
+        ..home.options()
+    };
+    let error = client(options).manifest(&name).unwrap_err();
+    assert_eq!(error.kind(), Kind::Protocol, "{error}");
+    assert!(registry.requests().is_empty());
+}
+
+#[test]
+fn a_server_s_own_certificate_may_be_in_the_folder_of_its_cas() {
+    let home = Home::new();
+    let answer = "HTTP/1.1 200 Answer\r\nContent-Length: 2\r\n\r\n{}";
+    let server = TlsServer::start(home.0.path(), answer);
+    let host = format!("localhost:{}", server.port);
+    let certificates = home.path("certs.d").join(&host);
+    std::fs::create_dir_all(&certificates).unwrap();
+    std::fs::copy(home.path("server.crt"), certificates.join("own.crt")).unwrap();
+    let name = reference(&format!("{host}/a:1"));
+    assert_eq!(home.client().manifest(&name).unwrap().bytes, b"{}");
+    // For its names alone.
+    let other = format!("127.0.0.2:{}", server.port);
+    let folder = home.path("certs.d").join(&other);
+    std::fs::rename(&certificates, &folder).unwrap();
+    let error = home
+        .client()
+        .manifest(&reference(&format!("{other}/a:1")))
+        .unwrap_err();
+    assert_eq!(error.kind(), Kind::Unreachable);
 }

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use smol_registry::{Kind, Manifest, Result};
 use smol_testing::registry::{Answer, Registry, Request};
 
+use crate::environment::with_environment;
 use crate::support::*;
 
 /// A registry that wants a token, which it gives itself at `/token` in this way. A token is good as
@@ -215,23 +216,6 @@ fn an_identity_token_is_exchanged() {
     home.write("config.json", &file);
     let error = pull(&home, &registry).unwrap_err();
     assert_eq!(error.kind(), Kind::Unauthorized);
-}
-
-/// Runs this very test in a process with these variables; true in that process.
-fn with_environment(test: &str, variables: &[(&str, &str)]) -> bool {
-    if std::env::var_os("TEST_WITH_ENVIRONMENT").is_some() {
-        return true;
-    }
-    let mut command = std::process::Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", test, "--nocapture"]);
-    command.env("TEST_WITH_ENVIRONMENT", "1");
-    let output = command.envs(variables.iter().copied()).output().unwrap();
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert!(
-        output.status.success() && text.contains("1 passed"),
-        "{output:?}"
-    );
-    false
 }
 
 #[test]
