@@ -184,3 +184,125 @@ fn place_kernel(sealed: &Sealed, kernel: &Path, out: &Path) -> Result<PathBuf> {
     fs::write(out, image).with_context(|| format!("cannot write {}", out.display()))?;
     Ok(out.to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use smol_cli::Session;
+    use smol_rootfs::{Tree, erofs};
+
+    use super::*;
+    use crate::environment::EnvironmentInputs;
+    use crate::extract;
+    use crate::fetch::Net;
+    use crate::resolve::{self, Kept};
+    use crate::smolfile::{self, Loaded, Workload};
+
+    const SMOLFILE: &str = r#"
+        name = "app"
+        kernel.path = "vmlinux"
+        rootfs.dir = "root"
+        service.cmd = ["app"]
+        ready.tcp = 80
+        [[copy]]
+        src = ["app.conf", "dist/*.js", "static", "dist/static/*"]
+        dest = "/srv/"
+        exclude = ["*.map"]
+        [[copy]]
+        src = "**/*.conf"
+        dest = "/etc/app/"
+        mode = 0o600
+    "#;
+
+    fn lock(loaded: &Loaded, context: BuildContext) -> Lock {
+        let interrupt = &context.session.interrupt;
+        let (lock, _) =
+            resolve::current(loaded, Kept::default(), context.environment, interrupt).unwrap();
+        lock
+    }
+
+    #[test]
+    fn what_patterns_match_is_in_the_image_and_can_be_taken_out_of_it_again_by_the_lock() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = [
+            ("vmlinux", "ELF"),
+            ("root/bin/app", "app"),
+            ("app.conf", "1"),
+            ("dist/b.js", "2"),
+            ("dist/a.js", "3"),
+            ("dist/a.js.map", "4"),
+            ("dist/more.map.js", "5"),
+            ("dist/static/x.map", "6"),
+            ("dist/static/x.css", "7"),
+            ("static/y.css", "8"),
+            ("static/y.map", "9"),
+            ("static/deep/y.conf", "10"),
+            ("Smolfile", SMOLFILE),
+        ];
+        for (name, text) in files {
+            let path = folder.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        let (work, again) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let context = BuildContext {
+            downloads: &work.path().join("downloads"),
+            net: Net::Offline,
+            environment: &EnvironmentInputs::default(),
+            session: &Session::detached().unwrap(),
+        };
+        let loaded = smolfile::load(folder.path(), None).unwrap();
+        let mut locked = lock(&loaded, context);
+        let sources: Vec<_> = locked.copies.iter().map(|it| it.src.as_str()).collect();
+        let confs = ["app.conf", "static/deep/y.conf"];
+        let scripts = ["dist/a.js", "dist/b.js", "dist/more.map.js"];
+        let first = [&confs[..1], &scripts, &["static", "dist/static/x.css"]].concat();
+        assert_eq!(sources, [first, confs.to_vec()].concat());
+
+        let plan = Plan::resolve(&loaded.smolfile, &loaded.base_dir, locked.clone()).unwrap();
+        let dirs = BuildDirs {
+            cache: work.path(),
+            work: work.path(),
+        };
+        let rootfs = plan.rootfs.clone().unwrap();
+        let image = build_rootfs(&plan, &rootfs, &mut locked, dirs, context).unwrap();
+        let tree = erofs::read_into(Tree::new(), &image).unwrap();
+        let names = tree.walk().filter_map(|(path, _, inode)| {
+            let path = String::from_utf8(path).unwrap();
+            let is_file = matches!(inode.node, smol_rootfs::Node::File(_));
+            (is_file && !path.starts_with("etc/hosts")).then_some(path)
+        });
+        let expected = [
+            "bin/app",
+            "etc/app/app.conf",
+            "etc/app/y.conf",
+            "srv/a.js",
+            "srv/app.conf",
+            "srv/b.js",
+            "srv/deep/y.conf",
+            "srv/more.map.js",
+            "srv/x.css",
+            "srv/y.css",
+        ];
+        assert_eq!(names.collect::<Vec<_>>(), expected);
+
+        // As `reproduce` does, which has the text and the lock.
+        let parsed = smolfile::parse(SMOLFILE).unwrap();
+        let Workload::Service { copies, .. } = &parsed.workload else {
+            panic!("it has a service");
+        };
+        let copies = smolfile::copies_of_lock(copies, &locked.copies);
+        let interrupt = &context.session.interrupt;
+        let missing =
+            extract::restore(&copies, &locked.copies, &tree, again.path(), interrupt).unwrap();
+        assert_eq!(missing, [""; 0]);
+        for (name, text) in [files[0], files[1]] {
+            let path = again.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        let place = again.path().join("Smolfile");
+        let text = SMOLFILE.to_owned();
+        let reloaded = smolfile::check_text(text, &place, again.path().into(), None).unwrap();
+        assert_eq!(lock(&reloaded, context).copies, locked.copies);
+    }
+}

@@ -67,7 +67,7 @@ fn places(
     rootfs: &Tree,
 ) -> Result<(String, String)> {
     let dest = copy.dest.trim_end_matches('/');
-    if !is_file(locked) {
+    if !locked.is_file() {
         let below = &entry.path;
         return Ok((format!("{}/{below}", locked.src), format!("{dest}/{below}")));
     }
@@ -79,11 +79,6 @@ fn places(
         false => dest.to_owned(),
     };
     Ok((locked.src.clone(), dest))
-}
-
-/// Whether a file alone is copied.
-fn is_file(locked: &CopySource) -> bool {
-    matches!(locked.contents.as_slice(), [CopiedEntry { path, node: CopiedNode::File { .. } }] if path == ".")
 }
 
 /// A path below `folder` whose parent is there and not reached through a symbolic link: what a lock
@@ -129,6 +124,8 @@ fn put(
 ) -> Result<bool> {
     let cannot = || format!("cannot create {}", place.display());
     match &entry.node {
+        // Another source may lie in it.
+        CopiedNode::Directory if fs::symlink_metadata(place).is_ok_and(|it| it.is_dir()) => {}
         CopiedNode::Directory => fs::create_dir(place).with_context(cannot)?,
         CopiedNode::Symlink(target) => symlink(target, place).with_context(cannot)?,
         CopiedNode::HardLink(first) => {
@@ -140,6 +137,10 @@ fn put(
         }
         CopiedNode::Special(_) => return Ok(false),
         CopiedNode::File { mode, sha256 } => {
+            // It may have been made as part of another source, of which it is as well.
+            if fs::symlink_metadata(place).is_ok_and(|it| it.is_file()) {
+                return Ok(hash::sha256(place)? == *sha256);
+            }
             let Some(id) = rootfs.lookup(dest)? else {
                 return Ok(false);
             };

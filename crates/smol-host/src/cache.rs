@@ -56,6 +56,11 @@ impl InUse {
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
             other => other?,
         };
+        InUse::shared(file, entry)
+    }
+
+    /// Takes what was opened or locked at `entry` into use; `None` if it is not there any more.
+    pub(crate) fn shared(file: File, entry: &Path) -> io::Result<Option<InUse>> {
         // Who holds it alone renames it, which takes no time.
         lock_shared(&file)?;
         let Some(found) = in_place(&file, entry)? else {

@@ -13,12 +13,17 @@ use std::io::{self, ErrorKind};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::Duration;
 
 use smol_cli::Interrupt;
 
+use crate::cache::InUse;
+
 /// How often it is tried again to get a lock that another process holds.
 const LOCK_POLL_INTERVAL: Duration = Duration::from_millis(200);
+/// How often it is tried again to claim a folder.
+const WAIT_POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// A folder that this process owns until this is dropped or the process ends.
 #[derive(Debug)]
@@ -75,20 +80,21 @@ impl LockDir {
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(LockAttempt::Gone),
             other => other?,
         };
-        loop {
-            let locked = match wait {
-                Wait::No => file.try_lock(),
-                Wait::Yes => file.lock().map_err(TryLockError::Error),
-            };
-            match locked {
-                Ok(()) => break,
-                Err(TryLockError::WouldBlock) => return Ok(LockAttempt::Owned),
-                Err(TryLockError::Error(e)) if e.kind() == ErrorKind::Interrupted => {}
-                Err(TryLockError::Error(e)) => return Err(e),
-            }
-        }
         let path = path.to_owned();
         let dir = Self { path, file };
+        loop {
+            match (dir.file.try_lock(), wait) {
+                (Ok(()), _) => break,
+                (Err(TryLockError::WouldBlock), Wait::No) => return Ok(LockAttempt::Owned),
+                // Its owner may rename it and keep it.
+                (Err(TryLockError::WouldBlock), Wait::Yes) if dir.is_in_place() => {
+                    thread::sleep(WAIT_POLL_INTERVAL);
+                }
+                (Err(TryLockError::WouldBlock), Wait::Yes) => return Ok(LockAttempt::Gone),
+                (Err(TryLockError::Error(e)), _) if e.kind() == ErrorKind::Interrupted => {}
+                (Err(TryLockError::Error(e)), _) => return Err(e),
+            }
+        }
         // Between opening and locking, its last owner may have removed or renamed it.
         match dir.is_in_place() {
             true => Ok(LockAttempt::Locked(dir)),
@@ -143,6 +149,16 @@ impl LockDir {
     /// Those of the file system.
     pub fn rename(self, to: &Path) -> io::Result<()> {
         fs::rename(&self.path, to)
+    }
+
+    /// Renames it, and shares it from then on with all who use what it has become: `None` if it was
+    /// removed in the moment between the two.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn rename_into_use(self, to: &Path) -> io::Result<Option<InUse>> {
+        fs::rename(&self.path, to)?;
+        InUse::shared(self.file, to)
     }
 
     /// Removes it with its contents.
@@ -252,7 +268,6 @@ pub fn lock_file(file: &File, interrupt: &Interrupt, on_wait: impl FnOnce()) -> 
 mod tests {
     use std::io::{BufRead, BufReader};
     use std::process::{Command, Stdio};
-    use std::thread;
     use std::time::Duration;
 
     use super::*;

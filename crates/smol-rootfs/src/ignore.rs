@@ -227,8 +227,8 @@ impl Pattern {
     }
 }
 
-/// Escapes braces, which would be alternatives.
-fn literal_braces(part: &str) -> String {
+/// Returns a pattern with its braces escaped, which would be alternatives for the crate globset.
+pub fn literal_braces(part: &str) -> String {
     let mut escaped = String::new();
     let mut chars = part.chars();
     while let Some(c) = chars.next() {

@@ -146,7 +146,7 @@ impl Reproduction<'_> {
             let tree = Tree::watched(input::watch(&self.session.interrupt));
             let tree = erofs::read_into(tree, &image)?;
             missing.extend(extract::restore(
-                copies,
+                &smolfile::copies_of_lock(copies, &lock.copies),
                 &lock.copies,
                 &tree,
                 base,

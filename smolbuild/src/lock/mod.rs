@@ -211,6 +211,16 @@ pub struct CopySource {
     pub contents: Vec<CopiedEntry>,
 }
 
+impl CopySource {
+    /// Whether it is a file alone.
+    pub fn is_file(&self) -> bool {
+        let [entry] = self.contents.as_slice() else {
+            return false;
+        };
+        entry.path == "." && matches!(entry.node, CopiedNode::File { .. })
+    }
+}
+
 /// A name in a [`CopySource`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "text::RawEntry", into = "text::RawEntry")]

@@ -142,6 +142,8 @@ mod tests {
         (0..100).for_each(|n| std::fs::write(scratch.path().join(name(n)), "").unwrap());
         let step = |n: u32| CopyStep {
             src: Spanned::new(0..0, ".".to_owned()),
+            glob: false,
+            number: 0,
             dest: format!("/{n}"),
             mode: None,
             owner: None,

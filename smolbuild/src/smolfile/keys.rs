@@ -64,7 +64,7 @@ pub const KEYS: &[Key] = &[
     key("rootfs.debian", "suite", "string", "required", "Code name of the release, such as `bookworm`."),
     key("rootfs.debian", "packages", "list of strings", "`[]`", "Packages to install besides the essential ones."),
     key("base", "bundle", "path", "required", "A `.smolmachine` whose root file system this machine has, too: before its machine ran, and with the `[[copy]]`s over it."),
-    key("copy", "src", "path", "required", "File to copy, or folder whose content is copied."),
+    key("copy", "src", "path or pattern, or list of them", "required", "File to copy, or folder whose content is copied; [several of them](#several-sources)."),
     key("copy", "dest", "guest path", "required", "Where it goes. A file gets this path, or goes into it if a folder is there or it ends with `/`; what a folder holds goes into it."),
     key("copy", "mode", "file mode", "`0o755` for folders and executable files, else `0o644`", "Permissions of what is copied; folders can also be entered by whoever may read them."),
     key("copy", "owner", "user", "`\"root:root\"`", "Who owns the copy."),

@@ -12,7 +12,7 @@ use crate::input::Rootfs;
 use crate::lock::Lock;
 use crate::source_dir::{Hidden, IGNORE_FILE, NoPlace, SourceDir};
 
-use super::{Diagnostic, KernelSource, MAX_SIZE, Smolfile, Workload, parse, render};
+use super::{Diagnostic, KernelSource, MAX_SIZE, Smolfile, Workload, expand, parse, render};
 
 /// Mistakes that are shown; of more, the number.
 const MOST_SHOWN: usize = 10;
@@ -124,9 +124,15 @@ pub fn check(
         }
         Failure::mistakes(ExitKind::Usage, text, mistakes)
     };
-    let smolfile = parse(&source).map_err(failure)?;
+    let mut smolfile = parse(&source).map_err(failure)?;
     let lock = format!("{}.lock", path.file_name().unwrap_or_default().display());
     let base_dir = SourceDir::open(base_dir, &lock, context)?;
+    if let Workload::Service { copies, .. } = &mut smolfile.workload {
+        let unmatched = expand::on_host(copies, &base_dir)?;
+        if !unmatched.is_empty() {
+            return Err(failure(unmatched).into());
+        }
+    }
     let missing = missing_files(&smolfile, &base_dir);
     if !missing.is_empty() {
         return Err(failure(missing).into());

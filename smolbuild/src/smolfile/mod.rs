@@ -13,6 +13,8 @@
 //! | `keys.rs` | the one table of keys, and help with unknown ones |
 //! | `foreign.rs` | the Smolfile of another program, with the same in ours |
 //! | `diagnostic.rs` | mistakes with places, drawn over the source |
+//! | `glob.rs` | the patterns of `[[copy]] src` |
+//! | `expand.rs` | what they match, on disk and in a lock |
 //! | `load.rs` | from disk: the file itself, and whether the files it names exist |
 
 use std::collections::BTreeMap;
@@ -26,7 +28,9 @@ use toml::de::DeTable;
 mod check;
 mod command;
 pub mod diagnostic;
+mod expand;
 mod foreign;
+mod glob;
 pub mod keys;
 mod load;
 mod parse;
@@ -36,12 +40,16 @@ mod tests;
 mod values;
 
 pub use diagnostic::{Diagnostic, Span, render};
+pub use expand::by_lock as copies_of_lock;
 pub use load::{Loaded, check as check_text, load};
 pub use parse::{DEFAULT_INTERVAL, DEFAULT_RECIPE, DEFAULT_TIMEOUT, MAX_CPUS, MEMORY};
 pub use values::signal;
 
 use crate::input::Rootfs;
 use table::{Errors, Table};
+
+/// Most patterns of all `[[copy]]`s.
+const MAX_PATTERNS: usize = 1000;
 
 /// Largest Smolfile, in bytes.
 pub const MAX_SIZE: usize = 256 * 1024;
@@ -133,6 +141,12 @@ pub enum KernelSource {
 pub struct CopyStep {
     /// File, or folder whose content is meant, on the host.
     pub src: Spanned<String>,
+    /// Whether `src` is a pattern still; never in a Smolfile that was loaded.
+    #[serde(skip)]
+    pub glob: bool,
+    /// Number of the table; those with several sources have several steps.
+    #[serde(skip)]
+    pub number: usize,
     /// Where it goes in the guest; a slash at the end says that this is a folder.
     pub dest: String,
     /// Permissions (`0..=0o7777`); those of the source when absent.
@@ -323,6 +337,14 @@ fn sections(mut top: Table<'_>, errors: &mut Errors) -> Option<Smolfile> {
     })
 }
 
+/// A lock is looked through for each pattern.
+fn limit_patterns<'a>(copies: impl Iterator<Item = &'a CopyStep>, errors: &mut Errors) {
+    if let Some(step) = copies.filter(|step| step.glob).nth(MAX_PATTERNS) {
+        let title = format!("[[copy]] has more than {MAX_PATTERNS} patterns");
+        errors.push(Diagnostic::new(step.src.span(), title).help("copy a folder"));
+    }
+}
+
 /// The sections of a machine with a service. `None` only after an error was reported.
 fn service_workload(top: &mut Table<'_>, cpu: Level, errors: &mut Errors) -> Option<Workload> {
     let of_image = check::of_image(top);
@@ -332,11 +354,13 @@ fn service_workload(top: &mut Table<'_>, cpu: Level, errors: &mut Errors) -> Opt
     let base = top
         .table("base", "base", errors)
         .and_then(|table| parse::base(table, errors));
-    let copies: Vec<Option<CopyStep>> = top
+    let copies: Vec<Option<Vec<CopyStep>>> = top
         .tables("copy", errors)
         .into_iter()
-        .map(|table| parse::copy(table, errors))
+        .enumerate()
+        .map(|(number, table)| parse::copy(table, number, errors))
         .collect();
+    limit_patterns(copies.iter().flatten().flatten(), errors);
     let service = top
         .table("service", "service", errors)
         .map(|table| parse::service(table, of_image, errors))
@@ -352,7 +376,7 @@ fn service_workload(top: &mut Table<'_>, cpu: Level, errors: &mut Errors) -> Opt
         .collect();
     Some(Workload::Service {
         rootfs: rootfs.or(base)?,
-        copies: copies.into_iter().collect::<Option<_>>()?,
+        copies: copies.into_iter().collect::<Option<Vec<_>>>()?.concat(),
         service: service?,
         warm,
         restore,

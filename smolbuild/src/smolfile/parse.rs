@@ -10,6 +10,7 @@ use toml::de::DeValue;
 
 use super::command::{self, command, env_list, port_help};
 use super::diagnostic::Diagnostic;
+use super::glob::{self, Source};
 use super::keys;
 use super::table::{Entry, Errors, Table, as_integer, as_string, parsed, to_u64};
 use super::values::{self, MIB};
@@ -290,10 +291,15 @@ fn packages(table: &mut Table<'_>, key: &str, errors: &mut Errors) -> Vec<Spanne
     packages
 }
 
-pub(super) fn copy(mut table: Table<'_>, errors: &mut Errors) -> Option<CopyStep> {
+/// A table of `[[copy]]`: a step for each source.
+pub(super) fn copy(
+    mut table: Table<'_>,
+    number: usize,
+    errors: &mut Errors,
+) -> Option<Vec<CopyStep>> {
     table.require("src", "src = \"app.conf\"", errors);
     table.require("dest", "dest = \"/etc/app.conf\"", errors);
-    let src = table.parsed("src", errors, values::host_path);
+    let sources = sources(&mut table, errors);
     let dest = table.parsed("dest", errors, values::destination);
     let owner = table
         .parsed("owner", errors, values::user)
@@ -303,13 +309,62 @@ pub(super) fn copy(mut table: Table<'_>, errors: &mut Errors) -> Option<CopyStep
         .and_then(|entry| file_mode(entry, errors));
     let exclude = exclude(&mut table, errors);
     table.finish(errors);
-    Some(CopyStep {
-        src: src?,
-        dest: dest?.into_inner(),
+    let (sources, dest) = (sources?, dest?);
+    let several = sources.len() > 1 || sources.iter().any(|(_, glob)| *glob);
+    if several && !dest.get_ref().ends_with('/') {
+        let title = "several files need a folder to go into";
+        let help = format!("write dest = \"{}/\"", dest.get_ref().escape_debug());
+        errors.push(Diagnostic::new(dest.span(), title).help(help));
+    }
+    let dest = dest.into_inner();
+    let steps = sources.into_iter().map(|(src, glob)| CopyStep {
+        src,
+        glob,
+        number,
+        dest: dest.clone(),
         mode,
-        owner,
-        exclude,
-    })
+        owner: owner.clone(),
+        exclude: exclude.clone(),
+    });
+    Some(steps.collect())
+}
+
+/// The sources of a `[[copy]]`, and whether they are patterns.
+fn sources(table: &mut Table<'_>, errors: &mut Errors) -> Option<Vec<(Spanned<String>, bool)>> {
+    let texts = match table.list("src") {
+        None => vec![table.string("src", errors)?],
+        Some([]) => {
+            let span = table.value_span("src")?;
+            table.take("src");
+            errors.push(Diagnostic::new(span, "`src` names nothing"));
+            return None;
+        }
+        Some(_) => {
+            let values = table.array("src", "a path, or a list of paths", errors);
+            let texts = values.into_iter().map(|value| as_string(value, errors));
+            texts
+                .collect::<Vec<_>>()
+                .into_iter()
+                .collect::<Option<_>>()?
+        }
+    };
+    let sources = texts.into_iter().map(|text| source(text, errors));
+    sources.collect::<Vec<_>>().into_iter().collect()
+}
+
+fn source(text: Spanned<String>, errors: &mut Errors) -> Option<(Spanned<String>, bool)> {
+    let path = parsed(text, errors, values::host_path)?;
+    let span = path.span();
+    match glob::parse(path.get_ref()) {
+        _ if path.get_ref() == "." => Some((path, false)),
+        Ok(Source::Path(plain)) => Some((Spanned::new(span, plain), false)),
+        Ok(Source::Pattern(_)) => Some((path, true)),
+        Err(why) => {
+            let help = "patterns are those of COPY in a Dockerfile: a backslash takes the meaning of *, ? and [";
+            errors.push(Diagnostic::new(span, "not a pattern").label(why).help(help));
+            None
+        }
+    }
 }
 
 /// Patterns of what is left out of a folder.

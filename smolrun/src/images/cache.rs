@@ -42,7 +42,7 @@ const WORKING_SET: &str = "working-set";
 /// Ending of folders that are being unpacked.
 const TEMPORARY: &str = "tmp";
 /// How often a bundle is unpacked that is removed each time before it could be used.
-const ATTEMPTS: usize = 3;
+const ATTEMPTS: usize = 8;
 
 /// The images of a bundle as files in a folder.
 pub struct CachedImages {
@@ -160,16 +160,19 @@ pub fn unpack(
         if let (done, Some(in_use)) = lookup(bundle, cache)? {
             return Ok((done, in_use));
         }
-        let done = unpack_now(bundle, cache, session)?;
-        if let Some(in_use) = take(bundle, &done)? {
+        if let (done, Some(in_use)) = unpack_now(bundle, cache, session)? {
             return Ok((done, in_use));
         }
     }
     anyhow::bail!("{} is removed again and again", root(cache).display())
 }
 
-/// Unpacks the bundle, unless another process has done so meanwhile.
-fn unpack_now(bundle: &Bundle, cache: &Path, session: &Session) -> anyhow::Result<PathBuf> {
+/// Unpacks the bundle, unless another process has done so meanwhile; not in use if it was removed at once.
+fn unpack_now(
+    bundle: &Bundle,
+    cache: &Path,
+    session: &Session,
+) -> anyhow::Result<(PathBuf, Option<InUse>)> {
     let done = root(cache).join(bundle.digest().hex());
     let temporary = done.with_extension(TEMPORARY);
     let owned = match LockDir::try_claim(&temporary).with_context(|| cannot(&temporary))? {
@@ -179,45 +182,49 @@ fn unpack_now(bundle: &Bundle, cache: &Path, session: &Session) -> anyhow::Resul
             LockDir::claim(&temporary).with_context(|| cannot(&temporary))?
         }
     };
-    let unpacked = unpack_into(bundle, &owned, &done, session).and_then(|made| {
+    let unpacked = unpack_into(bundle, &owned, &done, session).and_then(|by_other| {
         // Somebody may empty the cache meanwhile.
-        let whole = !made || is_complete(bundle, owned.path())?;
+        let whole = by_other.is_some() || is_complete(bundle, owned.path())?;
         anyhow::ensure!(
             whole,
             "files of {} were removed meanwhile",
             temporary.display()
         );
-        Ok(made)
+        Ok(by_other)
     });
-    match unpacked {
-        Ok(true) => owned.rename(&done).with_context(|| cannot(&done))?,
-        // Another process has unpacked it meanwhile.
-        Ok(false) => owned.remove().with_context(|| cannot(&temporary))?,
+    let in_use = match unpacked {
+        Ok(None) => owned
+            .rename_into_use(&done)
+            .with_context(|| cannot(&done))?,
+        Ok(by_other) => {
+            owned.remove().with_context(|| cannot(&temporary))?;
+            by_other
+        }
         Err(error) => {
             // If that fails, a later start removes it.
             let _ = owned.remove();
             return Err(with_advice(error));
         }
-    }
+    };
     let _ = done
         .parent()
         .map(|root| File::open(root).and_then(|folder| folder.sync_all()));
-    Ok(done)
+    Ok((done, in_use))
 }
 
 fn cannot(path: &Path) -> String {
     format!("cannot unpack the bundle into {}", path.display())
 }
 
-/// Unpacks into the temporary folder; false if the finished one has appeared meanwhile.
+/// Unpacks into the temporary folder; if the finished one has appeared meanwhile, that is taken into use.
 fn unpack_into(
     bundle: &Bundle,
     owned: &LockDir,
     done: &Path,
     session: &Session,
-) -> anyhow::Result<bool> {
-    if is_complete(bundle, done)? {
-        return Ok(false);
+) -> anyhow::Result<Option<InUse>> {
+    if let Some(in_use) = take(bundle, done)? {
+        return Ok(Some(in_use));
     }
     if done.exists() {
         session.note(&format!("{} is damaged: unpacking again", done.display()));
@@ -255,7 +262,7 @@ fn unpack_into(
     written.with_context(|| cannot(owned.path()))?;
     owned.sync().with_context(|| cannot(owned.path()))?;
     stage.finish(&human::bytes(size));
-    Ok(true)
+    Ok(None)
 }
 
 /// Refuses to begin what the disk has no space for.
@@ -596,12 +603,13 @@ mod tests {
             let starts: Vec<_> = (0..2)
                 .map(|_| {
                     scope.spawn(|| {
-                        for _ in 0..30 {
+                        while removed.load(Ordering::SeqCst) < 10 {
                             let session = Session::detached().unwrap();
-                            let (folder, _in_use) =
-                                unpack(&bundle, cache.path(), &session).unwrap();
-                            std::thread::yield_now();
+                            let (folder, in_use) = unpack(&bundle, cache.path(), &session).unwrap();
+                            std::thread::sleep(std::time::Duration::from_millis(1));
                             assert!(is_complete(&bundle, &folder).unwrap());
+                            drop(in_use);
+                            std::thread::sleep(std::time::Duration::from_millis(1));
                         }
                     })
                 })
@@ -622,7 +630,6 @@ mod tests {
             finished.store(true, Ordering::SeqCst);
             assert!(ends.into_iter().all(|end| end.is_ok()));
         });
-        assert!(removed.load(Ordering::SeqCst) > 0);
     }
 
     #[test]
