@@ -1,5 +1,5 @@
 //! Container images by the command line, as far as nothing is booted: the lock, and what is refused.
-//! skopeo brings an image into each form.
+//! skopeo puts an image into each form.
 
 use std::fs;
 use std::path::Path;
@@ -7,8 +7,10 @@ use std::process::Command as Program;
 
 use assert_cmd::Command;
 use serde_json::json;
+use smol_testing::docker::{DockerRegistry, Setup};
 use smol_testing::left_out;
 use smol_testing::oci::{Layer, Packed, write_layout};
+use smol_testing::registry::{Answer, Contents, Registry};
 
 fn smolbuild(folder: &Path) -> Command {
     let mut command = Command::new(assert_cmd::cargo::cargo_bin!("smolbuild"));
@@ -208,4 +210,178 @@ fn a_layer_that_is_not_what_the_image_says_ends_the_build_and_is_not_kept() {
         fs::read_dir(folder.join("cache/layers")).unwrap().count(),
         0
     );
+}
+
+/// Layers in the cache.
+fn layers(folder: &Path) -> usize {
+    let layers = fs::read_dir(folder.join("cache/layers"));
+    layers.map_or(0, Iterator::count)
+}
+
+/// A command that may use the network.
+fn online(folder: &Path, arguments: &[&str]) -> Command {
+    let mut command = smolbuild(folder);
+    command.args(arguments).env_remove("SMOL_OFFLINE");
+    // Nothing of whoever runs the tests.
+    for name in [
+        "HOME",
+        "XDG_RUNTIME_DIR",
+        "XDG_CONFIG_HOME",
+        "DOCKER_CONFIG",
+    ] {
+        command.env(name, folder);
+    }
+    command
+}
+
+/// It makes the root file system, and then finds out that there is no kernel.
+const BUILD: [&str; 2] = ["-o", "x.smolmachine"];
+
+#[test]
+fn an_image_in_a_registry_is_pinned_pulled_and_then_there_offline() {
+    let Some(registry) = DockerRegistry::start(Setup::default()) else {
+        return left_out("docker-registry is not installed");
+    };
+    let project = project(Packed::Gzip);
+    let folder = project.path();
+    let expected = lock(folder, "oci:layout");
+    let push = || registry.push(&format!("oci:{}/layout:v1", folder.display()), "a/web:1");
+    push();
+    smolfile(folder, &format!("{}/a/web:1", registry.host()), "");
+    fs::remove_file(folder.join("Smolfile.lock")).unwrap();
+    let error = said(smolbuild(folder).arg("lock"), 3).1;
+    assert!(
+        error.contains("the lock does not say which image"),
+        "{error}"
+    );
+    said(&mut online(folder, &["lock"]), 0);
+    let locked = fs::read_to_string(folder.join("Smolfile.lock")).unwrap();
+    let (head, rest) = locked.split_once("\n[image.origin]\n").unwrap();
+    let (origin, tail) = rest.split_once("\n\n").unwrap();
+    assert_eq!(
+        format!("{head}\n{tail}"),
+        expected,
+        "but for where it came from"
+    );
+    assert!(
+        origin.contains("/a/web:1\"\nmanifest = \"sha256:"),
+        "{origin}"
+    );
+    // Offline, what is missing is named; then it is there.
+    let error = said(smolbuild(folder).args(BUILD).arg("--locked"), 3).1;
+    assert!(
+        error.contains("2 of the 2 layers") && error.contains("sha256:"),
+        "{error}"
+    );
+    said(online(folder, &BUILD).arg("--locked"), 1);
+    assert_eq!(layers(folder), 2);
+    let kernel = said(smolbuild(folder).args(BUILD).arg("--locked"), 1).1;
+    assert!(
+        kernel.contains("kernel") && !kernel.contains("layer"),
+        "{kernel}"
+    );
+    // The tag moves, and the machine does not.
+    let config = json!({"Cmd": ["/bin/web"], "ExposedPorts": {"80/tcp": {}}});
+    write_layout(
+        &folder.join("layout"),
+        "v1",
+        &config,
+        vec![Layer::default()],
+        Packed::Gzip,
+    );
+    push();
+    fs::remove_dir_all(folder.join("cache")).unwrap();
+    said(online(folder, &BUILD).arg("--locked"), 1);
+    assert_eq!(layers(folder), 2);
+    let changes = said(&mut online(folder, &["lock", "--only", "image"]), 0).0;
+    assert!(
+        changes.contains("manifest of the image: ") && changes.contains("image: "),
+        "{changes}"
+    );
+    said(online(folder, &BUILD).arg("--locked"), 1);
+    assert_eq!(layers(folder), 3);
+}
+
+/// What a registry has of the image in the layout, as `x:1`.
+fn contents(folder: &Path) -> Contents {
+    let mut contents = Contents::default();
+    let blobs = fs::read_dir(folder.join("layout/blobs/sha256")).unwrap();
+    for blob in blobs.map(|blob| blob.unwrap().path()) {
+        let (name, bytes) = (
+            blob.file_name().unwrap().to_str().unwrap(),
+            fs::read(&blob).unwrap(),
+        );
+        let digest = format!("sha256:{name}");
+        if bytes.starts_with(b"{\"config\"") && bytes.ends_with(b"2}") {
+            let kind = "application/vnd.oci.image.manifest.v1+json".to_owned();
+            for reference in ["1", &digest] {
+                let path = format!("x/manifests/{reference}");
+                contents
+                    .manifests
+                    .insert(path, (kind.clone(), bytes.clone()));
+            }
+        }
+        contents.blobs.insert(digest, bytes);
+    }
+    assert_eq!(contents.manifests.len(), 2);
+    contents
+}
+
+/// A change of what a registry answers to a request for a layer.
+type Fault = fn(Answer) -> Answer;
+
+#[test]
+fn a_registry_that_fails_or_lies_leaves_nothing_in_the_cache() {
+    let project = project(Packed::Plain);
+    let folder = project.path();
+    let contents = contents(folder);
+    let cases: [(Fault, i32, &str); 4] = [
+        (|_| Answer::new(404, "gone"), 1, "cannot get sha256:"),
+        (|_| Answer::new(403, "no"), 1, "cannot get sha256:"),
+        (
+            |answer| Answer {
+                body: vec![0; answer.body.len()],
+                ..answer
+            },
+            4,
+            "sha256:",
+        ),
+        (
+            |answer| Answer::new(200, [answer.body, vec![0]].concat()),
+            4,
+            "cannot get sha256:",
+        ),
+    ];
+    for (fault, code, told) in cases {
+        let (contents, manifests) = (contents.clone(), contents.manifests.clone());
+        let registry = Registry::start(move |request, _| {
+            let answer = contents.answer(request);
+            let is_json = manifests.values().any(|(_, bytes)| *bytes == answer.body)
+                || answer.body.starts_with(b"{");
+            if is_json { answer } else { fault(answer) }
+        });
+        smolfile(folder, &format!("{}/x:1", registry.host()), "");
+        let _ = fs::remove_file(folder.join("Smolfile.lock"));
+        let error = said(&mut online(folder, &BUILD), code).1;
+        assert!(
+            error.contains(told) && error.contains("cannot use the image"),
+            "{error}"
+        );
+        assert_eq!(layers(folder), 0, "{error}");
+    }
+}
+
+#[test]
+fn what_a_registry_does_not_have_is_named() {
+    let project = project(Packed::Plain);
+    let folder = project.path();
+    let registry =
+        Registry::start(|_, _| Answer::new(404, r#"{"errors":[{"code":"MANIFEST_UNKNOWN"}]}"#));
+    smolfile(folder, &format!("{}/x:1", registry.host()), "");
+    let error = said(&mut online(folder, &["lock"]), 1).1;
+    assert!(
+        error.contains("/x:1") && error.contains("MANIFEST_UNKNOWN"),
+        "{error}"
+    );
+    assert!(!folder.join("Smolfile.lock").exists());
 }

@@ -3,7 +3,9 @@
 
 use std::collections::BTreeSet;
 
+use smol_bundle::Digest;
 use smol_cli::Interrupt;
+use smol_image::{Healthcheck, RunConfig};
 use smol_machine::state::MachineState;
 use smolbuild::diff::guest::kallsyms::Kallsyms;
 use smolbuild::diff::guest::owner::Owners;
@@ -11,7 +13,7 @@ use smolbuild::diff::guest::ram::Ram;
 use smolbuild::input::Rootfs;
 use smolbuild::lock::{
     self, Builder, CopiedEntry, CopiedNode, CopySource, Debian, InputFile, Kernel, Lock,
-    PackagePin, Role,
+    LockedImage, Origin, PackagePin, Role,
 };
 use smolbuild::plan::Plan;
 use smolbuild::smolfile::keys::KEYS;
@@ -266,6 +268,29 @@ pub fn lock_seeds() -> Vec<Vec<u8>> {
             requested: vec!["redis-server".into()],
             packages: vec![pin("bash"), pin("redis-server")],
             install_only: Some(vec![pin("passwd")]),
+        }),
+        image: Some(LockedImage {
+            origin: Some(Origin {
+                reference: "docker.io/library/nginx:1.27".into(),
+                manifest: Digest::of(b"manifest"),
+            }),
+            id: Digest::of(b"configuration"),
+            variant: Some("v2".into()),
+            diff_ids: vec![Digest::of(b"layer")],
+            config: RunConfig {
+                entrypoint: vec!["/docker-entrypoint.sh".into()],
+                cmd: vec!["nginx".into(), "-g".into(), "daemon off;".into()],
+                env: vec!["PATH=/usr/bin".into()],
+                user: Some("101:101".into()),
+                workdir: Some("/srv".into()),
+                ports: vec!["80/tcp".into()],
+                stop_signal: Some("SIGQUIT".into()),
+                volumes: vec!["/data".into()],
+                healthcheck: Some(Healthcheck {
+                    cmd: vec!["curl".into(), "\"\n".into()],
+                    start_period_ms: 5000,
+                }),
+            },
         }),
         files: vec![InputFile {
             role: Role::Base,

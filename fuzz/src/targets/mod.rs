@@ -8,12 +8,14 @@
 //! | [`machine`] | a machine's state, kernels |
 //! | [`protocol`] | the wires between guest, host and emulated host; control requests |
 //! | [`builder`] | Smolfiles, locks, memory that is looked into |
+//! | [`image`] | container images: names, documents, archives |
 //! | [`registry`] | what registries answer, and their configuration |
 //! | [`samples`] | what several of them begin with |
 
 pub mod builder;
 pub mod bundle;
 pub mod devices;
+pub mod image;
 pub mod machine;
 pub mod protocol;
 pub mod registry;
@@ -415,6 +417,31 @@ pub const TARGETS: &[Target] = &[
         ],
     )
     .large(),
+    small(
+        "image-reference",
+        image::reference,
+        image::reference_seeds,
+        &["crates/smol-image/src/reference.rs"],
+    )
+    .words(image::WORDS),
+    small(
+        "image-document",
+        image::document,
+        image::document_seeds,
+        &[
+            "crates/smol-image/src/manifest.rs",
+            "crates/smol-image/src/config.rs",
+            "crates/smol-image/src/platform.rs",
+        ],
+    )
+    .words(image::WORDS),
+    small(
+        "image-archive",
+        image::archive,
+        image::archive_seeds,
+        &["crates/smol-image/src/store.rs"],
+    )
+    .words(image::WORDS),
     small(
         "reference",
         registry::reference,
