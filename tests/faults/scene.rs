@@ -342,7 +342,11 @@ impl Scene {
     pub fn left(&self) -> Result<Vec<PathBuf>, String> {
         let mut left = Vec::new();
         for (name, kept) in [
-            ("cache", &["work", "bundles", "locks"][..]),
+            // Folders that builds share, empty.
+            (
+                "cache",
+                &["work", "bundles", "downloads", "kernels", "debian"][..],
+            ),
             ("run", &["instances"]),
             ("config", &[]),
             ("tmp", &[]),
