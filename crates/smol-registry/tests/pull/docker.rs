@@ -214,9 +214,16 @@ fn a_certificate_is_checked_by_the_ca_of_the_registry() {
     fs::copy(registry.ca(), folder.join("ca.crt")).unwrap();
     assert_eq!(home.client().manifest(&name).unwrap().bytes, image.manifest);
     // A certificate for another name.
-    let other = reference(&format!("127.0.0.2:{}/a:1", registry.port()));
-    let error = home.client().manifest(&other).unwrap_err();
+    let other = format!("x.localhost:{}", registry.port());
+    let others = home.path("certs.d").join(&other);
+    fs::create_dir_all(&others).unwrap();
+    fs::copy(registry.ca(), others.join("ca.crt")).unwrap();
+    let error = home
+        .client()
+        .manifest(&reference(&format!("{other}/a:1")))
+        .unwrap_err();
     assert_eq!(error.kind(), Kind::Unreachable);
+    assert!(error.to_string().contains("certificate"), "{error}");
 
     fs::write(folder.join("more.crt"), "nothing").unwrap();
     let error = home.client().manifest(&name).unwrap_err();

@@ -75,8 +75,9 @@ fn another_server_gets_no_credentials_when_it_asks_for_them() {
     let (here, there) = (entry(&registry.host()), entry(&storage.host()));
     home.write("auth.json", &format!(r#"{{"auths":{{{here},{there}}}}}"#));
     assert!(blob_of(&registry.host(), &blob, home.options()).unwrap() == blob);
-    let requests = storage.requests();
-    assert_eq!(requests.len(), 3);
+    // Nor is it the registry that has asked.
+    let requests = [storage.requests(), registry.requests()].concat();
+    assert_eq!(requests.len(), 6);
     assert!(requests.iter().all(|r| r.header("authorization").is_none()));
 
     let to = Registry::start(|_, _| Answer::new(404, "gone"));
@@ -332,7 +333,7 @@ fn a_server_s_own_certificate_may_be_in_the_folder_of_its_cas() {
     let name = reference(&format!("{host}/a:1"));
     assert_eq!(home.client().manifest(&name).unwrap().bytes, b"{}");
     // For its names alone.
-    let other = format!("127.0.0.2:{}", server.port);
+    let other = format!("x.localhost:{}", server.port);
     let folder = home.path("certs.d").join(&other);
     std::fs::rename(&certificates, &folder).unwrap();
     let error = home
@@ -340,4 +341,28 @@ fn a_server_s_own_certificate_may_be_in_the_folder_of_its_cas() {
         .manifest(&reference(&format!("{other}/a:1")))
         .unwrap_err();
     assert_eq!(error.kind(), Kind::Unreachable);
+    assert!(error.to_string().contains("certificate"), "{error}");
+}
+
+#[test]
+fn credentials_of_a_registry_with_tls_go_to_no_token_server_without() {
+    let thief = Registry::start(|_, _| Answer::new(200, r#"{"token":"t"}"#));
+    let home = Home::new();
+    let realm = format!("http://{}/token", thief.host());
+    let answer = format!(
+        "HTTP/1.1 401 Answer\r\nWWW-Authenticate: Bearer realm=\"{realm}\"\r\n\
+         Content-Length: 0\r\n\r\n"
+    );
+    let server = TlsServer::start(home.0.path(), &answer);
+    let host = format!("localhost:{}", server.port);
+    let certificates = home.path("certs.d").join(&host);
+    std::fs::create_dir_all(&certificates).unwrap();
+    std::fs::copy(home.path("ca.crt"), certificates.join("ca.crt")).unwrap();
+    let error = home
+        .client()
+        .manifest(&reference(&format!("{host}/a:1")))
+        .unwrap_err();
+    assert_eq!(error.kind(), Kind::Protocol, "{error}");
+    assert!(error.to_string().contains("does not use TLS"), "{error}");
+    assert!(thief.requests().is_empty());
 }

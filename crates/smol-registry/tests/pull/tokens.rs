@@ -107,6 +107,21 @@ fn a_token_that_is_refused_is_not_asked_for_again_and_again() {
     );
     assert_eq!(tokens(&registry).len(), 1);
     assert_eq!(registry.requests().len(), 3);
+
+    // One that was good once, and is given again.
+    let good = Arc::new(Mutex::new(true));
+    let still = good.clone();
+    let registry = wanting(
+        |_| Answer::new(200, r#"{"token":"t","expires_in":3600}"#),
+        move |token| token == "t" && *still.lock().unwrap(),
+    );
+    let name = reference(&format!("{}/a/b:1", registry.host()));
+    let client = Home::new().client();
+    client.manifest(&name).unwrap();
+    *good.lock().unwrap() = false;
+    let error = client.manifest(&name).unwrap_err();
+    assert_eq!(error.kind(), Kind::Unauthorized);
+    assert_eq!(registry.requests().len(), 3 + 2);
 }
 
 #[test]
