@@ -32,14 +32,18 @@ const OUR_CRATES: &[(&str, &[&str])] = &[
     ("smol-trust", &["smol-bundle", "smol-cli"]),
     ("smol-sandbox", &["smol-cli"]),
     ("smol-host", &["smol-cli", "smol-machine", "smol-sandbox"]),
+    // Its digests are those of a bundle: both are of OCI.
+    ("smol-image", &["smol-bundle", "smol-rootfs"]),
     (
         "smolbuild",
         &[
             "smol-bundle",
             "smol-cli",
             "smol-host",
+            "smol-image",
             "smol-machine",
             "smol-protocol",
+            "smol-registry",
             "smol-rootfs",
             "smol-sandbox",
             "smol-trust",

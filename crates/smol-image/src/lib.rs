@@ -9,7 +9,7 @@
 //! |---|---|
 //! | [`reference`] | how an image is named: by transport and place |
 //! | [`manifest`] | image indexes and manifests |
-//! | [`platform`] | which image of an index is for this machine |
+//! | [`platform`], [`index`] | what an image is for; which one of an index is for this machine |
 //! | [`config`] | the configuration: layers, and what a container of the image runs |
 //! | [`store`] | images in a layout (a folder), an OCI archive, an archive of `docker save` |
 //! | [`layer`] | a layer, unpacked and verified |
@@ -21,6 +21,7 @@
 //! Docker's image specification 1.3 for what `docker save` writes.
 
 pub mod config;
+pub mod index;
 pub mod layer;
 pub mod manifest;
 pub mod platform;

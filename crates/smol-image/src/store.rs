@@ -11,7 +11,7 @@ use smol_rootfs::{FileData, Tree};
 use crate::config::ImageConfig;
 use crate::layer::Layer;
 use crate::manifest::{Descriptor, Document, Manifest};
-use crate::{MAX_DOCUMENT, platform};
+use crate::{MAX_DOCUMENT, index};
 
 /// The index of a layout (image-layout.md).
 const INDEX: &str = "index.json";
@@ -40,10 +40,10 @@ pub struct Image {
 /// It is no layout; there is no such image, or several; a blob is missing or damaged; the image is for
 /// another machine.
 pub fn layout(files: &Tree, tag: Option<&str>, level: u32) -> Result<Image> {
-    let Some(index) = files.read(INDEX, MAX_DOCUMENT)? else {
+    let Some(list) = files.read(INDEX, MAX_DOCUMENT)? else {
         return Err(no_image(files, INDEX));
     };
-    let Document::Index(entries) = Document::parse(&index).context(INDEX)? else {
+    let Document::Index(entries) = Document::parse(&list).context(INDEX)? else {
         bail!("{INDEX} is no index");
     };
     let mut entry = tagged(&entries, tag, level)?.clone();
@@ -51,7 +51,7 @@ pub fn layout(files: &Tree, tag: Option<&str>, level: u32) -> Result<Image> {
         let bytes = document(files, &entry)?;
         match Document::parse(&bytes).with_context(|| format!("blob {}", entry.digest))? {
             Document::Manifest(manifest) => return image(files, &manifest, level),
-            Document::Index(entries) => entry = platform::choose(&entries, level)?.clone(),
+            Document::Index(entries) => entry = index::choose(&entries, level)?.clone(),
         }
     }
     bail!("more than {MAX_NESTED} indexes are in each other")
@@ -90,7 +90,7 @@ fn tagged<'a>(entries: &'a [Descriptor], tag: Option<&str>, level: u32) -> Resul
             Ok(first)
         }
         // One image for several platforms, without an index of its own.
-        _ if tag.is_some() || names.len() < 2 => platform::choose(entries, level),
+        _ if tag.is_some() || names.len() < 2 => index::choose(entries, level),
         _ => bail!(
             "it has several images: write its tag behind a colon{}",
             offered(&names)

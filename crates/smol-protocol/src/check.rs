@@ -1,7 +1,7 @@
 //! What a configuration may say: found by the builder before it boots anything, and by the
 //! guest once more.
 
-use super::{GuestConfig, MAX_CONFIG, MAX_WORDS, Probe, ProtocolError, is_signal};
+use super::{GuestConfig, MAX_CONFIG, MAX_WORDS, Probe, ProtocolError, Service, is_signal};
 
 impl GuestConfig {
     /// Reads and checks a configuration file's text.
@@ -21,33 +21,7 @@ impl GuestConfig {
         if check_hostname(&self.hostname).is_err() {
             return bad("hostname", "letters, digits, '-' and '.', 1 to 64 of them");
         }
-        check_command("service.cmd", &self.service.cmd)?;
-        for (name, value) in &self.service.env {
-            if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
-                return bad(
-                    "service.env",
-                    "a name is not empty and has no '=', nothing has a NUL",
-                );
-            }
-        }
-        if self
-            .service
-            .workdir
-            .as_ref()
-            .is_some_and(|dir| !dir.starts_with('/') || dir.contains('\0'))
-        {
-            return bad("service.workdir", "an absolute path");
-        }
-        if self
-            .service
-            .stop_signal
-            .is_some_and(|signal| !is_signal(signal))
-        {
-            return bad(
-                "service.stop_signal",
-                "the number of a signal: 1 to 31, or 34 to 64",
-            );
-        }
+        self.service.check()?;
         let warm = self.warm.iter().map(|c| ("warm.cmd", "warm.timeout_ms", c));
         let restore = self.restore.iter();
         let restore = restore.map(|c| ("restore.cmd", "restore.timeout_ms", c));
@@ -76,6 +50,35 @@ impl GuestConfig {
             );
         }
         self.ready.probe.check()
+    }
+}
+
+impl Service {
+    fn check(&self) -> Result<(), ProtocolError> {
+        let bad = |key, why: &str| Err(ProtocolError::Value(key, why.to_owned()));
+        check_command("service.cmd", &self.cmd)?;
+        for (name, value) in &self.env {
+            if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
+                return bad(
+                    "service.env",
+                    "a name is not empty and has no '=', nothing has a NUL",
+                );
+            }
+        }
+        if self
+            .workdir
+            .as_ref()
+            .is_some_and(|dir| !dir.starts_with('/') || dir.contains('\0'))
+        {
+            return bad("service.workdir", "an absolute path");
+        }
+        if self.stop_signal.is_some_and(|signal| !is_signal(signal)) {
+            return bad(
+                "service.stop_signal",
+                "the number of a signal: 1 to 31, or 34 to 64",
+            );
+        }
+        Ok(())
     }
 }
 

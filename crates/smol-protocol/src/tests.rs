@@ -229,7 +229,7 @@ fn config() -> serde_json::Value {
     serde_json::json!({
         "hostname": "redis",
         "rootfs": {"device": "/dev/pmem0"},
-        "service": {"cmd": ["redis-server", "--save", ""], "env": {"A": "b"}, "user": "redis", "workdir": "/var"},
+        "service": {"cmd": ["redis-server", "--save", ""], "env": {"A": "b"}, "user": "redis", "workdir": "/var", "stop_signal": 3},
         "warm": [{"cmd": ["redis-cli", "set", "k", "v"], "timeout_ms": 1000}],
         "warm_restore": [{"probe": {"http": {"port": 80, "path": "/"}}, "timeout_ms": 1000}],
         "ready": {"probe": {"tcp": {"port": 6379}}, "timeout_ms": 60000, "interval_ms": 100},

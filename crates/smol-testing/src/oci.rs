@@ -8,66 +8,71 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use tar::{EntryType, Header};
 
 /// A layer, as a tar archive that grows.
-pub struct Layer(tar::Builder<Vec<u8>>);
+#[derive(Clone, Debug, Default)]
+pub struct Layer(Vec<u8>);
 
-impl Default for Layer {
-    fn default() -> Self {
-        Self(tar::Builder::new(Vec::new()))
-    }
-}
+/// Tar archives consist of blocks of this many bytes.
+const BLOCK: usize = 512;
 
 impl Layer {
     /// With a file of root's more.
     #[must_use]
     pub fn file(self, path: &str, mode: u32, content: &[u8]) -> Self {
-        self.member(path, EntryType::Regular, mode, "", content)
+        self.member(path, b'0', mode, "", content)
     }
 
     /// With a folder of root's more.
     #[must_use]
     pub fn folder(self, path: &str) -> Self {
-        self.member(path, EntryType::Directory, 0o755, "", &[])
+        self.member(path, b'5', 0o755, "", &[])
     }
 
     /// With a symbolic link more.
     #[must_use]
     pub fn symlink(self, path: &str, target: &str) -> Self {
-        self.member(path, EntryType::Symlink, 0o777, target, &[])
+        self.member(path, b'2', 0o777, target, &[])
     }
 
     /// With a further name of a file.
     #[must_use]
     pub fn hard_link(self, path: &str, target: &str) -> Self {
-        self.member(path, EntryType::Link, 0o644, target, &[])
+        self.member(path, b'1', 0o644, target, &[])
     }
 
-    fn member(
-        mut self,
-        path: &str,
-        kind: EntryType,
-        mode: u32,
-        link: &str,
-        content: &[u8],
-    ) -> Self {
-        let mut header = Header::new_gnu();
-        header.set_entry_type(kind);
-        header.set_mode(mode);
-        header.set_size(content.len() as u64);
-        header.set_mtime(1000);
-        let added = match link.is_empty() {
-            true => self.0.append_data(&mut header, path, content),
-            false => self.0.append_link(&mut header, path, link),
-        };
-        added.expect("memory can be written");
+    /// Adds a header of POSIX.1-1988 (ustar) and a content.
+    fn member(mut self, path: &str, kind: u8, mode: u32, link: &str, content: &[u8]) -> Self {
+        let mut header = [0; BLOCK];
+        let mut put =
+            |at: usize, text: &str| header[at..at + text.len()].copy_from_slice(text.as_bytes());
+        assert!(
+            path.len() < 100 && link.len() < 100,
+            "names of tests are short"
+        );
+        put(0, path);
+        put(100, &format!("{mode:07o}"));
+        put(108, "0000000");
+        put(116, "0000000");
+        put(124, &format!("{:011o}", content.len()));
+        put(136, "00000001750");
+        put(148, "        ");
+        put(156, char::from(kind).encode_utf8(&mut [0; 4]));
+        put(157, link);
+        put(257, "ustar\u{0}00");
+        let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+        header[148..155].copy_from_slice(format!("{sum:06o}\u{0}").as_bytes());
+        self.0.extend(header);
+        self.0.extend(content);
+        self.0.resize(self.0.len().next_multiple_of(BLOCK), 0);
         self
     }
 
     /// The archive.
-    pub fn finish(self) -> Vec<u8> {
-        self.0.into_inner().expect("memory can be written")
+    #[must_use]
+    pub fn finish(mut self) -> Vec<u8> {
+        self.0.extend([0; 2 * BLOCK]);
+        self.0
     }
 }
 

@@ -236,6 +236,33 @@ fn empty_lock() -> Lock {
     }
 }
 
+/// A container image in a registry.
+fn image_seed() -> LockedImage {
+    LockedImage {
+        origin: Some(Origin {
+            reference: "docker.io/library/nginx:1.27".into(),
+            manifest: Digest::of(b"manifest"),
+        }),
+        id: Digest::of(b"configuration"),
+        variant: Some("v2".into()),
+        diff_ids: vec![Digest::of(b"layer")],
+        config: RunConfig {
+            entrypoint: vec!["/docker-entrypoint.sh".into()],
+            cmd: vec!["nginx".into(), "-g".into(), "daemon off;".into()],
+            env: vec!["PATH=/usr/bin".into()],
+            user: Some("101:101".into()),
+            workdir: Some("/srv".into()),
+            ports: vec!["80/tcp".into()],
+            stop_signal: Some("SIGQUIT".into()),
+            volumes: vec!["/data".into()],
+            healthcheck: Some(Healthcheck {
+                cmd: vec!["curl".into(), "\"\n".into()],
+                start_period_ms: 5000,
+            }),
+        },
+    }
+}
+
 /// A lock without inputs, and one with every kind of them.
 pub fn lock_seeds() -> Vec<Vec<u8>> {
     let digest = || "0123456789abcdef".repeat(4);
@@ -269,29 +296,7 @@ pub fn lock_seeds() -> Vec<Vec<u8>> {
             packages: vec![pin("bash"), pin("redis-server")],
             install_only: Some(vec![pin("passwd")]),
         }),
-        image: Some(LockedImage {
-            origin: Some(Origin {
-                reference: "docker.io/library/nginx:1.27".into(),
-                manifest: Digest::of(b"manifest"),
-            }),
-            id: Digest::of(b"configuration"),
-            variant: Some("v2".into()),
-            diff_ids: vec![Digest::of(b"layer")],
-            config: RunConfig {
-                entrypoint: vec!["/docker-entrypoint.sh".into()],
-                cmd: vec!["nginx".into(), "-g".into(), "daemon off;".into()],
-                env: vec!["PATH=/usr/bin".into()],
-                user: Some("101:101".into()),
-                workdir: Some("/srv".into()),
-                ports: vec!["80/tcp".into()],
-                stop_signal: Some("SIGQUIT".into()),
-                volumes: vec!["/data".into()],
-                healthcheck: Some(Healthcheck {
-                    cmd: vec!["curl".into(), "\"\n".into()],
-                    start_period_ms: 5000,
-                }),
-            },
-        }),
+        image: Some(image_seed()),
         files: vec![InputFile {
             role: Role::Base,
             path: "base.smolmachine".into(),

@@ -1,7 +1,7 @@
 //! Container images: how they are named, their documents, and archives of them.
 
 use smol_image::manifest::Document;
-use smol_image::{ImageConfig, ImageRef, MAX_LAYERS, platform, store};
+use smol_image::{ImageConfig, ImageRef, MAX_LAYERS, index, store};
 use smol_rootfs::Tree;
 
 use crate::input::{join, parts};
@@ -55,7 +55,7 @@ pub fn document(data: &[u8]) -> bool {
     }
     match Document::parse(data) {
         Ok(Document::Index(entries)) => {
-            let [old, new] = [2, 3].map(|level| platform::choose(&entries, level));
+            let [old, new] = [2, 3].map(|level| index::choose(&entries, level));
             // What an old CPU runs, a new one does.
             assert!(old.is_err() || new.is_ok());
             assert!(

@@ -431,6 +431,7 @@ pub const TARGETS: &[Target] = &[
         &[
             "crates/smol-image/src/manifest.rs",
             "crates/smol-image/src/config.rs",
+            "crates/smol-image/src/index.rs",
             "crates/smol-image/src/platform.rs",
         ],
     )

@@ -11,7 +11,7 @@ use rustix::fs::{FlockOperation, flock};
 use smol_bundle::Digest;
 use smol_cli::{ErrorExt, ExitKind, Failure, human, paths};
 use smol_image::manifest::{Descriptor, Document, Manifest};
-use smol_image::{ImageConfig, Layer, MAX_DOCUMENT, platform, store};
+use smol_image::{ImageConfig, Layer, MAX_DOCUMENT, index, store};
 use smol_registry::{Client, Kind, Options, Reference, Wanted};
 use smol_rootfs::limits::MAX_UNPACKED;
 use smol_rootfs::{FileData, HostFile};
@@ -84,7 +84,7 @@ impl<'a> Remote<'a> {
             match document {
                 Document::Manifest(manifest) => return Ok((digest, manifest)),
                 Document::Index(entries) => {
-                    let entry = platform::choose(&entries, level).kind(ExitKind::Usage)?;
+                    let entry = index::choose(&entries, level).kind(ExitKind::Usage)?;
                     reference = reference.with_digest(&entry.digest.to_string());
                 }
             }
