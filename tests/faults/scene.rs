@@ -1,6 +1,7 @@
 //! The folders of a trial, and what may be in them.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File};
 use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
@@ -296,7 +297,8 @@ impl Scene {
             let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
             let mut variables = environment.split(|byte| *byte == 0);
             let is_ours = variables.any(|variable| variable == wanted.as_bytes());
-            // In the middle of exec(2) a process has its program already, and no environment yet.
+            // In the middle of exec(2) a process has its program already, and no environment yet; in that of
+            // exit(2) none any more.
             smol_testing::runs(*pid) && (is_ours || environment.is_empty() && runs_a_program(*pid))
         })
         .collect()
@@ -345,7 +347,14 @@ impl Scene {
             // Folders that builds share, empty.
             (
                 "cache",
-                &["work", "bundles", "downloads", "kernels", "debian"][..],
+                &[
+                    "work",
+                    "bundles",
+                    "downloads",
+                    "kernels",
+                    "debian",
+                    "layers",
+                ][..],
             ),
             ("run", &["instances"]),
             ("config", &[]),
@@ -421,9 +430,16 @@ pub fn are_keys(private: &Path, public: &Path) -> Result<(), String> {
     }
 }
 
-/// Whether the process runs one of our programs.
+/// Whether the process runs one of our programs, or has run it: one that is ending has no memory any more,
+/// and so no program, but its locks for a while.
 fn runs_a_program(pid: u32) -> bool {
     let program = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
-    let name = program.file_name().unwrap_or_default();
-    name == "smolrun" || name == "smolbuild"
+    let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    let names = [
+        program.file_name().unwrap_or_default(),
+        OsStr::new(name.trim()),
+    ];
+    names
+        .iter()
+        .any(|name| *name == "smolrun" || *name == "smolbuild")
 }
