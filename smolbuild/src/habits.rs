@@ -29,12 +29,14 @@ const fn habit(words: &'static [&'static str], message: &'static str, hint: &'st
 
 /// How a Dockerfile is written as a Smolfile.
 const FROM_DOCKERFILE: &str = "write a Smolfile (docs/smolfile.md), in which
-FROM, apt-get install     are [rootfs] debian
+FROM                      is image in [rootfs], or debian with packages
 COPY                      is [[copy]]
-CMD, ENV, USER, WORKDIR   are cmd, env, user and workdir of [service]
+CMD, ENTRYPOINT           are cmd and entrypoint of [service]
+ENV, USER, WORKDIR        are its env, user and workdir
 EXPOSE                    is ports
 HEALTHCHECK               is [ready]
-other RUN steps           are not possible yet";
+RUN steps                 are not possible yet: build the image with docker, save it,
+                          and name it: image = \"docker-archive:app.tar\"";
 
 #[rustfmt::skip] // an entry is a few lines that can be read as a table
 const TABLE: &[Habit] = &[
@@ -45,8 +47,11 @@ const TABLE: &[Habit] = &[
     habit(&["ps", "logs", "stop", "exec"],
         "there is no command `{word}`: running machines are smolrun's",
         "smolrun --help"),
-    habit(&["push", "pull", "login", "logout", "publish", "search"],
-        "{word} is not possible yet: smolbuild cannot use registries",
+    habit(&["pull", "login", "logout"],
+        "there is no command `{word}`: images come out of registries while a machine is built, by the logins of docker and podman",
+        "name the image in the Smolfile: [rootfs] image = \"docker.io/library/nginx:1.27\""),
+    habit(&["push", "publish", "search"],
+        "{word} is not possible yet: smolbuild cannot put anything into registries",
         "a bundle is a file: copy it as any other; it is an OCI archive, which skopeo can copy, too, without its signatures"),
     habit(&["init", "new"],
         "{word} is not possible yet: no Smolfile is made for you",
@@ -99,7 +104,7 @@ const TABLE: &[Habit] = &[
         "{word} is not possible yet: machines are x86-64 Linux",
         "leave it out; which instructions the machine has is set in the Smolfile: cpu"),
     habit(&["--push"],
-        "--push is not possible yet: smolbuild cannot use registries",
+        "--push is not possible yet: smolbuild cannot put anything into registries",
         "name the file to write, and copy it: -o FILE"),
     habit(&["--load", "--rm", "--force-rm", "--squash"],
         "there is no option {word}: a build leaves nothing but the bundle, which is a file",

@@ -3,6 +3,7 @@
 //! | part, module | figure |
 //! |---|---|
 //! | [`sizes`] | what of a machine's memory is in its bundle, and where the time of a build goes |
+//! | [`images`] | a container image into a root file system, against umoci and mkfs.erofs |
 //! | [`native`] | restoring the native guest on this host's own KVM, against the floor program |
 //! | [`emulated`] | first starts in an emulated host of their own, against warm ones |
 //! | [`inside`] | in one emulated host: restored against booted, built against booted, many side by side |
@@ -19,6 +20,7 @@
 
 mod crowd;
 mod emulated;
+mod images;
 mod inside;
 mod native;
 mod sizes;
@@ -34,8 +36,9 @@ use smol_tests::host::Host;
 /// A part of the figures, by name. It prints what it measures and gives it; a panic tells why it cannot.
 type Part = (&'static str, fn(&Host) -> Value);
 
-const PARTS: [Part; 4] = [
+const PARTS: [Part; 5] = [
     ("sizes", sizes::measure),
+    ("images", images::measure),
     ("native", native::measure),
     ("emulated", emulated::measure),
     ("inside", inside::measure),

@@ -132,8 +132,26 @@ fn try_one(
     operation.check(scene, &before, &ended).map_err(context)?;
     operation.remove_instances(scene);
     let left = !scene.left().map_err(context)?.is_empty();
-    operation.check_again(scene).map_err(context)?;
+    let again = operation.check_again(scene);
+    again.map_err(|why| format!("{}\n{}", context(why), holders(scene)))?;
     Ok((was_running, left))
+}
+
+/// Who may still hold what: the processes of the scene, and all locks of this host (proc_locks(5)).
+fn holders(scene: &Scene) -> String {
+    let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
+    let processes = scene.processes().into_iter().map(|pid| {
+        let status = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        format!(
+            "{status}{}",
+            String::from_utf8_lossy(&line).replace('\0', " ")
+        )
+    });
+    format!(
+        "processes: {:#?}\nlocks:\n{locks}",
+        processes.collect::<Vec<_>>()
+    )
 }
 
 /// Removes a folder that a program is writing into.

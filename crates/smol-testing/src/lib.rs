@@ -32,9 +32,11 @@ pub fn left_out(why: impl fmt::Display) {
 }
 
 /// Whether the process with this number runs. A zombie does not: when it is waited for is up to its
-/// parent.
+/// parent. But a process whose first thread has ended holds its files and locks until the last one has.
 pub fn runs(pid: u32) -> bool {
-    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
+    let threads = || std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    stat.is_ok_and(|stat| !stat.contains(") Z ") || threads() > 1)
 }
 
 /// Waits until the process with this number has ended; returns whether it has.
