@@ -280,6 +280,19 @@ fn an_image_in_a_registry_is_pinned_pulled_and_then_there_offline() {
         kernel.contains("kernel") && !kernel.contains("layer"),
         "{kernel}"
     );
+    // Another tag is another image, which the lock does not have.
+    let moved = fs::read_to_string(folder.join("Smolfile")).unwrap();
+    fs::write(
+        folder.join("Smolfile"),
+        moved.replace("/a/web:1", "/a/web:2"),
+    )
+    .unwrap();
+    let error = said(smolbuild(folder).args(BUILD).arg("--locked"), 3).1;
+    assert!(
+        error.contains("/a/web:2: the lock does not have it") && error.contains("--only image"),
+        "{error}"
+    );
+    fs::write(folder.join("Smolfile"), moved).unwrap();
     // The tag moves, and the machine does not.
     let config = json!({"Cmd": ["/bin/web"], "ExposedPorts": {"80/tcp": {}}});
     write_layout(

@@ -181,7 +181,9 @@ impl Reproduction<'_> {
             environment,
             &self.session.interrupt,
         )?;
-        if let (Pins::ToChoose, Some(rootfs @ Rootfs::Image(_))) = (pins, loaded.smolfile.rootfs())
+        // No registry is asked because a bundle says so.
+        if self.args.image.is_some()
+            && let (Pins::ToChoose, Some(rootfs)) = (pins, loaded.smolfile.rootfs())
         {
             let context = BuildContext {
                 downloads: &paths::cache_dir()?.join(DOWNLOADS),
@@ -292,7 +294,8 @@ fn inputs(bundle: &Bundle) -> Result<(String, Lock)> {
         .context("the Smolfile in the bundle is not UTF-8 text")
         .kind(ExitKind::Verification)?;
     let lock = Lock::parse(&lock, "the lock in the bundle").kind(ExitKind::Verification)?;
-    Ok((smolfile, lock))
+    // Where its image was taken from is not for a bundle to say: nobody is asked because of it.
+    Ok((smolfile, lock.without_places()))
 }
 
 fn not_in_bundle(missing: &[String]) -> Failure {

@@ -82,12 +82,17 @@ pub fn resolve(loaded: &Loaded, policy: &Policy, context: BuildContext) -> Resul
     )?;
     if locked {
         let old = old.ok_or_else(|| missing(loaded))?;
-        require_fit(loaded, &old, &lock, context)?;
+        require_fit(loaded, &old, &lock, pins, context)?;
         return Ok(Resolved {
             lock,
             net: net(true, context.net),
             file: None,
         });
+    }
+    // Of an image it is told which one it is now, and not that the one before is gone.
+    let is_image = chosen_part(loaded) == Part::Image;
+    if is_image {
+        choose(loaded, pins, &mut lock, context)?;
     }
     let changes = old.map(|old| differences(&old, &lock));
     tell(
@@ -95,7 +100,9 @@ pub fn resolve(loaded: &Loaded, policy: &Policy, context: BuildContext) -> Resul
         &file,
         &context.session.progress,
     );
-    choose(loaded, pins, &mut lock, context)?;
+    if !is_image {
+        choose(loaded, pins, &mut lock, context)?;
+    }
     keep(&file, &lock, &context.session.progress)?;
     Ok(Resolved {
         lock,
@@ -107,14 +114,28 @@ pub fn resolve(loaded: &Loaded, policy: &Policy, context: BuildContext) -> Resul
 /// Checks that the lock file `old` is that of `current`, as `--locked` wants it. Its epoch may be
 /// another: SOURCE_DATE_EPOCH is an input of this build, often the time of a commit, which cannot be in
 /// a file of that commit.
-fn require_fit(loaded: &Loaded, old: &Lock, current: &Lock, context: BuildContext) -> Result<()> {
+fn require_fit(
+    loaded: &Loaded,
+    old: &Lock,
+    current: &Lock,
+    pins: Pins,
+    context: BuildContext,
+) -> Result<()> {
     let mut locked = old.clone();
     if let Some(epoch) = context.environment.epoch {
         locked.builder.epoch = epoch;
     }
-    let changes = differences(&locked, current);
+    let mut parts = Part::differing(&locked, current);
+    let mut changes = Vec::new();
+    if let (Pins::ToChoose, Some(Rootfs::Image(input))) = (pins, loaded.smolfile.rootfs()) {
+        let name = input.reference().get_ref();
+        changes.push(format!("[rootfs] image {name}: the lock does not have it"));
+        locked.image = None;
+        parts.retain(|part| *part != Part::Image);
+        parts.push(Part::Image);
+    }
+    changes.extend(differences(&locked, current));
     if !changes.is_empty() {
-        let parts = Part::differing(&locked, current);
         return Err(stale(loaded, &changes, &parts).into());
     }
     if locked != *old {
