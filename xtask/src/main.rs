@@ -57,7 +57,7 @@ enum Command {
     /// Measure, and print the figures
     Bench {
         /// Only these parts of them
-        #[arg(value_parser = ["sizes", "native", "emulated", "inside"])]
+        #[arg(value_parser = ["sizes", "images", "native", "emulated", "inside"])]
         parts: Vec<String>,
         /// Write them to this file, as JSON
         #[arg(long, value_name = "FILE")]
