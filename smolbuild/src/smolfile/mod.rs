@@ -6,6 +6,7 @@
 //! | file | what it holds |
 //! |---|---|
 //! | `parse.rs` | the sections, from TOML tables to the types of this file |
+//! | `copy.rs` | `[[copy]]` |
 //! | `command.rs` | commands, and what goes wrong with them |
 //! | `check.rs` | what sections ask of each other |
 //! | `values.rs` | sizes, durations, paths and the like, from strings |
@@ -27,6 +28,7 @@ use toml::de::DeTable;
 
 mod check;
 mod command;
+mod copy;
 pub mod diagnostic;
 mod expand;
 mod foreign;
@@ -358,7 +360,7 @@ fn service_workload(top: &mut Table<'_>, cpu: Level, errors: &mut Errors) -> Opt
         .tables("copy", errors)
         .into_iter()
         .enumerate()
-        .map(|(number, table)| parse::copy(table, number, errors))
+        .map(|(number, table)| copy::copy(table, number, errors))
         .collect();
     limit_patterns(copies.iter().flatten().flatten(), errors);
     let service = top
