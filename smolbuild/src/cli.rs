@@ -34,6 +34,8 @@ pub struct Cli {
 pub enum Command {
     /// Build a machine (the default command)
     Build(Build),
+    /// Write a first Smolfile, from an image, Debian packages or a Dockerfile, or an example
+    Init(Init),
     /// Tell the mistakes of a Smolfile without building anything
     Check(Check),
     /// Renew the lock file, or parts of it: the newest packages, and all inputs as they are now
@@ -167,6 +169,33 @@ pub struct PrebuiltArg {
     /// Compile the kernel here, even if this release includes it
     #[arg(long)]
     pub no_prebuilt: bool,
+}
+
+/// `smolbuild init`.
+#[derive(Debug, Args)]
+pub struct Init {
+    /// Container image, by a name as for `[rootfs] image`: docker.io/library/nginx:1.27, oci:FOLDER,
+    /// oci-archive:FILE, docker-archive:FILE
+    #[arg(value_name = "IMAGE", conflicts_with_all = ["debian", "from"])]
+    pub image: Option<String>,
+    /// Debian packages; the service is that of the first well-known one
+    #[arg(long, value_name = "PACKAGE", num_args = 1.., conflicts_with = "from")]
+    pub debian: Vec<String>,
+    /// Dockerfile to take over as far as possible
+    #[arg(long, value_name = "DOCKERFILE")]
+    pub from: Option<PathBuf>,
+    /// Smolfile to write; one that is there is never overwritten [default: Smolfile in the current folder]
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Name of the machine [default: that of the image, the first package or the folder]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub downloads: DownloadArgs,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub shown: ProgressArg,
 }
 
 /// `smolbuild check`.

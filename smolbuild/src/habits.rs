@@ -28,7 +28,8 @@ const fn habit(words: &'static [&'static str], message: &'static str, hint: &'st
 }
 
 /// How a Dockerfile is written as a Smolfile.
-const FROM_DOCKERFILE: &str = "write a Smolfile (docs/smolfile.md), in which
+const FROM_DOCKERFILE: &str =
+    "begin with `smolbuild init --from Dockerfile`; in a Smolfile (docs/smolfile.md)
 FROM                      is image in [rootfs], or debian with packages
 COPY                      is [[copy]]
 CMD, ENTRYPOINT           are cmd and entrypoint of [service]
@@ -53,9 +54,9 @@ const TABLE: &[Habit] = &[
     habit(&["push", "publish", "search"],
         "{word} is not possible yet: smolbuild cannot put anything into registries",
         "a bundle is a file: copy it as any other; it is an OCI archive, which skopeo can copy, too, without its signatures"),
-    habit(&["init", "new"],
-        "{word} is not possible yet: no Smolfile is made for you",
-        "begin with one of the recipes, or with an example of docs/smolfile.md"),
+    habit(&["new"],
+        "there is no command `{word}`",
+        "write a first Smolfile: smolbuild init"),
     habit(&["image", "images", "ls", "list"],
         "there is no command `{word}`: bundles are files, of which no list is kept",
         "ls *.smolmachine; what is in one: smolbuild inspect BUNDLE"),

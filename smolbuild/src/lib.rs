@@ -19,7 +19,7 @@
 //! holds the subcommands, [`habits`] answers to what other tools' users type, [`context`] what the stages share, [`environment`] what the environment adds
 //! to a Smolfile. [`fetch`] downloads source packages. [`cache`] is the cache as a whole: what is in it, and how
 //! it goes.
-//! [`diff`] says what differs between two bundles; [`extract`] takes copied files back out of one, so
+//! [`init`] writes a first Smolfile. [`diff`] says what differs between two bundles; [`extract`] takes copied files back out of one, so
 //! that it can be built again. [`hash`] takes digests of files,
 //! [`folder`] their folders; [`source_dir`] is the folder of a Smolfile, without what is ignored.
 
@@ -38,6 +38,7 @@ pub mod fetch;
 pub mod folder;
 pub mod habits;
 pub mod hash;
+pub mod init;
 pub mod initramfs;
 pub mod input;
 pub mod kernel;
@@ -74,6 +75,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Build(args) => commands::build::run(&args, &interrupt)?,
         Command::Check(args) => commands::check::run(&args, &interrupt)?,
         Command::Lock(args) => commands::lock::run(&args, &interrupt)?,
+        Command::Init(args) => commands::init::run(&args, &interrupt)?,
         Command::Keygen(args) => commands::keys::keygen(&args)?,
         Command::Sign(args) => commands::keys::sign(&args)?,
         Command::Verify(args) => commands::verify::run(&args, &interrupt)?,

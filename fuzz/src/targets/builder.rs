@@ -102,6 +102,125 @@ pub fn smolfile(data: &[u8]) -> bool {
     }
 }
 
+/// A Dockerfile, of which a Smolfile is made.
+///
+/// Holds: what is written has no mistakes, nothing in it or in a note drives a terminal, and no table is in it that
+/// is not meant.
+pub fn dockerfile(data: &[u8]) -> bool {
+    let source = String::from_utf8_lossy(data);
+    let Ok(draft) = smolbuild::init::dockerfile::smolfile("app", "Dockerfile", &source) else {
+        return false;
+    };
+    let text = &draft.text;
+    match parse(text) {
+        Ok(smolfile) => assert!(matches!(smolfile.rootfs(), Some(Rootfs::Image(_)))),
+        Err(mistakes) => panic!("{}", render(&mistakes, "Smolfile", text, false)),
+    }
+    let notes = draft.notes.iter().map(String::as_str);
+    for shown in text.lines().chain(notes) {
+        assert_eq!(smol_cli::human::one_line(shown), shown);
+    }
+    let known = [
+        "[rootfs]",
+        "[[copy]]",
+        "[service]",
+        "[service.env]",
+        "[ready]",
+    ];
+    let mut headings = text.lines().filter(|line| line.starts_with('['));
+    assert!(headings.all(|heading| known.contains(&heading)), "{text}");
+    true
+}
+
+/// Words of Dockerfiles.
+pub const DOCKERFILE_WORDS: &[&str] = &[
+    "FROM ",
+    "ARG ",
+    "ENV ",
+    "COPY ",
+    "ADD ",
+    "CMD ",
+    "ENTRYPOINT ",
+    "WORKDIR ",
+    "USER ",
+    "EXPOSE ",
+    "HEALTHCHECK CMD ",
+    "STOPSIGNAL ",
+    "RUN ",
+    "VOLUME ",
+    "SHELL ",
+    "ONBUILD ",
+    "scratch",
+    " AS ",
+    "--from=",
+    "--chown=",
+    "--chmod=",
+    "--exclude=",
+    "<<EOF\n",
+    "EOF",
+    "\\\n",
+    "# escape=`\n",
+    "$A",
+    "${A:-",
+    "${A:+",
+    "}",
+    "[\"",
+    "\", \"",
+    "\"]",
+    "'",
+    "\"",
+    "*",
+    "../",
+    "\u{0}",
+    "\u{1b}",
+    "\u{202e}",
+    "\u{85}",
+    "\n[kernel]\n",
+    "65535/udp",
+    "1-99",
+    "\r\n",
+];
+
+/// Dockerfiles with every instruction.
+pub fn dockerfile_seeds() -> Vec<Vec<u8>> {
+    let whole = r#"# syntax=docker/dockerfile:1
+ARG TAG=12
+FROM debian:${TAG} AS base
+ARG DIR=/srv
+ENV A=1 B="$A b" C='c'
+WORKDIR $DIR/app
+FROM base
+RUN apt-get update \
+    # more
+    && apt-get install -y x
+COPY --chown=app:app --chmod=0755 a b*.txt ./
+COPY ["c d", "/e f"]
+COPY <<-"END" /g
+	text
+	END
+COPY --from=base /x /y
+ADD https://example.org/x /x
+EXPOSE 80 443/tcp 53/udp 1-3
+USER app
+VOLUME /data
+SHELL ["/bin/bash", "-c"]
+STOPSIGNAL SIGQUIT
+LABEL a=b
+ONBUILD RUN x
+HEALTHCHECK --interval=1s CMD curl -f localhost || exit 1
+ENTRYPOINT ["app"]
+CMD exec app $A
+"#;
+    let scratch = "# escape=`\r\nfrom scratch\r\ncopy a`\r\n b /c/\r\ncmd [\"a\"]\r\n";
+    let grows: String = (0..40)
+        .map(|n| format!("ENV A{}={}\n", n + 1, format!("$A{n}").repeat(9)))
+        .collect();
+    let grows = format!("FROM x\nENV A0=aaaaaaaaa\n{grows}");
+    [whole, scratch, &grows]
+        .map(|text| text.as_bytes().to_vec())
+        .to_vec()
+}
+
 /// The text of a lock.
 ///
 /// Holds: what is accepted is written as it can be read again, and then as the same.

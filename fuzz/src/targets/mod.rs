@@ -7,7 +7,7 @@
 //! | [`devices`] | registers, rings and packets of a guest's driver |
 //! | [`machine`] | a machine's state, kernels |
 //! | [`protocol`] | the wires between guest, host and emulated host; control requests |
-//! | [`builder`] | Smolfiles, locks, memory that is looked into |
+//! | [`builder`] | Smolfiles, Dockerfiles, locks, memory that is looked into |
 //! | [`image`] | container images: names, documents, archives |
 //! | [`registry`] | what registries answer, and their configuration |
 //! | [`samples`] | what several of them begin with |
@@ -397,6 +397,19 @@ pub const TARGETS: &[Target] = &[
         &["smolbuild/src/lock/text.rs", "smolbuild/src/lock/rules.rs"],
     )
     .words(builder::WORDS),
+    small(
+        "dockerfile",
+        builder::dockerfile,
+        builder::dockerfile_seeds,
+        &[
+            "smolbuild/src/init/dockerfile/mod.rs",
+            "smolbuild/src/init/dockerfile/read.rs",
+            "smolbuild/src/init/dockerfile/words.rs",
+            "smolbuild/src/init/dockerfile/taken.rs",
+            "smolbuild/src/init/dockerfile/copy.rs",
+        ],
+    )
+    .words(builder::DOCKERFILE_WORDS),
     small(
         "kallsyms",
         builder::kallsyms,

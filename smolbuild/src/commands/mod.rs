@@ -5,6 +5,7 @@ pub mod cache;
 pub mod check;
 pub mod diff;
 pub mod doctor;
+pub mod init;
 pub mod inspect;
 pub mod kernel;
 pub mod keys;

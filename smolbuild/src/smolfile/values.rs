@@ -211,7 +211,10 @@ pub(super) fn http_url(text: &str) -> Result<(u16, String), Diagnostic> {
 }
 
 /// The name of an image, with its transport. A path in it is one next to the Smolfile.
-pub(super) fn image(text: &str) -> Result<ImageRef, Diagnostic> {
+///
+/// # Errors
+/// It is none.
+pub fn image(text: &str) -> Result<ImageRef, Diagnostic> {
     let reference = ImageRef::parse(text).map_err(|error| wrong(error.what).help(error.help))?;
     let path = reference.path().map(host_path).transpose()?;
     Ok(match path {

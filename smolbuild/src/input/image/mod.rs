@@ -106,6 +106,37 @@ impl ImageInput {
         format!("cannot use the image {}", self.name())
     }
 
+    /// The image as it is now, whatever was locked. `base_dir` is the folder that its path is relative to.
+    ///
+    /// # Errors
+    /// It cannot be read, or its registry cannot be asked.
+    pub fn look_up(&self, base_dir: &SourceDir, context: BuildContext) -> Result<LockedImage> {
+        if !self.is_local() {
+            return self.ask(context);
+        }
+        let image = self.open(base_dir, &context.session.interrupt)?.image;
+        Ok(LockedImage::new(image.id, &image.config, None))
+    }
+
+    /// Asks the registry which image its name stands for now.
+    fn ask(&self, context: BuildContext) -> Result<LockedImage> {
+        let ImageRef::Registry(name) = self.name() else {
+            let name = self.name();
+            let what = format!("the digest {name} says which image is meant, and not where it is");
+            return Err(Failure::new(ExitKind::Usage, what)
+                .hint("name its place in [rootfs] image, such as docker.io/library/nginx:1.27, oci-archive:FILE or docker-archive:FILE")
+                .into());
+        };
+        if context.net == Net::Offline {
+            let what = format!("offline, and the lock does not say which image {name} is");
+            return Err(Failure::new(ExitKind::LockStale, what)
+                .hint("run `smolbuild lock` with a network first")
+                .into());
+        }
+        let chosen = Remote::new(name, context).and_then(|image| image.choose(name, self.level));
+        chosen.with_context(|| self.cannot())
+    }
+
     /// Has the layers of an image that is in files in the cache.
     fn unpack(&self, locked: &LockedImage, dirs: &InputDirs, interrupt: &Interrupt) -> Result<()> {
         let layers = LayerCache::open(dirs.cache)?;
@@ -159,21 +190,7 @@ impl Input for ImageInput {
     }
 
     fn choose(&self, lock: &mut Lock, context: BuildContext) -> Result<()> {
-        let ImageRef::Registry(name) = self.name() else {
-            let name = self.name();
-            let what = format!("the digest {name} says which image is meant, and not where it is");
-            return Err(Failure::new(ExitKind::Usage, what)
-                .hint("name its place in [rootfs] image, such as docker.io/library/nginx:1.27, oci-archive:FILE or docker-archive:FILE")
-                .into());
-        };
-        if context.net == Net::Offline {
-            let what = format!("offline, and the lock does not say which image {name} is");
-            return Err(Failure::new(ExitKind::LockStale, what)
-                .hint("run `smolbuild lock` with a network first")
-                .into());
-        }
-        let chosen = Remote::new(name, context).and_then(|image| image.choose(name, self.level));
-        lock.image = Some(chosen.with_context(|| self.cannot())?);
+        lock.image = Some(self.ask(context)?);
         Ok(())
     }
 
