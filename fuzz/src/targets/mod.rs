@@ -116,6 +116,12 @@ impl Target {
         self
     }
 
+    /// A target whose inputs take long.
+    const fn slow(mut self) -> Self {
+        self.mutations = 1000;
+        self
+    }
+
     const fn words(mut self, words: &'static [&'static str]) -> Self {
         self.words = words;
         self
@@ -407,6 +413,7 @@ pub const TARGETS: &[Target] = &[
             "smolbuild/src/init/dockerfile/copy.rs",
         ],
     )
+    .slow()
     .words(builder::DOCKERFILE_WORDS),
     small(
         "kallsyms",
