@@ -116,12 +116,6 @@ impl Target {
         self
     }
 
-    /// A target whose inputs take long.
-    const fn slow(mut self) -> Self {
-        self.mutations = 1000;
-        self
-    }
-
     const fn words(mut self, words: &'static [&'static str]) -> Self {
         self.words = words;
         self
@@ -413,7 +407,6 @@ pub const TARGETS: &[Target] = &[
             "smolbuild/src/init/dockerfile/copy.rs",
         ],
     )
-    .slow()
     .words(builder::DOCKERFILE_WORDS),
     small(
         "kallsyms",
