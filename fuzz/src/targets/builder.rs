@@ -212,8 +212,8 @@ ENTRYPOINT ["app"]
 CMD exec app $A
 "#;
     let scratch = "# escape=`\r\nfrom scratch\r\ncopy a`\r\n b /c/\r\ncmd [\"a\"]\r\n";
-    let grows: String = (0..40)
-        .map(|n| format!("ENV A{}={}\n", n + 1, format!("$A{n}").repeat(9)))
+    let grows: String = (0..6)
+        .map(|n| format!("ENV A{}={}\n", n + 1, format!("$A{n}").repeat(3)))
         .collect();
     let grows = format!("FROM x\nENV A0=aaaaaaaaa\n{grows}");
     [whole, scratch, &grows]
