@@ -337,6 +337,13 @@ fn nothing_of_a_hostile_dockerfile_leaves_its_line() {
 }
 
 #[test]
+fn the_name_of_the_file_stays_in_its_line() {
+    let draft = smolfile("app", "a\n[kernel]\u{1b}", "FROM x\n").unwrap();
+    let wanted = "# Taken over from a\\n[kernel]\\u{1b}; all keys";
+    assert!(draft.text.starts_with(wanted), "{}", draft.text);
+}
+
+#[test]
 fn what_is_too_much_or_no_dockerfile_is_refused() {
     for text in ["", "# nothing\n", "name = \"x\"\n", "ARG A=1\n"] {
         let error = smolfile("app", "x", text).unwrap_err().to_string();
