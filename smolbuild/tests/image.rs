@@ -74,6 +74,9 @@ fn the_lock_of_an_image_is_the_same_in_every_form() {
     let project = project(Packed::Gzip);
     let folder = project.path();
     let expected = lock(folder, "oci:layout:v1");
+    // What is ignored is not copied; a layout is not either.
+    fs::write(folder.join(".smolignore"), "layout\n").unwrap();
+    assert_eq!(lock(folder, "oci:layout:v1"), expected);
     for (form, image) in [
         ("oci-archive:web.oci.tar:v1", "oci-archive:web.oci.tar"),
         (

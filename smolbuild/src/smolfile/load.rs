@@ -8,7 +8,7 @@ use smol_cli::{ErrorExt, ExitKind, Failure};
 use toml::Spanned;
 
 use crate::folder;
-use crate::input::Rootfs;
+use crate::input::{DirInput, Rootfs};
 use crate::lock::Lock;
 use crate::source_dir::{Hidden, IGNORE_FILE, NoPlace, SourceDir};
 
@@ -224,8 +224,11 @@ fn hidden_files(smolfile: &Smolfile, base_dir: &SourceDir) -> anyhow::Result<Vec
         return Ok(Vec::new());
     };
     let mut diagnostics = Vec::new();
-    let folder = rootfs.input().host_path().filter(|host| host.is_folder);
-    let folder = folder.map(|host| (host.path, &[][..]));
+    // Archives and layouts are not copied, and are what they are whatever is ignored.
+    let folder = match rootfs {
+        Rootfs::Dir(DirInput(path)) => Some((path, &[][..])),
+        _ => None,
+    };
     let copied = copies.iter().map(|copy| (&copy.src, &copy.exclude[..]));
     for (src, exclude) in folder.into_iter().chain(copied) {
         let name = src.get_ref();
