@@ -130,7 +130,7 @@ fn ours(host: &Host, folder: &Path) -> (f64, f64) {
     let rootfs = stages
         .find(|stage| stage["name"] == "rootfs")
         .expect("a stage");
-    (rootfs["seconds"].as_f64().expect("a number"), memory)
+    (rootfs["duration"].as_f64().expect("a number"), memory)
 }
 
 fn build(host: &Host, folder: &Path) -> Command {
