@@ -194,11 +194,14 @@ fn foreground(words: &[&str]) -> Option<&'static str> {
     names.filter_map(known).next().map(|(_, how)| *how)
 }
 
-/// Whether a command is run by this program, or by a script in a folder of this name.
+/// Whether a command is run by this program, or by a script in a folder of this name. A program of one's
+/// own may be called `service`, too.
 fn starts(words: &[&str], name: &str) -> bool {
-    words
-        .iter()
-        .any(|word| word.split('/').any(|part| part == name))
+    let is_order = |word: Option<&&str>| matches!(word, Some(&"start" | &"restart"));
+    words.iter().enumerate().any(|(at, word)| {
+        word.split('/').any(|part| part == name)
+            && (name != "service" || is_order(words.get(at + 2)))
+    })
 }
 
 /// Whether the command has the options of `how`, a program with options.
@@ -255,6 +258,14 @@ mod tests {
             (
                 &["/etc/init.d/thing", "start"],
                 "; the init script starts a program and ends: write that program itself",
+            ),
+            (
+                &["service", "thing", "start"],
+                "; the init script starts a program and ends: write that program itself",
+            ),
+            (
+                &["/service", "--daemon"],
+                "; look for its option (--foreground, --no-daemon, -D, -F, -f, -n)",
             ),
             (
                 &["systemctl", "start", "thing"],
