@@ -36,5 +36,7 @@ pub use self::store::Image;
 
 /// Largest index, manifest or configuration, in bytes (what registries take, too).
 pub const MAX_DOCUMENT: u64 = 4 << 20;
+/// Most indexes that are in each other.
+pub const MAX_NESTED: usize = 4;
 /// Most layers of an image: more than any container engine can put over each other.
 pub const MAX_LAYERS: usize = 1000;

@@ -11,14 +11,12 @@ use smol_rootfs::{FileData, Tree};
 use crate::config::ImageConfig;
 use crate::layer::Layer;
 use crate::manifest::{Descriptor, Document, Manifest};
-use crate::{MAX_DOCUMENT, index};
+use crate::{MAX_DOCUMENT, MAX_NESTED, index};
 
 /// The index of a layout (image-layout.md).
 const INDEX: &str = "index.json";
 /// The list of images of `docker save`.
 const DOCKER_MANIFEST: &str = "manifest.json";
-/// Indexes that may be in each other.
-const MAX_NESTED: usize = 4;
 /// Names of images that an error lists.
 const SHOWN: usize = 20;
 

@@ -119,8 +119,11 @@ impl Files {
     }
 }
 
-/// An empty file without a name, where there is space.
-fn temporary() -> Result<File> {
+/// Makes an empty file without a name, where there is space.
+///
+/// # Errors
+/// The cache cannot be written.
+pub fn temporary() -> Result<File> {
     let cache = paths::cache_dir()?;
     let file = paths::create_in_cache(&cache).and_then(|()| tempfile::tempfile_in(&cache));
     file.with_context(|| format!("cannot write to {}", cache.display()))

@@ -9,22 +9,21 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{FlockOperation, flock};
 use smol_bundle::Digest;
-use smol_cli::{ErrorExt, ExitKind, Failure, human, paths};
+use smol_cli::{ErrorExt, ExitKind, Failure, human};
+use smol_host::cache::in_place;
 use smol_image::manifest::{Descriptor, Document, Manifest};
-use smol_image::{ImageConfig, Layer, MAX_DOCUMENT, index, store};
+use smol_image::{ImageConfig, Layer, MAX_DOCUMENT, MAX_NESTED, index, store};
 use smol_registry::{Client, Kind, Options, Reference, Wanted};
 use smol_rootfs::limits::MAX_UNPACKED;
 use smol_rootfs::{FileData, HostFile};
 use smol_sandbox::Access;
 
 use super::layers::LayerCache;
+use super::local::temporary;
 use crate::context::BuildContext;
 use crate::error::ResultExt;
 use crate::fetch::Scratch;
 use crate::lock::{LockedImage, Origin};
-
-/// Indexes that may be in each other.
-const MAX_NESTED: usize = 4;
 
 /// An image in a registry.
 pub struct Remote<'a> {
@@ -107,9 +106,7 @@ impl<'a> Remote<'a> {
             "the configuration of the image is longer than {} MiB",
             MAX_DOCUMENT >> 20
         );
-        let cache = paths::cache_dir()?;
-        let file = paths::create_in_cache(&cache).and_then(|()| tempfile::tempfile_in(&cache));
-        let mut file = file.with_context(|| format!("cannot write to {}", cache.display()))?;
+        let mut file = temporary()?;
         let digest = blob.digest.to_string();
         let fetched = self
             .client
@@ -242,7 +239,9 @@ impl Download {
         };
         let mut path = downloads.join(&name);
         let mut file = open(&path)?;
-        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        let is_ours = flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok();
+        // The build that had it may have removed it before it was locked here.
+        if !(is_ours && in_place(&file, &path)?.is_some()) {
             path = scratch.path().join(name);
             file = open(&path)?;
         }
@@ -286,4 +285,26 @@ pub fn not_in_cache(missing: &BTreeSet<Digest>, locked: &LockedImage, name: &str
         failure = failure.detail(format!("and {} more", missing.len() - SHOWN));
     }
     failure.hint("build once without --offline")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_layer_that_another_build_downloads_is_downloaded_apart() {
+        let downloads = tempfile::tempdir().unwrap();
+        let scratch = Scratch::new(downloads.path()).unwrap();
+        let open =
+            || Download::open(&Descriptor::of(b"layer"), &scratch, downloads.path()).unwrap();
+        let (first, second) = (open(), open());
+        assert_eq!(first.path.parent(), Some(downloads.path()));
+        assert_eq!(second.path.parent(), Some(scratch.path()));
+        first.remove().unwrap();
+        second.remove().unwrap();
+        drop((first, second));
+        // What one that was killed has left is gone on with.
+        std::io::Write::write_all(&mut &open().file, b"la").unwrap();
+        assert_eq!(open().file.metadata().unwrap().len(), 2);
+    }
 }
