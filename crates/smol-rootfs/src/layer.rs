@@ -1,8 +1,13 @@
-//! Putting a tar archive onto a tree: as a whole file system, or as a layer of an OCI image.
+//! Putting a tar archive onto a tree: as a whole file system, as a layer of an OCI image, or as what was
+//! written to an overlay.
 //!
 //! A layer's whiteouts (OCI image specification, layer.md, "Whiteouts") remove what lower layers brought,
 //! and nothing of the layer itself, wherever in it they stand. So each name remembers the layer that it
 //! is from ([`Name`](crate::Name)), and one pass over the layer does.
+//!
+//! The upper directory of an overlay says the same in other words (Documentation/filesystems/overlayfs.rst,
+//! "whiteouts and opaque directories"): a name that is gone is a character device 0:0, and a directory
+//! under which nothing of the lower ones is seen has an attribute.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -10,7 +15,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::inode::{Meta, Name, Node};
+use crate::inode::{Device, Meta, Name, Node};
 use crate::path::{components, show};
 use crate::tar::{Archive, Content, Member};
 use crate::{InodeId, Tree};
@@ -21,6 +26,11 @@ const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 /// So begin the names of what aufs keeps in a layer for itself; nobody else is to see it.
 const AUFS: &[u8] = b".wh..wh.";
+
+/// A directory with this attribute, of the value `y`, hides what is below it in lower layers.
+const OVERLAY_OPAQUE: &[u8] = b"trusted.overlay.opaque";
+/// So begin the names of the attributes that overlayfs keeps for itself.
+const OVERLAY: &[u8] = b"trusted.overlay.";
 
 /// What a tree knows of layers.
 #[derive(Clone, Debug, Default)]
@@ -70,6 +80,52 @@ impl Tree {
         }
         self.layers().current = 0;
         Ok(())
+    }
+
+    /// Like [`Tree::apply_tar`], but the archive is the upper directory of an overlay over the tree. What
+    /// is in one of the folders `except`, which are names in the root, is left out, and so are the folders
+    /// themselves.
+    pub fn apply_overlay(&mut self, path: &Path, except: &[&str]) -> Result<()> {
+        let context = || format!("layer {}", path.display());
+        let mut archive = Archive::open(path)?;
+        self.begin_layer().with_context(context)?;
+        while let Some(member) = archive.next()? {
+            self.budget().tick()?;
+            let top = components(&member.path)?.first().copied();
+            if top.is_some_and(|top| except.iter().any(|name| name.as_bytes() == top)) {
+                continue;
+            }
+            self.apply_overlay_member(member).with_context(context)?;
+        }
+        self.layers().current = 0;
+        Ok(())
+    }
+
+    fn apply_overlay_member(&mut self, mut member: Member) -> Result<()> {
+        let Content::Inode(inode) = &mut member.content else {
+            return self.apply_member(member);
+        };
+        let opaque = inode.meta.xattrs.get(OVERLAY_OPAQUE);
+        let is_opaque = inode.is_directory() && opaque.is_some_and(|value| value == b"y");
+        inode
+            .meta
+            .xattrs
+            .retain(|name, _| !name.starts_with(OVERLAY));
+        let names = components(&member.path)?;
+        if let Node::CharDevice(Device { major: 0, minor: 0 }) = inode.node {
+            let Some((name, parents)) = names.split_last() else {
+                bail!("the root of the tree cannot be removed");
+            };
+            return self.white_out(parents, name);
+        }
+        // Not through a link: the directory takes its place.
+        if is_opaque
+            && let Some(lower) = self.lookup(&member.path)?
+            && self.inode(lower).is_directory()
+        {
+            self.empty(lower)?;
+        }
+        self.apply_member(member)
     }
 
     fn begin_layer(&mut self) -> Result<()> {
