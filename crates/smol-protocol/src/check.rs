@@ -54,7 +54,7 @@ impl GuestConfig {
 }
 
 impl Service {
-    fn check(&self) -> Result<(), ProtocolError> {
+    pub(crate) fn check(&self) -> Result<(), ProtocolError> {
         let bad = |key, why: &str| Err(ProtocolError::Value(key, why.to_owned()));
         check_command("service.cmd", &self.cmd)?;
         for (name, value) in &self.env {

@@ -40,7 +40,7 @@ impl GuestFailure {
         let mut facts = vec![format!("stage: {}", self.stage)];
         facts.extend(self.probe.as_ref().map(|probe| format!("probe: {probe}")));
         let what = match self.stage {
-            Stage::Warm | Stage::Restore => "its last output",
+            Stage::Warm | Stage::Restore | Stage::Step => "its last output",
             _ => "it last saw",
         };
         let saw = self.last_saw.as_deref().map(str::trim_end);
@@ -58,7 +58,12 @@ impl GuestFailure {
             (_, Some(ExitStatus::KILLED)) => true,
             (Stage::Boot | Stage::Quiesce | Stage::Serve, _) => true,
             (
-                Stage::Service | Stage::Ready | Stage::Warm | Stage::Restore | Stage::TestRestore,
+                Stage::Service
+                | Stage::Ready
+                | Stage::Warm
+                | Stage::Step
+                | Stage::Restore
+                | Stage::TestRestore,
                 _,
             ) => false,
         }

@@ -11,6 +11,8 @@
 //!                    ForwardReply, then raw bytes             forwarded TCP connection
 //! vsock port 1027    Request lines, answered by        <----  after a restore, or in a
 //!                    Reply lines                              cold boot
+//! layer stream       the files that a build step       ---->  vsock port 1028
+//!                    changed: see [`step`]
 //! ```
 //!
 //! While a machine is being built the guest only ever speaks: the host sends it
@@ -26,6 +28,7 @@
 //! (the guest's binary travels in the bundle, and the manifest says which).
 
 pub mod log;
+pub mod step;
 
 mod check;
 mod failure;
@@ -358,6 +361,8 @@ pub enum Stage {
     Ready,
     /// Warm commands.
     Warm,
+    /// A build step's command, and taking its files.
+    Step,
     /// Freezing the service and flushing.
     Quiesce,
     /// Taking up the new identity after a restore.
@@ -375,6 +380,7 @@ impl fmt::Display for Stage {
             Stage::Service => "service",
             Stage::Ready => "ready",
             Stage::Warm => "warm",
+            Stage::Step => "run",
             Stage::Quiesce => "quiesce",
             Stage::Restore => "restore",
             Stage::TestRestore => "test restore",
@@ -392,6 +398,7 @@ impl fmt::Display for Stage {
 /// A restore, on a new stream: `Restored`, the host's [`RestoreParams`], `Resumed`; in a test restore
 /// then `Ready` (unless readiness is told once only), and `TestRestored` when all requests were answered.
 /// A cold boot: `Booted ServiceStarted ProbeFailed* Ready (WarmStarted WarmFinished)*`.
+/// A build step: `Booted StepFinished`, before which its layer was sent.
 /// Any of them may end with `Failed`, or with `Stopping` and `ServiceExited`; after these
 /// the guest resets itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -429,6 +436,12 @@ pub enum Event {
         status: ExitStatus,
         /// The last of its output (at most [`OUTPUT_TAIL`] bytes).
         output_tail: String,
+    },
+    /// The command of a build step has succeeded, and its layer was sent. The guest resets itself after
+    /// this.
+    StepFinished {
+        /// Length of the layer, in bytes.
+        layer_bytes: u64,
     },
     /// The service is frozen and everything is flushed; the snapshot comes next.
     Quiesced,

@@ -6,6 +6,7 @@ use std::io::{self, Read as _};
 use std::path::Path;
 use std::time::Duration;
 
+use super::mounts;
 use super::platform::{Platform, ioctl};
 use smol_protocol::{MAX_ENTROPY, MIN_ENTROPY, MachineId, RestoreParams, check_hostname};
 
@@ -13,16 +14,14 @@ const MACHINE_ID: &str = "/etc/machine-id";
 const DBUS_MACHINE_ID: &str = "/var/lib/dbus/machine-id";
 /// What machine-id(5) wants to see until there is one.
 const NO_MACHINE_ID: &str = "uninitialized";
+const NO_RESOLVER: &str = "# No name server: this machine has no network.\n";
 
 /// Host name and the files that programs expect, in the final root.
 pub(super) fn set_up(hostname: &str) -> Result<(), String> {
     make_dir("/etc")?;
     set_hostname(hostname)?;
     write_if_missing("/etc/hosts", &hosts(hostname))?;
-    write_if_missing(
-        "/etc/resolv.conf",
-        "# No name server: this machine has no network.\n",
-    )?;
+    write_if_missing("/etc/resolv.conf", NO_RESOLVER)?;
     // An id from the image would be shared by all its clones.
     write_machine_id(NO_MACHINE_ID)
 }
@@ -65,11 +64,26 @@ pub(super) fn make_machine_id() -> Result<(), String> {
     write_machine_id(&MachineId::from_random(bytes).to_string())
 }
 
+/// The host name, and the files that programs expect, over those of the root file system: nothing is
+/// written to it.
+pub(super) fn set_up_step(hostname: &str) -> Result<(), String> {
+    tell_kernel(hostname)?;
+    mounts::cover(&[
+        ("/etc/hostname", format!("{hostname}\n")),
+        ("/etc/hosts", hosts(hostname)),
+        ("/etc/resolv.conf", NO_RESOLVER.to_owned()),
+    ])
+}
+
 fn set_hostname(name: &str) -> Result<(), String> {
-    check_hostname(name).map_err(|e| e.to_string())?;
-    rustix::system::sethostname(name.as_bytes())
-        .map_err(|e| format!("cannot set the host name {name}: {e}"))?;
+    tell_kernel(name)?;
     write("/etc/hostname", &format!("{name}\n"))
+}
+
+fn tell_kernel(hostname: &str) -> Result<(), String> {
+    check_hostname(hostname).map_err(|e| e.to_string())?;
+    rustix::system::sethostname(hostname.as_bytes())
+        .map_err(|e| format!("cannot set the host name {hostname}: {e}"))
 }
 
 /// Gives the machine a new name; /etc/hosts follows if it was ours.

@@ -10,6 +10,8 @@
 //! serve     forwards, requests                 (forward, requests)
 //! end       stop, tell, reset                  (shutdown)
 //! ```
+//! A build step has a life of its own: a command, the files that it changed, the reset (`step`).
+//!
 //! Underneath: `supervisor` (the one poll loop), `streams` (events and logs to the host),
 //! `console`, `signals`, and [`platform`] (what tests replace).
 
@@ -31,6 +33,7 @@ mod requests;
 mod shutdown;
 mod signals;
 mod snapshot;
+mod step;
 mod streams;
 mod supervisor;
 mod test_restore;
@@ -51,6 +54,7 @@ use requests::Requests;
 use signals::Signals;
 use supervisor::{Interrupt, Supervisor};
 
+use smol_protocol::step::STEP_PATH;
 use smol_protocol::{
     CONFIG_PATH, Event, ExitStatus, GuestConfig, GuestFailure, Mode, RUN_MODE_WORD, Stage, Warm,
 };
@@ -86,6 +90,12 @@ pub fn run(platform: &Platform) -> ! {
     let (mut sup, failed) = first_steps(platform);
     if let Some(why) = failed {
         tell(&mut sup, GuestFailure::at(Stage::Boot, why));
+        shutdown::reset()
+    }
+    if Path::new(STEP_PATH).exists() {
+        if let Err(failure) = step::run(platform, &mut sup) {
+            tell(&mut sup, *failure);
+        }
         shutdown::reset()
     }
     let mut world = None;
@@ -132,7 +142,10 @@ fn boot(platform: &Platform, sup: &mut Supervisor) -> Result<GuestConfig, End> {
     let failed = |why: String| failure_at(Stage::Boot, why);
     let config = read_config().map_err(failed)?;
     let mut warnings = match &config.rootfs {
-        Some(rootfs) => mounts::enter(rootfs).map_err(failed)?,
+        Some(rootfs) => {
+            let entered = mounts::enter(rootfs, mounts::Share::Half);
+            entered.map_err(failed)?.warnings
+        }
         None => Vec::new(),
     };
     mounts::late().map_err(failed)?;

@@ -9,6 +9,7 @@
 use std::ffi::CString;
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{
     DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _, chown, symlink,
 };
@@ -16,8 +17,10 @@ use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountFlags, UnmountFlags};
 
+use smol_protocol::step::STEP_PATH;
 use smol_protocol::{CONFIG_PATH, Rootfs};
 
 const LOWER: &str = "/smol/lower";
@@ -44,16 +47,32 @@ pub(super) fn early() -> Result<(), String> {
     mount("sysfs", "/sys", "sysfs", NO_SUID_EXEC, "")
 }
 
-/// Makes the root file system `/` and takes the early mounts along. What is less good than
-/// it should be comes back as warnings.
-pub(super) fn enter(rootfs: &Rootfs) -> Result<Vec<String>, String> {
+/// A root file system that was entered.
+pub(super) struct Entered {
+    /// What is less good than it should be.
+    pub(super) warnings: Vec<String>,
+    /// The upper directory of the overlay: all that is written to `/` is below it.
+    pub(super) upper: OwnedFd,
+}
+
+/// Makes the root file system `/` and takes the early mounts along. What is written to it takes this
+/// much of the memory at most.
+pub(super) fn enter(rootfs: &Rootfs, share: Share) -> Result<Entered, String> {
     let warnings = mount_lower(&rootfs.device)?;
-    mount("tmpfs", WRITABLE, "tmpfs", NO_SUID_DEV, "mode=0755")?;
+    let options = match share {
+        Share::Half => "mode=0755",
+        Share::Most => "mode=0755,size=80%",
+    };
+    mount("tmpfs", WRITABLE, "tmpfs", NO_SUID_DEV, options)?;
     for dir in ["upper", "work"] {
         let path = format!("{WRITABLE}/{dir}");
         fs::create_dir(&path).map_err(|e| format!("{path}: {e}"))?;
     }
-    let layers = format!("lowerdir={LOWER},upperdir={WRITABLE}/upper,workdir={WRITABLE}/work");
+    let upper = format!("{WRITABLE}/upper");
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let opened = rustix::fs::open(&upper, flags, Mode::empty());
+    let opened = opened.map_err(|e| format!("{upper}: {e}"))?;
+    let layers = format!("lowerdir={LOWER},upperdir={upper},workdir={WRITABLE}/work");
     mount("overlay", ROOT, "overlay", MountFlags::empty(), &layers)?;
     for dir in ["/dev", "/proc", "/sys"] {
         let to = format!("{ROOT}{dir}");
@@ -66,13 +85,45 @@ pub(super) fn enter(rootfs: &Rootfs) -> Result<Vec<String>, String> {
         rustix::mount::unmount(layer, UnmountFlags::DETACH).map_err(|e| format!("{layer}: {e}"))?;
     }
     switch_root().map_err(|e| format!("cannot make {ROOT} the root: {e}"))?;
-    Ok(warnings)
+    Ok(Entered {
+        warnings,
+        upper: opened,
+    })
+}
+
+/// How much of the memory what is written to the root file system may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Share {
+    /// Half: the default of tmpfs(5).
+    Half,
+    /// Most of it: writing files is what the machine is for.
+    Most,
+}
+
+/// Puts files of the machine's own over those of these names, so that they are no part of what is
+/// written to the root file system. A name that is not there, or a link that leads nowhere, stays as it
+/// is: smolbuild adds the files that should be there.
+pub(super) fn cover(files: &[(&str, String)]) -> Result<(), String> {
+    let staging = "/dev/shm/.cover";
+    mount("tmpfs", staging, "tmpfs", NO_SUID_DEV, "mode=0755")?;
+    for (number, (path, text)) in files.iter().enumerate() {
+        if !fs::metadata(path).is_ok_and(|found| found.is_file()) {
+            continue;
+        }
+        let ours = format!("{staging}/{number}");
+        fs::write(&ours, text).map_err(|e| format!("{ours}: {e}"))?;
+        rustix::mount::mount_bind(&ours, *path)
+            .map_err(|e| format!("cannot put a file over {path}: {e}"))?;
+    }
+    // The files hold their file system themselves.
+    rustix::mount::unmount(staging, UnmountFlags::DETACH).map_err(|e| format!("{staging}: {e}"))?;
+    fs::remove_dir(staging).map_err(|e| format!("{staging}: {e}"))
 }
 
 /// What switch_root(8) does, for an initramfs whose only files are ours.
 fn switch_root() -> io::Result<()> {
     std::env::set_current_dir(ROOT)?;
-    for ours in ["/init", CONFIG_PATH] {
+    for ours in ["/init", CONFIG_PATH, STEP_PATH] {
         match fs::remove_file(ours) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}
