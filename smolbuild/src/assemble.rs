@@ -9,28 +9,21 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use smol_cli::{ErrorExt, ExitKind, human};
 use smol_machine::boot;
-use smol_rootfs::CopySpec;
+use smol_rootfs::{CopySpec, Ignore};
 
+use crate::boot::{Images, StepMachine};
 use crate::context::BuildContext;
+use crate::fetch;
 use crate::hash;
 use crate::initramfs;
 use crate::input::{InputDirs, Rootfs};
 use crate::kernel::{self, KernelRequest};
 use crate::lock::Lock;
-use crate::plan::{Plan, Sealed};
-use crate::rootfs::{self, RootfsSpec};
-use crate::smolfile::KernelSource;
-
-/// The images of a machine.
-#[derive(Clone, Debug)]
-pub struct Images {
-    /// Kernel; one of ours is at its place in the address space already.
-    pub kernel: PathBuf,
-    /// Initramfs; absent for a machine that is just a kernel.
-    pub initramfs: Option<PathBuf>,
-    /// EROFS image.
-    pub rootfs: Option<PathBuf>,
-}
+use crate::plan::{Plan, PlannedStep, Sealed};
+use crate::rootfs;
+use crate::smolfile::{CopyStep, FetchStep, KernelSource, Loaded};
+use crate::source_dir::SourceDir;
+use crate::steps::Steps;
 
 /// The directories of a build.
 #[derive(Clone, Copy, Debug)]
@@ -41,18 +34,47 @@ pub struct BuildDirs<'a> {
     pub work: &'a Path,
 }
 
-/// Makes the images, and seals the Plan with their digests. Where a pinned input is not to be had
-/// any more and another one was taken, because that is allowed, the lock of the sealed Plan has that
-/// one.
+/// A machine whose images are made.
+#[derive(Debug)]
+pub struct Assembled {
+    /// The Plan, with their digests. Where a pinned input was not to be had any more and another one was
+    /// taken, because that is allowed, its lock has that one.
+    pub sealed: Sealed,
+    /// The images.
+    pub images: Images,
+    /// Why the same inputs may give other images; `None` if they will not.
+    pub doubt: Option<String>,
+}
+
+/// Makes the images, and seals the Plan with their digests. The machines of its build steps run as `machine`
+/// says.
 ///
 /// # Errors
 /// Whatever keeps an image from being made.
-pub fn assemble(plan: &Plan, dirs: BuildDirs, context: BuildContext) -> Result<(Sealed, Images)> {
+pub fn assemble(
+    plan: &Plan,
+    smolfile: &Loaded,
+    dirs: BuildDirs,
+    machine: &StepMachine,
+    context: BuildContext,
+) -> Result<Assembled> {
     let mut lock = plan.lock.clone();
     let kernel = build_kernel(plan, &mut lock, dirs, context)?;
     context.session.check()?;
-    let rootfs = plan.rootfs.as_ref();
-    let rootfs = rootfs.map(|rootfs| build_rootfs(plan, rootfs, &mut lock, dirs, context));
+    let mut doubt = None;
+    let rootfs = plan.rootfs.as_ref().map(|rootfs| {
+        let steps = Steps {
+            plan,
+            smolfile,
+            kernel: &kernel,
+            machine,
+            cache: dirs.cache,
+            work: dirs.work,
+            mtimes: rootfs.input().mtimes(),
+            context,
+        };
+        build_rootfs(&steps, rootfs, &mut lock, &mut doubt)
+    });
     let rootfs = rootfs.transpose()?;
     let initramfs = plan.guest.as_ref().map(|guest| {
         let out = dirs.work.join("initramfs");
@@ -65,7 +87,11 @@ pub fn assemble(plan: &Plan, dirs: BuildDirs, context: BuildContext) -> Result<(
     };
     let sealed = Sealed::new(plan, lock, digests(&images)?);
     let kernel = place_kernel(&sealed, &images.kernel, &dirs.work.join("kernel"))?;
-    Ok((sealed, Images { kernel, ..images }))
+    Ok(Assembled {
+        sealed,
+        images: Images { kernel, ..images },
+        doubt,
+    })
 }
 
 fn build_kernel(
@@ -106,54 +132,81 @@ fn own_kernel(plan: &Plan, path: &str, dirs: BuildDirs) -> Result<PathBuf> {
 }
 
 fn build_rootfs(
-    plan: &Plan,
+    steps: &Steps,
     rootfs: &Rootfs,
     lock: &mut Lock,
-    dirs: BuildDirs,
-    context: BuildContext,
+    doubt: &mut Option<String>,
 ) -> Result<PathBuf> {
-    rootfs.input().fetch(lock, dirs.cache, context)?;
-    let copies = plan.copies.iter().map(|copy| {
-        let src = copy.src.get_ref();
-        Ok(CopySpec {
-            src: plan.base_dir.require(src)?,
-            name: Path::new(src).file_name().map(OsStr::to_owned),
-            dest: copy.dest.clone(),
-            mode: copy.mode,
-            owner: copy.owner.clone(),
-            ignore: plan.base_dir.ignore(src, &copy.exclude)?,
-        })
-    });
-    let folders = plan.image_folders();
-    let spec = RootfsSpec {
-        input: rootfs.input(),
-        lock,
-        copies: &copies.collect::<Result<Vec<_>>>()?,
-        folders: &folders,
-        user: plan
-            .guest
-            .as_ref()
-            .and_then(|guest| guest.service.user.as_deref()),
-        epoch: plan.epoch(),
-    };
+    let (plan, context) = (steps.plan, steps.context);
+    let (input, interrupt) = (rootfs.input(), &context.session.interrupt);
+    input.fetch(lock, steps.cache, context)?;
+    for step in &plan.steps {
+        if let PlannedStep::Fetch(fetch) = step {
+            fetch::file(fetch, context)?;
+        }
+    }
     let input_dirs = InputDirs {
         base_dir: &plan.base_dir,
         downloads: context.downloads,
-        cache: dirs.cache,
-        scratch: dirs.work,
+        cache: steps.cache,
+        scratch: steps.work,
     };
     let stage = context
         .session
         .stage("rootfs", "assembling the root file system");
-    let image = rootfs::build(
-        &spec,
-        &input_dirs,
-        &dirs.work.join("rootfs"),
-        &mut |line| stage.note(line),
-        &context.session.interrupt,
-    )?;
+    let mut loaded = input.load(lock, &input_dirs, &mut |line| stage.note(line), interrupt)?;
+    let tree = &mut loaded.tree;
+    rootfs::make_folders(tree, &plan.image_folders())?;
+    let mut keys = plan.run_keys().into_iter();
+    for step in &plan.steps {
+        interrupt.check()?;
+        match step {
+            PlannedStep::Copy(copy) => {
+                rootfs::copy(tree, &copy_spec(&plan.base_dir, copy)?, "[[copy]]")?;
+            }
+            PlannedStep::Fetch(fetch) => {
+                let spec = fetched_spec(fetch, context.downloads);
+                rootfs::copy(tree, &spec, "[[fetch]]")?;
+            }
+            PlannedStep::Run(run) => {
+                let key = keys.next().context("a [[run]] without a key");
+                let why = steps.run(tree, run, &key.kind(ExitKind::Internal)?)?;
+                *doubt = doubt.take().or(why);
+            }
+        }
+    }
+    stage.note("writing the root file system image");
+    let user = plan.guest.as_ref();
+    let user = user.and_then(|guest| guest.service.user.as_deref());
+    let out = steps.work.join("rootfs");
+    let image = rootfs::write(tree, user, plan.epoch(), steps.mtimes, &out)?;
     stage.finish(&human::bytes(image.size));
     Ok(image.path)
+}
+
+fn copy_spec(base_dir: &SourceDir, copy: &CopyStep) -> Result<CopySpec> {
+    let src = copy.src.get_ref();
+    Ok(CopySpec {
+        src: base_dir.require(src)?,
+        name: Path::new(src).file_name().map(OsStr::to_owned),
+        dest: copy.dest.clone(),
+        mode: copy.mode,
+        owner: copy.owner.clone(),
+        ignore: base_dir.ignore(src, &copy.exclude)?,
+    })
+}
+
+/// A file that was downloaded, as something to copy.
+fn fetched_spec(fetch: &FetchStep, downloads: &Path) -> CopySpec {
+    const MODE: u32 = 0o644;
+    CopySpec {
+        src: fetch::file_place(&fetch.sha256, downloads),
+        name: fetch.file_name().map(Into::into),
+        dest: fetch.dest.clone(),
+        mode: Some(fetch.mode.unwrap_or(MODE)),
+        owner: fetch.owner.clone(),
+        ignore: Ignore::default(),
+    }
 }
 
 /// Digests of the images, by name.
@@ -195,7 +248,7 @@ mod tests {
     use crate::extract;
     use crate::fetch::Net;
     use crate::resolve::{self, Kept};
-    use crate::smolfile::{self, Loaded, Workload};
+    use crate::smolfile::{self, Loaded};
 
     const SMOLFILE: &str = r#"
         name = "app"
@@ -259,12 +312,25 @@ mod tests {
         assert_eq!(sources, [first, confs.to_vec()].concat());
 
         let plan = Plan::resolve(&loaded.smolfile, &loaded.base_dir, locked.clone()).unwrap();
-        let dirs = BuildDirs {
+        let rootfs = plan.rootfs.clone().unwrap();
+        let machine = StepMachine {
+            backend: smol_host::Backend::Kvm,
+            host_cache: work.path(),
+            watchdog: 1,
+            sandbox: smol_sandbox::Mode::Off,
+            verbose: false,
+        };
+        let steps = Steps {
+            plan: &plan,
+            smolfile: &loaded,
+            kernel: Path::new("vmlinux"),
+            machine: &machine,
             cache: work.path(),
             work: work.path(),
+            mtimes: rootfs.input().mtimes(),
+            context,
         };
-        let rootfs = plan.rootfs.clone().unwrap();
-        let image = build_rootfs(&plan, &rootfs, &mut locked, dirs, context).unwrap();
+        let image = build_rootfs(&steps, &rootfs, &mut locked, &mut None).unwrap();
         let tree = erofs::read_into(Tree::new(), &image).unwrap();
         let names = tree.walk().filter_map(|(path, _, inode)| {
             let path = String::from_utf8(path).unwrap();
@@ -287,10 +353,7 @@ mod tests {
 
         // As `reproduce` does, which has the text and the lock.
         let parsed = smolfile::parse(SMOLFILE).unwrap();
-        let Workload::Service { copies, .. } = &parsed.workload else {
-            panic!("it has a service");
-        };
-        let copies = smolfile::copies_of_lock(copies, &locked.copies);
+        let copies = smolfile::copies_of_lock(parsed.copies(), &locked.copies);
         let interrupt = &context.session.interrupt;
         let missing =
             extract::restore(&copies, &locked.copies, &tree, again.path(), interrupt).unwrap();

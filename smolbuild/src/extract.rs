@@ -174,7 +174,6 @@ fn create(place: &Path) -> std::io::Result<File> {
 mod tests {
     use super::*;
     use crate::input::files;
-    use crate::smolfile::Workload;
     use crate::source_dir::SourceDir;
 
     const SMOLFILE: &str = r#"
@@ -195,10 +194,7 @@ mod tests {
 
     fn copies() -> Vec<smolfile::CopyStep> {
         let smolfile = smolfile::parse(SMOLFILE).unwrap();
-        let Workload::Service { copies, .. } = smolfile.workload else {
-            unreachable!()
-        };
-        copies
+        smolfile.copies().cloned().collect()
     }
 
     fn file(path: &str, content: &[u8]) -> CopiedEntry {
@@ -313,9 +309,7 @@ mod tests {
         fs::write(scratch.path().join(".smolignore"), "app/log").unwrap();
         let smolfile = SMOLFILE.replace("/srv\"", "/srv\"\nexclude = [\"**/*.pyc\"]");
         let smolfile = smolfile::parse(&smolfile).unwrap();
-        let Workload::Service { copies, .. } = smolfile.workload else {
-            unreachable!()
-        };
+        let copies: Vec<_> = smolfile.copies().cloned().collect();
         let interrupt = Interrupt::detached().unwrap();
         let lock = |dir: &SourceDir| -> Vec<CopySource> {
             let locked = copies.iter().map(|copy| {

@@ -5,19 +5,17 @@ use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use smol_protocol::GuestConfig;
+use smol_protocol::step::{STEP_PATH, StepConfig};
+use smol_protocol::{CONFIG_PATH, GuestConfig};
 use smol_rootfs::{Device, Inode, Meta, Node, Tree, cpio};
 
 /// smol-guest, the guest's PID 1: built with this program and part of it.
 pub const GUEST_BINARY: &[u8] = include_bytes!(env!("SMOL_GUEST_BINARY"));
 
-/// Where the guest finds its configuration.
-pub const CONFIG_PATH: &str = "smol/config.json";
-
-/// The initramfs of a smol machine: `guest_binary` as /init, `config_json` as /smol/config.json, a
+/// The initramfs of a smol machine: `guest_binary` as /init, the file `config_json` at `config_path`, a
 /// console node (the kernel opens /dev/console for init before anything is mounted) and the mount
 /// points init needs.
-pub fn smol_initramfs(guest_binary: &[u8], config_json: &[u8]) -> Result<Tree> {
+pub fn smol_initramfs(guest_binary: &[u8], config_path: &str, config_json: &[u8]) -> Result<Tree> {
     let mut tree = Tree::new();
     for (path, mode) in [
         ("dev", 0o755),
@@ -43,7 +41,7 @@ pub fn smol_initramfs(guest_binary: &[u8], config_json: &[u8]) -> Result<Tree> {
         )?;
     }
     tree.file("init", 0o755, guest_binary.to_vec())?;
-    tree.file(CONFIG_PATH, 0o644, config_json.to_vec())?;
+    tree.file(config_path, 0o644, config_json.to_vec())?;
     Ok(tree)
 }
 
@@ -52,11 +50,23 @@ pub fn smol_initramfs(guest_binary: &[u8], config_json: &[u8]) -> Result<Tree> {
 /// # Errors
 /// The file cannot be written.
 pub fn build(guest: &GuestConfig, out: &Path) -> Result<()> {
-    let config = serde_json::to_vec(guest)?;
-    let tree = smol_initramfs(GUEST_BINARY, &config)?;
+    let tree = smol_initramfs(GUEST_BINARY, CONFIG_PATH, &serde_json::to_vec(guest)?)?;
+    write(&tree, out)
+}
+
+/// Writes the initramfs of a build step's machine to the file `out`.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn build_step(step: &StepConfig, out: &Path) -> Result<()> {
+    let tree = smol_initramfs(GUEST_BINARY, STEP_PATH, &serde_json::to_vec(step)?)?;
+    write(&tree, out)
+}
+
+fn write(tree: &Tree, out: &Path) -> Result<()> {
     let fail = || format!("cannot write {}", out.display());
     let mut file = BufWriter::new(File::create(out).with_context(fail)?);
-    cpio::write(&tree, &mut file)
+    cpio::write(tree, &mut file)
         .and_then(|_| Ok(file.flush()?))
         .with_context(fail)
 }

@@ -9,7 +9,8 @@
 //! | plan | [`plan`] | Smolfile and lock | everything that can change a byte, in one value |
 //! | assemble | [`assemble`] | the Plan | the sealed Plan, and the three images |
 //! | … kernel | [`kernel`] | a recipe | the kernel |
-//! | … root file system | [`rootfs`], [`input`] | an input and the `[[copy]]`s | an EROFS image |
+//! | … root file system | [`rootfs`], [`input`] | an input, and what is done to it | an EROFS image |
+//! | … build steps | [`steps`] | a `[[run]]` | what it changes, in a machine of its own |
 //! | … initramfs | [`initramfs`] | smol-guest and its configuration | a cpio archive |
 //! | prepare | [`prepare`] | images | compressed frames, made while the machine boots |
 //! | boot | [`boot`] | images | a machine that is ready, frozen: state and RAM |
@@ -51,6 +52,7 @@ pub mod resolve;
 pub mod rootfs;
 pub mod smolfile;
 pub mod source_dir;
+pub mod steps;
 pub mod subprocess;
 pub mod work;
 

@@ -14,8 +14,7 @@ use smol_cli::human;
 use smol_machine::cpu;
 use smol_rootfs::host;
 
-use crate::assemble::Images;
-use crate::boot::{Frozen, MEMORY_FILE, STATE_FILE, WORKING_SET_FILE};
+use crate::boot::{Frozen, Images, MEMORY_FILE, STATE_FILE, WORKING_SET_FILE};
 use crate::context::BuildContext;
 use crate::error::{LibraryError, ResultExt};
 use crate::plan::{Plan, Sealed};

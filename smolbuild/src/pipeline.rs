@@ -10,8 +10,8 @@ use smol_host::cache::DOWNLOADS;
 use smol_host::{Accel, Backend, GuestKind, Selected};
 use smol_sandbox::Mode;
 
-use crate::assemble::{self, BuildDirs, Images};
-use crate::boot::{self, BootJob, Frozen};
+use crate::assemble::{self, Assembled, BuildDirs};
+use crate::boot::{self, BootJob, Frozen, Images, StepMachine};
 use crate::bundle_cache::BundleCache;
 use crate::cache::hold_for_build;
 use crate::context::BuildContext;
@@ -107,12 +107,16 @@ pub fn build_bundle(request: &BuildRequest, session: &Session) -> Result<Built> 
         return Ok(built);
     }
     let host = build.host()?;
-    let (sealed, images) = build.assemble(&plan)?;
+    let Assembled {
+        sealed,
+        images,
+        doubt,
+    } = build.assemble(&plan, &host)?;
     if let Some(file) = &resolved.file {
         resolve::keep(file, &sealed.plan.lock, &session.progress)?;
     }
     build.require_emulated_kernel(&host)?;
-    let cacheable = build.is_current(&sealed.plan.lock)?;
+    let cacheable = doubt.is_none() && build.is_current(&sealed.plan.lock)?;
     let frozen_in = build.work.subdir("frozen")?;
     let (frozen, prepared) = build.freeze(&sealed, &images, &host, &frozen_in)?;
     let source = loaded.bundled_source(&sealed.plan.lock);
@@ -219,7 +223,7 @@ impl Build<'_> {
         Ok(selected)
     }
 
-    fn assemble(&self, plan: &Plan) -> Result<(Sealed, Images)> {
+    fn assemble(&self, plan: &Plan, host: &Selected) -> Result<Assembled> {
         let cache = match self.request.reuse {
             Reuse::Nothing => self.work.subdir("cache")?,
             Reuse::All | Reuse::Parts => self.cache.to_owned(),
@@ -228,7 +232,14 @@ impl Build<'_> {
             cache: &cache,
             work: self.work.path(),
         };
-        assemble::assemble(plan, dirs, self.context)
+        let machine = StepMachine {
+            backend: host.accel,
+            host_cache: self.cache,
+            watchdog: self.request.watchdog,
+            sandbox: self.sandbox,
+            verbose: self.request.verbose,
+        };
+        assemble::assemble(plan, self.request.smolfile, dirs, &machine, self.context)
     }
 
     /// Offline, an emulated host must have its kernel.

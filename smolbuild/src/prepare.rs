@@ -13,7 +13,7 @@ use std::thread::{self, JoinHandle};
 use smol_bundle::{ImageKind, Prepared};
 use smol_cli::Interrupt;
 
-use crate::assemble::Images;
+use crate::boot::Images;
 
 /// Lowest priority of a thread: nice(2).
 const LOWEST: i32 = 19;

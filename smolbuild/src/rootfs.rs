@@ -1,40 +1,21 @@
-//! The root file system: from an input and the `[[copy]]`s over it to one reproducible EROFS image.
+//! The root file system: from an input and what is done to it to one reproducible EROFS image.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use smol_cli::{ErrorExt, ExitKind, Interrupt};
-use smol_rootfs::erofs::{self, Options, Stats};
+use smol_cli::{ErrorExt, ExitKind};
+use smol_rootfs::erofs::{self, Mtimes, Options, Stats};
 use smol_rootfs::{CopySpec, Tree};
 use tempfile::NamedTempFile;
 
 use crate::folder;
-use crate::input::{Input, InputDirs};
-use crate::lock::Lock;
 use crate::smolfile::keys::nearest;
 
 /// virtio-pmem regions are mapped in units of this many bytes.
 const ALIGN: u64 = 2 << 20;
 /// Most of an account file that is looked through for similar names, bytes.
 const MAX_ACCOUNTS: u64 = 1 << 20;
-
-/// A root file system to build.
-#[derive(Clone, Copy)]
-pub struct RootfsSpec<'a> {
-    /// What it starts from.
-    pub input: &'a dyn Input,
-    /// What pins the input.
-    pub lock: &'a Lock,
-    /// What is copied over it, in this order.
-    pub copies: &'a [CopySpec],
-    /// Folders that are made unless they are there.
-    pub folders: &'a [&'a str],
-    /// The user of the service, by name or number, who must be there.
-    pub user: Option<&'a str>,
-    /// Time of the image in seconds since 1970: no file is younger.
-    pub epoch: u64,
-}
 
 /// A built image.
 #[derive(Clone, Debug)]
@@ -47,54 +28,85 @@ pub struct RootfsImage {
     pub stats: Stats,
 }
 
-/// Builds the root file system image `out`, which is replaced when the new one is complete. `say` is
-/// told what happens, a line at a time.
-///
-/// The image depends on the spec and the contents it names alone: the same input gives the same
-/// bytes.
+/// Makes folders of the root file system unless they are there.
 ///
 /// # Errors
-/// Unreadable or hostile input, packages that cannot be installed, a full disk, the interrupt. Then
-/// `out` is as it was, and no process or temporary file is left.
-pub fn build(
-    spec: &RootfsSpec,
-    dirs: &InputDirs,
-    out: &Path,
-    say: &mut dyn FnMut(&str),
-    interrupt: &Interrupt,
-) -> Result<RootfsImage> {
-    let mut loaded = spec.input.load(spec.lock, dirs, say, interrupt)?;
-    let tree = &mut loaded.tree;
-    for folder in spec.folders {
+/// There is something else.
+pub fn make_folders(tree: &mut Tree, folders: &[&str]) -> Result<()> {
+    for folder in folders {
         let made = tree.mkdir(folder, 0o755);
         made.with_context(|| format!("cannot make the folder {folder} of the image"))
             .kind(ExitKind::Usage)?;
     }
-    for copy in spec.copies {
-        if let Some(owner) = &copy.owner {
-            require_user(tree, owner, "`owner` of [[copy]]")?;
-        }
-        tree.copy(copy)?;
+    Ok(())
+}
+
+/// Puts files of the host over the root file system; `what` asks for it.
+///
+/// # Errors
+/// The owner is no user of the root file system; a file cannot be read.
+pub fn copy(tree: &mut Tree, copy: &CopySpec, what: &str) -> Result<()> {
+    if let Some(owner) = &copy.owner {
+        require_user(tree, owner, &format!("`owner` of {what}"))?;
     }
-    if let Some(user) = spec.user {
+    tree.copy(copy)
+}
+
+/// Writes the root file system image `out`, which is replaced when the new one is complete. `user` is the
+/// service's, who must be there; no file is younger than `epoch`, seconds since 1970.
+///
+/// The image depends on the tree alone: the same input gives the same bytes.
+///
+/// # Errors
+/// There is no such user; a full disk. Then `out` is as it was, and no temporary file is left.
+pub fn write(
+    tree: &mut Tree,
+    user: Option<&str>,
+    epoch: u64,
+    mtimes: Mtimes,
+    out: &Path,
+) -> Result<RootfsImage> {
+    if let Some(user) = user {
         require_user(tree, user, "`user` of [service]")?;
     }
     add_runtime_files(tree)?;
-    interrupt.check()?;
-    say("writing the root file system image");
-    let options = Options {
-        epoch: spec.epoch,
-        mtimes: spec.input.mtimes(),
+    write_image(tree, out, &options(epoch, mtimes))
+        .with_context(|| format!("cannot write {}", out.display()))
+}
+
+/// Writes the image that a build step finds: as [`write`] does, with the files that its machine puts files
+/// of its own over. The tree stays as it is.
+///
+/// # Errors
+/// As for [`write`].
+pub fn write_step_image(
+    tree: &Tree,
+    user: Option<&str>,
+    epoch: u64,
+    mtimes: Mtimes,
+    out: &Path,
+) -> Result<RootfsImage> {
+    if let Some(user) = user {
+        require_user(tree, user, "`user` of [[run]]")?;
+    }
+    let mut tree = tree.clone();
+    add_runtime_files(&mut tree)?;
+    for path in ["etc/hostname", "etc/resolv.conf"] {
+        if tree.lookup(path)?.is_none() {
+            tree.file(path, 0o644, Vec::new())?;
+        }
+    }
+    write_image(&tree, out, &options(epoch, mtimes))
+        .with_context(|| format!("cannot write {}", out.display()))
+}
+
+fn options(epoch: u64, mtimes: Mtimes) -> Options {
+    Options {
+        epoch,
+        mtimes,
         align_image: ALIGN,
         ..Options::default()
-    };
-    let stats = write_image(tree, out, &options)
-        .with_context(|| format!("cannot write {}", out.display()))?;
-    Ok(RootfsImage {
-        path: out.to_owned(),
-        size: stats.image_bytes,
-        stats,
-    })
+    }
 }
 
 /// Checks that the root file system has the user, before a machine boots in vain.
@@ -161,14 +173,18 @@ fn add_runtime_files(tree: &mut Tree) -> Result<()> {
 }
 
 /// Writes the image in the folder of `out` and renames it.
-fn write_image(tree: &Tree, out: &Path, options: &Options) -> Result<Stats> {
+fn write_image(tree: &Tree, out: &Path, options: &Options) -> Result<RootfsImage> {
     let mut temporary = NamedTempFile::with_prefix_in(".rootfs-", folder::of(out))?;
     let file: &mut File = temporary.as_file_mut();
     let stats = erofs::write(tree, file, options)?;
     file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
     file.sync_all()?;
     temporary.persist(out)?;
-    Ok(stats)
+    Ok(RootfsImage {
+        path: out.to_owned(),
+        size: stats.image_bytes,
+        stats,
+    })
 }
 
 #[cfg(test)]

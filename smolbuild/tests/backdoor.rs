@@ -13,7 +13,7 @@ use smol_testing::backdoor::{self, End, Host};
 use smol_testing::kernel::kernel;
 use smol_testing::left_out;
 use smolbuild::boot::process::COMMAND;
-use smolbuild::boot::{BootJob, Service};
+use smolbuild::boot::{BootJob, Purpose, Service};
 
 /// Has the program boot a machine, as a build does, whose guest makes this attempt.
 fn boot(program: &Path, attempt: &str, sandbox: Mode) -> Output {
@@ -33,11 +33,13 @@ fn boot(program: &Path, attempt: &str, sandbox: Mode) -> Output {
         epoch: 1_767_225_600,
         seed: "00".repeat(32),
         kernel_seed: "00".repeat(32),
-        ready_line: None,
-        requests: false,
+        purpose: Purpose::Freeze {
+            ready_line: None,
+            requests: false,
+            service: Service::default(),
+        },
         watchdog: 600,
         limit: 600,
-        service: Service::default(),
         sandbox,
         out: at("out"),
     };

@@ -13,7 +13,14 @@ mod initramfs;
 #[path = "rootfs/system.rs"]
 mod system;
 
+use std::path::Path;
+
+use anyhow::Result;
+use smol_cli::Interrupt;
+use smol_rootfs::CopySpec;
+use smolbuild::input::{Input, InputDirs};
 use smolbuild::lock::{Builder, InputFile, Lock, VERSION};
+use smolbuild::rootfs::{self, RootfsImage};
 
 /// A lock that pins these files and nothing else.
 fn lock(files: Vec<InputFile>) -> Lock {
@@ -31,4 +38,22 @@ fn lock(files: Vec<InputFile>) -> Lock {
         files,
         copies: Vec::new(),
     }
+}
+
+/// Builds the image `out` of an input with these files copied over it, as a build does.
+fn build(
+    input: &dyn Input,
+    lock: &Lock,
+    copies: &[CopySpec],
+    user: Option<&str>,
+    epoch: u64,
+    dirs: &InputDirs,
+    out: &Path,
+) -> Result<RootfsImage> {
+    let interrupt = Interrupt::detached()?;
+    let mut loaded = input.load(lock, dirs, &mut |_| {}, &interrupt)?;
+    for copy in copies {
+        rootfs::copy(&mut loaded.tree, copy, "[[copy]]")?;
+    }
+    rootfs::write(&mut loaded.tree, user, epoch, input.mtimes(), out)
 }

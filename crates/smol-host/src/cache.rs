@@ -19,8 +19,10 @@ pub const DOWNLOADS: &str = "downloads";
 pub const KERNELS: &str = "kernels";
 /// Folder of installed Debian systems: tar archives.
 pub const SYSTEMS: &str = "debian";
-/// Folder of the layers of container images: tar archives.
+/// Folder of the layers of container images and build steps: tar archives.
 pub const LAYERS: &str = "layers";
+/// Folder of what build steps have made: the digests of their layers.
+pub const STEPS: &str = "steps";
 /// Folder of bundles that were built before.
 pub const BUILT: &str = "built";
 /// Folder of the images of bundles that smolrun has started.

@@ -17,7 +17,7 @@ pub fn observe(streams: &[(u32, &[u8])], console: &[u8]) -> (Vec<Message>, Faile
     let ready = Regex::new("^ready$").ok();
     let report = move |message| sender.send(message).unwrap_or_default();
     let observer = Observer::new(Box::new(report), ready);
-    let mut guest = GuestStreams::new(&observer);
+    let mut guest = GuestStreams::new(&observer, None);
     for (number, (port, bytes)) in (0..).zip(streams) {
         if guest.open(*port, number) {
             for piece in bytes.chunks(4096) {

@@ -15,13 +15,16 @@ use smol_machine::{Machine, Stop, hv, memory};
 use super::guard;
 use super::streams::{Console, GuestStreams, Observer};
 use super::test_restore::{self, Outcome};
-use super::{BootJob, Failed, Frozen, MEMORY_FILE, Message, STATE_FILE, Touched, WORKING_SET_FILE};
+use super::{
+    BootJob, Failed, Frozen, LAYER_FILE, MEMORY_FILE, Message, Purpose, STATE_FILE, Stepped,
+    Touched, WORKING_SET_FILE,
+};
 
 /// Wall-clock limit of the test restore: the service is up already.
 const TEST_RESTORE_LIMIT: Duration = Duration::from_secs(5 * 60);
 
-/// Boots the job's machine and freezes it. Its messages go to `report`, the last of which is
-/// [`Message::Frozen`] or [`Message::Failed`].
+/// Boots the job's machine, and freezes it or lets it run its build step. Its messages go to `report`,
+/// the last of which is [`Message::Frozen`], [`Message::Stepped`] or [`Message::Failed`].
 ///
 /// # Errors
 /// For a machine that cannot be started at all: unreadable images, a host that refuses.
@@ -30,18 +33,23 @@ pub fn run(
     interrupt: &Interrupt,
     report: impl FnMut(Message) + Send + 'static,
 ) -> Result<()> {
-    let ready_line = job
-        .ready_line
-        .as_deref()
-        .map(regex::bytes::Regex::new)
-        .transpose()?;
+    let (ready_line, layer) = match &job.purpose {
+        Purpose::Freeze { ready_line, .. } => (ready_line.as_deref(), None),
+        Purpose::Step => (None, Some(job.out.join(LAYER_FILE))),
+    };
+    let ready_line = ready_line.map(regex::bytes::Regex::new).transpose()?;
+    let cannot = || format!("cannot write {}", job.out.join(LAYER_FILE).display());
+    let layer = layer
+        .map(File::create_new)
+        .transpose()
+        .with_context(cannot)?;
     let observer = Observer::new(Box::new(report), ready_line);
     let hooks = Hooks {
         console: Console::new(&observer),
         serial: Console::new(&observer),
         vsock: Some(Vsock::for_build(
             smol_protocol::GUEST_CID.into(),
-            GuestStreams::new(&observer),
+            GuestStreams::new(&observer, layer.as_ref().map(File::try_clone).transpose()?),
         )),
     };
     let start = Instant::now();
@@ -59,15 +67,20 @@ pub fn run(
     drop(done);
     let late = guard.join().expect("the guard does not panic");
 
-    let message = match stop? {
-        Stop::Snapshot if !observer.guest_failed() => {
+    let message = match (stop?, &job.purpose) {
+        (Stop::Snapshot, Purpose::Freeze { .. }) if !observer.guest_failed() => {
             let boot_ms = start.elapsed().as_millis() as u64;
             match freeze(job, &mut machine, boot_ms, &observer, interrupt)? {
                 Ok(frozen) => Message::Frozen(frozen),
                 Err(failed) => Message::Failed(failed),
             }
         }
-        stop => Message::Failed(explain(&observer, &stop, interrupt, late)),
+        (stop, purpose) => match (observer.layer_bytes(), layer) {
+            (Some(bytes), Some(layer)) if matches!(stop, Stop::Reset) => {
+                stepped(&machine, bytes, &layer)?
+            }
+            _ => Message::Failed(explain(&observer, &stop, purpose, interrupt, late)),
+        },
     };
     observer.report(message);
     Ok(())
@@ -116,6 +129,20 @@ fn config(job: &BootJob) -> Result<MachineConfig> {
 fn seed(hex: &str) -> Result<[u8; 32]> {
     let seed = blake3::Hash::from_hex(hex).context("a seed of the job")?;
     Ok(*seed.as_bytes())
+}
+
+/// The end of a build step whose layer is in a file, and has this length by what the guest says.
+fn stepped(machine: &Machine, layer_bytes: u64, layer: &File) -> Result<Message> {
+    let written = layer.sync_all().and_then(|()| Ok(layer.metadata()?.len()));
+    let written = written.context("cannot write the layer of the build step")?;
+    if written != layer_bytes {
+        let what = format!("{written} bytes of the changed files came, of {layer_bytes}");
+        return Ok(Message::Failed(Failed::new(what)));
+    }
+    Ok(Message::Stepped(Stepped {
+        layer_bytes,
+        first_tick_ms: machine.first_tick().map(|ns| ns / 1_000_000),
+    }))
 }
 
 /// Writes the machine down and restores it for a test. The inner error is a test restore that failed.
@@ -175,23 +202,32 @@ fn freeze(
     }))
 }
 
-fn explain(observer: &Observer, stop: &Stop, interrupt: &Interrupt, time_is_up: bool) -> Failed {
+fn explain(
+    observer: &Observer,
+    stop: &Stop,
+    purpose: &Purpose,
+    interrupt: &Interrupt,
+    time_is_up: bool,
+) -> Failed {
     if interrupt.is_set() {
         return Failed {
             interrupted: true,
             ..Failed::new("the build was interrupted")
         };
     }
+    let until = match purpose {
+        Purpose::Freeze { .. } => "it was ready",
+        Purpose::Step => "its command had ended",
+    };
     observer.failure(&match stop {
         Stop::Requested if time_is_up => {
-            "the machine was not ready within the limit of wall-clock time".to_owned()
+            format!("the limit of wall-clock time was reached before {until}")
         }
         Stop::Reset => {
-            "the guest reset itself before it was ready: a kernel panic, or its init ended"
-                .to_owned()
+            format!("the guest reset itself before {until}: a kernel panic, or its init ended")
         }
         Stop::Stuck => "the guest is idle with no timer armed, and will never wake up".to_owned(),
         Stop::Crashed(what) => format!("the virtual CPU cannot go on: {what}"),
-        Stop::Snapshot | Stop::Requested => "the machine stopped before it was frozen".to_owned(),
+        Stop::Snapshot | Stop::Requested => format!("the machine stopped before {until}"),
     })
 }

@@ -1,6 +1,6 @@
-//! Boots the machine headless, waits until it is ready and freezes it.
+//! Boots machines headless: waits until one is ready and freezes it, or until a build step has ended.
 //!
-//! One [`BootJob`] describes it; it is run ([`local`]) by this program in a process of its own, here
+//! One [`BootJob`] describes a machine; it is run ([`local`]) by this program in a process of its own, here
 //! ([`process`]) or, where this host has no usable KVM, inside an emulated host ([`emulated`]). Either
 //! way the caller sees the same [`Message`]s, and finds the frozen machine in the job's folder.
 
@@ -12,6 +12,7 @@ mod hints;
 pub mod local;
 pub mod process;
 mod stages;
+mod step;
 mod streams;
 mod test_restore;
 
@@ -24,15 +25,18 @@ use smol_machine::cpu::Level;
 use smol_protocol::{Event, GuestFailure, Probe};
 use smol_sandbox::Mode;
 
-use crate::assemble::Images;
-use crate::plan::Sealed;
+use crate::plan::{Plan, PlannedRun, Sealed};
 
 pub use self::stages::freeze;
+pub use self::step::{StepMachine, run_step};
 
 /// File with the captured machine state, in [`BootJob::out`].
 pub const STATE_FILE: &str = "state.json";
 /// File with the RAM image, in [`BootJob::out`].
 pub const MEMORY_FILE: &str = "memory";
+
+/// File with the layer of a build step, in [`BootJob::out`].
+pub const LAYER_FILE: &str = "layer.tar";
 
 /// File with the [`smol_bundle::WorkingSet`], in [`BootJob::out`], if there is one.
 pub const WORKING_SET_FILE: &str = "working-set.json";
@@ -41,13 +45,27 @@ pub const WORKING_SET_FILE: &str = "working-set.json";
 /// that works all the while comes near it.
 const BOOT_LIMIT: u64 = 20 * 60;
 
+/// Wall-clock limit of a build step, seconds. Its own limit is on its machine's clock.
+const STEP_LIMIT: u64 = 48 * 3600;
+
 /// After an interrupt the machine's process has this long to come to its end by itself.
 const GRACE: Duration = Duration::from_secs(3);
 
 /// Lines of console and service output that an error shows.
 const TAIL_LINES: usize = 25;
 
-/// A machine to boot and freeze.
+/// The images of a machine.
+#[derive(Clone, Debug)]
+pub struct Images {
+    /// Kernel; one of ours is at its place in the address space already.
+    pub kernel: PathBuf,
+    /// Initramfs; absent for a machine that is just a kernel.
+    pub initramfs: Option<PathBuf>,
+    /// EROFS image.
+    pub rootfs: Option<PathBuf>,
+}
+
+/// A machine to boot.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BootJob {
@@ -71,20 +89,45 @@ pub struct BootJob {
     pub seed: String,
     /// Decides where the kernel lies, as hex.
     pub kernel_seed: String,
-    /// For a machine without smol-guest: the console line (a regular expression) that means ready.
-    pub ready_line: Option<String>,
-    /// Whether the test restore makes requests, which must all be answered.
-    pub requests: bool,
+    /// What it is booted for.
+    pub purpose: Purpose,
     /// Wall-clock time that the guest may run without a VM exit until it gets ticks, seconds.
     pub watchdog: u64,
     /// Wall-clock limit of the whole boot, seconds.
     pub limit: u64,
-    /// What is known of the service, to explain a failure.
-    pub service: Service,
     /// Whether the process that runs the machine is confined to it.
     pub sandbox: Mode,
     /// Folder for the results; it exists and is empty.
     pub out: PathBuf,
+}
+
+/// What a machine is booted for.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "snake_case")]
+pub enum Purpose {
+    /// It is frozen when it is ready.
+    Freeze {
+        /// For a machine without smol-guest: the console line (a regular expression) that means ready.
+        ready_line: Option<String>,
+        /// Whether the test restore makes requests, which must all be answered.
+        requests: bool,
+        /// What is known of the service, to explain a failure.
+        service: Service,
+    },
+    /// It runs a build step, and ends with it.
+    Step,
+}
+
+impl Purpose {
+    /// Whether the machine has no smol-guest in it.
+    fn is_bare(&self) -> bool {
+        matches!(self, Self::Freeze { ready_line, .. } if ready_line.is_some())
+    }
+
+    /// Whether the test restore makes requests.
+    fn has_requests(&self) -> bool {
+        matches!(self, Self::Freeze { requests: true, .. })
+    }
 }
 
 /// What explains the failure of a service; nothing for a machine that is just a kernel.
@@ -115,22 +158,55 @@ impl BootJob {
             epoch: plan.epoch(),
             seed: hex::encode(sealed.seed()),
             kernel_seed: hex::encode(sealed.kernel_seed()),
-            requests: warm_restore.is_some_and(|requests| !requests.is_empty()),
+            purpose: Purpose::Freeze {
+                ready_line: ready.map(|ready| match &ready.probe {
+                    Probe::Log { pattern } => pattern.clone(),
+                    other => unreachable!(
+                        "the parser gives a machine without a service nothing but a log probe, not {other}"
+                    ),
+                }),
+                requests: warm_restore.is_some_and(|requests| !requests.is_empty()),
+                service: plan
+                    .guest
+                    .as_ref()
+                    .map_or_else(Service::default, |guest| Service {
+                        cmd: guest.service.cmd.clone(),
+                        warms_up: !guest.warm.is_empty(),
+                    }),
+            },
             watchdog,
             limit: ready.map_or(BOOT_LIMIT, |ready| ready.timeout_ms.div_ceil(1000)),
-            ready_line: ready.map(|ready| match &ready.probe {
-                Probe::Log { pattern } => pattern.clone(),
-                other => unreachable!(
-                    "the parser gives a machine without a service nothing but a log probe, not {other}"
-                ),
-            }),
-            service: plan
-                .guest
-                .as_ref()
-                .map_or_else(Service::default, |guest| Service {
-                    cmd: guest.service.cmd.clone(),
-                    warms_up: !guest.warm.is_empty(),
-                }),
+            sandbox,
+            out: out.to_owned(),
+        }
+    }
+
+    /// The machine of a build step of `plan`, from its images; `key` is the step's, of which all
+    /// randomness in it is made. Its layer goes into the folder `out`.
+    pub fn step(
+        plan: &Plan,
+        run: &PlannedRun,
+        images: &Images,
+        key: &blake3::Hash,
+        watchdog: u64,
+        sandbox: Mode,
+        out: &Path,
+    ) -> Self {
+        let seed = |context| hex::encode(blake3::derive_key(context, key.as_bytes()));
+        Self {
+            kernel: images.kernel.clone(),
+            initramfs: images.initramfs.clone(),
+            rootfs: images.rootfs.clone(),
+            cmdline: plan.kernel.build_cmdline.clone(),
+            cpu: plan.cpu,
+            memory: run.memory,
+            vcpus: 1,
+            epoch: plan.epoch(),
+            seed: seed("smol 2026-12-01 guest randomness of a build step v1"),
+            kernel_seed: seed("smol 2026-12-01 place of the kernel in a build step v1"),
+            purpose: Purpose::Step,
+            watchdog,
+            limit: STEP_LIMIT,
             sandbox,
             out: out.to_owned(),
         }
@@ -154,10 +230,22 @@ pub enum Message {
     },
     /// The machine is frozen, the files are complete.
     Frozen(Frozen),
+    /// The build step has ended, its layer is complete.
+    Stepped(Stepped),
     /// It is not going to be.
     Failed(Failed),
     /// It cannot even be tried: the exit code, and what is told of the error. Only between processes.
     Error(u8, ErrorReport),
+}
+
+/// Facts about a build step that has ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Stepped {
+    /// Length of its layer, bytes.
+    pub layer_bytes: u64,
+    /// Guest time at which the watchdog had to give the first tick, ms; `None` when it had not.
+    pub first_tick_ms: Option<u64>,
 }
 
 /// Facts about a frozen machine.
@@ -202,14 +290,18 @@ impl Frozen {
                 "the pages that a restored machine uses first were not recorded: {why}"
             ));
         }
-        let at = self.first_tick_ms?;
-        Some(format!(
-            "watchdog tick at {}.{:03} s of guest time: the guest computed without pause, and from \
-             then on its time was the host's",
-            at / 1000,
-            at % 1000
-        ))
+        self.first_tick_ms.map(ticked)
     }
+}
+
+/// Why a machine that got a tick of the watchdog at this guest time, ms, is not reproducible.
+pub fn ticked(at: u64) -> String {
+    format!(
+        "watchdog tick at {}.{:03} s of guest time: the guest computed without pause, and from \
+         then on its time was the host's",
+        at / 1000,
+        at % 1000
+    )
 }
 
 /// How much a restored machine touches until it has proved ready and answered the requests.

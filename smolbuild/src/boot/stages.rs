@@ -10,7 +10,7 @@ use smol_host::Backend;
 use smol_machine::cpu::Level;
 use smol_protocol::Event;
 
-use super::{BootJob, Failed, Frozen, Message, Service, emulated, hints, process};
+use super::{BootJob, Failed, Frozen, Message, Purpose, emulated, hints, process};
 use crate::context::BuildContext;
 
 /// Boots the machine on `backend` until it is frozen. `cache` is the folder of the emulated host's
@@ -34,18 +34,31 @@ pub fn freeze(
         let stages = stages.clone();
         move |message| stages.lock().expect("no stage panics").message(message)
     };
-    match backend {
-        Backend::Kvm => process::run(job, interrupt, report)?,
-        Backend::Emulated => emulated::run(job, cache, interrupt, report)?,
-    }
+    run(job, backend, cache, interrupt, report)?;
     let outcome = stages.lock().expect("no stage panics").outcome.take();
     match outcome {
         Some(Ok(frozen)) => Ok(frozen),
-        Some(Err(failed)) => Err(boot_error(&failed, job.cpu, &job.service, interrupt)),
-        None => {
-            Err(Failure::new(ExitKind::Failed, "the machine ended without reporting why").into())
-        }
+        Some(Err(failed)) => Err(boot_error(&failed, job.cpu, &job.purpose, interrupt)),
+        None => Err(ended_silently()),
     }
+}
+
+/// Runs the machine on `backend`. `cache` is the folder of the emulated host's kernel.
+pub(super) fn run(
+    job: &BootJob,
+    backend: Backend,
+    cache: &Path,
+    interrupt: &Interrupt,
+    report: impl FnMut(Message),
+) -> Result<()> {
+    match backend {
+        Backend::Kvm => process::run(job, interrupt, report),
+        Backend::Emulated => emulated::run(job, cache, interrupt, report),
+    }
+}
+
+pub(super) fn ended_silently() -> anyhow::Error {
+    Failure::new(ExitKind::Failed, "the machine ended without reporting why").into()
 }
 
 /// Turns the machine's messages into stages of the progress: boot, service, warm, snapshot.
@@ -108,8 +121,8 @@ impl BootStages {
                 self.outcome = Some(Ok(frozen));
             }
             Message::Failed(failed) => self.outcome = Some(Err(failed)),
-            // Who runs the process takes it out of the stream.
-            Message::Error(..) => {}
+            // No build step is frozen; and who runs the process takes errors out of the stream.
+            Message::Stepped(_) | Message::Error(..) => {}
         }
     }
 
@@ -134,7 +147,7 @@ impl BootStages {
 fn boot_error(
     failed: &Failed,
     cpu: Level,
-    service: &Service,
+    purpose: &Purpose,
     interrupt: &Interrupt,
 ) -> anyhow::Error {
     if failed.interrupted
@@ -147,9 +160,10 @@ fn boot_error(
         failure = failure.detail(detail);
     }
     let hints = failed.guest.as_ref().map(|guest| {
-        let of_service = match guest.is_illegal_instruction() {
-            true => Some(illegal_instruction_hint(cpu)),
-            false => hints::of_service(guest, service),
+        let of_service = match purpose {
+            _ if guest.is_illegal_instruction() => Some(illegal_instruction_hint(cpu)),
+            Purpose::Freeze { service, .. } => hints::of_service(guest, service),
+            Purpose::Step => None,
         };
         [guest.hint().map(str::to_owned), of_service]
     });
@@ -158,7 +172,7 @@ fn boot_error(
 }
 
 /// What to do about a program that uses an instruction that the machine's CPU does not have.
-fn illegal_instruction_hint(cpu: Level) -> String {
+pub(super) fn illegal_instruction_hint(cpu: Level) -> String {
     let name = cpu.name();
     let what = format!(
         "SIGILL: a program used an instruction that the machine's CPU ({name}) does not have"
@@ -173,6 +187,7 @@ fn illegal_instruction_hint(cpu: Level) -> String {
 mod tests {
     use smol_protocol::{ExitStatus, GuestFailure};
 
+    use super::super::Service;
     use super::*;
 
     #[test]
@@ -187,7 +202,12 @@ mod tests {
             warms_up: true,
         };
         let interrupt = Interrupt::detached().unwrap();
-        let error = boot_error(&failed, Level::default(), &service, &interrupt);
+        let purpose = Purpose::Freeze {
+            ready_line: None,
+            requests: false,
+            service,
+        };
+        let error = boot_error(&failed, Level::default(), &purpose, &interrupt);
         assert_eq!(
             smol_cli::error::render(&error, false),
             "error: the service ended before it was ready, with exit code 0\n  stage: ready\n  \

@@ -1,6 +1,7 @@
 //! What comes out of a machine while it is built: console bytes, guest events, service logs.
 //! All of it is taken on the vCPU thread, and nothing ever flows back.
 
+use std::fs::File;
 use std::io::Write;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -8,7 +9,9 @@ use regex::bytes::Regex;
 use smol_machine::devices::virtio::vsock::StreamSink;
 use smol_machine::{Stop, StopHandle};
 use smol_protocol::log::Decoder;
+use smol_protocol::step::LAYER_PORT;
 use smol_protocol::{Event, GuestFailure, LineBuffer, Stage};
+use smol_rootfs::limits::MAX_UNPACKED;
 
 use super::{Failed, Message, push_tail};
 
@@ -27,6 +30,8 @@ struct Seen {
     ready_line: Option<Regex>,
     handle: Option<StopHandle>,
     failure: Option<Failed>,
+    /// How long the layer of the build step is, as the guest says after it has sent it.
+    layer_bytes: Option<u64>,
     console: Vec<String>,
     log: Vec<String>,
 }
@@ -38,6 +43,7 @@ impl Observer {
             ready_line,
             handle: None,
             failure: None,
+            layer_bytes: None,
             console: Vec::new(),
             log: Vec::new(),
         })))
@@ -73,6 +79,12 @@ impl Observer {
         self.lock().failure.is_some()
     }
 
+    /// How long the layer is that the guest has sent, if its build step has ended well.
+    pub(super) fn layer_bytes(&self) -> Option<u64> {
+        let seen = self.lock();
+        seen.layer_bytes.filter(|_| seen.failure.is_none())
+    }
+
     /// Whether the guest has reported so in this stage.
     pub(super) fn failed_at(&self, stage: Stage) -> bool {
         let seen = self.lock();
@@ -104,6 +116,7 @@ impl Seen {
                 };
                 self.failure.get_or_insert(Failed::of_guest(failure));
             }
+            Event::StepFinished { layer_bytes } => self.layer_bytes = Some(*layer_bytes),
             Event::Failed(failure) => self.failure = Some(Failed::of_guest(failure.clone())),
             _ => {}
         }
@@ -130,9 +143,11 @@ impl Seen {
     }
 
     fn protocol_error(&mut self, what: &str, error: impl std::fmt::Display) {
-        self.failure.get_or_insert(Failed::new(format!(
-            "the guest's {what} stream is unreadable: {error}"
-        )));
+        self.fail(format!("the guest's {what} stream is unreadable: {error}"));
+    }
+
+    fn fail(&mut self, reason: String) {
+        self.failure.get_or_insert(Failed::new(reason));
         self.stop(Stop::Requested);
     }
 }
@@ -192,13 +207,16 @@ impl Write for Console {
     }
 }
 
-/// The guest's vsock streams: one of each port. smol-guest opens both before it starts anything, so
+/// The guest's vsock streams: one of each port. smol-guest opens them before it starts anything, so
 /// whoever comes later is somebody else. One exception: to a snapshot that cannot be taken smol-guest
 /// comes back; then the service is frozen.
 pub(super) struct GuestStreams {
     observer: Observer,
     control: Opened,
     log: Opened,
+    layer: Opened,
+    /// Where the layer of a build step goes; no other machine has one.
+    layer_file: Option<LayerFile>,
     /// The guest has said that the service is frozen.
     quiesced: bool,
     events: LineBuffer,
@@ -215,11 +233,13 @@ enum Opened {
 }
 
 impl GuestStreams {
-    pub(super) fn new(observer: &Observer) -> Box<Self> {
+    pub(super) fn new(observer: &Observer, layer_file: Option<File>) -> Box<Self> {
         Box::new(Self {
             observer: observer.clone(),
             control: Opened::NotYet,
             log: Opened::NotYet,
+            layer: Opened::NotYet,
+            layer_file: layer_file.map(|file| LayerFile { file, bytes: 0 }),
             quiesced: false,
             events: LineBuffer::default(),
             frames: Decoder::default(),
@@ -260,11 +280,32 @@ impl GuestStreams {
     }
 }
 
+/// The layer that comes from a guest.
+struct LayerFile {
+    file: File,
+    bytes: u64,
+}
+
+impl LayerFile {
+    fn write(&mut self, bytes: &[u8]) -> Result<(), String> {
+        self.bytes = self.bytes.saturating_add(bytes.len() as u64);
+        if self.bytes > MAX_UNPACKED {
+            return Err(format!(
+                "the changed files are more than {}",
+                smol_cli::human::bytes(MAX_UNPACKED)
+            ));
+        }
+        let written = self.file.write_all(bytes);
+        written.map_err(|error| format!("the changed files cannot be written: {error}"))
+    }
+}
+
 impl StreamSink for GuestStreams {
     fn open(&mut self, port: u32, _stream: u64) -> bool {
         let (stream, again) = match port {
             smol_protocol::CONTROL_PORT => (&mut self.control, self.quiesced),
             smol_protocol::LOG_PORT => (&mut self.log, false),
+            LAYER_PORT if self.layer_file.is_some() => (&mut self.layer, false),
             _ => return false,
         };
         let is_guests = match *stream {
@@ -282,6 +323,12 @@ impl StreamSink for GuestStreams {
     fn data(&mut self, port: u32, _stream: u64, bytes: &[u8]) -> Vec<u8> {
         match port {
             smol_protocol::CONTROL_PORT => self.control(bytes),
+            LAYER_PORT => {
+                let written = self.layer_file.as_mut().map(|file| file.write(bytes));
+                if let Some(Err(reason)) = written {
+                    self.observer.lock().fail(reason);
+                }
+            }
             _ => self.log(bytes),
         }
         Vec::new()
@@ -293,6 +340,7 @@ impl StreamSink for GuestStreams {
                 self.control = Opened::Closed;
                 self.events = LineBuffer::default();
             }
+            LAYER_PORT => self.layer = Opened::Closed,
             _ => self.log = Opened::Closed,
         }
     }
@@ -325,7 +373,7 @@ mod tests {
     #[test]
     fn a_failed_probe_is_explained() {
         let (observer, _rx) = observer(None);
-        let mut streams = GuestStreams::new(&observer);
+        let mut streams = GuestStreams::new(&observer, None);
         let event = Event::Failed(GuestFailure {
             probe: Some(smol_protocol::Probe::Tcp { port: 80 }),
             last_saw: Some("connection refused".into()),
@@ -356,7 +404,7 @@ mod tests {
     fn one_control_and_one_log_stream_are_taken_and_no_others() {
         use smol_protocol::{CONTROL_PORT, LOG_PORT};
         let (observer, _rx) = observer(None);
-        let mut streams = GuestStreams::new(&observer);
+        let mut streams = GuestStreams::new(&observer, None);
         assert!(streams.open(CONTROL_PORT, 0) && streams.open(LOG_PORT, 1));
         assert!(!streams.open(CONTROL_PORT, 2) && !streams.open(LOG_PORT, 2));
         streams.close(LOG_PORT, 1);
@@ -364,7 +412,7 @@ mod tests {
         streams.close(CONTROL_PORT, 0);
         assert!(!streams.open(CONTROL_PORT, 2), "the service may be running");
 
-        let mut streams = GuestStreams::new(&observer);
+        let mut streams = GuestStreams::new(&observer, None);
         assert!(streams.open(CONTROL_PORT, 0));
         let quiesced = smol_protocol::encode_line(&Event::Quiesced).unwrap();
         streams.data(CONTROL_PORT, 0, &quiesced);
@@ -374,9 +422,31 @@ mod tests {
     }
 
     #[test]
+    fn a_layer_is_taken_of_a_build_step_alone_and_once() {
+        let (observer, _rx) = observer(None);
+        assert!(!GuestStreams::new(&observer, None).open(LAYER_PORT, 0));
+        let mut file = tempfile::tempfile().unwrap();
+        let mut streams = GuestStreams::new(&observer, Some(file.try_clone().unwrap()));
+        assert!(streams.open(LAYER_PORT, 0) && !streams.open(LAYER_PORT, 1));
+        streams.data(LAYER_PORT, 0, b"lay");
+        streams.data(LAYER_PORT, 0, b"er");
+        streams.close(LAYER_PORT, 0);
+        assert!(!streams.open(LAYER_PORT, 2));
+        let mut written = String::new();
+        std::io::Seek::rewind(&mut file).unwrap();
+        std::io::Read::read_to_string(&mut file, &mut written).unwrap();
+        assert_eq!(written, "layer");
+        assert_eq!(observer.layer_bytes(), None, "the command may have failed");
+        let finished = Event::StepFinished { layer_bytes: 5 };
+        let finished = smol_protocol::encode_line(&finished).unwrap();
+        streams.data(smol_protocol::CONTROL_PORT, 0, &finished);
+        assert_eq!(observer.layer_bytes(), Some(5));
+    }
+
+    #[test]
     fn rubbish_on_the_control_stream_fails_the_build() {
         let (observer, _rx) = observer(None);
-        GuestStreams::new(&observer).data(smol_protocol::CONTROL_PORT, 0, b"{}\n");
+        GuestStreams::new(&observer, None).data(smol_protocol::CONTROL_PORT, 0, b"{}\n");
         assert!(observer.guest_failed());
     }
 }

@@ -175,7 +175,7 @@ fn run(
     let mut random = blake3::Hasher::new_keyed(seed.as_bytes())
         .update(b"test restore")
         .finalize_xof();
-    let bare = job.ready_line.is_some();
+    let bare = job.purpose.is_bare();
     let (observer, host) = FakeHost::new(params(job, state, &mut random));
     let test_restored = host.test_restored.clone();
     let console = || -> Box<dyn Write + Send> {
@@ -211,7 +211,7 @@ fn run(
     drop(done);
     let late = guard.join().expect("the guard does not panic");
     let stop = stop?;
-    let unanswered = job.requests && !test_restored.load(Ordering::Relaxed);
+    let unanswered = job.purpose.has_requests() && !test_restored.load(Ordering::Relaxed);
     // What fails here, fails in each restored machine.
     if (unanswered || observer.failed_at(Stage::Restore)) && !interrupt.is_set() {
         let failed = observer.failure(&why(&stop, late, limit));
@@ -315,7 +315,7 @@ impl FakeHost {
         let host = Self {
             params,
             observer: observer.clone(),
-            streams: GuestStreams::new(&observer),
+            streams: GuestStreams::new(&observer, None),
             events,
             test_restored: Arc::default(),
         };

@@ -5,7 +5,8 @@
 //! | `downloads` | files by their SHA-256 | SHA-256 | the folder: a build holds it |
 //! | `kernels` | kernels by the digest of their inputs | SHA-256 | the folder: a build holds it |
 //! | `debian` | installed systems by the digest of their packages | BLAKE3 | the folder: a build holds it |
-//! | `layers` | layers of container images by what they hold | SHA-256 | the folder: a build holds it |
+//! | `layers` | layers of container images and build steps by what they hold | SHA-256 | the folder: a build holds it |
+//! | `steps` | digests of the layers of build steps, by the digest of all inputs | owner | the folder: a build holds it |
 //! | `built` | bundles by the digest of all inputs | BLAKE3, and the bundle's own digest | the entry |
 //! | `bundles` | unpacked images by the bundle's digest | when they are unpacked; then sizes and owner | the entry: a machine holds it |
 //! | `emulated-host` | kernels of the emulated host | when they are downloaded | the entry: an emulated host holds it |
@@ -31,11 +32,12 @@ pub use self::survey::{Entry, Kind, Survey};
 /// Beginning of the names of folders of what is being removed.
 pub const REMOVING: &str = "removing-";
 
-/// Takes what builds share into use: downloads, kernels, installed systems and layers, until the result is dropped.
+/// Takes what builds share into use: downloads, kernels, installed systems, layers and build steps, until the result
+/// is dropped.
 ///
 /// # Errors
 /// If the cache cannot be written.
-pub fn hold_for_build(cache: &Path) -> Result<[InUse; 4]> {
+pub fn hold_for_build(cache: &Path) -> Result<[InUse; 5]> {
     let hold = |name: &str| {
         let folder = cache.join(name);
         InUse::of_folder(&folder).with_context(|| format!("cannot use {}", folder.display()))
@@ -45,6 +47,7 @@ pub fn hold_for_build(cache: &Path) -> Result<[InUse; 4]> {
         hold(cache::KERNELS)?,
         hold(cache::SYSTEMS)?,
         hold(cache::LAYERS)?,
+        hold(cache::STEPS)?,
     ])
 }
 

@@ -23,8 +23,10 @@ pub enum Kind {
     Kernels,
     /// Installed packages.
     Systems,
-    /// Layers of container images.
+    /// Layers of container images and build steps.
     Layers,
+    /// What build steps have made.
+    Steps,
     /// Bundles that were built before.
     Bundles,
     /// Images of bundles that smolrun has started.
@@ -41,11 +43,12 @@ pub enum Kind {
 
 impl Kind {
     /// All of them, in their order.
-    pub const ALL: [Kind; 10] = [
+    pub const ALL: [Kind; 11] = [
         Kind::Downloads,
         Kind::Kernels,
         Kind::Systems,
         Kind::Layers,
+        Kind::Steps,
         Kind::Bundles,
         Kind::Images,
         Kind::HostKernels,
@@ -61,6 +64,7 @@ impl Kind {
             Kind::Kernels => "kernels",
             Kind::Systems => "systems",
             Kind::Layers => "layers",
+            Kind::Steps => "steps",
             Kind::Bundles => "bundles",
             Kind::Images => "images",
             Kind::HostKernels => "host-kernels",
@@ -76,7 +80,8 @@ impl Kind {
             Kind::Downloads => "packages, kernel sources, and layers that come",
             Kind::Kernels => "kernels, compiled or of a release",
             Kind::Systems => "installed packages",
-            Kind::Layers => "layers of container images, unpacked",
+            Kind::Layers => "layers of container images, unpacked, and of build steps",
+            Kind::Steps => "which layers build steps have made",
             Kind::Bundles => "bundles that were built before",
             Kind::Images => "unpacked images of bundles that smolrun has started",
             Kind::HostKernels => "kernels of the emulated host",
@@ -156,6 +161,7 @@ const FOLDERS: &[(&str, Classify)] = &[
         }
     }),
     (cache::LAYERS, |_, folder| Found::Entry(Kind::Layers, Guard::Folder(folder.to_owned()))),
+    (cache::STEPS, |_, folder| Found::Entry(Kind::Steps, Guard::Folder(folder.to_owned()))),
     (cache::BUILT, |_, _| Found::Entry(Kind::Bundles, Guard::Itself)),
     (cache::IMAGES, |name, _| match name {
         _ if name.ends_with(".tmp") => Found::Scratch(Guard::Itself),

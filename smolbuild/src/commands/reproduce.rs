@@ -24,7 +24,7 @@ use crate::kernel::ReadyKernels;
 use crate::lock::{self, Lock, Role};
 use crate::pipeline::{self, BuildRequest, Reuse};
 use crate::resolve::{self, Kept, Policy};
-use crate::smolfile::{self, KernelSource, Loaded, Smolfile, Workload};
+use crate::smolfile::{self, KernelSource, Loaded, Smolfile};
 use crate::work::WorkDir;
 
 /// So many differences of each kind are shown; `smolbuild diff --all` shows the others.
@@ -132,12 +132,12 @@ impl Reproduction<'_> {
                 missing.push(path.get_ref().clone());
             }
         }
-        let Workload::Service { rootfs, copies, .. } = &smolfile.workload else {
+        let Some(rootfs) = smolfile.rootfs() else {
             return Ok(missing);
         };
         let named = rootfs.input().host_path();
         missing.extend(named.map(|host| host.path.get_ref().clone()));
-        if !copies.is_empty() {
+        if smolfile.copies().next().is_some() {
             let stage = self
                 .session
                 .stage("sources", "taking the copied files out of the bundle");
@@ -146,7 +146,7 @@ impl Reproduction<'_> {
             let tree = Tree::watched(input::watch(&self.session.interrupt));
             let tree = erofs::read_into(tree, &image)?;
             missing.extend(extract::restore(
-                &smolfile::copies_of_lock(copies, &lock.copies),
+                &smolfile::copies_of_lock(smolfile.copies(), &lock.copies),
                 &lock.copies,
                 &tree,
                 base,

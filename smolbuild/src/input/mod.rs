@@ -7,6 +7,7 @@
 //! | `dir` | `[rootfs] dir`: a folder |
 //! | [`image`] | `[rootfs] image`: a container image |
 //! | [`bundle`] | `[base] bundle`: the root file system of another bundle |
+//! | [`layers`] | layers in the cache, unpacked and verified |
 //! | [`files`] | digests of folders, and of what a `[[copy]]` copies |
 //!
 //! Every stage asks the [`Input`] and does not know the kinds: reading a Smolfile checks
@@ -35,6 +36,7 @@ pub mod debian;
 mod dir;
 pub mod files;
 pub mod image;
+pub mod layers;
 mod tar;
 
 pub use self::bundle::BundleInput;
@@ -129,7 +131,7 @@ pub trait Input {
 ///
 /// # Errors
 /// Those of `work`; or the thread cannot be confined.
-fn confined<T: Send>(access: &Access, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+pub fn confined<T: Send>(access: &Access, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     let mode = Mode::from_environment()?;
     smol_sandbox::confined(access, Filter::Files, mode, work)
         .kind(ExitKind::Host)

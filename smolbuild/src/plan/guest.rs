@@ -78,18 +78,23 @@ fn command(service: &smolfile::Service, image: &RunConfig) -> Result<Vec<String>
 }
 
 fn environment(service: &smolfile::Service, image: &RunConfig) -> BTreeMap<String, String> {
-    // One without `=` would be taken over from whoever starts a container.
-    let pairs = image.env.iter().filter_map(|pair| pair.split_once('='));
-    let named = pairs.filter(|(name, _)| !name.is_empty());
-    let mut env: BTreeMap<String, String> = named
-        .map(|(name, value)| (name.to_owned(), value.to_owned()))
-        .collect();
+    let mut env = image_environment(image);
     env.extend(service.env.clone());
     env
 }
 
+/// The environment of an image.
+pub(super) fn image_environment(image: &RunConfig) -> BTreeMap<String, String> {
+    // One without `=` would be taken over from whoever starts a container.
+    let pairs = image.env.iter().filter_map(|pair| pair.split_once('='));
+    let named = pairs.filter(|(name, _)| !name.is_empty());
+    named
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect()
+}
+
 /// The working directory of an image, which engines take to be below `/`.
-fn image_workdir(image: &RunConfig) -> Option<String> {
+pub(super) fn image_workdir(image: &RunConfig) -> Option<String> {
     let workdir = image.workdir.as_ref()?;
     Some(match workdir.starts_with('/') {
         true => workdir.clone(),

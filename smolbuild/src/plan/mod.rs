@@ -6,6 +6,7 @@
 //! of this host is in it: no absolute path, no user, no time.
 
 mod guest;
+mod step;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
@@ -18,9 +19,10 @@ use smol_protocol::{GuestConfig, RUN_MODE_WORD};
 
 pub use self::guest::assumed_port;
 use self::guest::{guest_config, ready};
+pub use self::step::{PlannedRun, PlannedStep};
 use crate::input::Rootfs;
 use crate::lock::Lock;
-use crate::smolfile::{CopyStep, KernelSource, Smolfile, Workload};
+use crate::smolfile::{KernelSource, Smolfile};
 use crate::source_dir::SourceDir;
 
 /// Wall clock of the guest at power-on and time of all files, unless SOURCE_DATE_EPOCH says
@@ -28,7 +30,7 @@ use crate::source_dir::SourceDir;
 pub const DEFAULT_EPOCH: u32 = 1_767_225_600;
 
 /// Version of the Plan's own shape and meaning; part of its digest.
-const FORMAT: u32 = 3;
+const FORMAT: u32 = 4;
 
 /// Everything that can change a byte of the bundle.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -52,8 +54,8 @@ pub struct Plan {
     pub kernel: PlannedKernel,
     /// The root file system; without one the machine is just a kernel.
     pub rootfs: Option<Rootfs>,
-    /// Files over the root file system, in order.
-    pub copies: Vec<CopyStep>,
+    /// What is done to the root file system, in order.
+    pub steps: Vec<PlannedStep>,
     /// What PID 1 has to do: there exactly when there is a root file system.
     pub guest: Option<GuestConfig>,
     /// For a machine that is just a kernel: the line of the console that makes it ready.
@@ -102,10 +104,12 @@ impl Plan {
             let checked = guest.check().context("the machine cannot be run so");
             checked.kind(kind)?;
         }
-        let (rootfs, copies) = match &smolfile.workload {
-            Workload::Kernel => (None, Vec::new()),
-            Workload::Service { rootfs, copies, .. } => (Some(rootfs.clone()), copies.clone()),
-        };
+        let rootfs = smolfile.rootfs().cloned();
+        let epoch = lock.builder.epoch;
+        let steps = smolfile.steps().iter();
+        let steps = steps
+            .map(|step| PlannedStep::of(step, image, epoch))
+            .collect();
         let cmdline = |boot| kernel_cmdline(boot, rootfs.is_none(), &smolfile.kernel.cmdline);
         Ok(Self {
             format: FORMAT,
@@ -126,7 +130,7 @@ impl Plan {
                 None => smolfile.ready.as_ref().map(ready),
             },
             rootfs,
-            copies,
+            steps,
             guest,
             lock,
             base_dir: base_dir.clone(),
@@ -379,7 +383,10 @@ mod tests {
         );
         assert_eq!(plan.ports(), [8080]);
         assert_eq!(plan.console_ready, None);
-        assert_eq!(plan.copies[0].src.get_ref(), "app.conf");
+        let [PlannedStep::Copy(copy)] = plan.steps.as_slice() else {
+            panic!("{:?}", plan.steps)
+        };
+        assert_eq!(copy.src.get_ref(), "app.conf");
         // What the guest reads is what it was told.
         let json = serde_json::to_vec(guest).unwrap();
         assert_eq!(&GuestConfig::parse(&json).unwrap(), guest);
@@ -513,7 +520,7 @@ mod tests {
             canonical_json(&sealed(plan(KERNEL))).replace(env!("CARGO_PKG_VERSION"), "VERSION");
         assert_eq!(
             json,
-            r#"{"format":3,"builder":"VERSION","arch":"x86_64","name":"native","version":null,"cpus":1,"cpu":"x86-64-v3","memory":268435456,"kernel":{"source":{"path":"guest.elf"},"build_cmdline":"root=whatever it likes","run_cmdline":"root=whatever it likes"},"rootfs":null,"copies":[],"guest":null,"console_ready":{"probe":{"log":{"pattern":"^up$"}},"timeout_ms":60000,"interval_ms":100,"successes":1},"lock":{"version":1,"builder":{"smolbuild":"VERSION","bundle-format":1,"guest-sha256":"0000000000000000000000000000000000000000000000000000000000000000","epoch":1767225600},"kernel":null,"debian":null,"file":[],"copy":[]},"inputs":{}}"#
+            r#"{"format":4,"builder":"VERSION","arch":"x86_64","name":"native","version":null,"cpus":1,"cpu":"x86-64-v3","memory":268435456,"kernel":{"source":{"path":"guest.elf"},"build_cmdline":"root=whatever it likes","run_cmdline":"root=whatever it likes"},"rootfs":null,"steps":[],"guest":null,"console_ready":{"probe":{"log":{"pattern":"^up$"}},"timeout_ms":60000,"interval_ms":100,"successes":1},"lock":{"version":1,"builder":{"smolbuild":"VERSION","bundle-format":1,"guest-sha256":"0000000000000000000000000000000000000000000000000000000000000000","epoch":1767225600},"kernel":null,"debian":null,"file":[],"copy":[]},"inputs":{}}"#
         );
     }
 
@@ -527,11 +534,11 @@ mod tests {
         for (smolfile, seed) in [
             (
                 SERVICE,
-                "c45b10f16250ce681b73fc9f77fc0b306952806eec6d2accc59551f05ba7e27f",
+                "c843289d40e8e6642a6b261fbccb92294e82d93496fbf1f51a9591ae4ac33169",
             ),
             (
                 &tar,
-                "6dfea098c7539bfb113d584978c8e4290893a39f3da0d95a3c22d2d8c0d2ce53",
+                "595333dc222acbf5f92fe4e468db324f470aa0865f1ec46a64a187a1b24805c9",
             ),
         ] {
             let mut plan = plan(smolfile);

@@ -15,7 +15,7 @@ use crate::input::{Pins, files};
 use crate::kernel;
 use crate::lock::{Builder, CopySource, InputFile, Lock, MAX_SIZE, Role, VERSION};
 use crate::plan::DEFAULT_EPOCH;
-use crate::smolfile::{CopyStep, KernelSource, Loaded, Workload};
+use crate::smolfile::{CopyStep, KernelSource, Loaded};
 use crate::source_dir::SourceDir;
 
 static GUEST_SHA256: LazyLock<String> = LazyLock::new(|| hex::encode(Sha256::digest(GUEST_BINARY)));
@@ -77,10 +77,10 @@ pub fn current(
         }
     }
     let mut pins = Pins::Complete;
-    if let Workload::Service { rootfs, copies, .. } = &smolfile.workload {
+    if let Some(rootfs) = smolfile.rootfs() {
         let input = rootfs.input();
         pins = input.pin(base_dir, kept.rootfs, &mut lock, interrupt)?;
-        lock.copies = copied(base_dir, copies, interrupt)?;
+        lock.copies = copied(base_dir, smolfile.copies(), interrupt)?;
     }
     Ok((lock, pins))
 }
@@ -90,9 +90,9 @@ pub fn current(
 ///
 /// # Errors
 /// Those of [`files::copy`]; together it is more than a lock holds.
-fn copied(
+fn copied<'a>(
     base_dir: &SourceDir,
-    copies: &[CopyStep],
+    copies: impl Iterator<Item = &'a CopyStep>,
     interrupt: &Interrupt,
 ) -> Result<Vec<CopySource>> {
     let mut known = BTreeMap::new();
@@ -152,7 +152,7 @@ mod tests {
         let interrupt = Interrupt::detached().unwrap();
         let copied = |steps: u32| {
             let steps: Vec<CopyStep> = (0..steps).map(step).collect();
-            copied(&SourceDir::bare(scratch.path()), &steps, &interrupt)
+            copied(&SourceDir::bare(scratch.path()), steps.iter(), &interrupt)
         };
         assert_eq!(copied(3).unwrap().len(), 3);
         let error = copied(9000).unwrap_err().to_string();

@@ -41,13 +41,26 @@ pub(super) fn workload(top: &Table<'_>, errors: &mut Errors) {
     if !top.has("service") && !of_image(top) {
         without_service(top, errors);
     }
-    if files(top).is_none()
-        && let Some(copy) = top.key_span("copy")
-    {
-        errors.push(Diagnostic::new(
-            copy,
+    let steps = [
+        (
+            "copy",
             "[[copy]] without a [rootfs]: there is nowhere to copy to",
-        ));
+        ),
+        (
+            "fetch",
+            "[[fetch]] without a [rootfs]: there is nowhere to put the file",
+        ),
+        (
+            "run",
+            "[[run]] without a [rootfs]: there is nothing to run it on",
+        ),
+    ];
+    for (key, title) in steps {
+        if files(top).is_none()
+            && let Some(span) = top.key_span(key)
+        {
+            errors.push(Diagnostic::new(span, title));
+        }
     }
     if !top.has("ready") && !of_image(top) {
         let just_a_kernel = top.has("kernel") && files(top).is_none() && !top.has("service");

@@ -103,7 +103,7 @@ fn exclude(table: &mut Table<'_>, errors: &mut Errors) -> Vec<Spanned<String>> {
     patterns
 }
 
-fn file_mode(entry: Entry<'_>, errors: &mut Errors) -> Option<u32> {
+pub(super) fn file_mode(entry: Entry<'_>, errors: &mut Errors) -> Option<u32> {
     let value = entry.value;
     // 755 in decimal is 0o1363, which nobody means.
     if let DeValue::Integer(number) = value.get_ref()

@@ -13,7 +13,7 @@ use smol_rootfs::Ignore;
 use toml::Spanned;
 
 use super::glob::{self, Glob, Part, Source};
-use super::{CopyStep, Diagnostic};
+use super::{CopyStep, Diagnostic, Step};
 use crate::lock::CopySource;
 use crate::source_dir::{NoPlace, SourceDir, excluded};
 
@@ -28,16 +28,19 @@ const MAX_MATCHES: usize = 10_000;
 /// # Errors
 /// A folder that cannot be read.
 pub(super) fn on_host(
-    copies: &mut Vec<CopyStep>,
+    steps: &mut Vec<Step>,
     base_dir: &SourceDir,
 ) -> anyhow::Result<Vec<Diagnostic>> {
     let mut mistakes = Vec::new();
     let mut expanded = Vec::new();
-    for step in copies.drain(..) {
-        match pattern(&step) {
+    for step in steps.drain(..) {
+        match step.copy().and_then(|copy| Some((copy, pattern(copy)?))) {
             None => expanded.push(step),
-            Some(glob) => match matches(&glob, &step, base_dir)? {
-                Ok(found) => expanded.extend(found.into_iter().map(|path| of(&step, path))),
+            Some((copy, glob)) => match matches(&glob, copy, base_dir)? {
+                Ok(found) => {
+                    let found = found.into_iter().map(|path| Step::Copy(of(copy, path)));
+                    expanded.extend(found);
+                }
                 Err(mistake) => mistakes.push(mistake),
             },
         }
@@ -49,23 +52,28 @@ pub(super) fn on_host(
     };
     let with_folder: BTreeSet<usize> = expanded
         .iter()
+        .filter_map(Step::copy)
         .filter(|step| step.glob || is_folder(step))
         .map(|step| step.number)
         .collect();
     for step in &mut expanded {
+        let Step::Copy(step) = step else { continue };
         if with_folder.contains(&step.number) && !is_folder(step) {
             step.exclude.clear();
         }
         step.glob = false;
     }
-    *copies = expanded;
+    *steps = expanded;
     Ok(mistakes)
 }
 
 /// Returns the steps with the sources that a lock has for their patterns. What a pattern matched is among all
 /// that was copied, for it matches whatever is there.
-pub fn by_lock(copies: &[CopyStep], locked: &[CopySource]) -> Vec<CopyStep> {
-    let steps = copies.iter().flat_map(|step| match pattern(step) {
+pub fn by_lock<'a>(
+    copies: impl Iterator<Item = &'a CopyStep>,
+    locked: &[CopySource],
+) -> Vec<CopyStep> {
+    let steps = copies.flat_map(|step| match pattern(step) {
         None => vec![step.clone()],
         Some(glob) => {
             let exclusion = exclusion(step);
@@ -289,7 +297,7 @@ fn below(folder: &str, name: &str) -> String {
 mod tests {
     use std::os::unix::fs::symlink;
 
-    use super::super::{Workload, load};
+    use super::super::load;
     use super::*;
 
     /// A project with these files, and a Smolfile with these lines of `[[copy]]`.
@@ -311,10 +319,7 @@ mod tests {
         let loaded = load(folder, None).unwrap_or_else(|error| {
             panic!("{}", smol_cli::error::render(&error, false));
         });
-        let Workload::Service { copies, .. } = loaded.smolfile.workload else {
-            panic!("it has a service");
-        };
-        copies
+        loaded.smolfile.copies().cloned().collect()
     }
 
     fn sources(files: &[&str], lines: &str) -> Vec<String> {
@@ -476,9 +481,7 @@ mod tests {
                      [[copy]]\nsrc = [\"**/*.conf\", \"conf.d/o*\"]\ndest = \"/etc/\"\n";
         let folder = project(&FILES, lines);
         let loaded = load(folder.path(), None).unwrap();
-        let Workload::Service { copies, .. } = &loaded.smolfile.workload else {
-            panic!("it has a service");
-        };
+        let copies: Vec<CopyStep> = loaded.smolfile.copies().cloned().collect();
         let interrupt = smol_cli::Interrupt::detached().unwrap();
         let locked: Vec<CopySource> = copies
             .iter()
@@ -490,19 +493,13 @@ mod tests {
             })
             .collect();
         let parsed = super::super::parse(&loaded.source).unwrap();
-        let Workload::Service {
-            copies: patterns, ..
-        } = &parsed.workload
-        else {
-            panic!("it has a service");
-        };
-        let by_lock = by_lock(patterns, &locked);
+        let by_lock = by_lock(parsed.copies(), &locked);
         let told = |steps: &[CopyStep]| {
             let steps = steps.iter();
             let told = steps.map(|step| (step.src.get_ref().clone(), step.dest.clone()));
             told.collect::<Vec<_>>()
         };
-        assert_eq!(told(&by_lock), told(copies));
+        assert_eq!(told(&by_lock), told(&copies));
         assert!(by_lock.len() > 6, "{by_lock:?}");
     }
 }

@@ -12,7 +12,7 @@ use crate::input::{DirInput, Rootfs};
 use crate::lock::Lock;
 use crate::source_dir::{Hidden, IGNORE_FILE, NoPlace, SourceDir};
 
-use super::{Diagnostic, KernelSource, MAX_SIZE, Smolfile, Workload, expand, parse, render};
+use super::{Diagnostic, KernelSource, MAX_SIZE, Smolfile, Span, Workload, expand, parse, render};
 
 /// Mistakes that are shown; of more, the number.
 const MOST_SHOWN: usize = 10;
@@ -62,6 +62,13 @@ impl Loaded {
             source.replace_range(input.reference().span(), &format!("\"{}\"", image.id));
         }
         source
+    }
+
+    /// Where this piece of its text is, for people: `Smolfile:9:7`.
+    pub fn place(&self, span: &Span) -> String {
+        let shown = self.path.display().to_string();
+        let place = Diagnostic::new(span.clone(), "").mistake(&shown, &self.source);
+        format!("{}:{}:{}", place.file, place.line, place.column)
     }
 
     /// What names it on a command line, with its build context, after a space; nothing in the current
@@ -127,8 +134,8 @@ pub fn check(
     let mut smolfile = parse(&source).map_err(failure)?;
     let lock = format!("{}.lock", path.file_name().unwrap_or_default().display());
     let base_dir = SourceDir::open(base_dir, &lock, context)?;
-    if let Workload::Service { copies, .. } = &mut smolfile.workload {
-        let unmatched = expand::on_host(copies, &base_dir)?;
+    if let Workload::Service { steps, .. } = &mut smolfile.workload {
+        let unmatched = expand::on_host(steps, &base_dir)?;
         if !unmatched.is_empty() {
             return Err(failure(unmatched).into());
         }
@@ -201,13 +208,13 @@ fn missing_files(smolfile: &Smolfile, base_dir: &SourceDir) -> Vec<Diagnostic> {
     if let KernelSource::Path(path) = &smolfile.kernel.source {
         look(path, "a file", |meta| meta.is_file());
     }
-    if let Workload::Service { rootfs, copies, .. } = &smolfile.workload {
+    if let Some(rootfs) = smolfile.rootfs() {
         match rootfs.input().host_path() {
             Some(host) if host.is_folder => look(host.path, "a folder", |meta| meta.is_dir()),
             Some(host) => look(host.path, "a file", |meta| meta.is_file()),
             None => {}
         }
-        for copy in copies {
+        for copy in smolfile.copies() {
             look(&copy.src, "a file or folder", |meta| {
                 meta.is_file() || meta.is_dir()
             });
@@ -220,7 +227,7 @@ fn missing_files(smolfile: &Smolfile, base_dir: &SourceDir) -> Vec<Diagnostic> {
 /// A diagnostic for each file or folder that the Smolfile names and of which nothing would be taken,
 /// and for `exclude` where there is no folder.
 fn hidden_files(smolfile: &Smolfile, base_dir: &SourceDir) -> anyhow::Result<Vec<Diagnostic>> {
-    let Workload::Service { rootfs, copies, .. } = &smolfile.workload else {
+    let Some(rootfs) = smolfile.rootfs() else {
         return Ok(Vec::new());
     };
     let mut diagnostics = Vec::new();
@@ -229,7 +236,8 @@ fn hidden_files(smolfile: &Smolfile, base_dir: &SourceDir) -> anyhow::Result<Vec
         Rootfs::Dir(DirInput(path)) => Some((path, &[][..])),
         _ => None,
     };
-    let copied = copies.iter().map(|copy| (&copy.src, &copy.exclude[..]));
+    let copied = smolfile.copies();
+    let copied = copied.map(|copy| (&copy.src, &copy.exclude[..]));
     for (src, exclude) in folder.into_iter().chain(copied) {
         let name = src.get_ref();
         if let Some(first) = exclude.first()

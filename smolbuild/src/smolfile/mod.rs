@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `parse.rs` | the sections, from TOML tables to the types of this file |
 //! | `copy.rs` | `[[copy]]` |
+//! | `step.rs` | `[[run]]` and `[[fetch]]`, and the order of all three |
 //! | `command.rs` | commands, and what goes wrong with them |
 //! | `check.rs` | what sections ask of each other |
 //! | `values.rs` | sizes, durations, paths and the like, from strings |
@@ -36,6 +37,7 @@ mod glob;
 pub mod keys;
 mod load;
 mod parse;
+mod step;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -49,9 +51,6 @@ pub use values::{image, signal};
 
 use crate::input::Rootfs;
 use table::{Errors, Table};
-
-/// Most patterns of all `[[copy]]`s.
-const MAX_PATTERNS: usize = 1000;
 
 /// Largest Smolfile, in bytes.
 pub const MAX_SIZE: usize = 256 * 1024;
@@ -92,6 +91,19 @@ impl Smolfile {
             Workload::Service { rootfs, .. } => Some(rootfs),
         }
     }
+
+    /// What is done to the root file system, in order.
+    pub fn steps(&self) -> &[Step] {
+        match &self.workload {
+            Workload::Kernel => &[],
+            Workload::Service { steps, .. } => steps,
+        }
+    }
+
+    /// The `[[copy]]`s among the steps, in order.
+    pub fn copies(&self) -> impl Iterator<Item = &CopyStep> {
+        self.steps().iter().filter_map(Step::copy)
+    }
 }
 
 /// What a machine runs.
@@ -104,8 +116,8 @@ pub enum Workload {
     Service {
         /// Where the files come from.
         rootfs: Rootfs,
-        /// Files put over it, in order.
-        copies: Vec<CopyStep>,
+        /// What is done to them, in order.
+        steps: Vec<Step>,
         /// The program.
         service: Service,
         /// Commands between ready and the snapshot, in order.
@@ -136,6 +148,69 @@ pub enum KernelSource {
     Recipe(String),
     /// Somebody's ELF file, by path on the host.
     Path(Spanned<String>),
+}
+
+/// Something that is done to the root file system.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// Files of the host are put over it.
+    Copy(CopyStep),
+    /// A file is downloaded into it.
+    Fetch(FetchStep),
+    /// A command changes it.
+    Run(RunStep),
+}
+
+impl Step {
+    /// The `[[copy]]`, if it is one.
+    pub fn copy(&self) -> Option<&CopyStep> {
+        match self {
+            Self::Copy(copy) => Some(copy),
+            Self::Fetch(_) | Self::Run(_) => None,
+        }
+    }
+}
+
+/// `[[run]]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunStep {
+    /// Its place among the `[[run]]`s, from 1.
+    pub number: u32,
+    /// Program and arguments; a string in the Smolfile has become `/bin/sh -c STRING`.
+    pub cmd: Spanned<Vec<String>>,
+    /// Environment, over that of an image.
+    pub env: BTreeMap<String, String>,
+    /// As [`Service::user`]; root when absent.
+    pub user: Option<String>,
+    /// Working directory; that of an image, or `/`, when absent.
+    pub workdir: Option<String>,
+    /// Memory of its machine, in bytes.
+    pub memory: u64,
+    /// How long it may take, on the clock of its machine.
+    pub timeout: Duration,
+}
+
+/// `[[fetch]]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct FetchStep {
+    /// Where it is. Not what it is: the Plan has the digest alone.
+    #[serde(skip)]
+    pub url: Spanned<String>,
+    /// SHA-256 of the file, in hexadecimal.
+    pub sha256: String,
+    /// Where it goes in the guest; a slash at the end says that this is a folder.
+    pub dest: String,
+    /// Permissions (`0..=0o7777`); 0644 when absent.
+    pub mode: Option<u32>,
+    /// As [`CopyStep::owner`].
+    pub owner: Option<String>,
+}
+
+impl FetchStep {
+    /// The name that the file has in a folder.
+    pub fn file_name(&self) -> Option<&str> {
+        values::file_name(self.url.get_ref())
+    }
 }
 
 /// `[[copy]]`.
@@ -302,7 +377,7 @@ fn sections(mut top: Table<'_>, errors: &mut Errors) -> Option<Smolfile> {
         .integer("cpus", 1..=MAX_CPUS, errors)
         .map_or(1, |n| *n.get_ref() as u32);
     let cpu = parse::cpu(&mut top, errors);
-    let memory = parse::memory(&mut top, errors);
+    let memory = parse::memory(&mut top, parse::DEFAULT_MEMORY, MEMORY, errors);
     let ports = parse::ports(&mut top, errors);
     let kernel = top.table("kernel", "kernel", errors);
     if kernel_only {
@@ -339,14 +414,6 @@ fn sections(mut top: Table<'_>, errors: &mut Errors) -> Option<Smolfile> {
     })
 }
 
-/// A lock is looked through for each pattern.
-fn limit_patterns<'a>(copies: impl Iterator<Item = &'a CopyStep>, errors: &mut Errors) {
-    if let Some(step) = copies.filter(|step| step.glob).nth(MAX_PATTERNS) {
-        let title = format!("[[copy]] has more than {MAX_PATTERNS} patterns");
-        errors.push(Diagnostic::new(step.src.span(), title).help("copy a folder"));
-    }
-}
-
 /// The sections of a machine with a service. `None` only after an error was reported.
 fn service_workload(top: &mut Table<'_>, cpu: Level, errors: &mut Errors) -> Option<Workload> {
     let of_image = check::of_image(top);
@@ -356,13 +423,7 @@ fn service_workload(top: &mut Table<'_>, cpu: Level, errors: &mut Errors) -> Opt
     let base = top
         .table("base", "base", errors)
         .and_then(|table| parse::base(table, errors));
-    let copies: Vec<Option<Vec<CopyStep>>> = top
-        .tables("copy", errors)
-        .into_iter()
-        .enumerate()
-        .map(|(number, table)| copy::copy(table, number, errors))
-        .collect();
-    limit_patterns(copies.iter().flatten().flatten(), errors);
+    let steps = step::steps(top, errors);
     let service = top
         .table("service", "service", errors)
         .map(|table| parse::service(table, of_image, errors))
@@ -378,7 +439,7 @@ fn service_workload(top: &mut Table<'_>, cpu: Level, errors: &mut Errors) -> Opt
         .collect();
     Some(Workload::Service {
         rootfs: rootfs.or(base)?,
-        copies: copies.into_iter().collect::<Option<Vec<_>>>()?.concat(),
+        steps: steps?,
         service: service?,
         warm,
         restore,

@@ -1,6 +1,7 @@
 //! From the spanned TOML tables to the typed [`Smolfile`](super::Smolfile), section by section.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use smol_machine::cpu::Level;
@@ -16,7 +17,9 @@ use super::{Http, KernelSection, KernelSource, Probe, Ready, Service, Warm, Warm
 use crate::input::{BundleInput, DebianInput, DirInput, ImageInput, Rootfs, TarInput};
 
 /// Smallest and largest guest memory, in bytes.
-pub const MEMORY: std::ops::RangeInclusive<u64> = 64 * MIB..=64 << 30;
+pub const MEMORY: RangeInclusive<u64> = 64 * MIB..=64 << 30;
+/// Guest memory unless the Smolfile says it, in bytes.
+pub(super) const DEFAULT_MEMORY: u64 = 256 * MIB;
 /// Most vCPUs a machine can have.
 pub const MAX_CPUS: u64 = 8;
 
@@ -26,9 +29,15 @@ pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
 /// Pause between two attempts of a probe, unless the Smolfile says it.
 pub const DEFAULT_INTERVAL: Duration = Duration::from_millis(100);
 
-pub(super) fn memory(top: &mut Table<'_>, errors: &mut Errors) -> u64 {
-    let Some(entry) = top.take("memory") else {
-        return 256 * MIB;
+/// `memory` of a table, in bytes.
+pub(super) fn memory(
+    table: &mut Table<'_>,
+    default: u64,
+    range: RangeInclusive<u64>,
+    errors: &mut Errors,
+) -> u64 {
+    let Some(entry) = table.take("memory") else {
+        return default;
     };
     let size = match entry.value.get_ref() {
         DeValue::Integer(mib) => {
@@ -40,8 +49,8 @@ pub(super) fn memory(top: &mut Table<'_>, errors: &mut Errors) -> u64 {
         }
         _ => as_string(entry.value, errors).and_then(|text| parsed(text, errors, values::size)),
     };
-    let Some(size) = size else { return 256 * MIB };
-    if !MEMORY.contains(size.get_ref()) {
+    let Some(size) = size else { return default };
+    if !range.contains(size.get_ref()) {
         errors.push(
             Diagnostic::new(size.span(), "`memory` is out of range")
                 .label("must be 64MiB to 64GiB"),
@@ -302,7 +311,7 @@ pub(super) fn service(mut table: Table<'_>, of_image: bool, errors: &mut Errors)
     let cmd = table
         .has("cmd")
         .then(|| command::service(&mut table, of_image, errors));
-    let env = environment(&mut table, errors);
+    let env = environment(&mut table, "service.env", errors);
     let user = table
         .parsed("user", errors, values::user)
         .map(Spanned::into_inner);
@@ -324,11 +333,16 @@ pub(super) fn service(mut table: Table<'_>, of_image: bool, errors: &mut Errors)
     }
 }
 
-fn environment(table: &mut Table<'_>, errors: &mut Errors) -> BTreeMap<String, String> {
+/// `env` of a table; `name` is what it is called itself.
+pub(super) fn environment(
+    table: &mut Table<'_>,
+    name: &'static str,
+    errors: &mut Errors,
+) -> BTreeMap<String, String> {
     let mut env = BTreeMap::new();
     let help = table.list("env").and_then(env_list);
     let before = errors.0.len();
-    let variables = table.table("env", "service.env", errors);
+    let variables = table.table("env", name, errors);
     if let (Some(help), Some(wrong)) = (help, errors.0.get_mut(before)) {
         wrong.help.push(help);
     }
@@ -351,7 +365,7 @@ fn environment(table: &mut Table<'_>, errors: &mut Errors) -> BTreeMap<String, S
 }
 
 /// A duration from 1 ms to `max`.
-fn duration(
+pub(super) fn duration(
     table: &mut Table<'_>,
     key: &str,
     default: Duration,
@@ -369,7 +383,11 @@ fn duration(
     let time = as_string(value, errors).and_then(|text| parsed(text, errors, values::duration));
     let Some(time) = time else { return default };
     if !(Duration::from_millis(1)..=max).contains(time.get_ref()) {
-        let max = if max == HOUR { "1h" } else { "1min" };
+        let max = match max {
+            HOUR => "1h",
+            _ if max > HOUR => "24h",
+            _ => "1min",
+        };
         errors.push(
             Diagnostic::new(time.span(), format!("`{key}` is out of range"))
                 .label(format!("must be 1ms to {max}")),

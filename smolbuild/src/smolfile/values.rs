@@ -210,6 +210,56 @@ pub(super) fn http_url(text: &str) -> Result<(u16, String), Diagnostic> {
     }
 }
 
+/// Longest URL, in bytes.
+const MAX_URL: usize = 4096;
+
+/// The URL of a file that anybody may download.
+pub(super) fn url(text: &str) -> Result<String, Diagnostic> {
+    let rest = text
+        .strip_prefix("https://")
+        .or_else(|| text.strip_prefix("http://"));
+    let Some(rest) = rest else {
+        return Err(wrong("not a URL").label("begins with https:// or http://"));
+    };
+    if text.len() > MAX_URL {
+        return Err(wrong(format!("the URL is longer than {MAX_URL} bytes")));
+    }
+    if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(
+            wrong("not a URL").help("write spaces and characters beyond ASCII as %20 and the like")
+        );
+    }
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    if authority.is_empty() {
+        return Err(wrong("not a URL").label("no host"));
+    }
+    if authority.contains('@') {
+        let title = "a URL with a password would be in every bundle";
+        return Err(wrong(title).help(
+            "name a file that anybody may download, or download it yourself and use [[copy]]",
+        ));
+    }
+    Ok(text.to_owned())
+}
+
+/// The file name at the end of a URL.
+pub(crate) fn file_name(url: &str) -> Option<&str> {
+    let path = url.split(['?', '#']).next()?;
+    let (_, path) = path.split_once("://")?.1.split_once('/')?;
+    let name = path.rsplit('/').next()?;
+    (!name.is_empty() && name != "." && name != "..").then_some(name)
+}
+
+/// A SHA-256 in hexadecimal, also as sha256sum and OCI write it.
+pub(super) fn sha256(text: &str) -> Result<String, Diagnostic> {
+    let digits = text.strip_prefix("sha256:").unwrap_or(text);
+    let is_hex = digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+    match (digits.len(), is_hex) {
+        (64, true) => Ok(digits.to_ascii_lowercase()),
+        _ => Err(wrong("not a SHA-256").label("64 hexadecimal digits")),
+    }
+}
+
 /// The name of an image, with its transport. A path in it is one next to the Smolfile.
 ///
 /// # Errors

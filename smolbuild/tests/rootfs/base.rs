@@ -4,18 +4,17 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use smol_bundle::{Bundle, BundleSpec, Digest, ImageKind};
-use smol_cli::{ExitKind, Interrupt};
+use smol_cli::ExitKind;
 use smol_rootfs::erofs::{self, Mtimes, Options};
 use smol_rootfs::{CopySpec, Device, Ignore, Node, Tree};
 use smolbuild::input::{BundleInput, InputDirs};
 use smolbuild::lock::{InputFile, Role};
-use smolbuild::rootfs::{RootfsSpec, build};
 use smolbuild::source_dir::SourceDir;
 use toml::Spanned;
 
 use crate::bundles::{bundle_spec, write_bundle};
 use crate::common::*;
-use crate::lock;
+use crate::{build, lock};
 
 const EPOCH: u64 = 1_700_000_000;
 
@@ -75,22 +74,23 @@ impl Scene {
             path: "base".into(),
             sha256: locked.hex(),
         }]);
-        let spec = RootfsSpec {
-            input: &BundleInput(Spanned::new(0..0, "base".into())),
-            lock: &lock,
-            copies: &copies.collect::<Vec<_>>(),
-            folders: &[],
-            user: None,
-            epoch: EPOCH,
-        };
+        let input = BundleInput(Spanned::new(0..0, "base".into()));
+        let copies: Vec<CopySpec> = copies.collect();
         let dirs = InputDirs {
             base_dir: &SourceDir::bare(self.scratch.path()),
             downloads: &self.path("downloads"),
             cache: &self.path("cache"),
             scratch: self.scratch.path(),
         };
-        let interrupt = Interrupt::detached().unwrap();
-        build(&spec, &dirs, &self.path("child"), &mut |_| {}, &interrupt)?;
+        build(
+            &input,
+            &lock,
+            &copies,
+            None,
+            EPOCH,
+            &dirs,
+            &self.path("child"),
+        )?;
         Ok(())
     }
 

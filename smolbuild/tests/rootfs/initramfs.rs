@@ -15,7 +15,7 @@ fn a_smol_initramfs_lists_what_the_kernel_and_init_need() {
     }
     let scratch = tempfile::tempdir().unwrap();
     let archive = scratch.path().join("initramfs");
-    let tree = smol_initramfs(b"\x7fELF", b"{}").unwrap();
+    let tree = smol_initramfs(b"\x7fELF", "/smol/config.json", b"{}").unwrap();
     write(&tree, &mut File::create(&archive).unwrap()).unwrap();
     let listed = run(Command::new("cpio")
         .args(["-t", "--quiet", "-F"])
@@ -60,7 +60,7 @@ fn the_same_initramfs_has_the_same_bytes() {
     let make = || {
         let mut bytes = Vec::new();
         write(
-            &smol_initramfs(&noise(1, 5001), b"{\"x\":1}").unwrap(),
+            &smol_initramfs(&noise(1, 5001), "/smol/config.json", b"{\"x\":1}").unwrap(),
             &mut bytes,
         )
         .unwrap();

@@ -13,12 +13,12 @@ use smolbuild::fetch::Net;
 use smolbuild::input::debian::Chosen;
 use smolbuild::input::{DebianInput, DirInput, Input, InputDirs, TarInput, debian};
 use smolbuild::lock::{Debian, Lock, PackagePin};
-use smolbuild::rootfs::{RootfsImage, RootfsSpec, build};
+use smolbuild::rootfs::RootfsImage;
 use smolbuild::source_dir::SourceDir;
 use toml::Spanned;
 
 use crate::common::*;
-use crate::lock;
+use crate::{build, lock};
 
 /// Builds the image `out` of the folder `scratch`, in which the input's path is looked up.
 fn build_in(
@@ -28,22 +28,21 @@ fn build_in(
     copies: &[CopySpec],
     out: &str,
 ) -> Result<RootfsImage> {
-    let spec = RootfsSpec {
-        input,
-        lock,
-        copies,
-        folders: &[],
-        user: None,
-        epoch: 1_700_000_000,
-    };
     let dirs = InputDirs {
         base_dir: &SourceDir::bare(scratch),
         downloads: &scratch.join("downloads"),
         cache: &scratch.join(format!("cache-{out}")),
         scratch,
     };
-    let interrupt = Interrupt::detached()?;
-    build(&spec, &dirs, &scratch.join(out), &mut |_| {}, &interrupt)
+    build(
+        input,
+        lock,
+        copies,
+        None,
+        1_700_000_000,
+        &dirs,
+        &scratch.join(out),
+    )
 }
 
 #[test]
@@ -311,23 +310,14 @@ fn a_user_who_is_not_in_the_image_is_an_error_before_anything_boots() {
     fs::write(etc.join("passwd"), "app:x:7:7::/:/bin/sh\n").unwrap();
     let input = DirInput(Spanned::new(0..0, "root".into()));
     let build = |user: &str| {
-        let spec = RootfsSpec {
-            input: &input,
-            lock: &lock(vec![]),
-            copies: &[],
-            folders: &[],
-            user: Some(user),
-            epoch: 0,
-        };
         let dirs = InputDirs {
             base_dir: &SourceDir::bare(scratch.path()),
             downloads: scratch.path(),
             cache: scratch.path(),
             scratch: scratch.path(),
         };
-        let interrupt = Interrupt::detached().unwrap();
         let out = scratch.path().join("image");
-        smolbuild::rootfs::build(&spec, &dirs, &out, &mut |_| {}, &interrupt)
+        crate::build(&input, &lock(vec![]), &[], Some(user), 0, &dirs, &out)
     };
     for good in ["app", "7", "1000", "1000:1000", "app:7"] {
         build(good).unwrap();

@@ -21,11 +21,8 @@ fn service(smolfile: &Smolfile) -> &smolfile::Service {
 
 /// Sources and destination of each copy.
 fn copies(smolfile: &Smolfile) -> Vec<(String, String)> {
-    let Workload::Service { copies, .. } = &smolfile.workload else {
-        panic!("a service")
-    };
     let copy = |step: &smolfile::CopyStep| (step.src.get_ref().clone(), step.dest.clone());
-    copies.iter().map(copy).collect()
+    smolfile.copies().map(copy).collect()
 }
 
 fn noted(draft: &Draft, what: &str) -> bool {

@@ -4,12 +4,10 @@
 //! |---|---|
 //! | `local.rs` | images in files: a layout, an archive, standard input |
 //! | `remote.rs` | images in registries |
-//! | `layers.rs` | layers in the cache, unpacked and verified |
 //!
 //! The lock names an image by the digest of its configuration, its layers by the digests of what they
 //! hold. So nothing of a bundle depends on how its image came here.
 
-mod layers;
 mod local;
 mod remote;
 
@@ -25,9 +23,9 @@ use smol_rootfs::erofs::Mtimes;
 use smol_sandbox::Access;
 use toml::Spanned;
 
-use self::layers::LayerCache;
 use self::local::Opened;
 use self::remote::Remote;
+use super::layers::LayerCache;
 use super::{HostPath, Input, InputDirs, LoadedTree, Pins, confined, watch};
 use crate::context::BuildContext;
 use crate::fetch::Net;

@@ -18,11 +18,11 @@ use smol_rootfs::limits::MAX_UNPACKED;
 use smol_rootfs::{FileData, HostFile};
 use smol_sandbox::Access;
 
-use super::layers::LayerCache;
 use super::local::temporary;
 use crate::context::BuildContext;
 use crate::error::ResultExt;
 use crate::fetch::Scratch;
+use crate::input::layers::LayerCache;
 use crate::lock::{LockedImage, Origin};
 
 /// An image in a registry.

@@ -36,7 +36,7 @@ fn what_is_left_out_has_its_documented_default() {
         (60, 100, 1)
     );
     let Workload::Service {
-        copies,
+        steps,
         service,
         warm,
         restore,
@@ -46,7 +46,7 @@ fn what_is_left_out_has_its_documented_default() {
     else {
         panic!("a service")
     };
-    assert!(copies.is_empty() && service.env.is_empty());
+    assert!(steps.is_empty() && service.env.is_empty());
     assert!(warm.is_empty() && restore.is_empty() && warm_restore.is_empty());
     assert_eq!((service.user, service.workdir), (None, None));
 }
@@ -132,7 +132,7 @@ fn every_key_is_taken_over() {
     );
     let Workload::Service {
         rootfs,
-        copies,
+        steps,
         service,
         warm,
         restore,
@@ -152,8 +152,9 @@ fn every_key_is_taken_over() {
             }),
         })
     );
-    let copies: Vec<_> = copies
+    let copies: Vec<_> = steps
         .iter()
+        .filter_map(Step::copy)
         .map(|c| {
             (
                 c.src.get_ref().as_str(),

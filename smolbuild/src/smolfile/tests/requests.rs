@@ -226,7 +226,7 @@ error: unknown key `cmd`
 9 | cmd = ["ask"]
   | ^^^ not a key of [[warm_restore]]
   |
-  = help: `cmd` stands in [service] or in [[warm]] or in [[restore]]
+  = help: `cmd` stands in [[run]] or in [service] or in [[warm]] or in [[restore]]
 "#
 );
 

@@ -26,7 +26,7 @@ error: unknown key `timeout`
 2 | timeout = "1s"
   | ^^^^^^^ not a key of a Smolfile
   |
-  = help: `timeout` stands in [ready] or in [[warm]] or in [[restore]] or in [[warm_restore]]
+  = help: `timeout` stands in [[run]] or in [ready] or in [[warm]] or in [[restore]] or in [[warm_restore]]
 "#
 );
 
@@ -40,7 +40,7 @@ error: unknown key `memory`
 6 | memory = "64MiB"
   | ^^^^^^ not a key of [service]
   |
-  = help: `memory` stands at the top of the file, before any [table]
+  = help: `memory` stands at the top of the file, before any [table] or in [[run]]
 "#
 );
 
@@ -88,7 +88,7 @@ error: unknown key `a\u{1b}b`
 2 | "a\u001bb" = 1
   | ^^^^^^^^^^ not a key of a Smolfile
   |
-  = help: a Smolfile has the keys name, version, cpus, cpu, memory, ports, kernel, rootfs, base, copy, service, ready, warm, restore, warm_restore, snapshot
+  = help: a Smolfile has the keys name, version, cpus, cpu, memory, ports, kernel, rootfs, base, copy, fetch, run, service, ready, warm, restore, warm_restore, snapshot
 "#
 );
 
@@ -130,7 +130,7 @@ error: unknown key `cmd`
 2 | cmd = ["app"]
   | ^^^ not a key of a Smolfile
   |
-  = help: `cmd` stands in [service] or in [[warm]] or in [[restore]]
+  = help: `cmd` stands in [[run]] or in [service] or in [[warm]] or in [[restore]]
 "#
 );
 

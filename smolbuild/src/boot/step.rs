@@ -1,0 +1,191 @@
+//! Runs a build step in a machine, wherever it can run.
+
+use std::path::Path;
+
+use anyhow::Result;
+use smol_cli::progress::Stage;
+use smol_cli::{ExitKind, Failure, Interrupt, human};
+use smol_host::Backend;
+use smol_protocol::{ExitStatus, GuestFailure};
+use smol_sandbox::Mode;
+
+use super::stages::{ended_silently, illegal_instruction_hint, run};
+use super::{BootJob, Failed, Message, Stepped};
+
+/// Where, and how, the machines of build steps run.
+#[derive(Clone, Copy, Debug)]
+pub struct StepMachine<'a> {
+    /// The hypervisor.
+    pub backend: Backend,
+    /// Folder of the emulated host's kernel.
+    pub host_cache: &'a Path,
+    /// Seconds after which a guest that never pauses gets a tick.
+    pub watchdog: u64,
+    /// Whether the machine's process is confined.
+    pub sandbox: Mode,
+    /// Whether what the command prints is shown.
+    pub verbose: bool,
+}
+
+/// Runs the step of `job`, whose command is at `place` in the Smolfile (`Smolfile:9:7`). Its layer is then
+/// in the job's folder.
+///
+/// # Errors
+/// The machine cannot be started, or the command fails; the interrupt.
+pub fn run_step(
+    job: &BootJob,
+    machine: &StepMachine,
+    place: &str,
+    stage: &Stage,
+    interrupt: &Interrupt,
+) -> Result<Stepped> {
+    let mut outcome = None;
+    let report = |message| match message {
+        Message::Log(line) if machine.verbose => stage.note(&format!("run | {line}")),
+        Message::Console(line) if machine.verbose => stage.note(&format!("console | {line}")),
+        Message::Guest(smol_protocol::Event::Warning { reason, .. }) => {
+            stage.note(&format!("warning: {reason}"));
+        }
+        Message::Stepped(stepped) => outcome = Some(Ok(stepped)),
+        Message::Failed(failed) => outcome = Some(Err(failed)),
+        _ => {}
+    };
+    run(job, machine.backend, machine.host_cache, interrupt, report)?;
+    match outcome {
+        Some(Ok(stepped)) => Ok(stepped),
+        Some(Err(failed)) => Err(step_error(&failed, job, place, interrupt)),
+        None => Err(ended_silently()),
+    }
+}
+
+fn step_error(failed: &Failed, job: &BootJob, place: &str, interrupt: &Interrupt) -> anyhow::Error {
+    if failed.interrupted
+        && let Err(stopped) = interrupt.check()
+    {
+        return stopped.into();
+    }
+    let mut failure =
+        Failure::new(ExitKind::Failed, failed.reason.clone()).detail(format!("in {place}"));
+    let guest = failed.guest.as_ref();
+    let shows_console = guest.is_none_or(GuestFailure::is_on_console);
+    for (title, lines, is_shown) in [
+        ("the last lines of its output:", &failed.log, true),
+        (
+            "the last lines of the console:",
+            &failed.console,
+            shows_console,
+        ),
+    ] {
+        if is_shown && !lines.is_empty() {
+            let lines = lines.iter().map(|line| format!("\n  {line}"));
+            failure = failure.detail(
+                std::iter::once(title.to_owned())
+                    .chain(lines)
+                    .collect::<String>(),
+            );
+        }
+    }
+    match guest.and_then(|guest| hint(guest, failed, job)) {
+        Some(hint) => failure.hint(hint).into(),
+        None => failure.into(),
+    }
+}
+
+/// What to do about a command that failed.
+fn hint(guest: &GuestFailure, failed: &Failed, job: &BootJob) -> Option<String> {
+    /// What programs say that look for the network.
+    const NO_NETWORK: [&str; 6] = [
+        "Temporary failure in name resolution",
+        "Could not resolve host",
+        "could not resolve host",
+        "Temporary failure resolving",
+        "Network is unreachable",
+        "EAI_AGAIN",
+    ];
+    if guest.is_illegal_instruction() {
+        return Some(illegal_instruction_hint(job.cpu));
+    }
+    if guest.status == Some(ExitStatus::KILLED) || guest.reason.contains("filled the memory") {
+        let size = human::bytes(job.memory);
+        return Some(format!(
+            "its machine has {size} of memory, which also holds the files that it writes; give it more: memory = \"8GiB\""
+        ));
+    }
+    let seeks_network = failed
+        .log
+        .iter()
+        .any(|line| NO_NETWORK.iter().any(|words| line.contains(words)));
+    seeks_network.then(|| {
+        "a [[run]] has no network: download files with [[fetch]], put packages into [rootfs] debian, \
+         or copy what is needed with [[copy]]"
+            .to_owned()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use smol_protocol::Stage as GuestStage;
+
+    use super::*;
+    use crate::boot::Purpose;
+
+    fn job() -> BootJob {
+        BootJob {
+            kernel: "/k".into(),
+            initramfs: None,
+            rootfs: None,
+            cmdline: String::new(),
+            cpu: Default::default(),
+            memory: 2 << 30,
+            vcpus: 1,
+            epoch: 0,
+            seed: String::new(),
+            kernel_seed: String::new(),
+            purpose: Purpose::Step,
+            watchdog: 1,
+            limit: 1,
+            sandbox: Mode::Off,
+            out: "/out".into(),
+        }
+    }
+
+    fn told(reason: &str, status: Option<ExitStatus>, log: &[&str]) -> String {
+        let failed = Failed {
+            log: log.iter().map(|line| line.to_string()).collect(),
+            ..Failed::of_guest(GuestFailure {
+                status,
+                ..GuestFailure::at(GuestStage::Step, reason.into())
+            })
+        };
+        let interrupt = Interrupt::detached().unwrap();
+        let error = step_error(&failed, &job(), "Smolfile:9:7", &interrupt);
+        smol_cli::error::render(&error, false)
+    }
+
+    #[test]
+    fn a_command_that_fails_is_told_with_its_place_and_its_output() {
+        let reason = "[[run]] command 1 (make) ended with exit code 2";
+        let text = told(
+            reason,
+            Some(ExitStatus::Exited(2)),
+            &["cc -c x.c", "x.c:1: error"],
+        );
+        assert_eq!(
+            text,
+            "error: [[run]] command 1 (make) ended with exit code 2\n  in Smolfile:9:7\n  \
+             the last lines of its output:\n    cc -c x.c\n    x.c:1: error\n"
+        );
+    }
+
+    #[test]
+    fn what_was_short_is_named() {
+        let killed = told("ended with signal 9", Some(ExitStatus::KILLED), &[]);
+        assert!(killed.contains("has 2.0 GiB of memory"), "{killed}");
+        let offline = told(
+            "ended with exit code 6",
+            Some(ExitStatus::Exited(6)),
+            &["curl: (6) Could not resolve host: example.org"],
+        );
+        assert!(offline.contains("[[fetch]]"), "{offline}");
+    }
+}
