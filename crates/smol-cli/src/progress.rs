@@ -12,6 +12,7 @@
 
 use std::io::{self, IsTerminal, Write};
 use std::str::FromStr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -76,6 +77,8 @@ pub struct Progress(Arc<Shared>);
 struct Shared {
     display: Display,
     begin: Instant,
+    /// Ids of stages that were given away: they count from 1.
+    ids: AtomicU64,
     laps: Mutex<Vec<Lap>>,
 }
 
@@ -119,12 +122,17 @@ impl Progress {
         Self(Arc::new(Shared {
             display,
             begin: Instant::now(),
+            ids: AtomicU64::new(0),
             laps: Mutex::default(),
         }))
     }
 
     /// Begins a stage. `name` is short and stable (`kernel`), `message` says what is done.
     pub fn stage(&self, name: &str, message: &str) -> Stage {
+        self.begin(name, None, message)
+    }
+
+    fn begin(&self, name: &str, parent: Option<u64>, message: &str) -> Stage {
         let bar = match &self.0.display {
             Display::Bars(multi) => {
                 let bar = multi.add(ProgressBar::new_spinner());
@@ -138,6 +146,8 @@ impl Progress {
         };
         let stage = Stage {
             progress: self.clone(),
+            id: self.0.ids.fetch_add(1, Ordering::Relaxed) + 1,
+            parent,
             name: name.to_owned(),
             begin: Instant::now(),
             state: Mutex::new(State {
@@ -187,6 +197,8 @@ impl Progress {
 /// when an error returns through it.
 pub struct Stage {
     progress: Progress,
+    id: u64,
+    parent: Option<u64>,
     name: String,
     begin: Instant,
     state: Mutex<State>,
@@ -201,6 +213,16 @@ struct State {
 }
 
 impl Stage {
+    /// Begins a stage that is a part of this one: a layer of an image, a command of several.
+    pub fn child(&self, name: &str, message: &str) -> Stage {
+        self.progress.begin(name, Some(self.id), message)
+    }
+
+    /// One line that the stage's program printed, which may be hostile.
+    pub fn output(&self, line: &str) {
+        self.event("output", &format!("| {line}"), json!({ "message": line }));
+    }
+
     /// Shows that `done` of `total` units are ready.
     pub fn set(&self, done: u64, total: u64) {
         let mut state = lock(&self.state);
@@ -245,6 +267,19 @@ impl Stage {
         self.end(true, &text, result);
     }
 
+    /// Ends the stage with success, as [`finish`](Self::finish) does: what it makes was there already.
+    pub fn cached(self, result: &str) {
+        match result {
+            "" => self.finish("cached"),
+            result => self.finish(&format!("cached: {result}")),
+        }
+    }
+
+    /// Ends the stage without success. `reason` is one short fact.
+    pub fn fail(self, reason: &str) {
+        self.end(false, &format!("failed: {reason}"), reason);
+    }
+
     fn end(&self, finished: bool, text: &str, result: &str) {
         let duration = self.begin.elapsed();
         let bar = {
@@ -281,7 +316,12 @@ impl Stage {
         }
         let plain = format!("{:<12} {}", self.name, human::one_line(text));
         self.progress.line(&plain, || {
-            let mut object = json!({ "event": event, "stage": self.name, "message": text });
+            let mut object = json!({
+                "event": event, "stage": self.name, "id": self.id, "message": text,
+            });
+            if let Some(parent) = self.parent {
+                object["parent"] = parent.into();
+            }
             if let (Some(object), serde_json::Value::Object(extra)) =
                 (object.as_object_mut(), extra)
             {
