@@ -149,7 +149,7 @@ fn build_rootfs(
         &spec,
         &input_dirs,
         &dirs.work.join("rootfs"),
-        &mut |line| stage.note(line),
+        &mut |line| stage.output(line),
         &context.session.interrupt,
     )?;
     stage.finish(&human::bytes(image.size));
