@@ -154,7 +154,7 @@ fn build_rootfs(
     let stage = context
         .session
         .stage("rootfs", "assembling the root file system");
-    let mut loaded = input.load(lock, &input_dirs, &mut |line| stage.note(line), interrupt)?;
+    let mut loaded = input.load(lock, &input_dirs, &mut |line| stage.output(line), interrupt)?;
     let tree = &mut loaded.tree;
     rootfs::make_folders(tree, &plan.image_folders())?;
     let mut keys = plan.run_keys().into_iter();
@@ -170,12 +170,12 @@ fn build_rootfs(
             }
             PlannedStep::Run(run) => {
                 let key = keys.next().context("a [[run]] without a key");
-                let why = steps.run(tree, run, &key.kind(ExitKind::Internal)?)?;
+                let why = steps.run(tree, run, &key.kind(ExitKind::Internal)?, &stage)?;
                 *doubt = doubt.take().or(why);
             }
         }
     }
-    stage.note("writing the root file system image");
+    stage.output("writing the root file system image");
     let user = plan.guest.as_ref();
     let user = user.and_then(|guest| guest.service.user.as_deref());
     let out = steps.work.join("rootfs");

@@ -191,7 +191,7 @@ impl Build<'_> {
         if self.request.key.is_none() {
             smol_bundle::copy(&unsigned, self.request.out).classify()?;
         }
-        stage.finish("cached");
+        stage.cached("");
         if let Some(key) = self.request.key {
             pack::sign(&unsigned, key, self.request.out, self.context)?;
         }

@@ -80,8 +80,11 @@ pub fn print_json_line(value: &impl serde::Serialize) -> io::Result<()> {
 }
 
 fn write_out(text: &str) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+    let write = || {
+        let mut out = io::stdout().lock();
+        out.write_all(text.as_bytes()).and_then(|()| out.flush())
+    };
+    match progress::aside(write) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error),
         _ => Ok(()),
     }
@@ -89,7 +92,7 @@ fn write_out(text: &str) -> io::Result<()> {
 
 /// Writes text on stderr. Where that cannot be written (closed, a full disk) there is nowhere to say so.
 pub fn print_error(text: &str) {
-    let _ = io::stderr().lock().write_all(text.as_bytes());
+    let _ = progress::aside(|| io::stderr().lock().write_all(text.as_bytes()));
 }
 
 /// Returns whether stderr takes colours: it is a terminal, `NO_COLOR` is unset or empty

@@ -22,6 +22,14 @@ impl Session {
         }
     }
 
+    /// Returns the same with a heading on a terminal, as [`Progress::titled`] does.
+    pub fn titled(mode: Mode, title: &'static str, interrupt: Interrupt) -> Self {
+        Session {
+            progress: Progress::titled(mode, title),
+            interrupt,
+        }
+    }
+
     /// Returns a session that nobody sees and no signal stops: for tests and for library use.
     pub fn detached() -> io::Result<Self> {
         Ok(Session {

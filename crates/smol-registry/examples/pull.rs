@@ -38,6 +38,6 @@ fn main() -> Result<(), Box<dyn Error>> {
         });
     }
     let pinned = reference.with_digest(&manifest.digest);
-    client.blobs(&pinned, &mut wanted, &mut |_| {})?;
+    client.blobs(&pinned, &mut wanted, &mut |_, _| {})?;
     Ok(())
 }

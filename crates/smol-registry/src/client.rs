@@ -118,7 +118,7 @@ impl Client {
     }
 
     /// Downloads several blobs, each as [`blob`](Self::blob) does, and some of them at once. `progress`
-    /// is told how many bytes of all of them there are.
+    /// is told which of them has how many bytes now.
     ///
     /// # Errors
     /// The first one, which ends the others.
@@ -126,22 +126,17 @@ impl Client {
         &self,
         reference: &Reference,
         wanted: &mut [Wanted],
-        progress: &mut dyn FnMut(u64),
+        progress: &mut dyn FnMut(usize, u64),
     ) -> Result<()> {
         let Some(first) = wanted.first() else {
             return Ok(());
         };
         let sources = self.sources(&reference.with_digest(&first.digest))?;
-        let done = vec![0; wanted.len()];
-        let shared = RefCell::new((done, progress));
+        let shared = RefCell::new(progress);
         let downloads = wanted.iter_mut().enumerate().map(|(at, wanted)| {
             let (shared, sources) = (&shared, &sources);
             async move {
-                let mut progress = |bytes| {
-                    let (done, progress) = &mut *shared.borrow_mut();
-                    done[at] = bytes;
-                    progress(done.iter().sum());
-                };
+                let mut progress = |bytes| (shared.borrow_mut())(at, bytes);
                 let (digest, size, file) = (&wanted.digest, wanted.size, &mut wanted.file);
                 self.get_blob(reference, sources, digest, size, file, &mut progress)
                     .await

@@ -90,6 +90,13 @@ impl BootStages {
         }
     }
 
+    /// Shows a line on a terminal while the stage runs. If it fails, the error has the last ones.
+    fn passing(&self, line: &str) {
+        if let Some(stage) = &self.current {
+            stage.window(line);
+        }
+    }
+
     fn message(&mut self, message: Message) {
         match message {
             Message::Guest(event) => self.event(&event),
@@ -97,7 +104,8 @@ impl BootStages {
             Message::Console(line) if self.verbose => {
                 self.progress.note(&format!("console | {line}"))
             }
-            Message::Log(_) | Message::Console(_) => {}
+            Message::Log(line) => self.passing(&format!("service | {line}")),
+            Message::Console(line) => self.passing(&format!("console | {line}")),
             Message::Captured { nonzero_pages } => {
                 self.finish(&format!(
                     "{} of memory in use",

@@ -23,7 +23,7 @@ pub struct StepMachine<'a> {
     pub watchdog: u64,
     /// Whether the machine's process is confined.
     pub sandbox: Mode,
-    /// Whether what the command prints is shown.
+    /// Whether the console is shown.
     pub verbose: bool,
 }
 
@@ -41,7 +41,7 @@ pub fn run_step(
 ) -> Result<Stepped> {
     let mut outcome = None;
     let report = |message| match message {
-        Message::Log(line) if machine.verbose => stage.note(&format!("run | {line}")),
+        Message::Log(line) => stage.output(&line),
         Message::Console(line) if machine.verbose => stage.note(&format!("console | {line}")),
         Message::Guest(smol_protocol::Event::Warning { reason, .. }) => {
             stage.note(&format!("warning: {reason}"));

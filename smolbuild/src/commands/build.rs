@@ -22,7 +22,11 @@ use crate::smolfile::Loaded;
 
 /// Builds the machine and writes its bundle; and facts about it, also if it fails.
 pub fn run(args: &Build, interrupt: &Interrupt) -> Result<()> {
-    let session = Session::new(args.conditions.shown.progress, interrupt.clone());
+    let session = Session::titled(
+        args.conditions.shown.progress,
+        "Building",
+        interrupt.clone(),
+    );
     let loaded = super::load_smolfile(&args.smolfile);
     let name = loaded.as_ref().ok().map(|it| it.smolfile.name.clone());
     let outcome = loaded.and_then(|loaded| build(args, &loaded, &session));

@@ -18,7 +18,7 @@ use crate::smolfile::DEFAULT_RECIPE;
 
 /// Builds the kernel, or finds it in the cache, and prints the path of its vmlinux.
 pub fn run(args: &Kernel, interrupt: &Interrupt) -> Result<()> {
-    let session = Session::new(args.shown.progress, interrupt.clone());
+    let session = Session::titled(args.shown.progress, "Building", interrupt.clone());
     let cache = paths::cache_dir()?;
     let _in_use = hold_for_build(&cache)?;
     let ready = ReadyKernels::of_process(false, args.prebuilt.no_prebuilt)?;

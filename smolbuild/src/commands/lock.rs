@@ -21,7 +21,7 @@ pub fn run(args: &Lock, interrupt: &Interrupt) -> Result<()> {
             insecure_registries: args.downloads.insecure_registry.clone(),
             ..EnvironmentInputs::of_process(kernels)?
         },
-        session: &Session::new(args.shown.progress, interrupt.clone()),
+        session: &Session::titled(args.shown.progress, "Locking", interrupt.clone()),
     };
     let changes = resolve::refresh(&loaded, &args.only, context)?;
     if changes.is_empty() {

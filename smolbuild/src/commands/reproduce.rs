@@ -46,7 +46,11 @@ pub fn run(args: &Reproduce, interrupt: &Interrupt) -> Result<()> {
         args,
         bundle,
         folder: WorkDir::create(&paths::cache_dir()?)?,
-        session: Session::new(args.conditions.shown.progress, interrupt.clone()),
+        session: Session::titled(
+            args.conditions.shown.progress,
+            "Reproducing",
+            interrupt.clone(),
+        ),
     };
     let loaded = reproduction.load(source, &lock)?;
     let no_prebuilt = args.conditions.kernel.no_prebuilt;

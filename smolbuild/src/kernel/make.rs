@@ -222,7 +222,9 @@ impl SourceBuild<'_> {
         self.last.clear();
         let mut logged = Ok(());
         let interrupt = self.dir.interrupt;
+        let stage = self.dir.stage;
         let status = subprocess::run(command, interrupt, &mut |line| {
+            stage.window(line);
             watch(line);
             let written = self.note(line);
             if logged.is_ok() {

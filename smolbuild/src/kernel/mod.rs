@@ -149,10 +149,10 @@ pub fn obtain(request: &KernelRequest, cache: &Path, session: &Session) -> Resul
         source: build.source,
         vmlinux,
     };
-    stage.finish(&match origin {
-        Origin::New => human::bytes(obtained.size()),
-        Origin::Cache => "cached".to_owned(),
-    });
+    match origin {
+        Origin::New => stage.finish(&human::bytes(obtained.size())),
+        Origin::Cache => stage.cached(""),
+    }
     Ok(obtained)
 }
 

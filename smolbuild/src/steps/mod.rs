@@ -60,7 +60,7 @@ pub struct Steps<'a> {
 
 impl Steps<'_> {
     /// Runs the step with this key on the files of `tree`, unless it ran before, and puts what it changed
-    /// into the tree. Returns why another run may change something else; `None` if it will not.
+    /// into the tree. Its progress is a part of `parent`. Returns why another run may change something else; `None` if it will not.
     ///
     /// # Errors
     /// The command fails; its machine cannot be started; what comes from it is no layer; a full disk; the
@@ -70,15 +70,16 @@ impl Steps<'_> {
         tree: &mut Tree,
         run: &PlannedRun,
         key: &blake3::Hash,
+        parent: &Stage,
     ) -> Result<Option<String>> {
         let session = self.context.session;
         let cache = StepCache::open(self.cache)?;
         let title = human::one_line(&run.command.cmd.join(" "));
-        let stage = session.stage(&format!("run {}", run.number), &title);
+        let stage = parent.child(&format!("run {}", run.number), &title);
         let mut doubt = None;
         let layer = match cache.lookup(key, &session.interrupt)? {
             Some(layer) => {
-                stage.finish("cached");
+                stage.cached("");
                 layer
             }
             None => {

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::Result;
-use smol_cli::Interrupt;
+use smol_cli::{Interrupt, Session};
 use smol_rootfs::{CopySpec, Ignore};
 use smolbuild::fetch::Net;
 use smolbuild::input::debian::Chosen;
@@ -167,8 +167,8 @@ fn debian_system(requested: &[&str], chosen: Chosen) -> (DebianInput, Lock) {
 }
 
 fn fetch(pins: &[&PackagePin], downloads: &Path, net: Net) -> Result<Vec<PackagePin>> {
-    let interrupt = Interrupt::detached()?;
-    debian::fetch("bookworm", pins, downloads, net, &mut |_| {}, &interrupt)
+    let session = Session::detached()?;
+    debian::fetch("bookworm", pins, downloads, net, &session)
 }
 
 #[test]

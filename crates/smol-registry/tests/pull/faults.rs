@@ -335,7 +335,7 @@ fn the_first_of_several_blobs_that_fails_ends_the_others() {
     let from = reference(&format!("{}/a", registry.host()));
     let error = Home::new()
         .client()
-        .blobs(&from, &mut all, &mut |_| {})
+        .blobs(&from, &mut all, &mut |_, _| {})
         .unwrap_err();
     assert_eq!(error.kind(), Kind::NotFound);
 }

@@ -9,10 +9,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use smol_cli::{ErrorExt, ExitKind, Failure, Interrupt};
+use smol_cli::{ErrorExt, ExitKind, Failure, Interrupt, Session, Stage};
 use smol_host::cache::record_use;
 
-use super::mmdebstrap::{self, Network, quoted};
+use super::mmdebstrap::{self, BYTES, DOWNLOAD, Network, quoted};
 use super::packages;
 use crate::fetch::{self, Net};
 use crate::hash;
@@ -81,7 +81,7 @@ set -- {requested}
         )),
         requested = requested.join(" "),
     );
-    let asked = ask(suite, &script, downloads, interrupt)
+    let asked = ask(suite, &script, downloads, &mut |_| {}, interrupt)
         .with_context(|| format!("cannot choose the packages of a Debian {suite} system"))
         .hint("check the package names and the network")?;
     let records = packages::parse_records(&asked.text("records")?);
@@ -126,8 +126,7 @@ pub fn fetch(
     pins: &[&PackagePin],
     downloads: &Path,
     net: Net,
-    progress: &mut dyn FnMut(&str),
-    interrupt: &Interrupt,
+    session: &Session,
 ) -> Result<Vec<PackagePin>> {
     let mut missing = Vec::new();
     for &pin in pins {
@@ -152,7 +151,7 @@ pub fn fetch(
             .hint("build once without --offline")
             .into());
     }
-    progress(&format!("fetching {}", count(missing.len())));
+    let stage = session.stage("fetch", &format!("fetching {}", count(missing.len())));
     let wanted = missing.iter().fold(String::new(), |mut lines, pin| {
         let _ = writeln!(lines, "{}={} {}", pin.name, pin.version, pin.sha256);
         lines
@@ -169,15 +168,53 @@ printf %s {wanted} > ../wanted
     /^Package: / {{ p = $2 }} /^Version: / {{ v = $2 }} /^SHA256: / {{ s = $2 }}
     /^$/ {{ put() }} END {{ put() }}' | sort -u > ../offered
 grep -Fxf ../wanted ../offered | cut -d' ' -f1 > ../available || true
-if [ -s ../available ]; then apt-get -qq download $(cat ../available); fi"#,
+if [ -s ../available ]; then
+    apt-cache show $(cat ../available) | awk '/^Size: / {{ n += $2 }} END {{ printf "{BYTES}%.0f\n", n }}' >&2
+    apt-get -qq -oAPT::Status-Fd=2 download $(cat ../available)
+fi"#,
         wanted = quoted(&wanted),
         names = names.join(" "),
     );
-    let asked = ask(suite, &script, downloads, interrupt)
+    let mut status = Status::default();
+    let mut show = |line: &str| status.show(line, &stage);
+    let asked = ask(suite, &script, downloads, &mut show, &session.interrupt)
         .with_context(|| format!("cannot fetch packages of Debian {suite}"))
         .hint("check the network")?;
     asked.keep(&mut missing, downloads)?;
+    stage.finish(match missing.is_empty() {
+        true => "all there",
+        false => "some are not available any more",
+    });
     Ok(missing)
+}
+
+/// How far a download is, by what the hook and apt say ([`mmdebstrap::BYTES`], [`mmdebstrap::DOWNLOAD`]).
+#[derive(Default)]
+struct Status {
+    /// Bytes of all packages.
+    total: u64,
+}
+
+impl Status {
+    fn show(&mut self, line: &str, stage: &Stage) {
+        if let Some(total) = line.strip_prefix(BYTES) {
+            self.total = total.parse().unwrap_or(0);
+        } else if let Some(status) = line.strip_prefix(DOWNLOAD)
+            && let Some((percent, what)) = of_apt(status)
+            && self.total > 0
+        {
+            let done = self.total as f64 * percent / 100.0;
+            stage.set_bytes((done as u64).min(self.total), self.total);
+            stage.window(what);
+        }
+    }
+}
+
+/// Percent and words of a status of apt, `2:17.2993:Retrieving file 2 of 3`: of the bytes of all files.
+fn of_apt(status: &str) -> Option<(f64, &str)> {
+    let mut fields = status.splitn(3, ':').skip(1);
+    let (percent, what) = (fields.next()?.parse::<f64>().ok()?, fields.next()?);
+    (0.0..=100.0).contains(&percent).then_some((percent, what))
 }
 
 /// The error that pinned packages are gone.
@@ -217,7 +254,15 @@ struct Asked {
 }
 
 /// Runs `script` as a hook of an empty system of the release `suite`.
-fn ask(suite: &str, script: &str, downloads: &Path, interrupt: &Interrupt) -> Result<Asked> {
+///
+/// `status` gets what that says of downloads.
+fn ask(
+    suite: &str,
+    script: &str,
+    downloads: &Path,
+    status: &mut dyn FnMut(&str),
+    interrupt: &Interrupt,
+) -> Result<Asked> {
     let scratch = fetch::Scratch::new(downloads)?;
     let folder: PathBuf = scratch.path().canonicalize()?;
     let out = folder.join("asked.tar");
@@ -228,8 +273,8 @@ fn ask(suite: &str, script: &str, downloads: &Path, interrupt: &Interrupt) -> Re
         .arg("--")
         .arg(suite)
         .arg(&out);
-    // Its progress is about a system that is thrown away.
-    mmdebstrap::run(command, &mut |_| {}, interrupt)?;
+    // Its other progress is about a system that is thrown away.
+    mmdebstrap::run(command, status, interrupt)?;
     let mut tree = Tree::new();
     tree.apply_tar(&out)?;
     Ok(Asked { tree, scratch })
@@ -359,6 +404,15 @@ esac"#,
         let records = "bash=1 caddy=1 tzdata=1\n".to_owned();
         assert_eq!(choose("passwd\n"), (true, names, whole, records));
         assert!(!choose("caddy\n").0);
+    }
+
+    #[test]
+    fn the_status_of_a_download_is_read_and_what_is_none_is_left() {
+        let read = of_apt("2:17.2993:Retrieving file 2 of 3");
+        assert_eq!(read, Some((17.2993, "Retrieving file 2 of 3")));
+        for wrong in ["", "2", "2:17", "2:x:y", "2:-1:y", "2:1e9:y", "2:NaN:y"] {
+            assert_eq!(of_apt(wrong), None, "{wrong}");
+        }
     }
 
     #[test]

@@ -21,6 +21,12 @@ const LAST_LINES: usize = 15;
 /// unshare(1), of util-linux.
 const UNSHARE: &str = "unshare";
 
+/// What a line begins with that says how far a download is: of apt (`APT::Status-Fd`), and of a hook
+/// that says how many bytes it downloads.
+pub const DOWNLOAD: &str = "dlstatus:";
+/// See [`DOWNLOAD`].
+pub const BYTES: &str = "download-bytes:";
+
 /// What an mmdebstrap can reach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Network {
@@ -67,8 +73,8 @@ pub fn command(work: &Path, network: Network) -> Result<Command, Failure> {
     Ok(command)
 }
 
-/// Runs a [`command`] to its end, or until the interrupt. What it says goes to `progress`, its end
-/// into the error if it fails.
+/// Runs a [`command`] to its end, or until the interrupt. What it says of its steps and of downloads
+/// goes to `progress`, its last lines into the error if it fails.
 ///
 /// # Errors
 /// It fails, or the user wants to stop.
@@ -180,6 +186,10 @@ impl Said {
                 .map(str::trim)
                 .find(|part| !part.is_empty());
             let line = shown.unwrap_or_default();
+            if line.starts_with(DOWNLOAD) || line.starts_with(BYTES) {
+                progress(line);
+                continue;
+            }
             // "I: installing essential packages...": the rest is about mmdebstrap itself.
             if let Some(step) = line
                 .strip_prefix("I: ")
@@ -213,8 +223,8 @@ mod tests {
 
     #[test]
     fn a_failing_command_reports_its_first_error_and_its_last_lines() {
-        let script =
-            "echo E: first >&2; for n in $(seq 50); do echo I: line $n... >&2; done; exit 3";
+        let script = "echo E: first >&2; for n in $(seq 50); do echo I: line $n... >&2; done;
+             for n in $(seq 20); do echo dlstatus:$n:1:x >&2; done; exit 3";
         let mut lines = Vec::new();
         let interrupt = Interrupt::detached().unwrap();
         let error = run(
@@ -223,7 +233,8 @@ mod tests {
             &interrupt,
         );
         let error = format!("{:#}", error.unwrap_err());
-        assert_eq!((lines.len(), lines[49].as_str()), (50, "line 50"));
+        assert_eq!((lines.len(), lines[49].as_str()), (70, "line 50"));
+        assert_eq!(lines[69], "dlstatus:20:1:x");
         assert!(
             error.contains("E: first") && error.contains("line 50"),
             "{error}"

@@ -194,22 +194,13 @@ fn download(debian: &lock::Debian, cache: &Path, context: BuildContext) -> Resul
     if is_installed(debian, cache) {
         return Ok(Vec::new());
     }
-    let mut stage = None;
-    let gone = archive::fetch(
+    archive::fetch(
         &debian.suite,
         &debian.to_install(),
         context.downloads,
         context.net,
-        &mut |what| stage = Some(context.session.stage("fetch", what)),
-        &context.session.interrupt,
-    )?;
-    if let Some(stage) = stage {
-        stage.finish(match gone.is_empty() {
-            true => "all there",
-            false => "some are not available any more",
-        });
-    }
-    Ok(gone)
+        context.session,
+    )
 }
 
 /// A Debian system to install.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{FlockOperation, flock};
 use smol_bundle::Digest;
+use smol_cli::progress::Stage;
 use smol_cli::{ErrorExt, ExitKind, Failure, human};
 use smol_host::cache::in_place;
 use smol_image::manifest::{Descriptor, Document, Manifest};
@@ -186,16 +187,19 @@ impl<'a> Remote<'a> {
             })
         });
         let mut wanted = wanted.collect::<Result<Vec<_>>>()?;
-        let total = downloads.iter().map(|download| download.size).sum();
         let stage = self
             .context
             .session
             .stage("pull", &format!("downloading {}", self.reference));
+        let layers = downloads.iter();
+        let layers = layers.map(|download| (download.digest, download.size));
+        let mut layers = Layers::new(&stage, layers);
         let fetched = self
             .client
-            .blobs(reference, &mut wanted, &mut |done| stage.set(done, total));
+            .blobs(reference, &mut wanted, &mut |at, done| layers.set(at, done));
         self.context.session.check()?;
         fetched.classify()?;
+        let total = layers.total;
         stage.finish(&human::bytes(total));
         Ok(())
     }
@@ -210,6 +214,65 @@ impl<'a> Remote<'a> {
                 .hint("`smolbuild lock` takes the one that its tag names now"),
             false => error,
         }
+    }
+}
+
+/// The layers that are being downloaded, as parts of a stage.
+struct Layers<'a> {
+    stage: &'a Stage,
+    total: u64,
+    layers: Vec<LayerProgress>,
+}
+
+struct LayerProgress {
+    digest: Digest,
+    size: u64,
+    done: u64,
+    /// From the first bytes to the last ones.
+    shown: Option<Stage>,
+}
+
+impl<'a> Layers<'a> {
+    /// Layers of these digests and sizes.
+    fn new(stage: &'a Stage, layers: impl Iterator<Item = (Digest, u64)>) -> Self {
+        let layers = layers.map(|(digest, size)| LayerProgress {
+            digest,
+            size,
+            done: 0,
+            shown: None,
+        });
+        let layers: Vec<_> = layers.collect();
+        let total = layers
+            .iter()
+            .fold(0u64, |sum, layer| sum.saturating_add(layer.size));
+        Self {
+            stage,
+            total,
+            layers,
+        }
+    }
+
+    /// Shows that a layer has so many bytes now: fewer than before if it is downloaded again.
+    fn set(&mut self, at: usize, done: u64) {
+        let of = self.layers.len();
+        let Some(layer) = self.layers.get_mut(at) else {
+            return;
+        };
+        layer.done = done;
+        let shown = layer.shown.take().unwrap_or_else(|| {
+            let name = &layer.digest.hex()[..12];
+            let size = human::bytes(layer.size);
+            let message = format!("layer {} of {of}, {size}", at + 1);
+            self.stage.child(name, &message)
+        });
+        shown.set_bytes(done, layer.size);
+        match done == layer.size {
+            true => shown.finish(""),
+            false => layer.shown = Some(shown),
+        }
+        let done = self.layers.iter().map(|layer| layer.done);
+        let done = done.fold(0u64, u64::saturating_add);
+        self.stage.set_bytes(done, self.total);
     }
 }
 
