@@ -11,6 +11,8 @@
 //!                    ForwardReply, then raw bytes             forwarded TCP connection
 //! vsock port 1027    Request lines, answered by        <----  after a restore, or in a
 //!                    Reply lines                              cold boot
+//! network            net: IP packets, both ways        ---->  vsock port 1029, where the
+//!                                                             machine is given a network
 //! ```
 //!
 //! While a machine is being built the guest only ever speaks: the host sends it
@@ -26,6 +28,7 @@
 //! (the guest's binary travels in the bundle, and the manifest says which).
 
 pub mod log;
+pub mod net;
 
 mod check;
 mod failure;

@@ -8,6 +8,7 @@
 //! snapshot  freeze, flush, snapshot, restore   (snapshot, cpus)
 //! test      in a test restore: probe, requests    (test_restore)
 //! serve     forwards, requests                 (forward, requests)
+//! network   IP packets to and from the host    (tun), where the machine has one
 //! end       stop, tell, reset                  (shutdown)
 //! ```
 //! Underneath: `supervisor` (the one poll loop), `streams` (events and logs to the host),
@@ -34,6 +35,7 @@ mod snapshot;
 mod streams;
 mod supervisor;
 mod test_restore;
+pub mod tun;
 pub mod users;
 
 use std::convert::Infallible;
