@@ -170,7 +170,7 @@ impl Engine {
             let now = Instant::now();
             match (event.id, owner(event.id)) {
                 (LINK, _) => link.seen(event.readable, event.writable),
-                (STOP, _) => return Ok(false),
+                (STOP, _) if event.readable => return Ok(false),
                 (_, Owner::Flow) => {
                     let (flows, mut with) = self.flows_with(now);
                     flows.ready(event, &mut with);

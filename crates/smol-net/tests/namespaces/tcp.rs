@@ -98,7 +98,9 @@ fn much_goes_both_ways_at_once_and_comes_whole() {
         let at_server = thread::spawn(move || digest(&rest(&mut server)));
         assert_eq!(digest(&rest(&mut guest)), back_digest);
         assert_eq!(at_server.join().unwrap(), out_digest);
-        writers.map(|writer| writer.join().unwrap());
+        for writer in writers {
+            writer.join().unwrap();
+        }
     }
     let report = network.report();
     assert!(report.bytes_in > 128 * MIB as u64 && report.bytes_out > 128 * MIB as u64);
