@@ -9,9 +9,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, SocketType, ipproto};
 
 use crate::core::{Core, Failure, Owner, guest, outside, socket};
-use crate::packet::{
-    Packet, Payload, Unreachable, push_datagram, push_echo, push_unreachable,
-};
+use crate::packet::{Packet, Payload, Unreachable, push_datagram, push_echo, push_unreachable};
 
 /// Exchanges at a time; the one that was silent longest makes way.
 const MOST: usize = 512;
@@ -72,7 +70,10 @@ impl Exchanges {
                 data,
             } => {
                 let to = SocketAddr::new(packet.to, 0);
-                (Key { from: ident, to }, echo_request(packet.to, number, data))
+                (
+                    Key { from: ident, to },
+                    echo_request(packet.to, number, data),
+                )
             }
             Payload::Tcp(_) => return,
         };
@@ -157,7 +158,14 @@ impl Exchanges {
                 let from = (from.ip(), from.port());
                 push_datagram(&mut core.out, from, (to, exchange.key.from), data);
             } else if let Some((number, data)) = echo_reply(data) {
-                push_echo(&mut core.out, from.ip(), to, exchange.key.from, number, data);
+                push_echo(
+                    &mut core.out,
+                    from.ip(),
+                    to,
+                    exchange.key.from,
+                    number,
+                    data,
+                );
             }
         }
         // There may be more, of which nothing is told again; and others want to be heard, too.

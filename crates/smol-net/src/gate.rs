@@ -88,7 +88,8 @@ impl Gate {
         let mut decision =
             self.policy
                 .reaches(address, to.port(), names.map(|binding| &*binding.name));
-        if decision.is_ok() && route(address) == Route::Own && !self.policy.names(address) {
+        let named = self.policy.names_at(address, to.port());
+        if decision.is_ok() && !named && route(address) == Route::Own {
             decision = Err(OWN);
         }
         if let Err(why) = decision {
@@ -131,7 +132,12 @@ impl Gate {
         }
         let name: Arc<str> = name.into();
         for (address, ttl) in addresses {
-            self.remember(canonical(*address), &name, now + (*ttl).clamp(LEAST, MOST), now);
+            self.remember(
+                canonical(*address),
+                &name,
+                now + (*ttl).clamp(LEAST, MOST),
+                now,
+            );
         }
         Ok(routed)
     }

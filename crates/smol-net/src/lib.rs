@@ -115,7 +115,8 @@ pub fn serve(
     stop: &Stop,
 ) -> Result<Report, Error> {
     let proxies = &upstream.proxies;
-    let resolves = proxies.http.is_some() || proxies.https.is_some() || !upstream.servers.is_empty();
+    let resolves =
+        proxies.http.is_some() || proxies.https.is_some() || !upstream.servers.is_empty();
     if policy.has_names() && !resolves {
         return Err(Error::NoServer);
     }

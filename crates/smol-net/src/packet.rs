@@ -4,9 +4,9 @@ use std::net::IpAddr;
 
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{
-    Icmpv4DstUnreachable, Icmpv4Message, Icmpv4Packet, Icmpv4Repr, Icmpv6DstUnreachable, Icmpv6Message,
-    Icmpv6Packet, Icmpv6Repr, IpProtocol, IpRepr, Ipv4Packet, Ipv4Repr, Ipv6Packet, Ipv6Repr, TcpControl,
-    TcpPacket, TcpRepr, TcpSeqNumber, UdpPacket, UdpRepr,
+    Icmpv4DstUnreachable, Icmpv4Message, Icmpv4Packet, Icmpv4Repr, Icmpv6DstUnreachable,
+    Icmpv6Message, Icmpv6Packet, Icmpv6Repr, IpProtocol, IpRepr, Ipv4Packet, Ipv4Repr, Ipv6Packet,
+    Ipv6Repr, TcpControl, TcpPacket, TcpRepr, TcpSeqNumber, UdpPacket, UdpRepr,
 };
 
 use crate::link::Out;
@@ -110,7 +110,8 @@ fn payload(protocol: IpProtocol, data: &[u8]) -> Option<Payload<'_>> {
         }
         IpProtocol::Icmp => {
             let message = Icmpv4Packet::new_checked(data).ok()?;
-            let request = message.msg_type() == Icmpv4Message::EchoRequest && message.msg_code() == 0;
+            let request =
+                message.msg_type() == Icmpv4Message::EchoRequest && message.msg_code() == 0;
             request.then(|| Payload::Echo {
                 ident: message.echo_ident(),
                 number: message.echo_seq_no(),
@@ -119,7 +120,8 @@ fn payload(protocol: IpProtocol, data: &[u8]) -> Option<Payload<'_>> {
         }
         IpProtocol::Icmpv6 => {
             let message = Icmpv6Packet::new_checked(data).ok()?;
-            let request = message.msg_type() == Icmpv6Message::EchoRequest && message.msg_code() == 0;
+            let request =
+                message.msg_type() == Icmpv6Message::EchoRequest && message.msg_code() == 0;
             request.then_some(())?;
             Some(Payload::Echo {
                 ident: message.echo_ident(),
@@ -161,7 +163,14 @@ pub enum Unreachable {
 }
 
 /// Appends a packet whose transport header and data `fill` writes.
-fn push(out: &mut Out, from: IpAddr, to: IpAddr, protocol: IpProtocol, length: usize, fill: Fill<'_>) {
+fn push(
+    out: &mut Out,
+    from: IpAddr,
+    to: IpAddr,
+    protocol: IpProtocol,
+    length: usize,
+    fill: Fill<'_>,
+) {
     let hop_limit = 64;
     let ip = match (from, to) {
         (IpAddr::V4(src_addr), IpAddr::V4(dst_addr)) => IpRepr::Ipv4(Ipv4Repr {
@@ -209,14 +218,21 @@ pub fn push_reset(out: &mut Out, packet: &Packet, segment: &Segment) {
         timestamp: None,
         payload: &[],
     };
-    push(out, from, to, IpProtocol::Tcp, reset.buffer_len(), &|bytes| {
-        reset.emit(
-            &mut TcpPacket::new_unchecked(bytes),
-            &from.into(),
-            &to.into(),
-            &ChecksumCapabilities::default(),
-        );
-    });
+    push(
+        out,
+        from,
+        to,
+        IpProtocol::Tcp,
+        reset.buffer_len(),
+        &|bytes| {
+            reset.emit(
+                &mut TcpPacket::new_unchecked(bytes),
+                &from.into(),
+                &to.into(),
+                &ChecksumCapabilities::default(),
+            );
+        },
+    );
 }
 
 /// Appends a datagram.
@@ -262,26 +278,40 @@ pub fn push_echo(out: &mut Out, from: IpAddr, to: IpAddr, ident: u16, number: u1
 }
 
 fn push_icmp_v4(out: &mut Out, from: IpAddr, to: IpAddr, message: &Icmpv4Repr) {
-    push(out, from, to, IpProtocol::Icmp, message.buffer_len(), &|bytes| {
-        message.emit(
-            &mut Icmpv4Packet::new_unchecked(bytes),
-            &ChecksumCapabilities::default(),
-        );
-    });
+    push(
+        out,
+        from,
+        to,
+        IpProtocol::Icmp,
+        message.buffer_len(),
+        &|bytes| {
+            message.emit(
+                &mut Icmpv4Packet::new_unchecked(bytes),
+                &ChecksumCapabilities::default(),
+            );
+        },
+    );
 }
 
 fn push_icmp_v6(out: &mut Out, from: IpAddr, to: IpAddr, message: &Icmpv6Repr) {
     let (IpAddr::V6(source), IpAddr::V6(target)) = (from, to) else {
         return;
     };
-    push(out, from, to, IpProtocol::Icmpv6, message.buffer_len(), &|bytes| {
-        message.emit(
-            &source,
-            &target,
-            &mut Icmpv6Packet::new_unchecked(bytes),
-            &ChecksumCapabilities::default(),
-        );
-    });
+    push(
+        out,
+        from,
+        to,
+        IpProtocol::Icmpv6,
+        message.buffer_len(),
+        &|bytes| {
+            message.emit(
+                &source,
+                &target,
+                &mut Icmpv6Packet::new_unchecked(bytes),
+                &ChecksumCapabilities::default(),
+            );
+        },
+    );
 }
 
 /// Appends the message that a packet of the guest did not arrive. It comes from where the packet went.

@@ -62,7 +62,8 @@ impl Ledger {
         if let Some(place) = self.places.get(&target) {
             self.report.refused[*place].times += 1;
         } else if self.report.refused.len() < MOST {
-            self.places.insert(target.clone(), self.report.refused.len());
+            self.places
+                .insert(target.clone(), self.report.refused.len());
             self.report.refused.push(Refusal {
                 target,
                 why,
@@ -89,6 +90,9 @@ mod tests {
         assert_eq!(report.refused.len(), MOST);
         assert_eq!(report.refused_more, 101);
         assert_eq!(report.refused[1].times, 200);
-        assert_eq!(report.refused[0].to_string(), "192.0.2.1:0 (not in the list)");
+        assert_eq!(
+            report.refused[0].to_string(),
+            "192.0.2.1:0 (not in the list)"
+        );
     }
 }

@@ -53,8 +53,16 @@ impl Upstream {
         let url = format!("http://{GATEWAY_V4}:{PROXY_PORT}");
         let local = "localhost,127.0.0.1,::1";
         let offered = [
-            (self.offer_proxy || self.proxies.http.is_some(), "http_proxy", &*url),
-            (self.offer_proxy || self.proxies.https.is_some(), "https_proxy", &*url),
+            (
+                self.offer_proxy || self.proxies.http.is_some(),
+                "http_proxy",
+                &*url,
+            ),
+            (
+                self.offer_proxy || self.proxies.https.is_some(),
+                "https_proxy",
+                &*url,
+            ),
             (self.has_proxy(), "no_proxy", local),
         ];
         let offered = offered.into_iter().filter(|(offered, _, _)| *offered);
@@ -132,7 +140,9 @@ impl fmt::Debug for Proxy {
 
 /// A variable names no proxy that can be used. The value is not shown: it may have a password.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{variable} is no proxy that can be used: {why}; it is written http://[USER:PASSWORD@]HOST[:PORT]")]
+#[error(
+    "{variable} is no proxy that can be used: {why}; it is written http://[USER:PASSWORD@]HOST[:PORT]"
+)]
 pub struct InvalidProxy {
     variable: String,
     why: &'static str,
@@ -187,7 +197,10 @@ fn parse_proxy(url: &str, hosts: &str) -> Result<Proxy, &'static str> {
     };
     let (host, port) = split_port(place).ok_or("host or port cannot be read")?;
     let port = port.unwrap_or(80);
-    let addresses = match (host.parse::<IpAddr>(), host.eq_ignore_ascii_case("localhost")) {
+    let addresses = match (
+        host.parse::<IpAddr>(),
+        host.eq_ignore_ascii_case("localhost"),
+    ) {
         (Ok(address), _) => vec![address],
         (Err(_), true) => vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()],
         (Err(_), false) => {
@@ -262,7 +275,9 @@ fn in_hosts(hosts: &str, name: &str) -> Vec<IpAddr> {
         let line = line.split('#').next().unwrap_or_default();
         let mut words = line.split_ascii_whitespace();
         let address = words.next()?.parse().ok()?;
-        words.any(|word| word.eq_ignore_ascii_case(name)).then_some(address)
+        words
+            .any(|word| word.eq_ignore_ascii_case(name))
+            .then_some(address)
     });
     lines.take(8).collect()
 }
@@ -377,8 +392,13 @@ mod tests {
             ("http://u:secret@p q", "letters"),
             ("http://u:secret@", "cannot be read"),
         ] {
-            let error = proxies(&[("https_proxy", value)], "").unwrap_err().to_string();
-            assert!(error.starts_with("https_proxy ") && error.contains(why), "{error}");
+            let error = proxies(&[("https_proxy", value)], "")
+                .unwrap_err()
+                .to_string();
+            assert!(
+                error.starts_with("https_proxy ") && error.contains(why),
+                "{error}"
+            );
             assert!(!error.contains("secret"), "{error}");
         }
         let shown = proxies(&[("http_proxy", "http://u:secret@p")], "").unwrap();
@@ -410,13 +430,19 @@ mod tests {
         let mut upstream = Upstream::default();
         assert!(upstream.guest_variables().is_empty());
         upstream.proxies = proxies(
-            &[("https_proxy", "http://u:p@proxy.example"), ("no_proxy", "inner.example")],
+            &[
+                ("https_proxy", "http://u:p@proxy.example"),
+                ("no_proxy", "inner.example"),
+            ],
             "",
         )
         .unwrap();
         let told = upstream.guest_variables();
         let names: Vec<_> = told.iter().map(|(name, _)| name.as_str()).collect();
-        assert_eq!(names, ["https_proxy", "HTTPS_PROXY", "no_proxy", "NO_PROXY"]);
+        assert_eq!(
+            names,
+            ["https_proxy", "HTTPS_PROXY", "no_proxy", "NO_PROXY"]
+        );
         assert_eq!(told[0].1, "http://192.0.0.1:3128");
         assert!(!format!("{told:?}").contains("example"));
     }

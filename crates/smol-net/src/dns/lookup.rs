@@ -191,11 +191,13 @@ impl Lookups {
     fn deliver(&mut self, asker: Asker, message: Vec<u8>, core: &mut Core) {
         match asker {
             Asker::Datagram(from, to) => push_datagram(&mut core.out, from, to, &message),
-            Asker::Stream(flow) | Asker::Proxy(flow) | Asker::Host(flow) => self.answered.push(Answered {
-                flow,
-                message,
-                addresses: Ok(Vec::new()),
-            }),
+            Asker::Stream(flow) | Asker::Proxy(flow) | Asker::Host(flow) => {
+                self.answered.push(Answered {
+                    flow,
+                    message,
+                    addresses: Ok(Vec::new()),
+                })
+            }
         }
     }
 
@@ -269,7 +271,10 @@ impl Lookups {
             addresses.clear();
         }
         if own {
-            return self.found(asker, bound.map(|_| addresses).map_err(|_| NoAnswer::Denied));
+            return self.found(
+                asker,
+                bound.map(|_| addresses).map_err(|_| NoAnswer::Denied),
+            );
         }
         if bound.is_err() || addresses.is_empty() && !answer.addresses.is_empty() {
             message = query.answer(Code::NoError);

@@ -118,7 +118,9 @@ impl Query {
     pub fn new(host: &str, kind: u16) -> Result<Self, Malformed> {
         let mut question = Vec::new();
         for label in host.trim_end_matches('.').split('.') {
-            let length = u8::try_from(label.len()).ok().filter(|n| (1..64).contains(n));
+            let length = u8::try_from(label.len())
+                .ok()
+                .filter(|n| (1..64).contains(n));
             question.push(length.ok_or(Malformed)?);
             question.extend(label.as_bytes());
         }
@@ -417,7 +419,10 @@ mod tests {
         more.extend(b"and more");
         let to_server = query(&more).unwrap().to_server(1);
         assert_eq!(&to_server[ASKED.len()..], b"\0\0\x29\x04\xd0\0\0\x80\0\0\0");
-        assert_eq!(Query::new("A.eXample.", A).unwrap().to_server(0x1234), ASKED);
+        assert_eq!(
+            Query::new("A.eXample.", A).unwrap().to_server(0x1234),
+            ASKED
+        );
         assert!(Query::new("a..b", A).is_err() && Query::new("", A).is_err());
         assert!(Query::new(&"a.".repeat(130), A).is_err());
     }
@@ -430,7 +435,11 @@ mod tests {
             query(&message).expect_err("no query")
         };
         assert_eq!(with(2, 0x81), (None, Code::Format), "an answer");
-        assert_eq!(with(2, 0x29), (Some(0x1234), Code::NotImplemented), "update");
+        assert_eq!(
+            with(2, 0x29),
+            (Some(0x1234), Code::NotImplemented),
+            "update"
+        );
         assert_eq!(with(5, 2), (Some(0x1234), Code::Format), "two questions");
         assert_eq!(with(7, 1), (Some(0x1234), Code::Format), "with an answer");
         for meta in [252, 251, 255, 41] {

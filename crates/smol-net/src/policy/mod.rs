@@ -93,11 +93,16 @@ impl Policy {
         }
     }
 
-    /// Whether a rule is this very address.
+    /// Whether a rule is this very address, at any port.
     pub fn names(&self, address: IpAddr) -> bool {
+        self.names_at(address, 0)
+    }
+
+    /// Whether a rule is this very address at this port; port 0 stands for any.
+    pub fn names_at(&self, address: IpAddr, port: u16) -> bool {
         self.rules
             .iter()
-            .any(|rule| rule.host == Host::Address(address))
+            .any(|rule| rule.host == Host::Address(address) && (port == 0 || rule.has_port(port)))
     }
 
     /// Whether this address may be reached at this port, for itself or as one of these names, which are

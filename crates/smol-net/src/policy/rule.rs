@@ -279,7 +279,12 @@ mod tests {
     fn a_star_stands_for_names_below_and_not_for_the_name_itself() {
         let rule: Rule = "*.example.org".parse().unwrap();
         assert!(rule.has_name("a.example.org") && rule.has_name("a.b.example.org"));
-        for other in ["example.org", ".example.org", "badexample.org", "a.example.com"] {
+        for other in [
+            "example.org",
+            ".example.org",
+            "badexample.org",
+            "a.example.com",
+        ] {
             assert!(!rule.has_name(other), "{other}");
         }
     }

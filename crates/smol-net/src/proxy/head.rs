@@ -69,7 +69,9 @@ impl Request {
         match (&self.plain, via) {
             (None, None) => return head,
             (None, Some(_)) => {
-                head.extend(format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n").bytes());
+                head.extend(
+                    format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n").bytes(),
+                );
             }
             (Some(plain), _) => {
                 let scheme_and_host = match via {
@@ -112,7 +114,9 @@ pub fn request(bytes: &[u8]) -> Result<Option<(Request, usize)>, Bad> {
     let length = match parsed.parse(bytes) {
         Ok(httparse::Status::Complete(length)) if length <= MOST => length,
         Ok(httparse::Status::Partial) if bytes.len() < MOST => return Ok(None),
-        Ok(_) | Err(httparse::Error::TooManyHeaders) => return Err(Bad(431, "the head is too long")),
+        Ok(_) | Err(httparse::Error::TooManyHeaders) => {
+            return Err(Bad(431, "the head is too long"));
+        }
         Err(_) => return Err(Bad(400, "this is no request of HTTP")),
     };
     let (Some(method), Some(target)) = (parsed.method, parsed.path) else {
@@ -129,7 +133,9 @@ pub fn request(bytes: &[u8]) -> Result<Option<(Request, usize)>, Bad> {
         };
         return Ok(Some((request, length)));
     }
-    let scheme = target.get(..7).filter(|s| s.eq_ignore_ascii_case("http://"));
+    let scheme = target
+        .get(..7)
+        .filter(|s| s.eq_ignore_ascii_case("http://"));
     if scheme.is_none() {
         return Err(Bad(400, "a proxy is asked by http:// URLs, or to connect"));
     }
@@ -140,7 +146,10 @@ pub fn request(bytes: &[u8]) -> Result<Option<(Request, usize)>, Bad> {
         false => format!("/{path}"),
     };
     if path.contains('#') || authority.contains('@') {
-        return Err(Bad(400, "a fragment or a user is no part of what a proxy is asked"));
+        return Err(Bad(
+            400,
+            "a fragment or a user is no part of what a proxy is asked",
+        ));
     }
     let (host, port) = split_port(authority).ok_or(Bad(400, "no host in the URL"))?;
     let (kept, body) = headers_of(parsed.headers)?;
@@ -209,7 +218,10 @@ fn headers_of(headers: &[httparse::Header]) -> Result<(Vec<(String, Vec<u8>)>, B
             Some(Body::Length(length.ok_or(Bad(400, "the length is none"))?))
         } else if name.eq_ignore_ascii_case("transfer-encoding") {
             if !header.value.eq_ignore_ascii_case(b"chunked") {
-                return Err(Bad(501, "the only transfer coding that is known is chunked"));
+                return Err(Bad(
+                    501,
+                    "the only transfer coding that is known is chunked",
+                ));
             }
             Some(Body::Chunked)
         } else {
@@ -357,19 +369,31 @@ mod tests {
             ("CONNECT a.example:0 HTTP/1.1\r\n\r\n", 400),
             ("CONNECT a.example:1:2 HTTP/1.1\r\n\r\n", 400),
             ("\x16\x03\x01\x02\0\r\n\r\n", 400),
-            ("GET http://a.example/ HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n", 400),
-            ("GET http://a.example/ HTTP/1.1\r\nContent-Length: +1\r\n\r\n", 400),
+            (
+                "GET http://a.example/ HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n",
+                400,
+            ),
+            (
+                "GET http://a.example/ HTTP/1.1\r\nContent-Length: +1\r\n\r\n",
+                400,
+            ),
             (
                 "GET http://a.example/ HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
                 400,
             ),
-            ("GET http://a.example/ HTTP/1.1\r\nTransfer-Encoding: gzip\r\n\r\n", 501),
+            (
+                "GET http://a.example/ HTTP/1.1\r\nTransfer-Encoding: gzip\r\n\r\n",
+                501,
+            ),
         ] {
             let refused = request(head.as_bytes()).expect_err(head);
             assert_eq!(refused.0, status, "{head}");
         }
         let long = format!("GET http://a.example/ HTTP/1.1\r\nX: {}", "x".repeat(MOST));
-        assert_eq!(request(long.as_bytes()), Err(Bad(431, "the head is too long")));
+        assert_eq!(
+            request(long.as_bytes()),
+            Err(Bad(431, "the head is too long"))
+        );
         assert_eq!(request(b"GET http://a"), Ok(None));
     }
 
@@ -380,6 +404,9 @@ mod tests {
         let (response, length) = response(came).unwrap().unwrap();
         assert_eq!(&came[length..], b"hello");
         let head = String::from_utf8(response.head).unwrap();
-        assert_eq!(head, "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\n");
+        assert_eq!(
+            head,
+            "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\n"
+        );
     }
 }

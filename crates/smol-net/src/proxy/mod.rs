@@ -268,7 +268,11 @@ impl Session {
             return self.go_out(asked, vec![address], with);
         }
         if !gate.reaches_name(&request.host, port) {
-            return Err(Bad(403, "this name and port are not among those that may be reached").into());
+            return Err(Bad(
+                403,
+                "this name and port are not among those that may be reached",
+            )
+            .into());
         }
         // Also where the host's proxy will look it up itself: a name that leads into the host's networks
         // is found out here.
@@ -463,7 +467,11 @@ impl Session {
             }
         }
         if came.is_some() && remote.has_ended() {
-            return Err(Bad(502, "the server has closed the connection without an answer").into());
+            return Err(Bad(
+                502,
+                "the server has closed the connection without an answer",
+            )
+            .into());
         }
         self.conn.give_some_of(&mut self.to_guest);
         if came.is_none() && self.to_guest.is_empty() {
@@ -498,7 +506,8 @@ impl Session {
                 return Ok(());
             }
             let own = rest.take(early);
-            let own = own.map_err(|body::NotChunked| Bad(400, "the chunks of the body are none"))?;
+            let own =
+                own.map_err(|body::NotChunked| Bad(400, "the chunks of the body are none"))?;
             to_remote.extend(&early[..own]);
             early.clear();
         }

@@ -37,7 +37,9 @@ impl Answer {
             IpAddr::V4(v4) => v4.octets().to_vec(),
             IpAddr::V6(v6) => v6.octets().to_vec(),
         };
-        self.bytes.windows(wanted.len()).any(|bytes| bytes == wanted)
+        self.bytes
+            .windows(wanted.len())
+            .any(|bytes| bytes == wanted)
     }
 }
 
@@ -70,7 +72,9 @@ fn ask_at(socket: &UdpSocket, server: &str, name: &str, kind: u16) -> Answer {
 /// Asks over a connection.
 fn ask_over(stream: &mut TcpStream, name: &str, kind: u16) -> Answer {
     let question = question(name, kind);
-    stream.write_all(&(question.len() as u16).to_be_bytes()).unwrap();
+    stream
+        .write_all(&(question.len() as u16).to_be_bytes())
+        .unwrap();
     stream.write_all(&question).unwrap();
     let mut length = [0; 2];
     stream.read_exact(&mut length).unwrap();
@@ -90,8 +94,13 @@ fn names_of_the_list_are_resolved_and_reached_and_no_others() {
     let _dns = world.dns(records);
     let listed = rules(&["a.example:80", "alias.example:81", "*.c.example:80"]);
     let network = world.network(Policy::listed(listed), with_dns());
-    let _servers = ["198.51.100.2:80", "198.51.100.2:81", "198.51.100.2:82", "198.51.100.3:80"]
-        .map(|at| world.servers.listen(at));
+    let _servers = [
+        "198.51.100.2:80",
+        "198.51.100.2:81",
+        "198.51.100.2:82",
+        "198.51.100.3:80",
+    ]
+    .map(|at| world.servers.listen(at));
     let reaches = |to: &str| world.guest.connect(to.parse().unwrap()).is_ok();
 
     assert!(!reaches("198.51.100.2:80"), "nobody has asked for it");
@@ -108,7 +117,11 @@ fn names_of_the_list_are_resolved_and_reached_and_no_others() {
     assert_eq!(ask(&world, "c.example", A).code, 3);
     assert_eq!(ask(&world, "localhost", A).code, 3);
     assert!(!reaches("198.51.100.3:80"));
-    assert_eq!(ask(&world, "y.c.example", A).records, 0, "the server has none");
+    assert_eq!(
+        ask(&world, "y.c.example", A).records,
+        0,
+        "the server has none"
+    );
     let report = network.report();
     let expected = [
         "198.51.100.2:80",
@@ -212,11 +225,19 @@ fn long_answers_come_over_tcp_and_several_over_one_connection() {
     }
     let world = World::new();
     let long = (0..12)
-        .map(|n| format!("--txt-record=long.example,{}", format!("{n:02}").repeat(120)))
+        .map(|n| {
+            format!(
+                "--txt-record=long.example,{}",
+                format!("{n:02}").repeat(120)
+            )
+        })
         .collect::<Vec<_>>()
         .join(" ");
     let _dns = world.dns(&format!("{long} --host-record=a.example,198.51.100.2"));
-    let network = world.network(Policy::listed(rules(&["long.example", "a.example"])), with_dns());
+    let network = world.network(
+        Policy::listed(rules(&["long.example", "a.example"])),
+        with_dns(),
+    );
     assert!(ask(&world, "long.example", TXT).truncated);
     for server in ["192.0.0.3:53", "[fd53:6d6f:6c00::3]:53"] {
         let mut stream = world.guest.connect(server.parse().unwrap()).unwrap();
@@ -227,7 +248,12 @@ fn long_answers_come_over_tcp_and_several_over_one_connection() {
         stream.shutdown(std::net::Shutdown::Write).unwrap();
         assert_eq!(stream.read(&mut [0]).unwrap(), 0);
     }
-    let v6 = ask_at(&world.guest.udp("[::]:0"), "[fd53:6d6f:6c00::3]:53", "a.example", A);
+    let v6 = ask_at(
+        &world.guest.udp("[::]:0"),
+        "[fd53:6d6f:6c00::3]:53",
+        "a.example",
+        A,
+    );
     assert!(v6.has("198.51.100.2"));
     network.report();
 }
@@ -240,7 +266,9 @@ fn a_server_that_is_silent_or_lies_is_left_for_the_next_one() {
     let world = World::new();
     let _dns = world.dns("--host-record=a.example,198.51.100.2");
     let upstream = |first: &str| Upstream {
-        servers: [first, &format!("{DNS}:53")].map(|at| at.parse().unwrap()).to_vec(),
+        servers: [first, &format!("{DNS}:53")]
+            .map(|at| at.parse().unwrap())
+            .to_vec(),
         ..Upstream::default()
     };
     // Nobody listens there.

@@ -55,7 +55,11 @@ fn everything_is_the_world_and_nothing_of_the_host() {
     assert_eq!(report.connections, 1);
     assert_eq!(report.refused.len(), closed.len(), "{report:?}");
     assert_eq!(report.refused[0].target, "198.51.100.1:80");
-    assert!(report.refused[0].to_string().contains("an address of this host"));
+    assert!(
+        report.refused[0]
+            .to_string()
+            .contains("an address of this host")
+    );
     assert_eq!(report.refused[2].target, "127.0.0.1:80");
     drop(any);
 }
@@ -66,7 +70,12 @@ fn what_a_rule_names_is_reached_and_its_other_ports_are_not() {
         return;
     }
     let world = World::new();
-    let named = ["127.0.0.1:8080", "10.7.0.2:80", "198.51.100.0/24:81", "198.51.100.1:22"];
+    let named = [
+        "127.0.0.1:8080",
+        "10.7.0.2:80",
+        "198.51.100.0/24:81",
+        "198.51.100.1:22",
+    ];
     let network = world.network(Policy::listed(rules(&named)), Upstream::default());
     let loopback = world.host.listen("127.0.0.1:8080");
     let _host = world.host.listen("198.51.100.1:22");
@@ -75,16 +84,29 @@ fn what_a_rule_names_is_reached_and_its_other_ports_are_not() {
     for open in ["10.7.0.2:80", "198.51.100.3:81", "198.51.100.1:22"] {
         assert!(reaches(&world, open), "{open}");
     }
-    let mut guest = world.guest.connect("192.0.0.1:8080".parse().unwrap()).unwrap();
+    let mut guest = world
+        .guest
+        .connect("192.0.0.1:8080".parse().unwrap())
+        .unwrap();
     let (mut server, from) = loopback.accept().unwrap();
     assert!(from.ip().is_loopback());
     guest.write_all(b"x").unwrap();
     server.read_exact(&mut [0]).unwrap();
-    for closed in ["198.51.100.2:80", "198.51.100.1:81", "10.7.0.2:81", "192.0.0.1:8081"] {
+    for closed in [
+        "198.51.100.2:80",
+        "198.51.100.1:81",
+        "10.7.0.2:81",
+        "192.0.0.1:8081",
+    ] {
         assert!(!reaches(&world, closed), "{closed}");
     }
     let report = network.report();
-    let expected = ["198.51.100.2:80", "198.51.100.1:81", "10.7.0.2:81", "127.0.0.1:8081"];
+    let expected = [
+        "198.51.100.2:80",
+        "198.51.100.1:81",
+        "10.7.0.2:81",
+        "127.0.0.1:8081",
+    ];
     assert_eq!(refused(&report), expected);
 }
 

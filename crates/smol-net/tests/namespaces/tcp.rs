@@ -68,7 +68,10 @@ fn one_byte_goes_there_and_back() {
     }
     let report = network.report();
     assert_eq!(report.connections, 2);
-    assert!(report.bytes_out > 100 && report.bytes_in > 100, "{report:?}");
+    assert!(
+        report.bytes_out > 100 && report.bytes_in > 100,
+        "{report:?}"
+    );
     assert!(report.refused.is_empty(), "{report:?}");
 }
 
@@ -186,7 +189,10 @@ fn a_connection_is_accepted_once_the_host_has_connected() {
     let network = world.open_network();
     // A server whose queue is full does not answer: the guest's connection must not stand either.
     let listener = world.servers.run(|| {
-        let (family, kind) = (rustix::net::AddressFamily::INET, rustix::net::SocketType::STREAM);
+        let (family, kind) = (
+            rustix::net::AddressFamily::INET,
+            rustix::net::SocketType::STREAM,
+        );
         let socket = rustix::net::socket(family, kind, None).unwrap();
         let at: SocketAddr = "198.51.100.2:80".parse().unwrap();
         rustix::net::bind(&socket, &at).unwrap();
@@ -198,7 +204,10 @@ fn a_connection_is_accepted_once_the_host_has_connected() {
     let waiting = world.guest.spawn(move || TcpStream::connect(to));
     // Its answer comes only when there is space, which there is after this.
     thread::sleep(Duration::from_millis(300));
-    assert!(!waiting.is_finished(), "accepted before anybody has answered");
+    assert!(
+        !waiting.is_finished(),
+        "accepted before anybody has answered"
+    );
     let _first = rustix::net::accept(&listener).unwrap();
     waiting.join().unwrap().unwrap();
     let _second = rustix::net::accept(&listener).unwrap();
@@ -263,7 +272,9 @@ fn hundreds_at_once_and_those_beyond_the_limit_wait() {
     let guest = world.guest.spawn(move || {
         let mut open: Vec<TcpStream> = (0..1024).map(|_| TcpStream::connect(to).unwrap()).collect();
         // These come through once others have gone.
-        let more: Vec<_> = (0..76).map(|_| thread::spawn(move || TcpStream::connect(to))).collect();
+        let more: Vec<_> = (0..76)
+            .map(|_| thread::spawn(move || TcpStream::connect(to)))
+            .collect();
         thread::sleep(Duration::from_millis(200));
         for stream in open.drain(900..) {
             sockopt::set_socket_linger(&stream, Some(Duration::ZERO)).unwrap();

@@ -15,7 +15,10 @@ fn datagrams_go_there_and_back_to_whoever_has_sent_them() {
     }
     let world = World::new();
     let network = world.open_network();
-    for (here, there) in [("0.0.0.0:0", "198.51.100.2:7"), ("[::]:0", "[2001:db8:1::2]:7")] {
+    for (here, there) in [
+        ("0.0.0.0:0", "198.51.100.2:7"),
+        ("[::]:0", "[2001:db8:1::2]:7"),
+    ] {
         let server = world.servers.udp(there);
         let to: SocketAddr = there.parse().unwrap();
         let guests = [world.guest.udp(here), world.guest.udp(here)];
@@ -41,7 +44,10 @@ fn a_port_that_nobody_has_is_told() {
     }
     let world = World::new();
     let network = world.open_network();
-    for (here, there) in [("0.0.0.0:0", "198.51.100.2:9"), ("[::]:0", "[2001:db8:1::2]:9")] {
+    for (here, there) in [
+        ("0.0.0.0:0", "198.51.100.2:9"),
+        ("[::]:0", "[2001:db8:1::2]:9"),
+    ] {
         let guest = world.guest.udp(here);
         guest.connect(there.parse::<SocketAddr>().unwrap()).unwrap();
         guest.send(b"x").unwrap();
@@ -70,7 +76,10 @@ fn more_exchanges_than_there_can_be_push_the_oldest_out() {
         assert_eq!(buffer[..2], n.to_be_bytes());
     }
     let report = network.report();
-    assert!(report.exchanges > 1400 && report.over_limit > 0, "{report:?}");
+    assert!(
+        report.exchanges > 1400 && report.over_limit > 0,
+        "{report:?}"
+    );
 }
 
 /// Whether an echo comes back.
@@ -88,13 +97,24 @@ fn echoes_come_back_from_where_they_are_asked() {
     if !possible() {
         return;
     }
-    if Command::new("ping").arg("-V").stdout(Stdio::null()).status().is_err() {
+    if Command::new("ping")
+        .arg("-V")
+        .stdout(Stdio::null())
+        .status()
+        .is_err()
+    {
         smol_testing::left_out("there is no ping");
         return;
     }
     let world = World::new();
     let network = world.network(Policy::listed(rules(&[SERVER, SERVER_V6])), with_dns());
-    for address in ["192.0.0.1", "192.0.0.3", "fd53:6d6f:6c00::1", SERVER, SERVER_V6] {
+    for address in [
+        "192.0.0.1",
+        "192.0.0.3",
+        "fd53:6d6f:6c00::1",
+        SERVER,
+        SERVER_V6,
+    ] {
         assert!(answers(&world, address), "{address}");
     }
     assert!(!answers(&world, OTHER), "not in the list");

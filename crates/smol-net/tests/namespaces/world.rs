@@ -155,11 +155,17 @@ impl World {
     pub fn new() -> Self {
         let (guest, host, servers) = (Namespace::new(), Namespace::new(), Namespace::new());
         let there = servers.thread.as_raw_nonzero();
-        host.ip(&format!("link add out type veth peer name in netns {there}"));
+        host.ip(&format!(
+            "link add out type veth peer name in netns {there}"
+        ));
         // Fresh addresses of IPv6 are used at once.
         for (namespace, link, addresses) in [
             (&host, "out", &[HOST, HOST_V6, "10.7.0.1"][..]),
-            (&servers, "in", &[SERVER, OTHER, DNS, SERVER_V6, PRIVATE][..]),
+            (
+                &servers,
+                "in",
+                &[SERVER, OTHER, DNS, SERVER_V6, PRIVATE][..],
+            ),
         ] {
             for address in addresses {
                 let v6 = address.parse::<IpAddr>().unwrap().is_ipv6();
@@ -170,7 +176,8 @@ impl World {
             }
             namespace.ip(&format!("link set {link} up"));
         }
-        host.run(|| fs::write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647")).unwrap();
+        host.run(|| fs::write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647"))
+            .unwrap();
         // Nobody answers for these: packets are lost on the way.
         host.ip("route add blackhole 203.0.113.0/24");
         World {
@@ -188,7 +195,9 @@ impl World {
             .expect("a TUN interface");
         let stop = Stop::new().unwrap();
         let handle = stop.clone();
-        let serving = self.host.spawn(move || serve(ours, &policy, &upstream, &handle));
+        let serving = self
+            .host
+            .spawn(move || serve(ours, &policy, &upstream, &handle));
         Network { stop, serving }
     }
 
@@ -248,5 +257,9 @@ impl Network {
 
 /// The targets of what was refused.
 pub fn refused(report: &Report) -> Vec<&str> {
-    report.refused.iter().map(|refusal| refusal.target.as_str()).collect()
+    report
+        .refused
+        .iter()
+        .map(|refusal| refusal.target.as_str())
+        .collect()
 }
