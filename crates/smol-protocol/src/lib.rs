@@ -13,6 +13,8 @@
 //!                    Reply lines                              cold boot
 //! layer stream       the files that a build step       ---->  vsock port 1028
 //!                    changed: see [`step`]
+//! network            net: IP packets, both ways        ---->  vsock port 1029, where the
+//!                                                             machine is given a network
 //! ```
 //!
 //! While a machine is being built the guest only ever speaks: the host sends it
@@ -29,6 +31,7 @@
 
 pub mod log;
 pub mod step;
+pub mod net;
 
 mod check;
 mod failure;

@@ -8,6 +8,7 @@
 //! snapshot  freeze, flush, snapshot, restore   (snapshot, cpus)
 //! test      in a test restore: probe, requests    (test_restore)
 //! serve     forwards, requests                 (forward, requests)
+//! network   IP packets to and from the host    (tun), where the machine has one
 //! end       stop, tell, reset                  (shutdown)
 //! ```
 //! A build step has a life of its own: a command, the files that it changed, the reset (`step`).
@@ -37,6 +38,7 @@ mod step;
 mod streams;
 mod supervisor;
 mod test_restore;
+pub mod tun;
 pub mod users;
 
 use std::convert::Infallible;
