@@ -11,7 +11,7 @@ use smol_cli::{ErrorExt, ExitKind, human};
 use smol_machine::boot;
 use smol_rootfs::{CopySpec, Ignore};
 
-use crate::boot::{Images, StepMachine};
+use crate::boot::Images;
 use crate::context::BuildContext;
 use crate::fetch;
 use crate::hash;
@@ -19,11 +19,11 @@ use crate::initramfs;
 use crate::input::{InputDirs, Rootfs};
 use crate::kernel::{self, KernelRequest};
 use crate::lock::Lock;
-use crate::plan::{Plan, PlannedStep, Sealed};
+use crate::plan::{Plan, PlannedStep, Sealed, StepChain};
 use crate::rootfs;
-use crate::smolfile::{CopyStep, FetchStep, KernelSource, Loaded};
+use crate::smolfile::{CopyStep, FetchStep, KernelSource};
 use crate::source_dir::SourceDir;
-use crate::steps::Steps;
+use crate::steps::{StepMachines, Steps};
 
 /// The directories of a build.
 #[derive(Clone, Copy, Debug)]
@@ -46,16 +46,15 @@ pub struct Assembled {
     pub doubt: Option<String>,
 }
 
-/// Makes the images, and seals the Plan with their digests. The machines of its build steps run as `machine`
+/// Makes the images, and seals the Plan with their digests. The machines of its build steps run as `machines`
 /// says.
 ///
 /// # Errors
 /// Whatever keeps an image from being made.
 pub fn assemble(
     plan: &Plan,
-    smolfile: &Loaded,
     dirs: BuildDirs,
-    machine: &StepMachine,
+    machines: &StepMachines,
     context: BuildContext,
 ) -> Result<Assembled> {
     let mut lock = plan.lock.clone();
@@ -65,9 +64,8 @@ pub fn assemble(
     let rootfs = plan.rootfs.as_ref().map(|rootfs| {
         let steps = Steps {
             plan,
-            smolfile,
+            machines,
             kernel: &kernel,
-            machine,
             cache: dirs.cache,
             work: dirs.work,
             mtimes: rootfs.input().mtimes(),
@@ -157,9 +155,10 @@ fn build_rootfs(
     let mut loaded = input.load(lock, &input_dirs, &mut |line| stage.output(line), interrupt)?;
     let tree = &mut loaded.tree;
     rootfs::make_folders(tree, &plan.image_folders())?;
-    let mut keys = plan.run_keys().into_iter();
+    let mut chain = StepChain::new(plan);
     for step in &plan.steps {
         interrupt.check()?;
+        let key = chain.pass(step);
         match step {
             PlannedStep::Copy(copy) => {
                 rootfs::copy(tree, &copy_spec(&plan.base_dir, copy)?, "[[copy]]")?;
@@ -169,9 +168,12 @@ fn build_rootfs(
                 rootfs::copy(tree, &spec, "[[fetch]]")?;
             }
             PlannedStep::Run(run) => {
-                let key = keys.next().context("a [[run]] without a key");
-                let why = steps.run(tree, run, &key.kind(ExitKind::Internal)?, &stage)?;
-                *doubt = doubt.take().or(why);
+                let key = key.context("a [[run]] without a key");
+                let made = steps.run(tree, run, &key.kind(ExitKind::Internal)?, lock, &stage)?;
+                *doubt = doubt.take().or(made.doubt);
+                if step.has_network() {
+                    chain.made(&made.layer);
+                }
             }
         }
     }
@@ -244,11 +246,13 @@ mod tests {
     use smol_rootfs::{Tree, erofs};
 
     use super::*;
+    use crate::boot::StepMachine;
     use crate::environment::EnvironmentInputs;
     use crate::extract;
     use crate::fetch::Net;
     use crate::resolve::{self, Kept};
     use crate::smolfile::{self, Loaded};
+    use crate::steps::Rerun;
 
     const SMOLFILE: &str = r#"
         name = "app"
@@ -313,18 +317,22 @@ mod tests {
 
         let plan = Plan::resolve(&loaded.smolfile, &loaded.base_dir, locked.clone()).unwrap();
         let rootfs = plan.rootfs.clone().unwrap();
-        let machine = StepMachine {
-            backend: smol_host::Backend::Kvm,
-            host_cache: work.path(),
-            watchdog: 1,
-            sandbox: smol_sandbox::Mode::Off,
-            verbose: false,
+        let machines = StepMachines {
+            smolfile: &loaded,
+            lock_file: None,
+            rerun: Rerun::None,
+            machine: StepMachine {
+                backend: smol_host::Backend::Kvm,
+                host_cache: work.path(),
+                watchdog: 1,
+                sandbox: smol_sandbox::Mode::Off,
+                verbose: false,
+            },
         };
         let steps = Steps {
             plan: &plan,
-            smolfile: &loaded,
+            machines: &machines,
             kernel: Path::new("vmlinux"),
-            machine: &machine,
             cache: work.path(),
             work: work.path(),
             mtimes: rootfs.input().mtimes(),

@@ -113,6 +113,9 @@ pub struct Build {
     /// Boot the machine even if the same was built before; kernel and packages may be in the cache
     #[arg(long)]
     pub rebuild: bool,
+    /// Run each [[run]] that has a network again, and tell whether it has made the same
+    #[arg(long)]
+    pub rerun: bool,
     /// Build kernel, rootfs and bundle again instead of taking them from the cache
     #[arg(long)]
     pub no_cache: bool,

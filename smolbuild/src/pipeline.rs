@@ -24,6 +24,7 @@ use crate::plan::{self, Plan, Sealed};
 use crate::prepare::Preparing;
 use crate::resolve::{self, Kept, Policy};
 use crate::smolfile::{Loaded, Smolfile, Workload};
+use crate::steps::{Rerun, StepMachines};
 use crate::work::WorkDir;
 
 /// What is to be built, and how.
@@ -38,6 +39,8 @@ pub struct BuildRequest<'a> {
     pub environment: EnvironmentInputs,
     /// What may be taken from the cache.
     pub reuse: Reuse,
+    /// Which `[[run]]`s run although what they make is there.
+    pub rerun: Rerun,
     /// Where the machine boots.
     pub accel: Accel,
     /// Seconds after which the watchdog gives a guest that never pauses a tick.
@@ -111,7 +114,7 @@ pub fn build_bundle(request: &BuildRequest, session: &Session) -> Result<Built> 
         sealed,
         images,
         doubt,
-    } = build.assemble(&plan, &host)?;
+    } = build.assemble(&plan, &host, resolved.file.as_deref())?;
     if let Some(file) = &resolved.file {
         resolve::keep(file, &sealed.plan.lock, &session.progress)?;
     }
@@ -171,7 +174,8 @@ impl Build<'_> {
     /// The bundle of an earlier build of the same, signed as is asked for now.
     fn cached(&self, bundles: Option<&BundleCache>, plan: &Plan) -> Result<Option<Built>> {
         let progress = &self.context.session.progress;
-        let Some(bundles) = bundles.filter(|_| self.request.reuse == Reuse::All) else {
+        let is_asked_for = self.request.reuse == Reuse::All && self.request.rerun == Rerun::None;
+        let Some(bundles) = bundles.filter(|_| is_asked_for) else {
             return Ok(None);
         };
         let source = self.request.smolfile.bundled_source(&plan.lock);
@@ -223,7 +227,12 @@ impl Build<'_> {
         Ok(selected)
     }
 
-    fn assemble(&self, plan: &Plan, host: &Selected) -> Result<Assembled> {
+    fn assemble(
+        &self,
+        plan: &Plan,
+        host: &Selected,
+        lock_file: Option<&Path>,
+    ) -> Result<Assembled> {
         let cache = match self.request.reuse {
             Reuse::Nothing => self.work.subdir("cache")?,
             Reuse::All | Reuse::Parts => self.cache.to_owned(),
@@ -232,14 +241,24 @@ impl Build<'_> {
             cache: &cache,
             work: self.work.path(),
         };
-        let machine = StepMachine {
+        let machines = StepMachines {
+            smolfile: self.request.smolfile,
+            lock_file,
+            rerun: self.request.rerun,
+            machine: self.step_machine(host),
+        };
+        assemble::assemble(plan, dirs, &machines, self.context)
+    }
+
+    /// Where the machines of build steps run.
+    fn step_machine(&self, host: &Selected) -> StepMachine<'_> {
+        StepMachine {
             backend: host.accel,
             host_cache: self.cache,
             watchdog: self.request.watchdog,
             sandbox: self.sandbox,
             verbose: self.request.verbose,
-        };
-        assemble::assemble(plan, self.request.smolfile, dirs, &machine, self.context)
+        }
     }
 
     /// Offline, an emulated host must have its kernel.
@@ -262,12 +281,13 @@ impl Build<'_> {
     fn is_current(&self, lock: &Lock) -> Result<bool> {
         let (loaded, context) = (self.request.smolfile, self.context);
         let kept = Kept::all(Some(lock));
-        let (current, _) = resolve::current(
+        let (mut current, _) = resolve::current(
             loaded,
             kept,
             context.environment,
             &context.session.interrupt,
         )?;
+        resolve::keep_runs(loaded, &mut current, Some(lock))?;
         Ok(current == *lock)
     }
 

@@ -37,6 +37,7 @@ fn lock(files: Vec<InputFile>) -> Lock {
         image: None,
         files,
         copies: Vec::new(),
+        runs: Vec::new(),
     }
 }
 

@@ -30,8 +30,8 @@
 //! (the guest's binary travels in the bundle, and the manifest says which).
 
 pub mod log;
-pub mod step;
 pub mod net;
+pub mod step;
 
 mod check;
 mod failure;

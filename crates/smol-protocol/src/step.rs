@@ -37,6 +37,9 @@ pub struct StepConfig {
     pub timeout_ms: u64,
     /// No file of the layer is younger, in seconds since the Unix epoch.
     pub epoch: u64,
+    /// Whether it has a network, as [`crate::net`] says.
+    #[serde(default)]
+    pub network: bool,
 }
 
 impl StepConfig {
@@ -81,6 +84,7 @@ mod tests {
             },
             timeout_ms: 1000,
             epoch: 1,
+            network: true,
         };
         let read = |config: &StepConfig| StepConfig::parse(&serde_json::to_vec(config).unwrap());
         assert_eq!(read(&config).unwrap(), config);

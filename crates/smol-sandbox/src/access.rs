@@ -23,6 +23,7 @@ pub struct Access {
     write: Vec<PathBuf>,
     execute: Vec<PathBuf>,
     bind: Vec<u16>,
+    connect: bool,
 }
 
 impl Access {
@@ -70,12 +71,19 @@ impl Access {
         self
     }
 
+    /// Adds connections to all TCP ports.
+    pub fn connect(mut self) -> Self {
+        self.connect = true;
+        self
+    }
+
     /// Adds all that the other has.
     pub fn and(mut self, other: Self) -> Self {
         self.read.extend(other.read);
         self.write.extend(other.write);
         self.execute.extend(other.execute);
         self.bind.extend(other.bind);
+        self.connect |= other.connect;
         self
     }
 
@@ -100,9 +108,13 @@ impl Access {
             .bind
             .iter()
             .map(|port| Ok(NetPort::new(*port, AccessNet::BindTcp)));
+        let net = match self.connect {
+            true => AccessNet::from_all(NEWEST) & !BitFlags::from(AccessNet::ConnectTcp),
+            false => AccessNet::from_all(NEWEST),
+        };
         Ruleset::default()
             .handle_access(AccessFs::from_all(NEWEST))?
-            .handle_access(AccessNet::from_all(NEWEST))?
+            .handle_access(net)?
             .scope(Scope::from_all(NEWEST))?
             .create()?
             .add_rules(beneath(&self.read, read))?

@@ -3,6 +3,8 @@
 //! The inner program prints its messages as JSON lines on stdout and leaves the results in the
 //! job's folder, which both sides see under the same name.
 
+use std::io::Write;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -10,7 +12,7 @@ use smol_cli::Interrupt;
 use smol_host::emulated::{EmulatedHost, Event, SELF};
 
 use super::process::{self, MAX_OUTPUT, Messages};
-use super::{BootJob, GRACE, Message};
+use super::{BootJob, GRACE, Message, uplink};
 use crate::error::{LibraryError, ResultExt};
 
 /// Where the inner program sees the results folder and the images.
@@ -24,6 +26,7 @@ pub fn run(
     job: &BootJob,
     cache: &Path,
     interrupt: &Interrupt,
+    network: Option<UnixStream>,
     mut report: impl FnMut(Message),
 ) -> Result<()> {
     let (inner, mut host) = translate(job, EmulatedHost::new(cache).sandbox(job.sandbox))?;
@@ -36,6 +39,10 @@ pub fn run(
     ]);
     let mut running = host.spawn().classify()?;
     running.controller().stop_on(interrupt.clone(), GRACE);
+    let mut network = match network {
+        Some(guest) => Some(uplink::into_emulated_host(guest, running.controller())?),
+        None => None,
+    };
 
     let mut messages = Messages::default();
     let mut stderr = Vec::new();
@@ -56,7 +63,15 @@ pub fn run(
                 let left = MAX_OUTPUT.saturating_sub(stderr.len());
                 stderr.extend(&bytes[..bytes.len().min(left)]);
             }
-            Event::Started | Event::Channel(_) => {}
+            Event::Channel(bytes) => {
+                // Once the network is gone, the guest is told by the end of its stream.
+                if let Some(socket) = &mut network
+                    && socket.write_all(&bytes).is_err()
+                {
+                    network = None;
+                }
+            }
+            Event::Started => {}
             Event::Exited(status) => break status,
         }
     };

@@ -13,8 +13,10 @@ use smol_machine::machine::Hooks;
 use smol_machine::{Machine, Stop, hv, memory};
 
 use super::guard;
+use super::live_streams::LiveStreams;
 use super::streams::{Console, GuestStreams, Observer};
 use super::test_restore::{self, Outcome};
+use super::uplink;
 use super::{
     BootJob, Failed, Frozen, LAYER_FILE, MEMORY_FILE, Message, Purpose, STATE_FILE, Stepped,
     Touched, WORKING_SET_FILE,
@@ -35,7 +37,7 @@ pub fn run(
 ) -> Result<()> {
     let (ready_line, layer) = match &job.purpose {
         Purpose::Freeze { ready_line, .. } => (ready_line.as_deref(), None),
-        Purpose::Step => (None, Some(job.out.join(LAYER_FILE))),
+        Purpose::Step { .. } => (None, Some(job.out.join(LAYER_FILE))),
     };
     let ready_line = ready_line.map(regex::bytes::Regex::new).transpose()?;
     let cannot = || format!("cannot write {}", job.out.join(LAYER_FILE).display());
@@ -44,13 +46,12 @@ pub fn run(
         .transpose()
         .with_context(cannot)?;
     let observer = Observer::new(Box::new(report), ready_line);
+    let layer_copy = layer.as_ref().map(File::try_clone).transpose()?;
+    let (vsock, live) = vsock(job, GuestStreams::new(&observer, layer_copy))?;
     let hooks = Hooks {
         console: Console::new(&observer),
         serial: Console::new(&observer),
-        vsock: Some(Vsock::for_build(
-            smol_protocol::GUEST_CID.into(),
-            GuestStreams::new(&observer, layer.as_ref().map(File::try_clone).transpose()?),
-        )),
+        vsock: Some(vsock),
     };
     let start = Instant::now();
     let mut machine = Machine::boot(&config(job)?, hooks).map_err(|e| refused(e, job.cpu))?;
@@ -75,12 +76,19 @@ pub fn run(
                 Err(failed) => Message::Failed(failed),
             }
         }
-        (stop, purpose) => match (observer.layer_bytes(), layer) {
-            (Some(bytes), Some(layer)) if matches!(stop, Stop::Reset) => {
-                stepped(&machine, bytes, &layer)?
+        (stop, purpose) => {
+            let first_tick = machine.first_tick();
+            drop(machine);
+            if let Some(live) = live {
+                live.end();
             }
-            _ => Message::Failed(explain(&observer, &stop, purpose, interrupt, late)),
-        },
+            match (observer.layer_bytes(), layer) {
+                (Some(bytes), Some(layer)) if matches!(stop, Stop::Reset) => {
+                    stepped(first_tick, bytes, &layer)?
+                }
+                _ => Message::Failed(explain(&observer, &stop, purpose, interrupt, late)),
+            }
+        }
     };
     observer.report(message);
     Ok(())
@@ -117,13 +125,38 @@ fn config(job: &BootJob) -> Result<MachineConfig> {
         initramfs: job.initramfs.clone(),
         cmdline: job.cmdline.clone(),
         rootfs: job.rootfs.clone(),
-        clock: Clock::Virtual {
-            epoch: job.epoch,
-            watchdog: Duration::from_secs(job.watchdog),
+        clock: match job.purpose.has_network() {
+            true => Clock::Host,
+            false => Clock::Virtual {
+                epoch: job.epoch,
+                watchdog: Duration::from_secs(job.watchdog),
+            },
         },
-        seed: seed(&job.seed)?,
+        seed: match job.purpose.has_network() {
+            true => random()?,
+            false => seed(&job.seed)?,
+        },
         kernel_seed: seed(&job.kernel_seed)?,
     })
+}
+
+/// The device for the guest's streams, and what reads them if it is not the device itself.
+fn vsock(job: &BootJob, streams: Box<GuestStreams>) -> Result<(Vsock, Option<LiveStreams>)> {
+    if !job.purpose.has_network() {
+        let cid = smol_protocol::GUEST_CID.into();
+        return Ok((Vsock::for_build(cid, streams), None));
+    }
+    let uplink = uplink::of_this_process().context("there is no way to the network")?;
+    let (vsock, live) =
+        LiveStreams::new(streams, uplink).context("cannot make the vsock device")?;
+    Ok((vsock, Some(live)))
+}
+
+/// Keys of TLS are made of it.
+fn random() -> Result<[u8; 32]> {
+    let mut seed = [0; 32];
+    getrandom::fill(&mut seed).context("no random numbers")?;
+    Ok(seed)
 }
 
 fn seed(hex: &str) -> Result<[u8; 32]> {
@@ -132,7 +165,7 @@ fn seed(hex: &str) -> Result<[u8; 32]> {
 }
 
 /// The end of a build step whose layer is in a file, and has this length by what the guest says.
-fn stepped(machine: &Machine, layer_bytes: u64, layer: &File) -> Result<Message> {
+fn stepped(first_tick: Option<u64>, layer_bytes: u64, layer: &File) -> Result<Message> {
     let written = layer.sync_all().and_then(|()| Ok(layer.metadata()?.len()));
     let written = written.context("cannot write the layer of the build step")?;
     if written != layer_bytes {
@@ -141,7 +174,7 @@ fn stepped(machine: &Machine, layer_bytes: u64, layer: &File) -> Result<Message>
     }
     Ok(Message::Stepped(Stepped {
         layer_bytes,
-        first_tick_ms: machine.first_tick().map(|ns| ns / 1_000_000),
+        first_tick_ms: first_tick.map(|ns| ns / 1_000_000),
     }))
 }
 
@@ -217,7 +250,7 @@ fn explain(
     }
     let until = match purpose {
         Purpose::Freeze { .. } => "it was ready",
-        Purpose::Step => "its command had ended",
+        Purpose::Step { .. } => "its command had ended",
     };
     observer.failure(&match stop {
         Stop::Requested if time_is_up => {

@@ -9,12 +9,14 @@ pub mod emulated;
 pub mod fuzz;
 mod guard;
 mod hints;
+mod live_streams;
 pub mod local;
 pub mod process;
 mod stages;
 mod step;
 mod streams;
 mod test_restore;
+mod uplink;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -29,6 +31,7 @@ use crate::plan::{Plan, PlannedRun, Sealed};
 
 pub use self::stages::freeze;
 pub use self::step::{StepMachine, run_step};
+pub use self::uplink::Uplink;
 
 /// File with the captured machine state, in [`BootJob::out`].
 pub const STATE_FILE: &str = "state.json";
@@ -115,13 +118,21 @@ pub enum Purpose {
         service: Service,
     },
     /// It runs a build step, and ends with it.
-    Step,
+    Step {
+        /// Whether it has a network; then its time is the host's, and its randomness its own.
+        network: bool,
+    },
 }
 
 impl Purpose {
     /// Whether the machine has no smol-guest in it.
     fn is_bare(&self) -> bool {
         matches!(self, Self::Freeze { ready_line, .. } if ready_line.is_some())
+    }
+
+    /// Whether the machine has a network.
+    fn has_network(&self) -> bool {
+        matches!(self, Self::Step { network: true })
     }
 
     /// Whether the test restore makes requests.
@@ -204,7 +215,9 @@ impl BootJob {
             epoch: plan.epoch(),
             seed: seed("smol 2026-12-01 guest randomness of a build step v1"),
             kernel_seed: seed("smol 2026-12-01 place of the kernel in a build step v1"),
-            purpose: Purpose::Step,
+            purpose: Purpose::Step {
+                network: run.network.is_some(),
+            },
             watchdog,
             limit: STEP_LIMIT,
             sandbox,

@@ -5,7 +5,9 @@
 //! nobody has looked at, runs in a process that can do neither.
 
 use std::io::{self, PipeReader, Read};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -31,25 +33,36 @@ pub(super) fn write_job(job: &BootJob, folder: &Path) -> Result<PathBuf> {
     Ok(file)
 }
 
-/// Boots the job's machine on this host's KVM, in a process of its own. As [`local::run`] otherwise.
+/// Boots the job's machine on this host's KVM, in a process of its own. As [`local::run`] otherwise. The
+/// packets of its guest, if it has a network, go through the socket `network`.
 ///
 /// # Errors
 /// As [`local::run`]; or the process dies.
-pub fn run(job: &BootJob, interrupt: &Interrupt, report: impl FnMut(Message)) -> Result<()> {
+pub fn run(
+    job: &BootJob,
+    interrupt: &Interrupt,
+    network: Option<UnixStream>,
+    report: impl FnMut(Message),
+) -> Result<()> {
     let file = write_job(job, &job.out)?;
-    let outcome = run_job(&file, interrupt, report);
+    let outcome = run_job(&file, interrupt, network, report);
     let _ = std::fs::remove_file(&file);
     outcome.and_then(|()| require_files(&job.out))
 }
 
-fn run_job(file: &Path, interrupt: &Interrupt, mut report: impl FnMut(Message)) -> Result<()> {
+fn run_job(
+    file: &Path,
+    interrupt: &Interrupt,
+    network: Option<UnixStream>,
+    mut report: impl FnMut(Message),
+) -> Result<()> {
     let (mut output, writer) = io::pipe().context("cannot create a pipe")?;
     let (mut errors, error_writer) = io::pipe().context("cannot create a pipe")?;
     let mut command = Command::new("/proc/self/exe");
     command
         .arg(COMMAND)
         .arg(file)
-        .stdin(Stdio::null())
+        .stdin(network.map_or_else(Stdio::null, |socket| OwnedFd::from(socket).into()))
         .stdout(writer)
         .stderr(error_writer);
     let started = ProcessGroup::spawn(child::kill_with_parent(&mut command));

@@ -1,5 +1,6 @@
 //! Boots a machine wherever it can run, and shows its way to the snapshot as stages.
 
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
@@ -34,7 +35,7 @@ pub fn freeze(
         let stages = stages.clone();
         move |message| stages.lock().expect("no stage panics").message(message)
     };
-    run(job, backend, cache, interrupt, report)?;
+    run(job, backend, cache, interrupt, None, report)?;
     let outcome = stages.lock().expect("no stage panics").outcome.take();
     match outcome {
         Some(Ok(frozen)) => Ok(frozen),
@@ -43,17 +44,19 @@ pub fn freeze(
     }
 }
 
-/// Runs the machine on `backend`. `cache` is the folder of the emulated host's kernel.
+/// Runs the machine on `backend`. `cache` is the folder of the emulated host's kernel; `network` the socket
+/// for the packets of its guest.
 pub(super) fn run(
     job: &BootJob,
     backend: Backend,
     cache: &Path,
     interrupt: &Interrupt,
+    network: Option<UnixStream>,
     report: impl FnMut(Message),
 ) -> Result<()> {
     match backend {
-        Backend::Kvm => process::run(job, interrupt, report),
-        Backend::Emulated => emulated::run(job, cache, interrupt, report),
+        Backend::Kvm => process::run(job, interrupt, network, report),
+        Backend::Emulated => emulated::run(job, cache, interrupt, network, report),
     }
 }
 
@@ -171,7 +174,7 @@ fn boot_error(
         let of_service = match purpose {
             _ if guest.is_illegal_instruction() => Some(illegal_instruction_hint(cpu)),
             Purpose::Freeze { service, .. } => hints::of_service(guest, service),
-            Purpose::Step => None,
+            Purpose::Step { .. } => None,
         };
         [guest.hint().map(str::to_owned), of_service]
     });

@@ -1,5 +1,6 @@
 //! Runs a build step in a machine, wherever it can run.
 
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use anyhow::Result;
@@ -28,7 +29,7 @@ pub struct StepMachine<'a> {
 }
 
 /// Runs the step of `job`, whose command is at `place` in the Smolfile (`Smolfile:9:7`). Its layer is then
-/// in the job's folder.
+/// in the job's folder. The packets of its guest go through the socket `network`, if it has one.
 ///
 /// # Errors
 /// The machine cannot be started, or the command fails; the interrupt.
@@ -36,6 +37,7 @@ pub fn run_step(
     job: &BootJob,
     machine: &StepMachine,
     place: &str,
+    network: Option<UnixStream>,
     stage: &Stage,
     interrupt: &Interrupt,
 ) -> Result<Stepped> {
@@ -50,7 +52,8 @@ pub fn run_step(
         Message::Failed(failed) => outcome = Some(Err(failed)),
         _ => {}
     };
-    run(job, machine.backend, machine.host_cache, interrupt, report)?;
+    let (backend, cache) = (machine.backend, machine.host_cache);
+    run(job, backend, cache, interrupt, network, report)?;
     match outcome {
         Some(Ok(stepped)) => Ok(stepped),
         Some(Err(failed)) => Err(step_error(&failed, job, place, interrupt)),
@@ -141,7 +144,7 @@ mod tests {
             epoch: 0,
             seed: String::new(),
             kernel_seed: String::new(),
-            purpose: Purpose::Step,
+            purpose: Purpose::Step { network: false },
             watchdog: 1,
             limit: 1,
             sandbox: Mode::Off,

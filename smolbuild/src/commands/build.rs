@@ -19,6 +19,7 @@ use crate::pack::Built;
 use crate::pipeline::{self, BuildRequest, Reuse};
 use crate::resolve::Policy;
 use crate::smolfile::Loaded;
+use crate::steps::Rerun;
 
 /// Builds the machine and writes its bundle; and facts about it, also if it fails.
 pub fn run(args: &Build, interrupt: &Interrupt) -> Result<()> {
@@ -96,6 +97,10 @@ fn build(args: &Build, loaded: &Loaded, session: &Session) -> Result<()> {
         offline: args.conditions.downloads.offline,
         environment,
         reuse: Reuse::of(args.rebuild, args.no_cache),
+        rerun: match args.rerun {
+            true => Rerun::Networked,
+            false => Rerun::None,
+        },
         accel: args.conditions.host.accel,
         watchdog: args.conditions.watchdog,
         verbose: args.conditions.verbose,

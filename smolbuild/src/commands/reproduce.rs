@@ -25,6 +25,7 @@ use crate::lock::{self, Lock, Role};
 use crate::pipeline::{self, BuildRequest, Reuse};
 use crate::resolve::{self, Kept, Policy};
 use crate::smolfile::{self, KernelSource, Loaded, Smolfile};
+use crate::steps::Rerun;
 use crate::work::WorkDir;
 
 /// So many differences of each kind are shown; `smolbuild diff --all` shows the others.
@@ -73,6 +74,7 @@ pub fn run(args: &Reproduce, interrupt: &Interrupt) -> Result<()> {
         environment,
         // A bundle out of the cache would be compared with itself.
         reuse: Reuse::of(true, args.no_cache),
+        rerun: Rerun::Offline,
         accel: args.conditions.host.accel,
         watchdog: args.conditions.watchdog,
         verbose: args.conditions.verbose,

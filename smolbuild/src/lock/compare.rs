@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Builder, CopySource, Debian, InputFile, Kernel, Lock, LockedImage, PackagePin};
+use super::{
+    Builder, CopySource, Debian, InputFile, Kernel, Lock, LockedImage, LockedRun, PackagePin,
+};
 
 /// What differs between an old and a new lock, in the order of a lock.
 pub fn differences(old: &Lock, new: &Lock) -> Vec<String> {
@@ -12,7 +14,26 @@ pub fn differences(old: &Lock, new: &Lock) -> Vec<String> {
     lines.extend(part(&old.image, &new.image, "the image", image));
     lines.extend(files(&old.files, &new.files));
     lines.extend(copies(&old.copies, &new.copies));
+    lines.extend(runs(&old.runs, &new.runs));
     lines
+}
+
+fn runs(old: &[LockedRun], new: &[LockedRun]) -> Vec<String> {
+    let of = |runs: &[LockedRun], key: &str| {
+        let found = runs.iter().find(|run| run.key == key);
+        found.map(|run| run.layer.to_string())
+    };
+    let keys: BTreeSet<&str> = old.iter().chain(new).map(|run| run.key.as_str()).collect();
+    let line = |key: &str| {
+        let name = format!("[[run]] {} with a network", &key[..12]);
+        match (of(old, key), of(new, key)) {
+            (Some(old), Some(new)) if old != new => Some(format!("{name} has made other files")),
+            (None, Some(_)) => Some(format!("{name} is new")),
+            (Some(_), None) => Some(format!("{name} is gone, or its inputs have changed")),
+            _ => None,
+        }
+    };
+    keys.into_iter().filter_map(line).collect()
 }
 
 /// A part that may be absent.

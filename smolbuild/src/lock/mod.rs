@@ -56,6 +56,20 @@ pub struct Lock {
     /// What each `[[copy]]` copies, in the order of the Smolfile.
     #[serde(default, rename = "copy")]
     pub copies: Vec<CopySource>,
+    /// What each `[[run]]` with a network has made, in the order of the Smolfile.
+    #[serde(default, rename = "run", skip_serializing_if = "Vec::is_empty")]
+    pub runs: Vec<LockedRun>,
+}
+
+/// What a `[[run]]` with a network has made: an input of all that comes after it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct LockedRun {
+    /// Digest of its command, its machine and all before it, in hexadecimal.
+    #[serde(deserialize_with = "rules::sha256")]
+    pub key: String,
+    /// Digest of the files that it changed: of their tar archive.
+    pub layer: smol_bundle::Digest,
 }
 
 /// This program, and its settings besides the Smolfile.
@@ -286,6 +300,7 @@ impl Lock {
             image: None,
             files: Vec::new(),
             copies: Vec::new(),
+            runs: Vec::new(),
         }
     }
 }

@@ -17,16 +17,19 @@ pub enum Part {
     Image,
     /// Files and folders that the Smolfile names
     Files,
+    /// What [[run]]s with a network have made: the next build runs them
+    Runs,
 }
 
 impl Part {
     /// All of them, in the order of a lock.
-    pub const ALL: [Part; 5] = [
+    pub const ALL: [Part; 6] = [
         Part::Builder,
         Part::Kernel,
         Part::Packages,
         Part::Image,
         Part::Files,
+        Part::Runs,
     ];
 
     /// The name on the command line.
@@ -37,6 +40,7 @@ impl Part {
             Part::Packages => "packages",
             Part::Image => "image",
             Part::Files => "files",
+            Part::Runs => "runs",
         }
     }
 
@@ -49,6 +53,7 @@ impl Part {
             Part::Packages => lock.debian = from.debian,
             Part::Image => lock.image = from.image,
             Part::Files => (lock.files, lock.copies) = (from.files, from.copies),
+            Part::Runs => lock.runs = from.runs,
         }
     }
 

@@ -53,6 +53,11 @@ impl Lock {
             text.string("path", &file.path);
             text.string("sha256", &file.sha256);
         }
+        for run in &self.runs {
+            text.table("[[run]]");
+            text.string("key", &run.key);
+            text.string("layer", &run.layer.to_string());
+        }
         for copy in &self.copies {
             text.table("[[copy]]");
             text.string("src", &copy.src);

@@ -19,7 +19,7 @@ use smol_protocol::{GuestConfig, RUN_MODE_WORD};
 
 pub use self::guest::assumed_port;
 use self::guest::{guest_config, ready};
-pub use self::step::{PlannedRun, PlannedStep};
+pub use self::step::{PlannedNetwork, PlannedRun, PlannedStep, StepChain};
 use crate::input::Rootfs;
 use crate::lock::Lock;
 use crate::smolfile::{KernelSource, Smolfile};

@@ -8,8 +8,8 @@ use smol_protocol::Service;
 
 use super::guest::{image_environment, image_workdir};
 use super::{Plan, canonical_json};
-use crate::lock::Lock;
-use crate::smolfile::{CopyStep, FetchStep, RunStep, Step};
+use crate::lock::{CopySource, Lock, LockedRun};
+use crate::smolfile::{CopyStep, FetchStep, Network, RunStep, Step};
 
 /// Something that is done to the root file system.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -32,6 +32,9 @@ pub struct PlannedRun {
     pub command: Service,
     /// Memory of its machine, in bytes.
     pub memory: u64,
+    /// The network that it has; none when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network: Option<PlannedNetwork>,
     /// Longest time that it may take, in milliseconds of its machine's clock. What it makes does not
     /// depend on it.
     #[serde(skip)]
@@ -41,7 +44,22 @@ pub struct PlannedRun {
     pub span: Range<usize>,
 }
 
+/// Which network a command has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PlannedNetwork {
+    /// All that is not of the host and its neighbours.
+    All,
+    /// These names and addresses, sorted.
+    Listed(Vec<String>),
+}
+
 impl PlannedStep {
+    /// Whether it is a command that has a network.
+    pub fn has_network(&self) -> bool {
+        matches!(self, Self::Run(run) if run.network.is_some())
+    }
+
     /// A step of the Smolfile, with what an image says.
     pub(super) fn of(step: &Step, image: Option<&RunConfig>, epoch: u32) -> Self {
         match step {
@@ -71,8 +89,22 @@ fn planned_run(run: &RunStep, image: Option<&RunConfig>, epoch: u32) -> PlannedR
             stop_signal: None,
         },
         memory: run.memory,
+        network: planned_network(&run.network),
         timeout_ms: u64::try_from(run.timeout.as_millis()).unwrap_or(u64::MAX),
         span: run.cmd.span(),
+    }
+}
+
+fn planned_network(network: &Network) -> Option<PlannedNetwork> {
+    match network {
+        Network::None => None,
+        Network::All => Some(PlannedNetwork::All),
+        Network::Listed(rules) => {
+            let mut rules: Vec<String> = rules.iter().map(ToString::to_string).collect();
+            rules.sort();
+            rules.dedup();
+            Some(PlannedNetwork::Listed(rules))
+        }
     }
 }
 
@@ -102,32 +134,66 @@ struct Base<'a> {
     epoch: u32,
 }
 
-impl Plan {
-    /// The key of each [`PlannedStep::Run`], in their order: of everything that its output is a function
-    /// of, but for the monitor of this program. Two Plans have the same key exactly where the same
-    /// command runs on the same files in the same machine.
-    ///
-    /// The key of a step covers what the lock pins for the root file system, and each step before it:
-    /// changing a copied file changes the keys of the steps after the copy, and no others.
-    pub fn run_keys(&self) -> Vec<blake3::Hash> {
-        let mut chain = digest("base", &self.base());
-        let machine = self.machine();
-        let mut copies = self.lock.copies.iter();
-        let mut keys = Vec::new();
-        for step in &self.steps {
-            chain = match step {
-                PlannedStep::Copy(copy) => digest("copy", &(hex(chain), copy, copies.next())),
-                PlannedStep::Fetch(fetch) => {
-                    digest("fetch", &(hex(chain), fetch, fetch.file_name()))
-                }
-                PlannedStep::Run(run) => {
-                    let key = digest("run", &(hex(chain), &machine, run));
-                    keys.push(key);
-                    key
-                }
-            };
+/// The keys of build steps, found in the order of the steps.
+///
+/// A key is of everything that a step's output is a function of, but for the monitor of this program:
+/// what the lock pins for the root file system, each step before it, the command and its machine. So
+/// changing a copied file changes the keys of the steps after the copy, and no others. What a step with a
+/// network makes is no function of its key; the keys after it are known when its layer is.
+pub struct StepChain<'p> {
+    plan: &'p Plan,
+    hash: blake3::Hash,
+    copies: std::slice::Iter<'p, CopySource>,
+}
+
+impl<'p> StepChain<'p> {
+    /// The chain before the first step.
+    pub fn new(plan: &'p Plan) -> Self {
+        Self {
+            plan,
+            hash: digest("base", &plan.base()),
+            copies: plan.lock.copies.iter(),
         }
-        keys
+    }
+
+    /// Goes past the next step of the Plan. Returns its key, if it is a `[[run]]`.
+    pub fn pass(&mut self, step: &PlannedStep) -> Option<blake3::Hash> {
+        let before = hex(self.hash);
+        let (hash, is_run) = match step {
+            PlannedStep::Copy(copy) => (digest("copy", &(before, copy, self.copies.next())), false),
+            PlannedStep::Fetch(fetch) => {
+                (digest("fetch", &(before, fetch, fetch.file_name())), false)
+            }
+            PlannedStep::Run(run) => (digest("run", &(before, self.plan.machine(), run)), true),
+        };
+        self.hash = hash;
+        is_run.then_some(hash)
+    }
+
+    /// The step that was just passed, which has a network, has made this layer.
+    pub fn made(&mut self, layer: &smol_bundle::Digest) {
+        self.hash = digest("layer", &(hex(self.hash), layer));
+    }
+}
+
+impl Plan {
+    /// The runs with a network that the lock `kept` has, and that this Plan makes: up to the first that
+    /// it makes otherwise, for what comes after that is not known yet.
+    pub fn kept_runs(&self, kept: &[LockedRun]) -> Vec<LockedRun> {
+        let mut chain = StepChain::new(self);
+        let mut runs = Vec::new();
+        for step in &self.steps {
+            let key = chain.pass(step).map(hex);
+            if !step.has_network() {
+                continue;
+            }
+            let Some(run) = kept.iter().find(|run| Some(&run.key) == key.as_ref()) else {
+                break;
+            };
+            chain.made(&run.layer);
+            runs.push(run.clone());
+        }
+        runs
     }
 
     fn machine(&self) -> Machine<'_> {
@@ -232,9 +298,17 @@ mod tests {
         differing(&plan(&other, |_| {}))
     }
 
+    fn keys(plan: &Plan) -> Vec<blake3::Hash> {
+        let mut chain = StepChain::new(plan);
+        plan.steps
+            .iter()
+            .filter_map(|step| chain.pass(step))
+            .collect()
+    }
+
     fn differing(other: &Plan) -> Vec<usize> {
-        let keys = plan(SMOLFILE, |_| {}).run_keys();
-        let pairs = keys.iter().zip(other.run_keys()).enumerate();
+        let keys_before = keys(&plan(SMOLFILE, |_| {}));
+        let pairs = keys_before.iter().zip(keys(other)).enumerate();
         let changed = pairs.filter(|(_, (a, b))| **a != *b);
         changed.map(|(number, _)| number + 1).collect()
     }
@@ -306,6 +380,58 @@ mod tests {
             differing(&plan(SMOLFILE, |l| l.copies[1].contents.push(entry()))),
             [2, 3]
         );
+    }
+
+    #[test]
+    fn what_a_step_with_a_network_has_made_is_kept_as_long_as_it_is_asked_for() {
+        let smolfile = SMOLFILE
+            .replace(
+                "cmd = \"first\"",
+                "cmd = \"first\"\nnetwork = [\"b.org:443\", \"a.org\"]",
+            )
+            .replace("[\"third\"]", "[\"third\"]\nnetwork = true");
+        let made = |plan: &Plan, layers: &[&str]| {
+            let mut chain = StepChain::new(plan);
+            let mut layers = layers.iter();
+            let mut runs = Vec::new();
+            for step in &plan.steps {
+                let key = chain.pass(step);
+                if step.has_network() {
+                    let layer = smol_bundle::Digest::of(layers.next().unwrap().as_bytes());
+                    chain.made(&layer);
+                    runs.push(LockedRun {
+                        key: hex(key.unwrap()),
+                        layer,
+                    });
+                }
+            }
+            runs
+        };
+        let first = plan(&smolfile, |_| {});
+        let PlannedStep::Run(run) = &first.steps[1] else {
+            panic!()
+        };
+        let rules = vec!["a.org".to_owned(), "b.org:443".to_owned()];
+        assert_eq!(run.network, Some(PlannedNetwork::Listed(rules)));
+        let runs = made(&first, &["x", "y"]);
+        assert_eq!(first.kept_runs(&runs), runs);
+        // The second key depends on what the first step has made.
+        let others = made(&first, &["z", "y"]);
+        assert_eq!(
+            (
+                &others[0].key == &runs[0].key,
+                &others[1].key == &runs[1].key
+            ),
+            (true, false)
+        );
+        assert_eq!(
+            first.kept_runs(&[others[0].clone(), runs[1].clone()]),
+            others[..1]
+        );
+        let later = plan(&smolfile.replace("\"second\"", "\"other\""), |_| {});
+        assert_eq!(later.kept_runs(&runs), runs[..1]);
+        let sooner = plan(&smolfile.replace("\"first\"", "\"other\""), |_| {});
+        assert_eq!(sooner.kept_runs(&runs), []);
     }
 
     #[test]

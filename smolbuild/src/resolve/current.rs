@@ -63,6 +63,7 @@ pub fn current(
         image: None,
         files: Vec::new(),
         copies: Vec::new(),
+        runs: Vec::new(),
     };
     match &smolfile.kernel.source {
         KernelSource::Path(path) => lock.files.push(InputFile {

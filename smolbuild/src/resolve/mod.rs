@@ -24,7 +24,8 @@ use crate::error::ResultExt;
 use crate::fetch::Net;
 use crate::input::{Pins, Rootfs};
 use crate::lock::{Lock, MAX_SIZE, Part, differences};
-use crate::smolfile::Loaded;
+use crate::plan::Plan;
+use crate::smolfile::{Loaded, Network, Step};
 
 /// Most changes that a build tells one by one.
 const MOST_TOLD: usize = 8;
@@ -82,6 +83,9 @@ pub fn resolve(loaded: &Loaded, policy: &Policy, context: BuildContext) -> Resul
     )?;
     if locked {
         let old = old.ok_or_else(|| missing(loaded))?;
+        if pins == Pins::Complete {
+            keep_runs(loaded, &mut lock, Some(&old))?;
+        }
         require_fit(loaded, &old, &lock, pins, context)?;
         return Ok(Resolved {
             lock,
@@ -93,6 +97,9 @@ pub fn resolve(loaded: &Loaded, policy: &Policy, context: BuildContext) -> Resul
     let is_image = chosen_part(loaded) == Part::Image;
     if is_image {
         choose(loaded, pins, &mut lock, context)?;
+    }
+    if is_image || pins == Pins::Complete {
+        keep_runs(loaded, &mut lock, old.as_ref())?;
     }
     let changes = old.map(|old| differences(&old, &lock));
     tell(
@@ -109,6 +116,22 @@ pub fn resolve(loaded: &Loaded, policy: &Policy, context: BuildContext) -> Resul
         net: net(false, context.net),
         file: Some(file),
     })
+}
+
+/// Enters into `lock` what the `[[run]]`s with a network have made by the lock `kept`, as far as they are
+/// the same.
+///
+/// # Errors
+/// Those of [`Plan::resolve`].
+pub fn keep_runs(loaded: &Loaded, lock: &mut Lock, kept: Option<&Lock>) -> Result<()> {
+    let has_network = |step: &Step| matches!(step, Step::Run(run) if run.network != Network::None);
+    let kept = kept.map_or(&[][..], |lock| &lock.runs[..]);
+    if kept.is_empty() || !loaded.smolfile.steps().iter().any(has_network) {
+        return Ok(());
+    }
+    let plan = Plan::resolve(&loaded.smolfile, &loaded.base_dir, lock.clone())?;
+    lock.runs = plan.kept_runs(kept);
+    Ok(())
 }
 
 /// Checks that the lock file `old` is that of `current`, as `--locked` wants it. Its epoch may be
@@ -198,6 +221,10 @@ pub fn refresh(loaded: &Loaded, only: &[Part], context: BuildContext) -> Result<
         if let Some(old) = &old {
             part.take(&mut lock, old);
         }
+    }
+    if renews(Part::Runs) {
+        // A build runs them.
+        lock.runs.clear();
     }
     store(&file, &lock)?;
     Ok(match old {

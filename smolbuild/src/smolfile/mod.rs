@@ -24,6 +24,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 use smol_machine::cpu::Level;
+use smol_net::Rule;
 use toml::Spanned;
 use toml::de::DeTable;
 
@@ -186,8 +187,21 @@ pub struct RunStep {
     pub workdir: Option<String>,
     /// Memory of its machine, in bytes.
     pub memory: u64,
+    /// What it may reach.
+    pub network: Network,
     /// How long it may take, on the clock of its machine.
     pub timeout: Duration,
+}
+
+/// What a command may reach.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Network {
+    /// Nothing but itself.
+    None,
+    /// Everything but the host, and what is near to it.
+    All,
+    /// These names and addresses.
+    Listed(Vec<Rule>),
 }
 
 /// `[[fetch]]`.

@@ -2,15 +2,17 @@
 
 use std::time::Duration;
 
+use smol_net::Rule;
 use toml::Spanned;
+use toml::de::DeValue;
 
 use super::command::command;
 use super::copy::{self, file_mode};
 use super::diagnostic::Diagnostic;
 use super::parse::{self, MEMORY, duration, environment};
-use super::table::{Errors, Table};
+use super::table::{Errors, Table, as_string};
 use super::values::{self, MIB};
-use super::{CopyStep, FetchStep, RunStep, Step};
+use super::{CopyStep, FetchStep, Network, RunStep, Step};
 
 /// How long a `[[run]]` may take, unless the Smolfile says it.
 const RUN_TIMEOUT: Duration = Duration::from_secs(3600);
@@ -71,6 +73,7 @@ fn run(mut table: Table<'_>, number: u32, errors: &mut Errors) -> RunStep {
     let user = table.parsed("user", errors, values::user);
     let workdir = table.parsed("workdir", errors, values::guest_path);
     let memory = parse::memory(&mut table, RUN_MEMORY, MEMORY, errors);
+    let network = network(&mut table, errors);
     let timeout = duration(&mut table, "timeout", RUN_TIMEOUT, MAX_RUN_TIMEOUT, errors);
     table.finish(errors);
     RunStep {
@@ -80,8 +83,39 @@ fn run(mut table: Table<'_>, number: u32, errors: &mut Errors) -> RunStep {
         user: user.map(Spanned::into_inner),
         workdir: workdir.map(Spanned::into_inner),
         memory,
+        network,
         timeout,
     }
+}
+
+/// `network`: true, false, or a list of names and addresses.
+fn network(table: &mut Table<'_>, errors: &mut Errors) -> Network {
+    const WHAT: &str = "true, false, or a list such as [\"registry.example.org:443\"]";
+    match table.value("network") {
+        None => return Network::None,
+        Some(DeValue::Boolean(_)) => {
+            return match table.boolean("network", errors) {
+                Some(true) => Network::All,
+                _ => Network::None,
+            };
+        }
+        Some(_) => {}
+    }
+    let mut rules = Vec::new();
+    for value in table.array("network", WHAT, errors) {
+        let span = value.span();
+        let Some(text) = as_string(value, errors) else {
+            continue;
+        };
+        match text.get_ref().parse::<Rule>() {
+            Ok(rule) => rules.push(rule),
+            Err(why) => {
+                let wrong = Diagnostic::new(span, "not a name or address to reach");
+                errors.push(wrong.label(why.to_string()));
+            }
+        }
+    }
+    Network::Listed(rules)
 }
 
 fn fetch(mut table: Table<'_>, errors: &mut Errors) -> Option<FetchStep> {

@@ -66,12 +66,16 @@ pub(super) fn make_machine_id() -> Result<(), String> {
 
 /// The host name, and the files that programs expect, over those of the root file system: nothing is
 /// written to it.
-pub(super) fn set_up_step(hostname: &str) -> Result<(), String> {
+pub(super) fn set_up_step(hostname: &str, has_network: bool) -> Result<(), String> {
     tell_kernel(hostname)?;
+    let resolver = match has_network {
+        true => smol_protocol::net::RESOLV_CONF,
+        false => NO_RESOLVER,
+    };
     mounts::cover(&[
         ("/etc/hostname", format!("{hostname}\n")),
         ("/etc/hosts", hosts(hostname)),
-        ("/etc/resolv.conf", NO_RESOLVER.to_owned()),
+        ("/etc/resolv.conf", resolver.to_owned()),
     ])
 }
 

@@ -9,6 +9,7 @@ use std::fs::{self, File};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
+use smol_protocol::net::NET_PORT;
 use smol_protocol::step::{LAYER_PORT, STEP_PATH, StepConfig};
 use smol_protocol::{Event, GuestFailure, Stage, Warm};
 
@@ -16,7 +17,9 @@ use super::cgroup::Cgroup;
 use super::platform::Platform;
 use super::process::World;
 use super::supervisor::Supervisor;
-use super::{End, failure_at, identity, mounts, network, run_command, shutdown, snapshot, warn};
+use super::{
+    End, failure_at, identity, mounts, network, run_command, shutdown, snapshot, tun, warn,
+};
 
 /// Runs the step, and sends its layer. The machine has nothing to do after it.
 pub(super) fn run(platform: &Platform, sup: &mut Supervisor) -> Result<(), Box<GuestFailure>> {
@@ -25,7 +28,7 @@ pub(super) fn run(platform: &Platform, sup: &mut Supervisor) -> Result<(), Box<G
     let config = StepConfig::parse(&text).map_err(|e| at_boot(format!("{STEP_PATH}: {e}")))?;
     let entered = mounts::enter(&config.rootfs, mounts::Share::Most).map_err(at_boot)?;
     mounts::late().map_err(at_boot)?;
-    identity::set_up_step(&config.hostname).map_err(at_boot)?;
+    identity::set_up_step(&config.hostname, config.network).map_err(at_boot)?;
     let loopback = network::loopback_up();
     loopback.map_err(|e| at_boot(format!("the loopback interface does not come up: {e}")))?;
 
@@ -33,6 +36,10 @@ pub(super) fn run(platform: &Platform, sup: &mut Supervisor) -> Result<(), Box<G
     sup.control.connect().map_err(no_stream)?;
     // Before the command runs, which could take it: what comes in it is believed to be the layer.
     let stream = platform.host.connect(LAYER_PORT).map_err(no_stream)?;
+    if config.network {
+        let stream = platform.host.connect(NET_PORT).map_err(no_stream)?;
+        tun::start(stream).map_err(|e| at_boot(format!("cannot set up the network: {e}")))?;
+    }
     snapshot::open_log(sup, Stage::Boot);
     sup.control.send(&Event::Booted);
     warn(sup, Stage::Boot, entered.warnings);
