@@ -28,7 +28,7 @@ pub struct Uplink {
 }
 
 impl Uplink {
-    /// Begins to serve, on a thread that can reach no file. `upstream` says how this host gets to the world.
+    /// Begins to serve, on a thread that can reach no file but random numbers. `upstream` says how this host gets to the world.
     ///
     /// # Errors
     /// If there are no descriptors or threads any more.
@@ -37,7 +37,9 @@ impl Uplink {
         let stop = Stop::new().context("cannot create an event")?;
         let until = stop.clone();
         let serve = move || {
-            let restricted = Access::none().connect().restrict_thread(sandbox);
+            // A statically linked program has its random numbers from there.
+            let random = Access::none().read("/dev/random").read("/dev/urandom");
+            let restricted = random.connect().restrict_thread(sandbox);
             restricted.kind(ExitKind::Host)?;
             smol_net::serve(ours, &policy, &upstream, &until).kind(ExitKind::Failed)
         };
