@@ -3,29 +3,27 @@
 use std::cell::RefCell;
 use std::collections::HashSet;
 use std::fs::File;
-use std::pin::pin;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 
-use futures_util::future::{Either, select};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use reqwest::header::{ACCEPT, HeaderMap, HeaderValue};
 
-use crate::blob::{Download, Wanted};
+use crate::blob::{Blob, Wanted};
 use crate::digest;
+use crate::download::{Download, Size};
 use crate::error::{Error, Kind, Result, shown};
 use crate::mirrors::{Registries, Source};
 use crate::options::Options;
+use crate::patience::Patience;
 use crate::reference::Reference;
-use crate::session::{GoOn, Patience, Session};
+use crate::session::Session;
 use crate::transport;
+use crate::work::{GoOn, Worker};
 
 /// Most bytes of a manifest or an index (what registries take at least, distribution specification).
 pub const MAX_MANIFEST: usize = 4 << 20;
 /// Blobs that are downloaded at a time.
 const AT_ONCE: usize = 3;
-/// How often it is asked whether to go on.
-const WATCH: Duration = Duration::from_millis(50);
 
 /// Media types of what is asked for.
 const MANIFESTS: &str = "application/vnd.oci.image.index.v1+json, \
@@ -46,10 +44,9 @@ pub struct Manifest {
 
 /// Pulls from registries.
 pub struct Client {
-    runtime: tokio::runtime::Runtime,
+    worker: Worker,
     session: Session,
     registries: Registries,
-    go_on: GoOn,
     /// Mirrors that could not be reached.
     dead: Mutex<HashSet<Source>>,
 }
@@ -62,16 +59,10 @@ impl Client {
     /// If the configuration of mirrors is wrong, or this host has no resources for connections.
     pub fn new(options: Options, go_on: GoOn) -> Result<Self> {
         let registries = Registries::load(&options.places.registries)?;
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_io()
-            .enable_time()
-            .build()
-            .map_err(Error::local("cannot prepare for the network"))?;
         Ok(Client {
-            runtime,
-            session: Session::new(options, go_on.clone()),
+            worker: Worker::new(go_on.clone())?,
+            session: Session::new(options, go_on),
             registries,
-            go_on,
             dead: Mutex::default(),
         })
     }
@@ -84,15 +75,15 @@ impl Client {
     /// the registry says it has.
     pub fn manifest(&self, reference: &Reference) -> Result<Manifest> {
         let get = async |source: &Source| {
-            let mut patience = Patience::new(self.session.options());
+            let mut patience = Patience::new();
             loop {
                 match self.get_manifest(source, reference).await {
-                    Err(error) => patience.wait(error).await?,
+                    Err(error) => patience.wait(error, self.session.options()).await?,
                     manifest => return manifest,
                 }
             }
         };
-        let outcome = self.block_on(async {
+        let outcome = self.worker.block_on(async {
             let sources = self.sources(reference)?;
             self.first(&sources, get).await
         });
@@ -114,7 +105,8 @@ impl Client {
         progress: &mut dyn FnMut(u64),
     ) -> Result<()> {
         let sources = self.sources(&reference.with_digest(digest))?;
-        self.block_on(self.get_blob(reference, &sources, digest, size, to, progress))
+        self.worker
+            .block_on(self.get_blob(reference, &sources, digest, size, to, progress))
     }
 
     /// Downloads several blobs, each as [`blob`](Self::blob) does, and some of them at once. `progress`
@@ -143,7 +135,7 @@ impl Client {
             }
         });
         let all = stream::iter(downloads).buffer_unordered(AT_ONCE);
-        self.block_on(all.try_collect())
+        self.worker.block_on(all.try_collect())
     }
 
     async fn get_manifest(&self, source: &Source, reference: &Reference) -> Result<Manifest> {
@@ -194,7 +186,8 @@ impl Client {
             let message = "only sha256 digests are known";
             return Err(context(Error::new(Kind::Protocol, message)));
         }
-        let mut download = Download::new(digest, size, to).await.map_err(context)?;
+        let download = Download::new(digest, Size::Exactly(size), to);
+        let mut download = download.await.map_err(context)?;
         if download.done() > 0 {
             progress(download.done());
         }
@@ -205,7 +198,13 @@ impl Client {
         )]
         let get = async |source: &Source| {
             let (mut download, mut progress) = (download.borrow_mut(), progress.borrow_mut());
-            download.run(&self.session, source, &mut **progress).await
+            let mut blob = Blob {
+                session: &self.session,
+                source,
+                digest,
+            };
+            let mut told = |done, _| progress(done);
+            download.run(&mut blob, &mut told).await
         };
         self.first(sources, get).await.map_err(context)
     }
@@ -245,21 +244,6 @@ impl Client {
             }
         }
         Err(Error::new(Kind::Config, "there is no registry to ask"))
-    }
-
-    /// Runs `work` to its end, or until the caller wants to stop.
-    fn block_on<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
-        let watch = async {
-            while (self.go_on)() {
-                tokio::time::sleep(WATCH).await;
-            }
-        };
-        self.runtime.block_on(async {
-            match select(pin!(watch), pin!(work)).await {
-                Either::Left(_) => Err(Error::interrupted()),
-                Either::Right((outcome, _)) => outcome,
-            }
-        })
     }
 }
 

@@ -1,6 +1,7 @@
-//! The error of this crate: what failed, at which registry, and what to do.
+//! The error of this crate: what failed, at which server, and what to do.
 
 use std::fmt;
+use std::path::Path;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -8,20 +9,20 @@ use serde::Deserialize;
 /// What kind of failure an [`Error`] is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// The registry has no such repository, tag, manifest or blob (404).
+    /// The server has no such repository, tag, manifest, blob or file (404, 410).
     NotFound,
-    /// The registry wants to know who asks, and no credentials are known or they are refused (401).
+    /// The server wants to know who asks, and no credentials are known or they are refused (401).
     Unauthorized,
-    /// The registry knows who asks, and refuses (403).
+    /// The server refuses, whoever asks or because of who asks (403).
     Denied,
-    /// Too many requests (429), also after the waits that the registry asked for.
+    /// Too many requests (429), also after the waits that the server asked for.
     RateLimited,
     /// No connection, or one that was cut or silent too often: DNS, TCP, TLS, or a server that answers
     /// with its own failure (5xx). It may go well later.
     Unreachable,
-    /// Bytes that are not what they should be: digest, size, range.
+    /// Bytes that are not what they should be: digest, size, range; or more than there may be.
     Corrupt,
-    /// The registry's answer is none that the protocol knows.
+    /// The server's answer is none that the protocol knows.
     Protocol,
     /// The caller wants to stop.
     Interrupted,
@@ -40,7 +41,7 @@ pub(crate) enum Again {
     After(Duration),
 }
 
-/// Why nothing came from a registry: one sentence, without a final full stop.
+/// Why nothing came from a server: one sentence, without a final full stop.
 #[derive(Clone, Debug)]
 pub struct Error {
     kind: Kind,
@@ -69,6 +70,11 @@ impl Error {
     /// For `map_err`: says what was being done with a file of this host.
     pub(crate) fn local(doing: &str) -> impl FnOnce(std::io::Error) -> Self {
         move |e| Error::new(Kind::Local, format!("{doing}: {e}"))
+    }
+
+    /// The same, for a file of this name.
+    pub(crate) fn local_at(doing: &str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        move |e| Error::new(Kind::Local, format!("{doing} {}: {e}", path.display()))
     }
 
     pub(crate) fn with_hint(mut self, hint: impl Into<String>) -> Self {

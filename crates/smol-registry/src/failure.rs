@@ -14,6 +14,8 @@ pub struct Failed {
     pub error: Error,
     /// Whether the server may be one that does not speak TLS.
     pub perhaps_plain: bool,
+    /// Whether it is one for sure.
+    pub is_plain: bool,
 }
 
 impl From<Error> for Failed {
@@ -21,6 +23,7 @@ impl From<Error> for Failed {
         Failed {
             error,
             perhaps_plain: false,
+            is_plain: false,
         }
     }
 }
@@ -48,8 +51,8 @@ pub fn of(error: &reqwest::Error, url: &Url, name: &str, options: &Options) -> F
         let seconds = options.connect_timeout.as_secs_f32();
         let message = format!("{name} takes no connection within {seconds} s");
         return Failed {
-            error: unreachable(message).with_again(Again::Yes),
             perhaps_plain: tls,
+            ..Failed::from(unreachable(message).with_again(Again::Yes))
         };
     }
     if let (true, Some(kind)) = (error.is_connect(), kind)
@@ -57,9 +60,9 @@ pub fn of(error: &reqwest::Error, url: &Url, name: &str, options: &Options) -> F
     {
         let message = format!("cannot connect to {name}: {}", innermost(error));
         return Failed {
-            error: unreachable(message),
             // Nobody listens at the port of https; there may be one who does at that of http.
             perhaps_plain: tls && url.port().is_none(),
+            ..Failed::from(unreachable(message))
         };
     }
     let what = match tls {
@@ -68,8 +71,8 @@ pub fn of(error: &reqwest::Error, url: &Url, name: &str, options: &Options) -> F
     };
     let message = format!("the {what} with {name} fails: {}", innermost(error));
     Failed {
-        error: unreachable(message).with_again(Again::Yes),
         perhaps_plain: tls,
+        ..Failed::from(unreachable(message).with_again(Again::Yes))
     }
 }
 
@@ -77,13 +80,11 @@ fn of_tls(why: &rustls::Error, url: &Url, name: &str) -> Failed {
     let unreachable = |message: String| Error::new(Kind::Unreachable, message);
     let why_shown = shown(&why.to_string());
     match why {
-        rustls::Error::InvalidMessage(_) => {
-            let error = unreachable(format!("{name} does not speak TLS"));
-            Failed {
-                error: error.with_hint(format!("--insecure-registry {name} allows to do without")),
-                perhaps_plain: true,
-            }
-        }
+        rustls::Error::InvalidMessage(_) => Failed {
+            error: unreachable(format!("{name} does not speak TLS")),
+            perhaps_plain: true,
+            is_plain: true,
+        },
         rustls::Error::InvalidCertificate(_) => {
             let folder = url.host_str().unwrap_or_default();
             let folder = url

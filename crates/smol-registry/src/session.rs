@@ -1,9 +1,6 @@
 //! Requests to a repository of a registry: with the credentials that it wants to see, repeated where
 //! that is worth it.
 
-use std::sync::Arc;
-use std::time::Duration;
-
 use reqwest::Response;
 use reqwest::header::HeaderMap;
 
@@ -12,12 +9,7 @@ use crate::error::{Again, Error, Kind, Result};
 use crate::mirrors::Source;
 use crate::options::Options;
 use crate::transport::{self, Request, Transport};
-
-/// Most of our own waits.
-const MOST_DELAY: Duration = Duration::from_secs(60);
-
-/// Whether to go on, which is asked again and again.
-pub type GoOn = Arc<dyn Fn() -> bool + Send + Sync>;
+use crate::work::GoOn;
 
 /// Connections and credentials.
 pub struct Session {
@@ -120,44 +112,5 @@ impl Session {
             true => String::new(),
             false => format!(" (looked for in {})", files.join(", ")),
         }
-    }
-}
-
-/// Counts the repetitions of a request, and waits between them.
-pub struct Patience<'o> {
-    options: &'o Options,
-    tried: u32,
-}
-
-impl<'o> Patience<'o> {
-    pub fn new(options: &'o Options) -> Self {
-        Patience { options, tried: 0 }
-    }
-
-    /// Counts anew: there was progress.
-    pub fn renew(&mut self) {
-        self.tried = 0;
-    }
-
-    /// Waits before the next attempt.
-    ///
-    /// # Errors
-    /// The error itself, if there is to be none.
-    pub async fn wait(&mut self, error: Error) -> Result<()> {
-        let options = self.options;
-        let own = options.retry_delay.saturating_mul(1 << self.tried.min(16));
-        let delay = match error.again() {
-            Again::No => return Err(error),
-            _ if self.tried >= options.retries => return Err(error),
-            Again::Yes => own.min(MOST_DELAY),
-            Again::After(delay) if delay > options.most_retry_after => {
-                let seconds = delay.as_secs();
-                return Err(error.with_hint(format!("it wants us to wait for {seconds} s")));
-            }
-            Again::After(delay) => delay,
-        };
-        self.tried += 1;
-        tokio::time::sleep(delay).await;
-        Ok(())
     }
 }

@@ -35,6 +35,8 @@ pub struct Request {
     pub authorization: Option<HeaderValue>,
     /// The form of a POST; without one it is a GET.
     pub form: Option<Vec<(&'static str, String)>>,
+    /// Whether any server may be asked without TLS: what is asked for is no secret, and is verified.
+    pub may_be_plain: bool,
 }
 
 impl Request {
@@ -44,6 +46,7 @@ impl Request {
             headers,
             authorization: None,
             form: None,
+            may_be_plain: false,
         }
     }
 }
@@ -120,7 +123,7 @@ impl Transport {
 
     /// Sends a request to a URL that `host` has named.
     pub async fn send_to(&self, url: Url, host: &Host, request: &Request) -> Result<Response> {
-        self.check_scheme(&url, host)?;
+        self.check_scheme(&url, host, request)?;
         self.follow(url, None, host, request).await
     }
 
@@ -167,7 +170,7 @@ impl Transport {
                 let to = authority(&next);
                 return Err(protocol(&url, &format!("redirects to {to} without TLS")));
             }
-            self.check_scheme(&next, host)?;
+            self.check_scheme(&next, host, request)?;
             url = next;
         }
         let why = format!("redirects more than {MOST_REDIRECTS} times");
@@ -175,9 +178,10 @@ impl Transport {
     }
 
     /// Refuses URLs that may not be used.
-    fn check_scheme(&self, url: &Url, host: &Host) -> Result<()> {
+    fn check_scheme(&self, url: &Url, host: &Host, request: &Request) -> Result<()> {
         match url.scheme() {
             "https" => Ok(()),
+            "http" if request.may_be_plain => Ok(()),
             "http" if self.trust(url, host) != Trust::Checked => Ok(()),
             "http" => {
                 let name = authority(url);
@@ -220,6 +224,15 @@ impl Transport {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => {
                 let mut failed = failure::of(&error, url, &name, &self.options);
+                if failed.is_plain {
+                    let hint = match request.may_be_plain {
+                        true => format!(
+                            "http://{name} does without; the digest is checked all the same"
+                        ),
+                        false => format!("--insecure-registry {name} allows to do without"),
+                    };
+                    failed.error = failed.error.with_hint(hint);
+                }
                 if let Some(proxy) = proxy(url).filter(|_| error.is_connect()) {
                     let hint = format!("connections go through the proxy that ${proxy} names");
                     failed.error = failed.error.with_hint(hint);

@@ -1,4 +1,4 @@
-//! A registry whose answers a test makes: it can be wrong, slow, cut off, endless. HTTP/1.1 over
+//! A registry, or another server, whose answers a test makes: it can be wrong, slow, cut off, endless. HTTP/1.1 over
 //! loopback, a thread a connection; the standard library only.
 //!
 //! [`Contents`] answers as a registry should; a test changes what it answers. [`Registry::requests`]
@@ -88,6 +88,22 @@ impl Answer {
         }
     }
 
+    /// Returns one with these bytes, or the part of them that the request wants.
+    #[must_use]
+    pub fn of(bytes: &[u8], request: &Request) -> Self {
+        match request.range() {
+            None => Answer::new(200, bytes),
+            Some(first) if first < bytes.len() => {
+                let range = format!("bytes {first}-{}/{}", bytes.len() - 1, bytes.len());
+                Answer::new(206, &bytes[first..]).header("Content-Range", range)
+            }
+            Some(_) => {
+                let range = format!("bytes */{}", bytes.len());
+                Answer::new(416, "").header("Content-Range", range)
+            }
+        }
+    }
+
     /// Adds a header line.
     #[must_use]
     pub fn header(mut self, name: &str, value: impl Into<String>) -> Self {
@@ -149,13 +165,7 @@ impl Contents {
             let body = r#"{"errors":[{"code":"NAME_UNKNOWN","message":"unknown"}]}"#;
             return Answer::new(404, body).header("Content-Type", "application/json");
         };
-        match request.range().filter(|first| *first < blob.len()) {
-            Some(first) => {
-                let range = format!("bytes {first}-{}/{}", blob.len() - 1, blob.len());
-                Answer::new(206, &blob[first..]).header("Content-Range", range)
-            }
-            None => Answer::new(200, blob.clone()),
-        }
+        Answer::of(blob, request)
     }
 }
 

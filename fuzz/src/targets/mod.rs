@@ -464,6 +464,13 @@ pub const TARGETS: &[Target] = &[
     )
     .words(registry::WORDS),
     small(
+        "file-url",
+        registry::file_url,
+        registry::file_url_seeds,
+        &["crates/smol-registry/src/file_url.rs"],
+    )
+    .words(registry::WORDS),
+    small(
         "registry-headers",
         registry::headers,
         registry::header_seeds,

@@ -1,6 +1,6 @@
 //! Registries: names of images, what a server answers, files of credentials and mirrors.
 
-use smol_registry::{Reference, fuzz};
+use smol_registry::{FileUrl, Reference, fuzz};
 
 use crate::input::{join, parts};
 
@@ -72,6 +72,32 @@ pub fn reference(data: &[u8]) -> bool {
     assert!(!reference.registry().contains(['/', '@', '?', '#', '\\']));
     let pinned = reference.with_digest(DIGEST);
     assert_eq!(pinned.digest(), Some(DIGEST));
+    true
+}
+
+/// The URL of a file.
+///
+/// Holds: its normal form is read as the same, is `http` or `https`, and has no credentials; what is wrong
+/// can be shown.
+pub fn file_url(data: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(data);
+    let url: FileUrl = match text.parse() {
+        Ok(url) => url,
+        Err(error) => {
+            check_shown(&error.to_string(), 700);
+            return false;
+        }
+    };
+    let normal = url.to_string();
+    assert_eq!(normal.parse().as_ref(), Ok(&url));
+    let rest = normal
+        .strip_prefix("https://")
+        .or(normal.strip_prefix("http://"));
+    let server = rest
+        .and_then(|rest| rest.split('/').next())
+        .unwrap_or_default();
+    assert!(!server.is_empty() && !server.contains('@'), "{normal}");
+    assert!(normal.bytes().all(|b| b.is_ascii_graphic()) && !normal.contains('#'));
     true
 }
 
@@ -163,6 +189,19 @@ pub fn reference_seeds() -> Vec<Vec<u8>> {
         "docker://nginx".into(),
     ];
     seeds.map(String::into_bytes).to_vec()
+}
+
+/// Seeds for [`file_url`].
+pub fn file_url_seeds() -> Vec<Vec<u8>> {
+    let texts = [
+        "https://host.example:8443/a/b-1.2.tar.gz?x=1&y=%2F#part",
+        "http://[::1]/",
+        "HTTPS://xn--bcher-kva.example/\u{e4}/../b",
+        "https://user:password@host.example/",
+        "http://0x7f.1/",
+        "https:\\\\host.example",
+    ];
+    texts.map(|text| text.as_bytes().to_vec()).into()
 }
 
 /// Seeds of [`headers`].

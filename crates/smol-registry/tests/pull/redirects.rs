@@ -257,13 +257,13 @@ fn requests_say_who_we_are_and_what_we_read() {
 }
 
 /// A server with TLS whose one manifest is this very answer: openssl's.
-struct TlsServer {
+pub struct TlsServer {
     process: std::process::Child,
-    port: String,
+    pub port: String,
 }
 
 impl TlsServer {
-    fn start(folder: &std::path::Path, answer: &str) -> Self {
+    pub fn start(folder: &std::path::Path, answer: &str) -> Self {
         use std::io::BufRead;
         smol_testing::docker::certificate(folder);
         let manifests = folder.join("v2/a/manifests");

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use sha2::{Digest, Sha256};
-use smol_registry::{Client, Options, Places, Reference};
+use smol_registry::{Client, Error, Fetched, Fetcher, Options, Places, Reference};
 use tempfile::TempDir;
 
 pub fn digest(bytes: &[u8]) -> String {
@@ -115,6 +115,50 @@ impl Home {
 
     pub fn client(&self) -> Client {
         client(self.options())
+    }
+}
+
+/// The most that [`Downloads`] fetch, bytes.
+pub const MOST: u64 = 1 << 20;
+
+/// A host with a folder of downloads.
+pub struct Downloads {
+    pub home: Home,
+    pub folder: PathBuf,
+}
+
+impl Downloads {
+    pub fn new() -> Self {
+        let home = Home::new();
+        let folder = home.path("downloads");
+        fs::create_dir(&folder).unwrap();
+        Downloads { home, folder }
+    }
+
+    pub fn fetcher(&self) -> Fetcher {
+        Fetcher::new(self.home.options(), Arc::new(|| true)).unwrap()
+    }
+
+    pub fn fetch(&self, url: &str, sha256: &str) -> Result<Fetched, Error> {
+        self.with(&self.fetcher(), url, sha256)
+    }
+
+    pub fn with(&self, fetcher: &Fetcher, url: &str, sha256: &str) -> Result<Fetched, Error> {
+        let url = url.parse().unwrap();
+        fetcher.fetch(&url, sha256, MOST, &self.folder, &mut |_, _| {})
+    }
+
+    /// Names of what is in it.
+    pub fn names(&self) -> Vec<String> {
+        let entries = fs::read_dir(&self.folder).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<_> = names.collect();
+        names.sort();
+        names
+    }
+
+    pub fn write(&self, name: &str, bytes: &[u8]) {
+        fs::write(self.folder.join(name), bytes).unwrap();
     }
 }
 
