@@ -244,6 +244,18 @@ pub fn with_dns() -> Upstream {
     }
 }
 
+#[allow(dead_code, reason = "the benchmark and the tests use different parts")]
+/// What a socket receives. With a limit of time, the kernel does not go on after an interruption itself.
+pub fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> std::io::Result<(usize, SocketAddr)> {
+    loop {
+        match socket.recv_from(buffer) {
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            received => return received,
+        }
+    }
+}
+
+#[allow(dead_code, reason = "the benchmark and the tests use different parts")]
 pub fn rules(rules: &[&str]) -> Vec<smol_net::Rule> {
     rules.iter().map(|rule| rule.parse().unwrap()).collect()
 }
