@@ -64,7 +64,7 @@ fn ask_at(socket: &UdpSocket, server: &str, name: &str, kind: u16) -> Answer {
     let server: SocketAddr = server.parse().unwrap();
     socket.send_to(&question(name, kind), server).unwrap();
     let mut buffer = vec![0; 65535];
-    let (n, from) = receive(&socket, &mut buffer).unwrap();
+    let (n, from) = receive(socket, &mut buffer).unwrap();
     assert_eq!(from, server);
     Answer::read(&buffer[..n])
 }

@@ -30,7 +30,7 @@ fn datagrams_go_there_and_back_to_whoever_has_sent_them() {
             let (n, from) = receive(&server, &mut buffer).unwrap();
             assert_eq!(buffer[..n], sent);
             server.send_to(&buffer[..n], from).unwrap();
-            let (n, from) = receive(&guest, &mut buffer).unwrap();
+            let (n, from) = receive(guest, &mut buffer).unwrap();
             assert_eq!((n, from), (length, to));
         }
     }
