@@ -1,7 +1,7 @@
 //! From a Plan to the three images that a machine boots from.
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use smol_rootfs::{CopySpec, Ignore};
 
 use crate::boot::Images;
 use crate::context::BuildContext;
-use crate::fetch;
+use crate::fetched;
 use crate::hash;
 use crate::initramfs;
 use crate::input::{InputDirs, Rootfs};
@@ -138,11 +138,7 @@ fn build_rootfs(
     let (plan, context) = (steps.plan, steps.context);
     let (input, interrupt) = (rootfs.input(), &context.session.interrupt);
     input.fetch(lock, steps.cache, context)?;
-    for step in &plan.steps {
-        if let PlannedStep::Fetch(fetch) = step {
-            fetch::file(fetch, context)?;
-        }
-    }
+    let fetched = fetched::files(plan, context)?;
     let input_dirs = InputDirs {
         base_dir: &plan.base_dir,
         downloads: context.downloads,
@@ -164,7 +160,9 @@ fn build_rootfs(
                 rootfs::copy(tree, &copy_spec(&plan.base_dir, copy)?, "[[copy]]")?;
             }
             PlannedStep::Fetch(fetch) => {
-                let spec = fetched_spec(fetch, context.downloads);
+                let file = fetched.get(&fetch.sha256);
+                let file = file.context("a [[fetch]] without its file");
+                let spec = fetched_spec(fetch, file.kind(ExitKind::Internal)?);
                 rootfs::copy(tree, &spec, "[[fetch]]")?;
             }
             PlannedStep::Run(run) => {
@@ -198,12 +196,12 @@ fn copy_spec(base_dir: &SourceDir, copy: &CopyStep) -> Result<CopySpec> {
     })
 }
 
-/// A file that was downloaded, as something to copy.
-fn fetched_spec(fetch: &FetchStep, downloads: &Path) -> CopySpec {
+/// The file of a `[[fetch]]`, as something to copy.
+fn fetched_spec(fetch: &FetchStep, file: &Path) -> CopySpec {
     const MODE: u32 = 0o644;
     CopySpec {
-        src: fetch::file_place(&fetch.sha256, downloads),
-        name: fetch.file_name().map(Into::into),
+        src: file.to_owned(),
+        name: fetch.file_name().map(OsString::from),
         dest: fetch.dest.clone(),
         mode: Some(fetch.mode.unwrap_or(MODE)),
         owner: fetch.owner.clone(),

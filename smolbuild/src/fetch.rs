@@ -96,26 +96,6 @@ pub fn package(
     Ok((download(&chosen, downloads, interrupt)?, chosen))
 }
 
-/// Where in the folder `downloads` a file with this SHA-256 is, or goes.
-pub fn file_place(sha256: &str, downloads: &Path) -> PathBuf {
-    downloads.join(sha256)
-}
-
-/// Has the file of a `[[fetch]]` in the folder of downloads.
-///
-/// # Errors
-/// It is not there.
-pub fn file(
-    step: &crate::smolfile::FetchStep,
-    context: crate::context::BuildContext,
-) -> Result<()> {
-    let file = file_place(&step.sha256, context.downloads);
-    if file.exists() && hash::sha256(&file)? == step.sha256 {
-        return Ok(());
-    }
-    Err(anyhow!("not there"))
-}
-
 /// Unpacks the package file `deb` into the folder `into`, without installing it.
 ///
 /// # Errors

@@ -18,7 +18,7 @@
 //!
 //! [`pipeline`] calls them from top to bottom, unless [`bundle_cache`] has the bundle already. [`commands`]
 //! holds the subcommands, [`habits`] answers to what other tools' users type, [`context`] what the stages share, [`environment`] what the environment adds
-//! to a Smolfile. [`fetch`] downloads source packages. [`cache`] is the cache as a whole: what is in it, and how
+//! to a Smolfile. [`fetch`] downloads source packages, [`fetched`] files by URL and digest. [`cache`] is the cache as a whole: what is in it, and how
 //! it goes.
 //! [`init`] writes a first Smolfile. [`diff`] says what differs between two bundles; [`extract`] takes copied files back out of one, so
 //! that it can be built again. [`hash`] takes digests of files,
@@ -36,6 +36,7 @@ pub mod environment;
 pub mod error;
 pub mod extract;
 pub mod fetch;
+pub mod fetched;
 pub mod folder;
 pub mod habits;
 pub mod hash;

@@ -161,6 +161,7 @@ fn every_module_of_a_crate_is_on_the_map_at_its_front_door() {
         "crates/smol-cli",
         "crates/smol-host",
         "crates/smol-machine",
+        "crates/smol-net",
         "crates/smol-registry",
         "crates/smol-rootfs",
         "smolbuild",

@@ -24,6 +24,7 @@ const OUR_CRATES: &[(&str, &[&str])] = &[
     ("smol-cli", &[]),
     ("smol-guest", &["smol-protocol"]),
     ("smol-machine", &[]),
+    ("smol-net", &["smol-protocol"]),
     ("smol-protocol", &[]),
     ("smol-registry", &[]),
     ("smol-rootfs", &[]),
@@ -111,7 +112,7 @@ fn each_crate_depends_on_those_of_ours_that_it_may_know() {
     for (name, allowed) in OUR_CRATES {
         let ours: BTreeSet<String> = direct_dependencies(name)
             .into_iter()
-            .filter(|d| d.starts_with("smol"))
+            .filter(|d| d.starts_with("smol") && d != "smoltcp")
             .collect();
         let allowed: BTreeSet<String> = allowed.iter().map(|d| (*d).to_owned()).collect();
         assert_eq!(ours, allowed, "dependencies of {name}");
@@ -176,6 +177,24 @@ fn the_registry_client_alone_uses_crates_that_speak_network_protocols() {
     let all = all_dependencies("smol-registry");
     for network in NETWORK_CRATES {
         assert!(all.contains(*network), "smol-registry lacks {network}");
+    }
+}
+
+/// Crates that make packets: smol-net alone uses them.
+const PACKET_CRATES: &[&str] = &["pnet", "smoltcp"];
+
+#[test]
+fn the_network_of_guests_alone_has_a_stack_of_its_own_and_it_has_no_client() {
+    for (name, _) in OUR_CRATES.iter().filter(|(name, _)| *name != "smol-net") {
+        let direct = direct_dependencies(name);
+        for stack in PACKET_CRATES {
+            assert!(!direct.contains(*stack), "{name} depends on {stack}");
+        }
+    }
+    let all = all_dependencies("smol-net");
+    assert!(all.contains("smoltcp"), "the lock file was misread");
+    for client in NETWORK_CRATES.iter().chain(FOREIGN_CRATES) {
+        assert!(!all.contains(*client), "smol-net depends on {client}");
     }
 }
 

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`sizes`] | what of a machine's memory is in its bundle, and where the time of a build goes |
 //! | [`images`] | a container image into a root file system, against umoci and mkfs.erofs |
+//! | [`net`] | the network of a guest: one TCP flow each way, and connections, against passt and slirp4netns |
 //! | [`native`] | restoring the native guest on this host's own KVM, against the floor program |
 //! | [`emulated`] | first starts in an emulated host of their own, against warm ones |
 //! | [`inside`] | in one emulated host: restored against booted, built against booted, many side by side |
@@ -23,6 +24,7 @@ mod emulated;
 mod images;
 mod inside;
 mod native;
+mod net;
 mod sizes;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -36,9 +38,10 @@ use smol_tests::host::Host;
 /// A part of the figures, by name. It prints what it measures and gives it; a panic tells why it cannot.
 type Part = (&'static str, fn(&Host) -> Value);
 
-const PARTS: [Part; 5] = [
+const PARTS: [Part; 6] = [
     ("sizes", sizes::measure),
     ("images", images::measure),
+    ("net", net::measure),
     ("native", native::measure),
     ("emulated", emulated::measure),
     ("inside", inside::measure),

@@ -30,11 +30,15 @@ const BUILD: &[Need] = &[
 const TEST: &[Need] = &[
     ("busybox", "busybox-static"),
     ("cpio", "cpio"),
+    ("dnsmasq", "dnsmasq-base"),
     ("docker-registry", "docker-registry"),
     ("fsck.erofs", "erofs-utils"),
+    ("ip", "iproute2"),
     ("openssl", "openssl"),
+    ("ping", "iputils-ping"),
     ("skopeo", "skopeo"),
     ("strace", "strace"),
+    ("tinyproxy", "tinyproxy-bin"),
     ("umoci", "umoci"),
 ];
 

@@ -55,7 +55,7 @@ impl Engine {
                 flows.segment(&packet, &segment, &mut with);
             }
             Payload::Udp { from, to, data } if place(packet.to) == Place::Dns => {
-                self.to_dns(&packet, from, to, data, now);
+                self.ask_dns(&packet, from, to, data, now);
             }
             Payload::Echo {
                 ident,
@@ -72,7 +72,7 @@ impl Engine {
         self.bring_answers(now);
     }
 
-    fn to_dns(&mut self, packet: &Packet, from: u16, to: u16, data: &[u8], now: Instant) {
+    fn ask_dns(&mut self, packet: &Packet, from: u16, to: u16, data: &[u8], now: Instant) {
         if to != 53 {
             return push_unreachable(&mut self.core.out, packet.bytes, Unreachable::Port);
         }

@@ -36,6 +36,7 @@ struct Flow {
 }
 
 /// What a connection is for.
+#[expect(clippy::large_enum_variant, reason = "flows are in boxes as a whole")]
 #[derive(Debug)]
 enum Role {
     /// It is accepted once the host is connected.

@@ -34,7 +34,7 @@ pub struct Report {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
     /// `NAME`, `NAME:PORT`, `ADDRESS:PORT` or `ADDRESS`. The guest chose it: ASCII without control
-    /// characters, at most 300 bytes.
+    /// characters, at most 1100 bytes.
     pub target: String,
     /// Why.
     pub why: Denial,

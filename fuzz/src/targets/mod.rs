@@ -6,6 +6,7 @@
 //! | [`rootfs`] | archives, layers, images, ignore files |
 //! | [`devices`] | registers, rings and packets of a guest's driver |
 //! | [`machine`] | a machine's state, kernels |
+//! | [`network`] | packets of a guest, DNS, the proxy, rules |
 //! | [`protocol`] | the wires between guest, host and emulated host; control requests |
 //! | [`builder`] | Smolfiles, Dockerfiles, locks, memory that is looked into |
 //! | [`image`] | container images: names, documents, archives |
@@ -17,6 +18,7 @@ pub mod bundle;
 pub mod devices;
 pub mod image;
 pub mod machine;
+pub mod network;
 pub mod protocol;
 pub mod registry;
 pub mod rootfs;
@@ -502,6 +504,55 @@ pub const TARGETS: &[Target] = &[
         &["crates/smol-registry/src/mirrors.rs"],
     )
     .words(registry::WORDS),
+    small(
+        "net-packets",
+        network::packets,
+        network::packet_seeds,
+        &[
+            "crates/smol-net/src/conn.rs",
+            "crates/smol-net/src/engine.rs",
+            "crates/smol-net/src/exchange.rs",
+            "crates/smol-net/src/flow.rs",
+            "crates/smol-net/src/packet.rs",
+            "crates/smol-net/src/dns/stream.rs",
+        ],
+    ),
+    small(
+        "net-stream",
+        network::stream,
+        network::stream_seeds,
+        &["crates/smol-protocol/src/net.rs"],
+    ),
+    small(
+        "net-dns",
+        network::dns,
+        network::dns_seeds,
+        &["crates/smol-net/src/dns/message.rs"],
+    ),
+    small(
+        "net-rule",
+        network::rule,
+        network::rule_seeds,
+        &["crates/smol-net/src/policy/rule.rs"],
+    )
+    .words(network::WORDS),
+    small(
+        "net-proxy",
+        network::proxy,
+        network::proxy_seeds,
+        &[
+            "crates/smol-net/src/proxy/head.rs",
+            "crates/smol-net/src/proxy/body.rs",
+        ],
+    )
+    .words(network::WORDS),
+    small(
+        "net-upstream",
+        network::upstream,
+        network::upstream_seeds,
+        &["crates/smol-net/src/upstream.rs"],
+    )
+    .words(network::WORDS),
 ];
 
 /// Returns the target with this name.

@@ -25,6 +25,7 @@ use std::time::Duration;
 use serde::Serialize;
 use smol_machine::cpu::Level;
 use smol_net::Rule;
+use smol_registry::FileUrl;
 use toml::Spanned;
 use toml::de::DeTable;
 
@@ -209,7 +210,7 @@ pub enum Network {
 pub struct FetchStep {
     /// Where it is. Not what it is: the Plan has the digest alone.
     #[serde(skip)]
-    pub url: Spanned<String>,
+    pub url: Spanned<FileUrl>,
     /// SHA-256 of the file, in hexadecimal.
     pub sha256: String,
     /// Where it goes in the guest; a slash at the end says that this is a folder.
@@ -222,7 +223,7 @@ pub struct FetchStep {
 
 impl FetchStep {
     /// The name that the file has in a folder.
-    pub fn file_name(&self) -> Option<&str> {
+    pub fn file_name(&self) -> Option<String> {
         values::file_name(self.url.get_ref())
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use smol_cli::human;
 use smol_image::ImageRef;
 use smol_machine::cpu::Level;
+use smol_registry::FileUrl;
 
 use super::diagnostic::Diagnostic;
 
@@ -210,44 +211,24 @@ pub(super) fn http_url(text: &str) -> Result<(u16, String), Diagnostic> {
     }
 }
 
-/// Longest URL, in bytes.
-const MAX_URL: usize = 4096;
-
 /// The URL of a file that anybody may download.
-pub(super) fn url(text: &str) -> Result<String, Diagnostic> {
-    let rest = text
-        .strip_prefix("https://")
-        .or_else(|| text.strip_prefix("http://"));
-    let Some(rest) = rest else {
-        return Err(wrong("not a URL").label("begins with https:// or http://"));
-    };
-    if text.len() > MAX_URL {
-        return Err(wrong(format!("the URL is longer than {MAX_URL} bytes")));
-    }
-    if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err(
-            wrong("not a URL").help("write spaces and characters beyond ASCII as %20 and the like")
-        );
-    }
-    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
-    if authority.is_empty() {
-        return Err(wrong("not a URL").label("no host"));
-    }
-    if authority.contains('@') {
-        let title = "a URL with a password would be in every bundle";
-        return Err(wrong(title).help(
-            "name a file that anybody may download, or download it yourself and use [[copy]]",
-        ));
-    }
-    Ok(text.to_owned())
+pub(super) fn url(text: &str) -> Result<FileUrl, Diagnostic> {
+    text.parse::<FileUrl>().map_err(|error| {
+        let diagnostic = wrong("not the URL of a file to download").label(error.to_string());
+        match error.hint() {
+            Some(hint) => diagnostic.help(hint),
+            None => diagnostic,
+        }
+    })
 }
 
 /// The file name at the end of a URL.
-pub(crate) fn file_name(url: &str) -> Option<&str> {
-    let path = url.split(['?', '#']).next()?;
+pub(super) fn file_name(url: &FileUrl) -> Option<String> {
+    let url = url.to_string();
+    let path = url.split('?').next()?;
     let (_, path) = path.split_once("://")?.1.split_once('/')?;
     let name = path.rsplit('/').next()?;
-    (!name.is_empty() && name != "." && name != "..").then_some(name)
+    (!name.is_empty() && name != "." && name != "..").then(|| name.to_owned())
 }
 
 /// A SHA-256 in hexadecimal, also as sha256sum and OCI write it.

@@ -6,10 +6,11 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
 use std::mem::zeroed;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV6};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SendFlags, SocketType, sockopt};
@@ -26,6 +27,8 @@ const NAME: &[u8] = b"tun0";
 /// largest ones are more than the windows of some hundred connections.
 const QUEUE: libc::c_int = 2000;
 const STACK: usize = 128 * 1024;
+/// How often it is looked whether the address is there, a millisecond or more apart.
+const ATTEMPTS: u32 = 10_000;
 
 /// Makes the interface and carries its packets on threads from now on, until the stream ends.
 ///
@@ -183,7 +186,8 @@ struct RouteV6 {
 }
 
 /// Address and default route. A TUN interface has no neighbours, so the kernel does not wait for
-/// another owner of the address to speak up.
+/// another owner of the address to speak up; but it finds that out on a thread of its own, and until then
+/// connections would have the loopback's address, from which no answer comes back.
 fn configure_v6(socket: &OwnedFd) -> io::Result<()> {
     let mut request = named();
     ioctl(socket, libc::SIOCGIFINDEX as libc::Ioctl, &mut request)?;
@@ -210,7 +214,19 @@ fn configure_v6(socket: &OwnedFd) -> io::Result<()> {
         flags: u32::from(libc::RTF_UP),
         index,
     };
-    ioctl(socket, libc::SIOCADDRT as libc::Ioctl, &mut route)
+    ioctl(socket, libc::SIOCADDRT as libc::Ioctl, &mut route)?;
+    let own = SocketAddrV6::new(GUEST_V6, 0, 0, 0);
+    for _ in 0..ATTEMPTS {
+        // It can be bound to once it is the interface's.
+        match rustix::net::bind(socket, &own) {
+            Err(Errno::ADDRNOTAVAIL) => thread::sleep(Duration::from_millis(1)),
+            done => return Ok(done?),
+        }
+    }
+    Err(io::Error::new(
+        io::ErrorKind::TimedOut,
+        "the address is not assigned",
+    ))
 }
 
 /// Carries what the guest sends, until the stream ends.

@@ -49,19 +49,15 @@ impl Stream {
     /// Does what can be done; returns whether the connection goes on.
     pub fn advance(&mut self, lookups: &mut Lookups, now: Instant, core: &mut Core) -> bool {
         self.conn.give_some_of(&mut self.answer);
-        while !self.waiting && self.answer.is_empty() {
+        if !self.waiting && self.answer.is_empty() {
             match self.next_message() {
                 Ok(Some(message)) => {
                     self.waiting = true;
                     let asker = Asker::Stream(self.number);
                     lookups.ask(&message, asker, now, core);
-                    break;
                 }
-                Ok(None) => break,
-                Err(NoMessage) => {
-                    self.conn.reset();
-                    break;
-                }
+                Ok(None) => {}
+                Err(NoMessage) => self.conn.reset(),
             }
         }
         if self.conn.is_at_end() && !self.waiting && self.answer.is_empty() {

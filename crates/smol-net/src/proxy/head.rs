@@ -1,10 +1,11 @@
 //! Heads of HTTP/1.1 (RFC 9112): what a guest asks a proxy for, and what an answer begins with. Heads are
 //! made anew, of what was understood.
 
+use std::net::IpAddr;
+
 use crate::policy::address::canonical;
 use crate::policy::rule::host_name;
 use crate::upstream::{Proxy, split_port};
-use std::net::IpAddr;
 
 /// Longest head, in bytes.
 pub const MOST: usize = 32 << 10;
@@ -25,6 +26,9 @@ pub struct Request {
     pub plain: Option<Plain>,
 }
 
+/// Names and values.
+type Headers = Vec<(String, Vec<u8>)>;
+
 /// A request by a URL.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plain {
@@ -33,7 +37,7 @@ pub struct Plain {
     authority: String,
     /// Path and query.
     path: String,
-    headers: Vec<(String, Vec<u8>)>,
+    headers: Headers,
     /// What comes behind the head.
     pub body: Body,
 }
@@ -198,7 +202,7 @@ fn is_one_of(name: &str, list: &[&str]) -> bool {
 }
 
 /// The headers to pass on, and how long the body is.
-fn headers_of(headers: &[httparse::Header]) -> Result<(Vec<(String, Vec<u8>)>, Body), Bad> {
+fn headers_of(headers: &[httparse::Header]) -> Result<(Headers, Body), Bad> {
     let named: Vec<String> = headers
         .iter()
         .filter(|header| header.name.eq_ignore_ascii_case("connection"))

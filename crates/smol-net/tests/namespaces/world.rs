@@ -38,9 +38,10 @@ pub struct Namespace {
     thread: rustix::process::Pid,
 }
 
+#[allow(dead_code, reason = "the benchmark and the tests use different parts")]
 impl Namespace {
     /// A fresh one, whose loopback is up.
-    fn new() -> Self {
+    pub fn new() -> Self {
         let (jobs, queue) = channel::<Job>();
         let (ready, is_ready) = channel();
         thread::spawn(move || {
@@ -53,6 +54,12 @@ impl Namespace {
         let namespace = Namespace { jobs, thread };
         namespace.ip("link set lo up");
         namespace
+    }
+
+    /// Where the kernel shows it.
+    pub fn path(&self) -> String {
+        let (process, thread) = (std::process::id(), self.thread.as_raw_nonzero());
+        format!("/proc/{process}/task/{thread}/ns/net")
     }
 
     /// Runs this in it.
@@ -237,6 +244,18 @@ pub fn with_dns() -> Upstream {
     }
 }
 
+#[allow(dead_code, reason = "the benchmark and the tests use different parts")]
+/// What a socket receives. With a limit of time, the kernel does not go on after an interruption itself.
+pub fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> std::io::Result<(usize, SocketAddr)> {
+    loop {
+        match socket.recv_from(buffer) {
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            received => return received,
+        }
+    }
+}
+
+#[allow(dead_code, reason = "the benchmark and the tests use different parts")]
 pub fn rules(rules: &[&str]) -> Vec<smol_net::Rule> {
     rules.iter().map(|rule| rule.parse().unwrap()).collect()
 }
