@@ -301,6 +301,12 @@ exec = ["/service", "--exit", "9"]
     ),
     machine("spin", "", &["/service", "--spin"], ""),
     machine("absent", "", &["/no/such/program"], ""),
+    machine(
+        "step",
+        "",
+        &["/service"],
+        "[[run]]\ncmd = [\"/service\", \"--exit\", \"9\"]\n",
+    ),
 ];
 
 /// A thread holds something in the YMM registers while the machine is frozen.
@@ -332,11 +338,15 @@ tcp = 7777
     }
 }
 
-/// Smolfiles side by side in one folder, with the root file system that they share: one program.
+/// Smolfiles side by side in one folder, with the root file system that they share: one program. The folder
+/// `shell` is another one: busybox.
 fn machines(host: &Host, service: &Path) {
     let root = host.machines.join("root");
     fs::create_dir_all(&root).expect("the build folder can be written");
     fs::copy(service, root.join("service")).expect("make has built it");
+    let shell = host.machines.join("shell/bin");
+    fs::create_dir_all(&shell).expect("the build folder can be written");
+    fs::copy("/bin/busybox", shell.join("busybox")).expect("busybox-static is installed");
     for machine in MACHINES {
         fs::write(smolfile(host, machine.name), machine.smolfile())
             .expect("the build folder can be written");

@@ -179,6 +179,14 @@ impl Running {
         found.unwrap_or_else(|text| panic!("it ended without {wanted:?} on stderr: {text}"))
     }
 
+    /// Waits until it has written so many lines to stderr, or has ended.
+    pub fn await_lines(&self, count: usize) {
+        eventually("lines on stderr", LIMIT, || {
+            let ended = self.stderr.is_finished();
+            (ended || self.stderr.text().lines().count() >= count).then_some(())
+        });
+    }
+
     /// What it has printed so far.
     pub fn stdout(&self) -> String {
         self.stdout.text()

@@ -10,7 +10,16 @@ use smol_tests::suite::Suite;
 use smol_tests::support::{self, names, run};
 
 /// A machine, what is wrong with it, and the error of its build.
-const CASES: [(&str, &str, &str); 9] = [
+const CASES: [(&str, &str, &str); 10] = [
+    (
+        "step",
+        "a [[run]] that fails",
+        r#"error: [[run]] command 1 (/service --exit 9) ended with exit code 9
+  in /machines/step.toml:14:7
+  the last lines of its output:
+    service: there is no configuration
+"#,
+    ),
     (
         "never",
         "a service that never gets ready",

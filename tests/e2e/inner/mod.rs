@@ -5,6 +5,7 @@ mod failures;
 mod first;
 mod lifecycle;
 mod restore;
+mod steps;
 mod time;
 
 use std::path::{Path, PathBuf};
@@ -67,6 +68,7 @@ pub fn tests<'a>(host: &'a InnerHost, selection: &Selection) -> Suite<'a> {
         lifecycle::tests(&mut suite, host);
         builds::tests(&mut suite, host);
         failures::tests(&mut suite, host);
+        steps::tests(&mut suite, host);
     }
     suite.filter(&selection.words)
 }
