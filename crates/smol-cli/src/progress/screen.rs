@@ -81,18 +81,21 @@ impl Screen {
         title: Option<&'static str>,
         tree: Arc<Mutex<Tree>>,
     ) -> Arc<Self> {
-        let screen = Arc::new(Self {
+        Arc::new(Self {
             terminal,
             look,
             title,
             tree,
             painted: Mutex::default(),
             ticker: Mutex::default(),
-        });
+        })
+    }
+
+    /// Is off the terminal from now on while something else is printed ([`aside`]).
+    pub(super) fn make_way(self: &Arc<Self>) {
         let mut screens = lock(&SCREENS);
         screens.retain(|screen| screen.strong_count() > 0);
-        screens.push(Arc::downgrade(&screen));
-        screen
+        screens.push(Arc::downgrade(self));
     }
 
     /// Shows that a stage has begun or ended.
@@ -181,6 +184,14 @@ impl Screen {
         painted.settled = lock(&self.tree).len();
     }
 
+    /// Leaves everything on the screen as it is. A thread that panics may hold any of the locks: it waits
+    /// for none.
+    fn forget(&self) {
+        if let Ok(mut painted) = self.painted.try_lock() {
+            painted.widths.clear();
+        }
+    }
+
     /// The lines to draw: those that fit into so many rows, or all.
     fn lines(&self, painted: &Painted, columns: usize, rows: Option<usize>) -> Vec<Line> {
         let tree = lock(&self.tree);
@@ -235,11 +246,20 @@ impl Ticker {
 
 /// Prints something else, by `print`: the trees of this process are off the screen meanwhile.
 pub(crate) fn aside<T>(print: impl FnOnce() -> T) -> T {
+    let screens = match thread::panicking() {
+        false => lock(&SCREENS).clone(),
+        // It may hold this lock.
+        true => SCREENS.try_lock().map_or(Vec::new(), |held| held.clone()),
+    };
+    let screens: Vec<_> = screens.iter().filter_map(Weak::upgrade).collect();
+    aside_of(&screens, print)
+}
+
+fn aside_of<T>(screens: &[Arc<Screen>], print: impl FnOnce() -> T) -> T {
     if thread::panicking() {
-        forget();
+        screens.iter().for_each(|screen| screen.forget());
         return print();
     }
-    let screens: Vec<_> = lock(&SCREENS).iter().filter_map(Weak::upgrade).collect();
     let mut held: Vec<(&Arc<Screen>, MutexGuard<Painted>)> = screens
         .iter()
         .map(|screen| (screen, lock(&screen.painted)))
@@ -259,19 +279,6 @@ pub(crate) fn aside<T>(print: impl FnOnce() -> T) -> T {
         screen.paint(painted, "");
     }
     printed
-}
-
-/// Leaves everything on the screen as it is. A thread that panics may hold any of the locks: it waits for
-/// none.
-fn forget() {
-    let Ok(screens) = SCREENS.try_lock() else {
-        return;
-    };
-    for screen in screens.iter().filter_map(Weak::upgrade) {
-        if let Ok(mut painted) = screen.painted.try_lock() {
-            painted.widths.clear();
-        }
-    }
 }
 
 #[cfg(test)]
