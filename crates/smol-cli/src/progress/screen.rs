@@ -5,6 +5,7 @@
 //! into more, and what is above is overwritten and fragments of lines stay.
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::thread::{self, JoinHandle};
@@ -51,6 +52,8 @@ pub(super) struct Screen {
     title: Option<&'static str>,
     tree: Arc<Mutex<Tree>>,
     painted: Mutex<Painted>,
+    /// A panic is reported: nothing is drawn any more.
+    stopped: AtomicBool,
     ticker: Mutex<Option<Ticker>>,
 }
 
@@ -87,6 +90,7 @@ impl Screen {
             title,
             tree,
             painted: Mutex::default(),
+            stopped: AtomicBool::new(false),
             ticker: Mutex::default(),
         })
     }
@@ -140,6 +144,9 @@ impl Screen {
 
     /// Draws over what was drawn before; with a line above it that stays.
     fn paint(&self, painted: &mut Painted, above: &str) {
+        if self.is_stopped() {
+            return;
+        }
         let (rows, columns) = self.size();
         // The row of the cursor stays free.
         let lines = self.lines(painted, columns, Some(rows.saturating_sub(1).max(1)));
@@ -167,7 +174,8 @@ impl Screen {
     }
 
     fn settle(&self, painted: &mut Painted) {
-        if !lock(&self.tree).is_idle() || lock(&self.tree).len() == painted.settled {
+        let has_all = |tree: &Tree| tree.len() == painted.settled;
+        if self.is_stopped() || !lock(&self.tree).is_idle() || has_all(&lock(&self.tree)) {
             return;
         }
         let size = self.size();
@@ -184,12 +192,20 @@ impl Screen {
         painted.settled = lock(&self.tree).len();
     }
 
-    /// Leaves everything on the screen as it is. A thread that panics may hold any of the locks: it waits
-    /// for none.
-    fn forget(&self) {
-        if let Ok(mut painted) = self.painted.try_lock() {
-            painted.widths.clear();
+    /// Draws no more: what is on the screen stays as it is. A thread that panics may hold any of the
+    /// locks, and waits for none; but another one that is drawing is given the time to end that.
+    fn stop(&self) {
+        self.stopped.store(true, Ordering::SeqCst);
+        for _ in 0..100 {
+            if self.painted.try_lock().is_ok() {
+                return;
+            }
+            thread::sleep(Duration::from_millis(1));
         }
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::SeqCst)
     }
 
     /// The lines to draw: those that fit into so many rows, or all.
@@ -257,7 +273,7 @@ pub(crate) fn aside<T>(print: impl FnOnce() -> T) -> T {
 
 fn aside_of<T>(screens: &[Arc<Screen>], print: impl FnOnce() -> T) -> T {
     if thread::panicking() {
-        screens.iter().for_each(|screen| screen.forget());
+        screens.iter().for_each(|screen| screen.stop());
         return print();
     }
     let mut held: Vec<(&Arc<Screen>, MutexGuard<Painted>)> = screens
