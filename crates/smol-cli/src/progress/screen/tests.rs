@@ -301,7 +301,7 @@ fn a_panic_while_a_tree_is_drawn_is_reported_below_it_and_waits_for_nothing() {
     impl Drop for Reports<'_> {
         fn drop(&mut self) {
             let report = || self.0.write_raw("error: internal failure\r\n");
-            aside_of(&[self.1.clone()], report);
+            aside_of(std::slice::from_ref(&self.1), report);
         }
     }
     let screen = screen(&progress);
