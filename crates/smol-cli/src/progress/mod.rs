@@ -102,7 +102,12 @@ impl Progress {
     fn of_mode(mode: Mode, title: Option<&'static str>) -> Self {
         match mode {
             Mode::Auto | Mode::Tty if can_move_its_cursor() => {
-                Self::on_terminal(Box::new(Term::buffered_stderr()), Look::of_stderr(), title)
+                let stderr = Box::new(Term::buffered_stderr());
+                let progress = Self::on_terminal(stderr, Look::of_stderr(), title);
+                if let Display::Tree(screen) = &progress.0.display {
+                    screen.make_way();
+                }
+                progress
             }
             Mode::Auto | Mode::Tty | Mode::Plain => Self::in_lines(Lines::plain(io::stderr())),
             Mode::Json => Self::in_lines(Lines::json(io::stderr())),

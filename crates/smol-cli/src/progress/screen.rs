@@ -5,6 +5,7 @@
 //! into more, and what is above is overwritten and fragments of lines stay.
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::thread::{self, JoinHandle};
@@ -51,6 +52,8 @@ pub(super) struct Screen {
     title: Option<&'static str>,
     tree: Arc<Mutex<Tree>>,
     painted: Mutex<Painted>,
+    /// A panic is reported: nothing is drawn any more.
+    stopped: AtomicBool,
     ticker: Mutex<Option<Ticker>>,
 }
 
@@ -81,18 +84,22 @@ impl Screen {
         title: Option<&'static str>,
         tree: Arc<Mutex<Tree>>,
     ) -> Arc<Self> {
-        let screen = Arc::new(Self {
+        Arc::new(Self {
             terminal,
             look,
             title,
             tree,
             painted: Mutex::default(),
+            stopped: AtomicBool::new(false),
             ticker: Mutex::default(),
-        });
+        })
+    }
+
+    /// Is off the terminal from now on while something else is printed ([`aside`]).
+    pub(super) fn make_way(self: &Arc<Self>) {
         let mut screens = lock(&SCREENS);
         screens.retain(|screen| screen.strong_count() > 0);
-        screens.push(Arc::downgrade(&screen));
-        screen
+        screens.push(Arc::downgrade(self));
     }
 
     /// Shows that a stage has begun or ended.
@@ -137,6 +144,9 @@ impl Screen {
 
     /// Draws over what was drawn before; with a line above it that stays.
     fn paint(&self, painted: &mut Painted, above: &str) {
+        if self.is_stopped() {
+            return;
+        }
         let (rows, columns) = self.size();
         // The row of the cursor stays free.
         let lines = self.lines(painted, columns, Some(rows.saturating_sub(1).max(1)));
@@ -164,7 +174,8 @@ impl Screen {
     }
 
     fn settle(&self, painted: &mut Painted) {
-        if !lock(&self.tree).is_idle() || lock(&self.tree).len() == painted.settled {
+        let has_all = |tree: &Tree| tree.len() == painted.settled;
+        if self.is_stopped() || !lock(&self.tree).is_idle() || has_all(&lock(&self.tree)) {
             return;
         }
         let size = self.size();
@@ -179,6 +190,22 @@ impl Screen {
             .write(&format!("{BEGIN}{back}{text}{TO_END_OF_SCREEN}{END}"));
         painted.widths.clear();
         painted.settled = lock(&self.tree).len();
+    }
+
+    /// Draws no more: what is on the screen stays as it is. A thread that panics may hold any of the
+    /// locks, and waits for none; but another one that is drawing is given the time to end that.
+    fn stop(&self) {
+        self.stopped.store(true, Ordering::SeqCst);
+        for _ in 0..100 {
+            if self.painted.try_lock().is_ok() {
+                return;
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::SeqCst)
     }
 
     /// The lines to draw: those that fit into so many rows, or all.
@@ -235,11 +262,20 @@ impl Ticker {
 
 /// Prints something else, by `print`: the trees of this process are off the screen meanwhile.
 pub(crate) fn aside<T>(print: impl FnOnce() -> T) -> T {
+    let screens = match thread::panicking() {
+        false => lock(&SCREENS).clone(),
+        // It may hold this lock.
+        true => SCREENS.try_lock().map_or(Vec::new(), |held| held.clone()),
+    };
+    let screens: Vec<_> = screens.iter().filter_map(Weak::upgrade).collect();
+    aside_of(&screens, print)
+}
+
+fn aside_of<T>(screens: &[Arc<Screen>], print: impl FnOnce() -> T) -> T {
     if thread::panicking() {
-        forget();
+        screens.iter().for_each(|screen| screen.stop());
         return print();
     }
-    let screens: Vec<_> = lock(&SCREENS).iter().filter_map(Weak::upgrade).collect();
     let mut held: Vec<(&Arc<Screen>, MutexGuard<Painted>)> = screens
         .iter()
         .map(|screen| (screen, lock(&screen.painted)))
@@ -259,19 +295,6 @@ pub(crate) fn aside<T>(print: impl FnOnce() -> T) -> T {
         screen.paint(painted, "");
     }
     printed
-}
-
-/// Leaves everything on the screen as it is. A thread that panics may hold any of the locks: it waits for
-/// none.
-fn forget() {
-    let Ok(screens) = SCREENS.try_lock() else {
-        return;
-    };
-    for screen in screens.iter().filter_map(Weak::upgrade) {
-        if let Ok(mut painted) = screen.painted.try_lock() {
-            painted.widths.clear();
-        }
-    }
 }
 
 #[cfg(test)]

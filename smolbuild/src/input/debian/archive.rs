@@ -152,13 +152,29 @@ pub fn fetch(
             .into());
     }
     let stage = session.stage("fetch", &format!("fetching {}", count(missing.len())));
+    let script = download_script(&missing);
+    let mut status = Status::default();
+    let mut show = |line: &str| status.show(line, &stage);
+    let asked = ask(suite, &script, downloads, &mut show, &session.interrupt)
+        .with_context(|| format!("cannot fetch packages of Debian {suite}"))
+        .hint("check the network")?;
+    asked.keep(&mut missing, downloads)?;
+    stage.finish(match missing.is_empty() {
+        true => "all there",
+        false => "some are not available any more",
+    });
+    Ok(missing)
+}
+
+/// A hook that downloads those of the packages that are offered as they are pinned.
+fn download_script(missing: &[PackagePin]) -> String {
     let wanted = missing.iter().fold(String::new(), |mut lines, pin| {
         let _ = writeln!(lines, "{}={} {}", pin.name, pin.version, pin.sha256);
         lines
     });
     let names: Vec<_> = missing.iter().map(|pin| pin.name.as_str()).collect();
     // Only what is offered as it is pinned: apt-get downloads all or nothing.
-    let script = format!(
+    format!(
         r#"set -e
 export APT_CONFIG="$MMDEBSTRAP_APT_CONFIG"
 mkdir "$1/debs" && cd "$1/debs"
@@ -174,18 +190,7 @@ if [ -s ../available ]; then
 fi"#,
         wanted = quoted(&wanted),
         names = names.join(" "),
-    );
-    let mut status = Status::default();
-    let mut show = |line: &str| status.show(line, &stage);
-    let asked = ask(suite, &script, downloads, &mut show, &session.interrupt)
-        .with_context(|| format!("cannot fetch packages of Debian {suite}"))
-        .hint("check the network")?;
-    asked.keep(&mut missing, downloads)?;
-    stage.finish(match missing.is_empty() {
-        true => "all there",
-        false => "some are not available any more",
-    });
-    Ok(missing)
+    )
 }
 
 /// How far a download is, by what the hook and apt say ([`mmdebstrap::BYTES`], [`mmdebstrap::DOWNLOAD`]).

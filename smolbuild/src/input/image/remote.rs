@@ -352,7 +352,31 @@ pub fn not_in_cache(missing: &BTreeSet<Digest>, locked: &LockedImage, name: &str
 
 #[cfg(test)]
 mod tests {
+    use smol_cli::Progress;
+
     use super::*;
+
+    #[test]
+    fn each_layer_is_a_part_of_the_stage_from_its_first_bytes_to_its_last() {
+        let progress = Progress::silent();
+        let stage = progress.stage("pull", "");
+        let digests = [b"one", b"two"].map(|layer| Digest::of(layer));
+        let mut layers = Layers::new(&stage, digests.into_iter().zip([10, 20]));
+        layers.set(1, 5);
+        layers.set(0, 10);
+        layers.set(1, 20);
+        // What a mirror sent was wrong: once more, and not to its end.
+        layers.set(1, 0);
+        layers.set(7, 1);
+        drop(layers);
+        stage.finish("");
+        let laps = progress.waterfall();
+        let parts = laps[0].children.iter();
+        let parts: Vec<_> = parts.map(|lap| (lap.name.as_str(), lap.finished)).collect();
+        let [one, two] = digests.map(|digest| digest.hex()[..12].to_owned());
+        let expected = [(two.as_str(), true), (&one, true), (&two, false)];
+        assert_eq!(parts, expected);
+    }
 
     #[test]
     fn a_layer_that_another_build_downloads_is_downloaded_apart() {

@@ -1,6 +1,6 @@
 //! What a terminal shows, by one in memory. Times are cut from its lines.
 
-use super::super::{Mode, Progress};
+use super::super::{Display, Mode, Progress};
 use super::*;
 
 const LOOK: Look = Look {
@@ -71,12 +71,16 @@ fn progress(memory: &Memory, title: Option<&'static str>) -> Progress {
     Progress::on_terminal(Box::new(memory.clone()), LOOK, title)
 }
 
+fn screen(progress: &Progress) -> Arc<Screen> {
+    match &progress.0.display {
+        Display::Tree(screen) => screen.clone(),
+        Display::Lines(_) => panic!("it is on no terminal"),
+    }
+}
+
 /// Draws, as the thread does it again and again.
 fn draw(progress: &Progress) {
-    match &progress.0.display {
-        super::super::Display::Tree(screen) => screen.draw(),
-        super::super::Display::Lines(_) => panic!("it is on no terminal"),
-    }
+    screen(progress).draw();
 }
 
 /// The lines with `*` for what the spinner shows.
@@ -150,7 +154,9 @@ fn what_failed_is_shown_with_its_output_and_an_error_below_it() {
     run.window("a line that the error repeats");
     run.fail("exit code 1");
     // Not yet at its end: what else is printed comes below, and the next stage below that.
-    aside(|| memory.write_raw("error: make failed\r\n"));
+    aside_of(&[screen(&progress)], || {
+        memory.write_raw("error: make failed\r\n")
+    });
     progress.stage("pack", "").finish("");
     drop(progress);
     assert_eq!(
@@ -171,7 +177,7 @@ fn what_else_is_printed_while_a_stage_runs_is_above_it() {
     let memory = Memory::new(12, 40);
     let progress = progress(&memory, Some("Building"));
     let stage = progress.stage("boot", "booting");
-    aside(|| memory.write_raw("a result\r\n"));
+    aside_of(&[screen(&progress)], || memory.write_raw("a result\r\n"));
     assert_eq!(
         still(memory.lines()),
         ["a result", "[+] Building (0/1)", " * boot         booting"]
@@ -277,15 +283,13 @@ fn each_frame_is_one_write_that_clears_nothing_before_it_is_overwritten() {
 fn the_thread_that_draws_ends_with_the_last_stage() {
     let memory = Memory::new(12, 40);
     let progress = progress(&memory, Some("Building"));
-    let super::super::Display::Tree(screen) = &progress.0.display else {
-        panic!("it is on no terminal");
-    };
+    let screen = screen(&progress);
     let [one, two] = ["one", "two"].map(|name| progress.stage(name, ""));
     one.finish("");
     assert!(lock(&screen.ticker).is_some());
     drop(two);
     assert!(lock(&screen.ticker).is_none());
-    assert_eq!(Arc::strong_count(screen), 1, "no thread has it");
+    assert_eq!(Arc::strong_count(&screen), 2, "no thread has it");
 }
 
 #[test]
@@ -293,18 +297,18 @@ fn a_panic_while_a_tree_is_drawn_is_reported_below_it_and_waits_for_nothing() {
     let memory = Memory::new(12, 40);
     let progress = progress(&memory, Some("Building"));
     let stage = progress.stage("boot", "booting");
-    struct Reports<'a>(&'a Memory);
+    struct Reports<'a>(&'a Memory, Arc<Screen>);
     impl Drop for Reports<'_> {
         fn drop(&mut self) {
-            aside(|| self.0.write_raw("error: internal failure\r\n"));
+            let report = || self.0.write_raw("error: internal failure\r\n");
+            aside_of(std::slice::from_ref(&self.1), report);
         }
     }
-    let super::super::Display::Tree(screen) = &progress.0.display else {
-        panic!("it is on no terminal");
-    };
+    let screen = screen(&progress);
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        let _report = Reports(&memory);
         let (_tree, _painted) = (lock(&screen.tree), lock(&screen.painted));
+        // Dropped before the locks are.
+        let _report = Reports(&memory, screen.clone());
         panic!("while it is drawn");
     }));
     assert!(outcome.is_err());
@@ -317,9 +321,6 @@ fn a_mode_for_terminals_is_plain_where_there_is_none() {
     // Tests have no terminal on stderr, or one that says so.
     if !super::super::can_move_its_cursor() {
         let progress = Progress::new(Mode::Tty);
-        assert!(matches!(
-            progress.0.display,
-            super::super::Display::Lines(_)
-        ));
+        assert!(matches!(progress.0.display, Display::Lines(_)));
     }
 }
