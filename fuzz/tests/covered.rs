@@ -73,6 +73,10 @@ const DECODES_NOTHING_HOSTILE: &[(&str, &str)] = &[
         "what this program's own boot has written",
     ),
     (
+        "smolbuild/src/steps/cache.rs",
+        "what this program has put into its cache",
+    ),
+    (
         "smolrun/src/host/background.rs",
         "another process of this program",
     ),

@@ -213,6 +213,14 @@ pub const TARGETS: &[Target] = &[
     .large()
     .words(TAR),
     small(
+        "overlay",
+        rootfs::overlay,
+        rootfs::overlay_seeds,
+        &["crates/smol-rootfs/src/layer.rs"],
+    )
+    .large()
+    .words(TAR),
+    small(
         "erofs",
         rootfs::erofs,
         rootfs::erofs_seeds,

@@ -9,7 +9,7 @@ use flate2::write::GzEncoder;
 use liblzma::read::XzEncoder;
 use smol_rootfs::compression::{self, Compression};
 use smol_rootfs::ignore::Patterns;
-use smol_rootfs::{FileData, HostFile, Ignore, Inode, Node, Tree, Watch, cpio, erofs};
+use smol_rootfs::{Device, FileData, HostFile, Ignore, Inode, Node, Tree, Watch, cpio, erofs};
 
 use super::samples;
 use crate::files::MemoryFile;
@@ -80,6 +80,43 @@ pub fn layers(data: &[u8]) -> bool {
         }
     }
     check(&tree, &layers);
+    round_trips(&tree);
+    true
+}
+
+/// A tree as for [`tar()`], and what was written to an overlay over it.
+///
+/// Holds: as for [`tar()`], and no whiteout and no attribute of overlayfs is left of the overlay.
+pub fn overlay(data: &[u8]) -> bool {
+    let parts: Vec<_> = parts(data, 2)
+        .into_iter()
+        .map(|part| MemoryFile::new(&repaired(part)))
+        .collect();
+    let [base, upper] = parts.as_slice() else {
+        return false;
+    };
+    let mut tree = Tree::new();
+    if tree.apply_tar(base.path()).is_err() {
+        return false;
+    }
+    let before = tree.clone();
+    if tree.apply_overlay(upper.path(), &["run", "tmp"]).is_err() {
+        return false;
+    }
+    for (path, id, inode) in tree.walk() {
+        let is_new = id.index() >= before.inode_slots();
+        let of_overlay = |name: &Vec<u8>| name.starts_with(b"trusted.overlay.");
+        assert!(
+            !is_new || !inode.meta.xattrs.keys().any(of_overlay),
+            "{path:?}"
+        );
+        let none = Device { major: 0, minor: 0 };
+        assert!(
+            !is_new || !matches!(&inode.node, Node::CharDevice(device) if *device == none),
+            "{path:?}"
+        );
+    }
+    check(&tree, &parts);
     round_trips(&tree);
     true
 }
@@ -412,6 +449,30 @@ pub fn layer_seeds() -> Vec<Vec<u8>> {
         join(&[&plan(&[], &lower.concat()), &plan(&[], &upper.concat())]),
         join(&[&plan(&[(0, 1, 300)], &many), &plan(&[], &upper.concat())]),
     ]
+}
+
+/// A whiteout, an opaque directory, and files over a tree.
+pub fn overlay_seeds() -> Vec<Vec<u8>> {
+    use tar::EntryType as Kind;
+    let base = [
+        member(b"etc/a", Kind::Regular, b"", b"a"),
+        member(b"var/b", Kind::Regular, b"", b"b"),
+        member(b"tmp/c", Kind::Regular, b"", b"c"),
+    ];
+    // A member without a device number has 0:0.
+    let opaque = b"41 SCHILY.xattr.trusted.overlay.opaque=y\n";
+    let upper = [
+        member(b"etc/a", Kind::Char, b"", b""),
+        member(b"pax", Kind::XHeader, b"", opaque),
+        member(b"var/", Kind::Directory, b"", b""),
+        member(b"var/d", Kind::Regular, b"", b"d"),
+        member(b"e", Kind::Link, b"var/d", b""),
+        member(b"tmp/f", Kind::Regular, b"", b"f"),
+    ];
+    vec![join(&[
+        &plan(&[], &base.concat()),
+        &plan(&[], &upper.concat()),
+    ])]
 }
 
 /// An image of [`samples::tree`]; and one whose root directory has the same block many times.
