@@ -8,6 +8,7 @@ mod world;
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -38,9 +39,14 @@ pub fn measure(_: &Host) -> Value {
     let ours = figures("smol-net", &world, &world.guest);
     network.report();
 
+    // pasta takes its addresses from the interface that the default route names.
+    world
+        .host
+        .ip(&format!("route add default via {SERVER} dev out"));
     let other = |name: &str, program: &'static str, arguments: &str| {
         let guest = Namespace::new();
-        let arguments = arguments.replace("NETNS", &guest.path());
+        let named = Named::new(&guest);
+        let arguments = arguments.replace("NETNS", &named.path());
         let _running = world.host.program(program, &arguments);
         wait_for_route(&guest);
         figures(name, &world, &guest)
@@ -48,7 +54,7 @@ pub fn measure(_: &Host) -> Value {
     let passt = other(
         "passt (pasta)",
         "pasta",
-        "--foreground --config-net --runas 0 --netns NETNS",
+        "--foreground --config-net --ipv4-only --no-map-gw --runas 0 --netns NETNS",
     );
     let slirp = other(
         "slirp4netns",
@@ -56,6 +62,33 @@ pub fn measure(_: &Host) -> Value {
         "--configure --mtu=65520 --netns-type=path NETNS tap0",
     );
     json!({"direct": direct, "smolNet": ours, "passt": passt, "slirp4netns": slirp})
+}
+
+/// A name of a namespace among files: pasta may not open those of other processes.
+struct Named(String);
+
+impl Named {
+    fn new(namespace: &Namespace) -> Self {
+        let named = Named(format!("smol-bench-{}", namespace.thread()));
+        named.ip("attach", &[&namespace.thread()]);
+        named
+    }
+
+    fn path(&self) -> String {
+        format!("/run/netns/{}", self.0)
+    }
+
+    fn ip(&self, command: &str, more: &[&str]) {
+        let mut ip = Command::new("ip");
+        ip.args(["netns", command, &self.0]).args(more);
+        assert!(ip.status().expect("iproute2").success(), "{ip:?}");
+    }
+}
+
+impl Drop for Named {
+    fn drop(&mut self) {
+        self.ip("delete", &[]);
+    }
 }
 
 /// Waits until there is a way out of a namespace.
