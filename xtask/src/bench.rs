@@ -12,7 +12,7 @@ use crate::shell;
 /// # Errors
 /// If something cannot be built or run, or a part cannot be measured; the others are there all the same.
 pub fn run(parts: &[String], json: Option<&Path>) -> Result<()> {
-    packages::install(For::Build)?;
+    packages::install(For::Bench)?;
     let mut cargo = shell::cargo();
     cargo.args([
         "bench",

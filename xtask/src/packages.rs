@@ -42,6 +42,15 @@ const TEST: &[Need] = &[
     ("umoci", "umoci"),
 ];
 
+/// To measure the network of a guest, and what others do.
+const BENCH: &[Need] = &[
+    ("dnsmasq", "dnsmasq-base"),
+    ("ip", "iproute2"),
+    ("pasta", "passt"),
+    ("slirp4netns", "slirp4netns"),
+    ("tinyproxy", "tinyproxy-bin"),
+];
+
 /// To build libFuzzer.
 const FUZZ: &[Need] = &[("c++", "g++")];
 
@@ -52,6 +61,8 @@ pub enum For {
     Build,
     /// The tests as well.
     Test,
+    /// Measuring.
+    Bench,
     /// Fuzzing alone.
     Fuzz,
 }
@@ -64,6 +75,7 @@ pub fn install(purpose: For) -> Result<()> {
     let needs = match purpose {
         For::Build => [BUILD, &[]],
         For::Test => [BUILD, TEST],
+        For::Bench => [BUILD, BENCH],
         For::Fuzz => [FUZZ, &[]],
     };
     let missing: Vec<&str> = needs

@@ -69,7 +69,7 @@ impl Engine {
                 self.exchanges.send(&packet, now, &mut self.core);
             }
         }
-        self.bring_answers(now);
+        self.deliver_answers(now);
     }
 
     fn ask_dns(&mut self, packet: &Packet, from: u16, to: u16, data: &[u8], now: Instant) {
@@ -90,7 +90,7 @@ impl Engine {
     }
 
     /// Answers of DNS to the connections that wait for them, which may ask further questions.
-    fn bring_answers(&mut self, now: Instant) {
+    fn deliver_answers(&mut self, now: Instant) {
         while let Some(answered) = self.lookups.answered.pop() {
             let (flows, mut with) = self.flows_with(now);
             flows.answered(answered, &mut with);
@@ -109,7 +109,7 @@ impl Engine {
                 Owner::Lookup => self.lookups.timer(number, now, &mut self.core),
                 Owner::Engine => {}
             }
-            self.bring_answers(now);
+            self.deliver_answers(now);
         }
     }
 
@@ -179,7 +179,7 @@ impl Engine {
                 (id, Owner::Lookup) => self.lookups.ready(id, now, &mut self.core),
                 (_, Owner::Engine) => {}
             }
-            self.bring_answers(now);
+            self.deliver_answers(now);
         }
         Ok(true)
     }

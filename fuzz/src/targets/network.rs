@@ -33,7 +33,7 @@ pub const WORDS: &[&str] = &[
     "nameserver ",
 ];
 
-/// Packets of a guest, which are put into the hands of the engine one after the other.
+/// Packets of a guest, which the engine takes one after the other.
 ///
 /// Holds: no socket is opened, and the guest gets whole packets, of which none is longer than what it has
 /// sent but by headers.

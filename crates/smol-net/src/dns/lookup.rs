@@ -187,7 +187,7 @@ impl Lookups {
         }
     }
 
-    /// Brings an answer to the guest.
+    /// Delivers an answer to the guest.
     fn deliver(&mut self, asker: Asker, message: Vec<u8>, core: &mut Core) {
         match asker {
             Asker::Datagram(from, to) => push_datagram(&mut core.out, from, to, &message),

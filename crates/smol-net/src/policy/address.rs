@@ -14,7 +14,7 @@ pub enum Class {
     Local(&'static str),
 }
 
-/// The form in which an address is compared: an IPv4 address in IPv6 clothes is an IPv4 address, since
+/// The form in which an address is compared: one of IPv4 that is written as one of IPv6 is one of IPv4, since
 /// the kernel connects to that.
 pub fn canonical(address: IpAddr) -> IpAddr {
     address.to_canonical()
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn what_belongs_to_the_host_or_its_cloud_is_local_in_all_its_clothes() {
+    fn what_belongs_to_the_host_or_its_cloud_is_local_in_every_form() {
         for local in [
             "127.0.0.1",
             "127.255.0.9",

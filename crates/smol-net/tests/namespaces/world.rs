@@ -56,10 +56,9 @@ impl Namespace {
         namespace
     }
 
-    /// Where the kernel shows it.
-    pub fn path(&self) -> String {
-        let (process, thread) = (std::process::id(), self.thread.as_raw_nonzero());
-        format!("/proc/{process}/task/{thread}/ns/net")
+    /// The number of its thread.
+    pub fn thread(&self) -> String {
+        self.thread.as_raw_nonzero().to_string()
     }
 
     /// Runs this in it.
@@ -80,7 +79,7 @@ impl Namespace {
         self.run(move || thread::spawn(job))
     }
 
-    fn ip(&self, arguments: &str) {
+    pub fn ip(&self, arguments: &str) {
         let arguments: Vec<String> = arguments.split(' ').map(str::to_owned).collect();
         let shown = arguments.join(" ");
         let done = self.run(move || Command::new("ip").args(arguments).status());
