@@ -185,6 +185,7 @@ mod tests {
         let service = Service {
             cmd: vec!["nginx".to_owned()],
             warms_up: true,
+            is_init: false,
         };
         let interrupt = Interrupt::detached().unwrap();
         let error = boot_error(&failed, Level::default(), &service, &interrupt);
