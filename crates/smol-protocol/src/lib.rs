@@ -137,6 +137,20 @@ pub fn is_signal(number: u8) -> bool {
     matches!(number, 1..=31 | 34..=64)
 }
 
+/// Whether a path is one at which images have their init. It may be one at other paths, too: the guest
+/// also looks where symbolic links lead.
+pub fn is_init(path: &str) -> bool {
+    const PATHS: [&str; 6] = [
+        "/sbin/init",
+        "/usr/sbin/init",
+        "/bin/init",
+        "/init",
+        "/lib/systemd/systemd",
+        "/usr/lib/systemd/systemd",
+    ];
+    PATHS.contains(&path)
+}
+
 /// The service and the world it runs in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -152,9 +166,14 @@ pub struct Service {
     /// Working directory; `/` when absent.
     #[serde(default)]
     pub workdir: Option<String>,
-    /// Number of the signal that asks its process to stop; SIGTERM, to its process group, when absent.
+    /// Number of the signal that asks its process to stop; when absent SIGTERM, to its process group, or
+    /// what the init understands that it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stop_signal: Option<u8>,
+    /// Whether it is an init, which is PID 1 of namespaces of its own. When absent, the guest looks at
+    /// the program (see [`is_init`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init: Option<bool>,
 }
 
 /// A command beside the service. Before the snapshot it warms the machine up: migrations, seeding,

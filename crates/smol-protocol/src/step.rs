@@ -81,6 +81,7 @@ mod tests {
                 user: None,
                 workdir: None,
                 stop_signal: None,
+                init: None,
             },
             timeout_ms: 1000,
             epoch: 1,

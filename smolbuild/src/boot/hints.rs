@@ -95,7 +95,8 @@ const FOREGROUND: &[(&[&str], &str)] = &[
 const STARTERS: &[(&str, &str)] = &[
     (
         "systemctl",
-        "no systemd runs in a machine: write the command of the unit's ExecStart",
+        "it asks a systemd that does not run: write the command of the unit's ExecStart, or \
+         [\"/sbin/init\"] for a machine with systemd",
     ),
     (
         "service",
@@ -124,8 +125,13 @@ const STARTERS: &[(&str, &str)] = &[
 pub fn of_service(failure: &GuestFailure, service: &Service) -> Option<String> {
     match (failure.stage, failure.status) {
         (Stage::Service | Stage::Ready | Stage::Serve, Some(status)) => {
-            of_end(status, &service.cmd)
+            of_end(status, service)
         }
+        (Stage::Ready, None) if service.is_init => Some(
+            "the log tells which units have failed, if they did; a unit starts if its package or a \
+             [[copy]] has enabled it"
+                .into(),
+        ),
         (Stage::Ready, None) if service.warms_up => Some(
             "the [[warm]] commands run after [ready] holds: a probe must not need what they make"
                 .into(),
@@ -134,10 +140,13 @@ pub fn of_service(failure: &GuestFailure, service: &Service) -> Option<String> {
     }
 }
 
-/// Returns what to do about a service, started by `cmd`, that ended with `status`.
-fn of_end(status: ExitStatus, cmd: &[String]) -> Option<String> {
+/// Returns what to do about a service that ended with `status`.
+fn of_end(status: ExitStatus, service: &Service) -> Option<String> {
     match status {
-        ExitStatus::Exited(0) => Some(stay(cmd)),
+        ExitStatus::Exited(0) if service.is_init => {
+            Some("the init has shut the machine down: the log tells who asked for it".into())
+        }
+        ExitStatus::Exited(0) => Some(stay(&service.cmd)),
         ExitStatus::Exited(126) => Some(
             "exit code 126: a program is there and cannot be executed; a file of a [[copy]] gets \
              mode = \"0755\""
@@ -219,9 +228,17 @@ fn is_written(text: &str, how: &str) -> bool {
 mod tests {
     use super::*;
 
+    fn service(cmd: Vec<String>) -> Service {
+        Service {
+            cmd,
+            warms_up: false,
+            is_init: false,
+        }
+    }
+
     fn hint(code: i32, cmd: &[&str]) -> Option<String> {
         let cmd: Vec<String> = cmd.iter().map(|word| word.to_string()).collect();
-        of_end(ExitStatus::Exited(code), &cmd)
+        of_end(ExitStatus::Exited(code), &service(cmd))
     }
 
     #[test]
@@ -269,7 +286,8 @@ mod tests {
             ),
             (
                 &["systemctl", "start", "thing"],
-                "; no systemd runs in a machine: write the command of the unit's ExecStart",
+                "; it asks a systemd that does not run: write the command of the unit's ExecStart, \
+                 or [\"/sbin/init\"] for a machine with systemd",
             ),
             (
                 &["/bin/sh", "-c", "./app --port 80 &"],
@@ -315,8 +333,8 @@ mod tests {
     fn a_probe_that_may_need_what_warm_commands_make_is_told_their_order() {
         let failed = |stage| GuestFailure::at(stage, "not ready within 1 min".into());
         let service = |warms_up| Service {
-            cmd: Vec::new(),
             warms_up,
+            ..service(Vec::new())
         };
         assert_eq!(
             of_service(&failed(Stage::Ready), &service(true)).as_deref(),
@@ -333,6 +351,29 @@ mod tests {
         assert!(hint(126, &["x"]).unwrap().contains("mode = \"0755\""));
         assert!(hint(127, &["x"]).unwrap().contains("`packages`"));
         assert_eq!(hint(1, &["nginx"]), None);
-        assert_eq!(of_end(ExitStatus::Signaled(11), &[]), None);
+        assert_eq!(of_end(ExitStatus::Signaled(11), &service(Vec::new())), None);
+    }
+
+    #[test]
+    fn an_init_is_not_told_to_stay_in_the_foreground() {
+        let init = Service {
+            is_init: true,
+            warms_up: true,
+            ..service(vec!["/sbin/init".to_owned()])
+        };
+        let hint = |status| {
+            let reason = "not ready".into();
+            let failure = GuestFailure {
+                status,
+                ..GuestFailure::at(Stage::Ready, reason)
+            };
+            of_service(&failure, &init).unwrap()
+        };
+        let ended = hint(Some(ExitStatus::Exited(0)));
+        assert!(
+            ended.starts_with("the init has shut the machine down"),
+            "{ended}"
+        );
+        assert!(hint(None).contains("which units have failed"));
     }
 }

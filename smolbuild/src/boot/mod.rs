@@ -149,6 +149,8 @@ pub struct Service {
     pub cmd: Vec<String>,
     /// Whether `[[warm]]` commands follow when it is ready.
     pub warms_up: bool,
+    /// Whether it is an init, as far as its command tells.
+    pub is_init: bool,
 }
 
 impl BootJob {
@@ -183,6 +185,10 @@ impl BootJob {
                     .map_or_else(Service::default, |guest| Service {
                         cmd: guest.service.cmd.clone(),
                         warms_up: !guest.warm.is_empty(),
+                        is_init: guest.service.init.unwrap_or_else(|| {
+                            let program = guest.service.cmd.first();
+                            program.is_some_and(|program| smol_protocol::is_init(program))
+                        }),
                     }),
             },
             watchdog,

@@ -211,6 +211,7 @@ mod tests {
         let service = Service {
             cmd: vec!["nginx".to_owned()],
             warms_up: true,
+            is_init: false,
         };
         let interrupt = Interrupt::detached().unwrap();
         let purpose = Purpose::Freeze {

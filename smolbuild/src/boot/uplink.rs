@@ -11,6 +11,7 @@ use std::os::unix::net::UnixStream;
 use std::thread::{self, JoinHandle};
 
 use anyhow::{Context, Result, anyhow};
+use rustix::fs::FileType;
 use smol_cli::{ErrorExt, ExitKind};
 use smol_host::emulated::{Controller, job_channel};
 use smol_net::{Policy, Report, Stop, Upstream};
@@ -93,19 +94,18 @@ pub(super) fn into_emulated_host(guest: UnixStream, control: Controller) -> Resu
     Ok(guest)
 }
 
-/// In the process that runs the machine: the socket to the process that serves the network, which is the
-/// job's channel in an emulated host, and standard input otherwise.
+/// In the process that runs the machine: the socket to the process that serves the network. Standard input
+/// is that, or else, as the job of an emulated host, its channel.
 ///
 /// # Errors
 /// If there is none.
 pub(super) fn of_this_process() -> io::Result<UnixStream> {
-    match job_channel() {
-        Some(channel) => channel,
-        None => {
-            let stdin = rustix::io::dup(io::stdin())?;
-            Ok(UnixStream::from(stdin))
-        }
+    let stdin = io::stdin();
+    let kind = FileType::from_raw_mode(rustix::fs::fstat(&stdin)?.st_mode);
+    if kind == FileType::Socket {
+        return Ok(UnixStream::from(rustix::io::dup(stdin)?));
     }
+    job_channel().unwrap_or_else(|| Err(io::ErrorKind::NotConnected.into()))
 }
 
 /// Carries bytes between two sockets on threads, until one direction ends.

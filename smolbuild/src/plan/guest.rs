@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Result;
 use smol_cli::{ExitKind, Failure};
 use smol_image::RunConfig;
-use smol_protocol::GuestConfig;
+use smol_protocol::{GuestConfig, is_init};
 
 use crate::smolfile::{self, Smolfile, Workload, signal};
 
@@ -28,6 +28,7 @@ pub fn guest_config(smolfile: &Smolfile, image: Option<&RunConfig>) -> Result<Op
     };
     let none = RunConfig::default();
     let image = image.unwrap_or(&none);
+    let words = command(service, image)?;
     let warm_command = |command: &smolfile::Warm| smol_protocol::Warm {
         cmd: command.cmd.clone(),
         timeout_ms: milliseconds(command.timeout),
@@ -37,11 +38,12 @@ pub fn guest_config(smolfile: &Smolfile, image: Option<&RunConfig>) -> Result<Op
         hostname: smolfile.name.replace('_', "-"),
         rootfs: Some(smol_protocol::Rootfs::default()),
         service: smol_protocol::Service {
-            cmd: command(service, image)?,
+            stop_signal: stop_signal(service, image, &words)?,
+            cmd: words,
             env: environment(service, image),
             user: service.user.clone().or_else(|| image.user.clone()),
             workdir: service.workdir.clone().or_else(|| image_workdir(image)),
-            stop_signal: stop_signal(service, image)?,
+            init: service.init,
         },
         warm: warm.iter().map(warm_command).collect(),
         restore: restore.iter().map(warm_command).collect(),
@@ -102,7 +104,11 @@ pub(super) fn image_workdir(image: &RunConfig) -> Option<String> {
     })
 }
 
-fn stop_signal(service: &smolfile::Service, image: &RunConfig) -> Result<Option<u8>> {
+fn stop_signal(
+    service: &smolfile::Service,
+    image: &RunConfig,
+    words: &[String],
+) -> Result<Option<u8>> {
     const SIGTERM: u8 = 15;
     let number = match (service.stop_signal, &image.stop_signal) {
         (Some(number), _) => Some(number),
@@ -113,7 +119,9 @@ fn stop_signal(service: &smolfile::Service, image: &RunConfig) -> Result<Option<
                 .hint("name another: [service] stop_signal = \"SIGTERM\"")
         })?),
     };
-    Ok(number.filter(|number| *number != SIGTERM))
+    // The default of a service; an init may have another one, and then it is said on purpose.
+    let may_be_init = service.init == Some(true) || words.first().is_some_and(|w| is_init(w));
+    Ok(number.filter(|number| *number != SIGTERM || may_be_init))
 }
 
 /// When the machine is ready: by `[ready]`, else when the image's own check passes, else when the only

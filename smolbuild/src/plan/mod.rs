@@ -334,6 +334,21 @@ mod tests {
     }
 
     #[test]
+    fn sigterm_is_the_default_of_a_service_and_said_on_purpose_of_an_init() {
+        let stopped_by = |cmd: &str, more: &str| {
+            let text = SERVICE.replace("cmd = \"exec app\"", &format!("cmd = [{cmd:?}]\n{more}"));
+            let service = plan(&text).guest.unwrap().service;
+            (service.init, service.stop_signal)
+        };
+        let sigterm = "stop_signal = \"SIGTERM\"";
+        assert_eq!(stopped_by("app", sigterm), (None, None));
+        assert_eq!(stopped_by("/sbin/init", ""), (None, None));
+        assert_eq!(stopped_by("/sbin/init", sigterm), (None, Some(15)));
+        let said = format!("init = true\n{sigterm}");
+        assert_eq!(stopped_by("app", &said), (Some(true), Some(15)));
+    }
+
+    #[test]
     fn a_service_is_resolved_into_what_the_guest_has_to_do() {
         let plan = plan(SERVICE);
         let guest = plan.guest.as_ref().unwrap();

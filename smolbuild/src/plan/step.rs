@@ -87,6 +87,7 @@ fn planned_run(run: &RunStep, image: Option<&RunConfig>, epoch: u32) -> PlannedR
                 .clone()
                 .or_else(|| image.and_then(image_workdir)),
             stop_signal: None,
+            init: Some(false),
         },
         memory: run.memory,
         network: planned_network(&run.network),

@@ -185,14 +185,19 @@ fn leaves(cmd: &[String]) -> Option<Diagnostic> {
     let (program, rest) = words.split_first()?;
     let background = "this starts a service in the background";
     let (title, unit) = match (name(program), rest) {
-        ("systemctl", [.., unit]) => ("there is no systemd in the machine", *unit),
+        ("systemctl", [.., unit]) => ("this asks a systemd that does not run", *unit),
         // A program of one's own may have this name.
         ("service" | "rc-service", [unit, "start" | "restart"]) => (background, *unit),
         (unit, ["start" | "restart"]) if program.contains("/init.d/") => (background, unit),
         _ => return None,
     };
     let what = unit.trim_end_matches(".service");
-    let wrong = Diagnostic::new(0..0, title).help(stays);
+    let mut wrong = Diagnostic::new(0..0, title).help(stays);
+    if name(program) == "systemctl" {
+        wrong = wrong.help(format!(
+            "write cmd = [\"/sbin/init\"] for a machine with systemd, in whose root file system the unit {what} is enabled"
+        ));
+    }
     Some(wrong.help(format!(
         "name the program of {what} itself, with the option that keeps it in the foreground"
     )))

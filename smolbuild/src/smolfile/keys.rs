@@ -88,7 +88,8 @@ pub const KEYS: &[Key] = &[
     key("service", "env", "table of strings", "`{}`", "Environment variables; over those of an image."),
     key("service", "user", "user", "the image's, or `\"root\"`", "Who runs it."),
     key("service", "workdir", "guest path", "the image's, or `\"/\"`", "Where it runs."),
-    key("service", "stop_signal", "signal", "the image's, or `\"SIGTERM\"`", "What asks it to stop: a name such as `\"SIGINT\"`, or a number. The default is sent to its process group, another signal to its process."),
+    key("service", "stop_signal", "signal", "the image's, or `\"SIGTERM\"`", "What asks it to stop: a name such as `\"SIGINT\"`, or a number. The default is sent to its process group, another signal to its process; an [init](#an-init-as-the-service) has a default of its own."),
+    key("service", "init", "boolean", "by its program", "Whether the command is an init such as systemd, which runs as PID 1: [inits](#an-init-as-the-service)."),
     key("ready", "exec", "command", "none", "Ready when this command, run as the service's user, exits with 0."),
     key("ready", "tcp", "port", "none", "Ready when the service accepts a connection on this port."),
     key("ready", "http", "URL, or table", "none", "Ready when the service answers a GET request: `\"http://:8080/health\"`, or `{ port, path, status, body }`."),
@@ -166,6 +167,7 @@ const CONTAINER_IMAGE: &str = "write the image into [rootfs]: image = \"docker.i
 #[rustfmt::skip]
 const OTHER_NAMES: &[(&str, &[&str], &str)] = &[
     ("service", &["command", "run", "exec", "entrypoint", "args", "start", "ExecStart"], "write `cmd`, with all arguments"),
+    ("service", &["systemd", "pid1", "use_init"], "write `init`"),
     ("service", &["stopsignal", "kill_signal", "signal"], "write `stop_signal`"),
     ("service", &["environment", "environ"], "write `env`"),
     ("service", &["working_dir", "workingdir", "cwd", "dir", "directory"], "write `workdir`"),

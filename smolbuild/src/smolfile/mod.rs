@@ -266,6 +266,8 @@ pub struct Service {
     pub workdir: Option<String>,
     /// Number of the signal that stops it; SIGTERM, or the image's, when absent.
     pub stop_signal: Option<u8>,
+    /// Whether it is an init; the guest looks at the program when absent.
+    pub init: Option<bool>,
 }
 
 /// `[[warm]]` and `[[restore]]`.

@@ -312,24 +312,30 @@ pub(super) fn service(mut table: Table<'_>, of_image: bool, errors: &mut Errors)
         .has("cmd")
         .then(|| command::service(&mut table, of_image, errors));
     let env = environment(&mut table, "service.env", errors);
-    let user = table
-        .parsed("user", errors, values::user)
-        .map(Spanned::into_inner);
+    let user = table.parsed("user", errors, values::user);
     let workdir = table
         .parsed("workdir", errors, values::guest_path)
         .map(Spanned::into_inner);
     let stop_signal = table
         .parsed("stop_signal", errors, values::signal)
         .map(Spanned::into_inner);
+    let init = table.boolean("init", errors);
+    if let (Some(true), Some(user)) = (init, &user)
+        && !["root", "0"].contains(&user.get_ref().split(':').next().unwrap_or_default())
+    {
+        let wrong = Diagnostic::new(user.span(), "an init runs as root");
+        errors.push(wrong.help("remove `user`: the units say which user each service has"));
+    }
     table.finish(errors);
     Service {
         entrypoint,
         // What is missing was reported.
         cmd: cmd.or_else(|| (!of_image).then(Vec::new)),
         env,
-        user,
+        user: user.map(Spanned::into_inner),
         workdir,
         stop_signal,
+        init,
     }
 }
 

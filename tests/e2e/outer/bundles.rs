@@ -12,16 +12,18 @@ use smol_tests::suite::Suite;
 use smol_tests::support::run;
 
 /// The machines whose bundles other tests stand on: all of recipes/, and our own.
-const MACHINES: [&str; 9] = [
+const MACHINES: [&str; 11] = [
     "hello",
     "redis",
     "python",
     "postgresql",
     "web",
     "ssh",
+    "systemd",
     "service",
     "child",
     "image",
+    "init",
 ];
 
 pub fn tests<'a>(suite: &mut Suite<'a>, host: &'a Host) {
@@ -52,6 +54,7 @@ fn source(host: &Host, name: &str) -> PathBuf {
         "service" => smolfile(host, name),
         "child" => child(host),
         "image" => image(host, "oci:layout:v1"),
+        "init" => init(host),
         recipe => host.workspace.join("recipes").join(recipe),
     }
 }
@@ -124,6 +127,31 @@ pub fn image(host: &Host, reference: &str) -> PathBuf {
         vec![system, pages],
         Packed::Gzip,
     );
+    folder
+}
+
+/// The folder of a machine of an image whose entrypoint is an init, that of busybox, which starts a web
+/// server.
+fn init(host: &Host) -> PathBuf {
+    let folder = host.folder("init");
+    let text = "name = \"init\"\nrootfs.image = \"oci:layout:v1\"\n";
+    fs::write(folder.join("Smolfile"), text).unwrap();
+    let busybox = fs::read("/bin/busybox").expect("busybox-static is installed");
+    let inittab = "::respawn:/bin/httpd -f -p 8080 -h /srv\n::shutdown:/bin/down\n";
+    let who = "#!/bin/sh\nprintf 'Content-Type: text/plain\\r\\n\\r\\n'\n\
+               echo 1 is $(/bin/busybox readlink /proc/1/exe) in $(cat /run/host/container-manager)\n";
+    let layer = Layer::default()
+        .file("bin/busybox", 0o755, &busybox)
+        .file("etc/inittab", 0o644, inittab.as_bytes())
+        .file("bin/down", 0o755, b"#!/bin/sh\necho going down\n")
+        .file("srv/cgi-bin/who", 0o755, who.as_bytes())
+        .symlink("sbin/init", "../bin/busybox");
+    let layer = ["sh", "httpd", "cat"].iter().fold(layer, |layer, name| {
+        layer.symlink(&format!("bin/{name}"), "busybox")
+    });
+    let config = json!({"Entrypoint": ["/sbin/init"], "ExposedPorts": {"8080/tcp": {}}});
+    let packed = Packed::Gzip;
+    write_layout(&folder.join("layout"), "v1", &config, vec![layer], packed);
     folder
 }
 

@@ -15,8 +15,8 @@ use smol_tests::support::{names, run};
 
 /// The emulated CPU of the second builds; that of the first ones is QEMU's `max`.
 const OTHER_CPU: &str = "EPYC-Rome";
-/// The smallest recipe, and the one whose machine does the most at once.
-const RECIPES: [&str; 2] = ["hello", "postgresql"];
+/// The smallest recipe, the one whose machine does the most at once, and the one that runs the most programs.
+const RECIPES: [&str; 3] = ["hello", "postgresql", "systemd"];
 
 pub fn tests<'a>(suite: &mut Suite<'a>, host: &'a Host) {
     suite.group("twice");

@@ -25,10 +25,29 @@ impl Cgroup {
             Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
             _ => {}
         }
-        let procs = OpenOptions::new()
-            .write(true)
-            .open(path.join("cgroup.procs"))?;
+        let procs = open_procs(&path)?;
         Ok(Cgroup { path, procs })
+    }
+
+    /// Lets what runs in it limit the cgroups that it makes, as far as the kernel can: by the number of
+    /// processes. It is the root of a hierarchy to the service.
+    pub(super) fn delegate(&self) {
+        if let Some(hierarchy) = self.path.parent() {
+            // A kernel of one's own may have no such controller, and nothing needs it.
+            let _ = fs::write(hierarchy.join("cgroup.subtree_control"), "+pids");
+        }
+    }
+
+    /// The cgroup.procs of a cgroup below it, for what is started next to an init: that may have put
+    /// controllers in force, and then no process can be in a cgroup that has others below it.
+    pub(super) fn commands(&self) -> io::Result<File> {
+        let path = self.path.join("smol-commands");
+        match fs::create_dir(&path) {
+            // The init may have removed it, as one that is empty.
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
+            _ => {}
+        }
+        open_procs(&path)
     }
 
     /// Stops every process in it, and returns when all of them have stopped.
@@ -76,4 +95,10 @@ impl Cgroup {
             }
         }
     }
+}
+
+fn open_procs(cgroup: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .write(true)
+        .open(cgroup.join("cgroup.procs"))
 }

@@ -47,6 +47,19 @@ pub(super) fn random_sample() -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// Gives an init a machine id while the machine is built: without one, systemd takes the boot for the
+/// first of an installation, and enables what its presets say. It comes from the seeded generator, so it
+/// is the same in each build; no machine that is restored keeps it.
+pub(super) fn make_build_machine_id() -> Result<(), String> {
+    write_machine_id(&random_machine_id()?.to_string())
+}
+
+/// The machine id, as it is in its file.
+pub(super) fn machine_id() -> String {
+    let text = fs::read_to_string(MACHINE_ID).unwrap_or_default();
+    text.trim_end().to_owned()
+}
+
 /// A cold boot makes its own machine id. What the kernel was seeded with at its start may be
 /// the same for every boot of an image, so the host's random device is asked first.
 pub(super) fn make_machine_id() -> Result<(), String> {
@@ -55,13 +68,17 @@ pub(super) fn make_machine_id() -> Result<(), String> {
     if read.is_ok() {
         reseed(&fresh).map_err(|e| format!("cannot reseed the random number generator: {e}"))?;
     }
+    write_machine_id(&random_machine_id()?.to_string())
+}
+
+fn random_machine_id() -> Result<MachineId, String> {
     let mut bytes = [0; 16];
     let n = rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty())
         .map_err(|e| format!("no random bytes for {MACHINE_ID}: {e}"))?;
     if n != bytes.len() {
         return Err(format!("only {n} random bytes for {MACHINE_ID}"));
     }
-    write_machine_id(&MachineId::from_random(bytes).to_string())
+    Ok(MachineId::from_random(bytes))
 }
 
 /// The host name, and the files that programs expect, over those of the root file system: nothing is

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! boot      mounts, network, identity          (mounts, network, identity)
-//! service   as its user, in its cgroup         (users, process, cgroup)
+//! service   as its user, in its cgroup; an init in namespaces of its own
+//!                                              (users, process, cgroup, container)
 //! ready     probes                             (probes, notify, output)
 //! warm      commands, in a build and in a cold boot
 //! snapshot  freeze, flush, snapshot, restore   (snapshot, cpus)
@@ -18,6 +19,7 @@
 
 mod cgroup;
 mod console;
+mod container;
 mod cpus;
 mod forward;
 #[doc(hidden)]
@@ -154,6 +156,8 @@ fn boot(platform: &Platform, sup: &mut Supervisor) -> Result<GuestConfig, End> {
     identity::set_up(&config.hostname).map_err(failed)?;
     if config.mode == Mode::Run {
         identity::make_machine_id().map_err(failed)?;
+    } else if process::container_kind(&config.service).is_some() {
+        identity::make_build_machine_id().map_err(failed)?;
     }
     warnings.extend(
         network::loopback_up()
@@ -209,7 +213,12 @@ fn pass_snapshot(
     world: &World,
 ) -> Result<(), End> {
     snapshot::take(&config.snapshot, platform, sup, world)?;
+    let built = world.container.is_some().then(identity::machine_id);
     let params = snapshot::resume(platform, sup)?;
+    if let Some(built) = built {
+        let renamed = container::renamed(&built, &params.machine_id.to_string());
+        warn(sup, Stage::Restore, renamed.err());
+    }
     run_restore(config, sup, world)?;
     snapshot::thaw(world)?;
     serve_host(sup);

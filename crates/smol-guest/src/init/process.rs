@@ -5,16 +5,17 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::rc::Rc;
 
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, Signal};
 use rustix::thread::{Gid, Uid};
 
 use super::cgroup::Cgroup;
+use super::container::{self, Console, Container, Kind, Namespaces};
 use super::users::{self, User};
 use smol_protocol::Service;
 
@@ -32,6 +33,8 @@ pub struct World {
     pub workdir: PathBuf,
     /// What asks the service to stop, instead of SIGTERM.
     pub stop_signal: Option<Signal>,
+    /// What a service that is an init has for itself; the others run in it, too.
+    pub(super) container: Option<Rc<Container>>,
     /// The cgroup they are in; `None` leaves them in the caller's, in tests.
     pub cgroup: Option<Cgroup>,
 }
@@ -46,13 +49,20 @@ impl World {
             ("HOME".to_owned(), user.home.clone()),
             ("USER".to_owned(), user.name.clone()),
         ]);
+        let kind = container_kind(service);
+        if kind.is_some() {
+            let owned = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
+            env.extend(container::ENVIRONMENT.map(owned));
+        }
         env.extend(service.env.clone());
         let workdir = PathBuf::from(service.workdir.as_deref().unwrap_or("/"));
+        let stop_signal = service.stop_signal.or(kind.and_then(Kind::stop_signal));
         Ok(World {
             user: Some(user),
             env,
             workdir,
-            stop_signal: service.stop_signal.and_then(signal),
+            stop_signal: stop_signal.and_then(signal),
+            container: kind.map(|kind| Rc::new(Container::of(kind))),
             cgroup: Some(cgroup),
         })
     }
@@ -64,12 +74,48 @@ impl World {
             env: self.env.clone(),
             workdir: self.workdir.clone(),
             stop_signal: self.stop_signal,
+            container: self.container.clone(),
             cgroup: None,
         }
     }
 
+    /// Starts the service itself.
+    pub(super) fn spawn_service(&self, cmd: &[String], output: Output) -> Result<Spawned, String> {
+        let (Some(container), Some(cgroup)) = (&self.container, &self.cgroup) else {
+            return self.spawn_at(cmd, output, &Place::Machine);
+        };
+        let console = container.prepare(cgroup)?;
+        let start = || self.spawn_at(cmd, output, &Place::NewContainer);
+        let spawned = container::in_new_pid_namespace(start)?;
+        container.started(spawned.pid)?;
+        Ok(Spawned {
+            console: Some(console),
+            ..spawned
+        })
+    }
+
     /// Starts a command in this world: own session, no signal blocked or ignored, no input.
     pub fn spawn(&self, cmd: &[String], output: Output) -> Result<Spawned, String> {
+        match self.namespaces() {
+            Some(namespaces) => {
+                let place = Place::Container(namespaces);
+                namespaces.spawn(|| self.spawn_at(cmd, output, &place))
+            }
+            None => self.spawn_at(cmd, output, &Place::Machine),
+        }
+    }
+
+    /// The namespaces of a service that is an init, and runs.
+    pub(super) fn namespaces(&self) -> Option<&Namespaces> {
+        self.container.as_ref()?.namespaces()
+    }
+
+    fn spawn_at(
+        &self,
+        cmd: &[String],
+        output: Output,
+        place: &Place<'_>,
+    ) -> Result<Spawned, String> {
         let (name, arguments) = cmd.split_first().ok_or("the command is empty")?;
         let path = self.find_program(name)?;
         let mut command = Command::new(&path);
@@ -99,7 +145,7 @@ impl World {
 
         let (failed_step, report_step) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)
             .map_err(|e| format!("cannot make a pipe: {e}"))?;
-        self.prepare_child(&mut command, File::from(report_step))?;
+        self.prepare_child(&mut command, place, File::from(report_step))?;
         let child = command.spawn().map_err(|e| {
             // The parent's copy of the writing end is gone only with the command, but the
             // pipe does not block, and holds at most the one byte.
@@ -116,20 +162,27 @@ impl World {
             pid,
             stdout,
             stderr,
+            console: None,
         })
     }
 
     /// Arranges what is done in the child between fork and exec.
-    fn prepare_child(&self, command: &mut Command, mut report: File) -> Result<(), String> {
-        let mut procs = match &self.cgroup {
-            Some(cgroup) => Some(
-                cgroup
-                    .procs
-                    .try_clone()
-                    .map_err(|e| format!("cannot copy a file: {e}"))?,
-            ),
-            None => None,
+    fn prepare_child(
+        &self,
+        command: &mut Command,
+        place: &Place<'_>,
+        mut report: File,
+    ) -> Result<(), String> {
+        let procs = match (&self.cgroup, place) {
+            (Some(cgroup), Place::Container(_)) => Some(cgroup.commands()),
+            (Some(cgroup), _) => Some(cgroup.procs.try_clone()),
+            (None, _) => None,
         };
+        let procs = procs.transpose();
+        let mut procs = procs.map_err(|e| format!("cannot open the service's cgroup: {e}"))?;
+        let enter = place
+            .enter()
+            .map_err(|e| format!("cannot copy a file: {e}"))?;
         let workdir = self.workdir.clone();
         let ids = self.user.as_ref().map(|user| {
             let groups: Vec<Gid> = user.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
@@ -141,6 +194,7 @@ impl World {
             }
             rustix::process::setsid().map_err(|e| (Step::Session, e.into()))?;
             default_signals();
+            enter.run().map_err(|e| (Step::Namespaces, e.into()))?;
             if let Some((groups, gid, uid)) = &ids {
                 rustix::thread::set_thread_groups(groups).map_err(|e| (Step::User, e.into()))?;
                 rustix::thread::set_thread_gid(*gid).map_err(|e| (Step::User, e.into()))?;
@@ -167,12 +221,9 @@ impl World {
             return Ok(self.workdir.join(name));
         }
         let path = self.env.get("PATH").map_or(DEFAULT_PATH, String::as_str);
-        let is_program = |file: &PathBuf| {
-            fs::metadata(file).is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
-        };
         path.split(':')
             .map(|dir| self.workdir.join(dir).join(name))
-            .find(is_program)
+            .find(|file| container::is_program(file))
             .ok_or_else(|| format!("program {name:?} is in no directory of PATH ({path})"))
     }
 
@@ -182,6 +233,9 @@ impl World {
         match step {
             Step::Cgroup => format!("{program}: cannot join the service's cgroup: {error}"),
             Step::Session => format!("{program}: cannot start a session: {error}"),
+            Step::Namespaces => format!(
+                "{program}: cannot make or enter its namespaces, with their file systems: {error}"
+            ),
             Step::User => format!("{program}: cannot become user {user}: {error}"),
             Step::Workdir => format!(
                 "{program}: cannot enter {} as user {user}: {error}",
@@ -224,6 +278,52 @@ pub struct Spawned {
     pub stdout: OwnedFd,
     /// Reads its stderr, unless joined; does not block.
     pub stderr: Option<OwnedFd>,
+    /// The console of an init.
+    pub(super) console: Option<Console>,
+}
+
+/// Where a process is started.
+enum Place<'a> {
+    /// In the namespaces of the machine.
+    Machine,
+    /// In new ones, as the init that they are for.
+    NewContainer,
+    /// In those of an init that runs.
+    Container(&'a Namespaces),
+}
+
+impl Place<'_> {
+    /// What the child does to get there, but for its PID namespace.
+    fn enter(&self) -> io::Result<Enter> {
+        Ok(match self {
+            Place::Machine => Enter::Nothing,
+            Place::NewContainer => Enter::Create,
+            Place::Container(namespaces) => Enter::Existing(namespaces.rest()?),
+        })
+    }
+}
+
+/// [`Place::enter`]; makes system calls only.
+enum Enter {
+    Nothing,
+    Create,
+    Existing(container::Rest),
+}
+
+impl Enter {
+    fn run(&self) -> rustix::io::Result<()> {
+        match self {
+            Enter::Nothing => Ok(()),
+            Enter::Create => container::create(),
+            Enter::Existing(rest) => rest.enter(),
+        }
+    }
+}
+
+/// Which init a service is, if it is one.
+pub(super) fn container_kind(service: &Service) -> Option<Kind> {
+    let path = service.env.get("PATH").map_or(DEFAULT_PATH, String::as_str);
+    container::kind(service, path)
 }
 
 /// What the child was doing when it failed; a byte on the report pipe.
@@ -232,6 +332,7 @@ pub struct Spawned {
 enum Step {
     Cgroup = 1,
     Session,
+    Namespaces,
     User,
     Workdir,
     Exec,
@@ -239,10 +340,15 @@ enum Step {
 
 impl Step {
     fn from_byte(byte: u8) -> Self {
-        [Step::Cgroup, Step::Session, Step::User, Step::Workdir]
-            .into_iter()
-            .find(|step| *step as u8 == byte)
-            .unwrap_or(Step::Exec)
+        let steps = [
+            Step::Cgroup,
+            Step::Session,
+            Step::Namespaces,
+            Step::User,
+            Step::Workdir,
+        ];
+        let mut steps = steps.into_iter();
+        steps.find(|step| *step as u8 == byte).unwrap_or(Step::Exec)
     }
 }
 
@@ -272,6 +378,8 @@ fn default_signals() {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     /// A world for tests: this very user and cgroup.
@@ -282,6 +390,7 @@ pub(super) mod tests {
             env,
             workdir: "/".into(),
             stop_signal: None,
+            container: None,
             cgroup: None,
         }
     }

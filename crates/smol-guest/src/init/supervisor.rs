@@ -12,10 +12,11 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, WaitStatus};
 use rustix::time::Timespec;
 
+use super::container::Lines;
 use super::notify::NotifySocket;
 use super::output::{LineMatcher, Tail};
 use super::platform::{HostLink, HostPorts};
-use super::process::{Output, World};
+use super::process::{Output, Spawned, World};
 use super::requests::Requests;
 use super::signals::Signals;
 use super::streams::{Control, LogStream};
@@ -51,6 +52,8 @@ pub(super) struct Supervisor {
     pub(super) matcher: Option<LineMatcher>,
     signals: Option<Signals>,
     service: Option<Pid>,
+    /// Whether the service is an init.
+    is_init: bool,
     processes: Vec<Process>,
     pipes: Vec<Pipe>,
     stop: Option<Duration>,
@@ -73,6 +76,8 @@ struct Pipe {
     of: Pid,
     stream: Stream,
     logged: bool,
+    /// It is the console of an init.
+    console: Option<Lines>,
 }
 
 /// What a poll entry was about.
@@ -99,6 +104,7 @@ impl Supervisor {
             matcher: None,
             signals,
             service: None,
+            is_init: false,
             processes: Vec::new(),
             pipes: Vec::new(),
             stop: None,
@@ -114,7 +120,10 @@ impl Supervisor {
         output: Output,
         logged: bool,
     ) -> Result<Pid, String> {
-        let started = world.spawn(cmd, output)?;
+        self.watch(world.spawn(cmd, output)?, logged)
+    }
+
+    fn watch(&mut self, started: Spawned, logged: bool) -> Result<Pid, String> {
         let pidfd = rustix::process::pidfd_open(started.pid, PidfdFlags::empty())
             .map_err(|e| format!("cannot watch process {}: {e}", started.pid.as_raw_nonzero()))?;
         self.processes.push(Process {
@@ -128,23 +137,40 @@ impl Supervisor {
             of: started.pid,
             stream,
             logged,
+            console: None,
         };
         self.pipes.push(pipe(started.stdout, Stream::Stdout));
         self.pipes
             .extend(started.stderr.map(|fd| pipe(fd, Stream::Stderr)));
+        self.pipes.extend(started.console.map(|console| Pipe {
+            console: Some(console.lines),
+            ..pipe(console.master.into(), Stream::Stdout)
+        }));
         Ok(started.pid)
     }
 
     /// Starts the service: from now on its end interrupts.
     pub(super) fn start_service(&mut self, world: &World, cmd: &[String]) -> Result<Pid, String> {
-        let pid = self.start(world, cmd, Output::Separate, true)?;
+        let started = world.spawn_service(cmd, Output::Separate)?;
+        self.is_init = started.console.is_some();
+        let pid = self.watch(started, true)?;
         self.service = Some(pid);
         Ok(pid)
     }
 
     /// How the service ended, if it did.
     pub(super) fn service_status(&self) -> Option<ExitStatus> {
-        self.status(self.service?)
+        let status = self.status(self.service?)?;
+        // reboot(2) in a PID namespace ends its init by one of these, which nobody else can do
+        // (pid_namespaces(7)): it has shut down as it was asked to.
+        let rebooted = ExitStatus::Signaled(libc::SIGHUP);
+        let halted = ExitStatus::Signaled(libc::SIGINT);
+        let shut_down = self.is_init && [rebooted, halted].contains(&status);
+        Some(if shut_down {
+            ExitStatus::Exited(0)
+        } else {
+            status
+        })
     }
 
     /// How a process ended, if it did. (One that nobody watches has no status: see `finish`.)
@@ -395,6 +421,8 @@ impl Supervisor {
                 return false;
             }
         };
+        let unix = pipe.console.as_mut().map(|lines| lines.unix(bytes));
+        let bytes = unix.as_deref().unwrap_or(bytes);
         if let Some(process) = self.processes.iter_mut().find(|p| p.pid == pipe.of) {
             process.tail.push(bytes);
         }

@@ -34,21 +34,29 @@ impl GuestCgroup {
 
 impl Drop for GuestCgroup {
     fn drop(&mut self) {
-        for cgroup in [self.0.join("service"), self.0.clone()] {
-            // What has just been killed is in it for another moment.
-            for _ in 0..100 {
-                match fs::remove_dir(&cgroup) {
-                    Err(e) if e.kind() == std::io::ErrorKind::ResourceBusy => {
-                        std::thread::sleep(Duration::from_millis(10));
-                    }
-                    _ => break,
-                }
-            }
-        }
+        remove_cgroup(&self.0);
         let _ = rustix::mount::unmount(
             self.0.parent().unwrap(),
             rustix::mount::UnmountFlags::DETACH,
         );
+    }
+}
+
+/// Removes a cgroup with those that are in it.
+fn remove_cgroup(cgroup: &Path) {
+    for entry in fs::read_dir(cgroup).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_cgroup(&entry.path());
+        }
+    }
+    // What has just been killed is in it for another moment.
+    for _ in 0..100 {
+        match fs::remove_dir(cgroup) {
+            Err(e) if e.kind() == std::io::ErrorKind::ResourceBusy => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            _ => break,
+        }
     }
 }
 

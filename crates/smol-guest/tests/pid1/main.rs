@@ -7,6 +7,7 @@
 
 mod failures;
 mod host;
+mod inits;
 mod life;
 mod test_restores;
 
@@ -124,6 +125,18 @@ fn trials() -> Vec<Trial> {
             life::ignores_sigterm,
         ),
         trial(
+            "an init is pid 1 of its own, is frozen and restored, and shuts down when it is stopped",
+            inits::lives,
+        ),
+        trial(
+            "an init that shuts down before it is ready fails with what it said",
+            inits::ends_early,
+        ),
+        trial(
+            "an init that is said to be none runs like any program",
+            inits::is_an_ordinary_program,
+        ),
+        trial(
             "without restore parameters the service never runs on",
             failures::no_identity,
         ),
@@ -155,6 +168,8 @@ fn be_pid1(root: &Path) -> ! {
     // A mistake here would reset the machine.
     assert!(rustix::process::getpid().is_init() && std::env::var_os(ROOT).is_some());
     let prefix = format!("smol-pid1-{}", root.display());
+    // A root is the root of a file system, as in a guest.
+    rustix::mount::mount_bind(root, root).unwrap();
     rustix::process::chroot(root).unwrap();
     std::env::set_current_dir("/").unwrap();
     smol_guest::init::run(&Platform {

@@ -291,6 +291,20 @@ error: not a user
 );
 
 mistake!(
+    an_init_that_is_to_run_as_somebody,
+    service("user = \"app:app\"\ninit = true"),
+    r#"
+error: an init runs as root
+ --> Smolfile:6:8
+  |
+6 | user = "app:app"
+  |        ^^^^^^^^^
+  |
+  = help: remove `user`: the units say which user each service has
+"#
+);
+
+mistake!(
     a_working_directory_that_is_relative,
     service(r#"workdir = "srv""#),
     r#"

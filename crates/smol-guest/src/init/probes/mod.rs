@@ -156,9 +156,13 @@ pub(super) fn try_once(
             };
             http::get(*port, path, &expect, sup, deadline)
         }
-        Probe::File { path } => Ok(fs::symlink_metadata(path)
-            .map(drop)
-            .map_err(|e| format!("{path}: {e}"))),
+        Probe::File { path } => {
+            let found = match world.namespaces() {
+                Some(namespaces) => namespaces.holds(path),
+                None => fs::symlink_metadata(path).map(drop),
+            };
+            Ok(found.map_err(|e| format!("{path}: {e}")))
+        }
         Probe::Log { .. } | Probe::Notify => Ok(Err("not a probe that asks".to_owned())),
     }
 }
