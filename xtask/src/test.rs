@@ -11,10 +11,10 @@ use crate::packages::{self, For};
 use crate::shell::{self, cargo};
 use crate::tally::Tally;
 
-/// The test that builds and runs machines; it has a step of its own, the last.
+/// The test that builds and runs machines; it has a step of its own, the last. It is asked for in the whole
+/// workspace, which has one of this name: for its package alone, cargo would choose other features of
+/// dependencies, and compile them once more.
 const END_TO_END: &str = "e2e";
-/// Its package.
-const TESTS: &str = "smol-tests";
 
 /// `cargo xtask test`.
 #[derive(Debug, Args)]
@@ -58,7 +58,7 @@ impl Steps {
             self.step("lints", |_| {
                 shell::run(&mut clippy(&["--workspace", "--all-targets"]))?;
                 // All targets are those that run unasked.
-                shell::run(&mut clippy(&["--package", TESTS, "--test", END_TO_END]))
+                shell::run(&mut clippy(&["--workspace", "--test", END_TO_END]))
             })?;
         }
         // All but the end-to-end tests, which are not among those that run unasked. libtest takes one
@@ -71,7 +71,7 @@ impl Steps {
         })?;
         self.step("end-to-end tests", |tally| {
             let mut command = cargo();
-            command.args(["test", "--locked", "--package", TESTS, "--test"]);
+            command.args(["test", "--workspace", "--locked", "--test"]);
             command.args([END_TO_END, "--"]).args(words);
             if let Some(rounds) = options.rounds {
                 command.args(["--rounds", &rounds.to_string()]);
