@@ -1,7 +1,8 @@
 //! `cargo xtask test`: everything that must pass, what fails fast first; or only what has a name.
 
 use std::io::{BufRead, BufReader};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -11,10 +12,13 @@ use crate::packages::{self, For};
 use crate::shell::{self, cargo};
 use crate::tally::Tally;
 
-/// The test that builds and runs machines; it has a step of its own, the last.
+/// The test that builds and runs machines; it has a step of its own, the last. It is asked for in the whole
+/// workspace, which has one of this name: for its package alone, cargo would choose other features of
+/// dependencies, and compile them once more.
 const END_TO_END: &str = "e2e";
-/// Its package.
-const TESTS: &str = "smol-tests";
+
+/// The recipe that they boot.
+const KERNEL: &str = "smol-6.1";
 
 /// `cargo xtask test`.
 #[derive(Debug, Args)]
@@ -50,16 +54,16 @@ struct Step {
 impl Steps {
     fn all(&mut self, options: &TestOptions) -> Result<()> {
         let words: Vec<&str> = options.words.iter().map(String::as_str).collect();
-        self.step("packages", |_| packages::install(For::Test))?;
+        let mut kernel = None;
         if words.is_empty() {
-            self.step("format", |_| {
-                shell::run(cargo().args(["fmt", "--all", "--check"]))
+            self.checks_and_packages()?;
+            self.step("programs", |_| {
+                shell::run(&mut programs())?;
+                kernel = Kernel::begin();
+                Ok(())
             })?;
-            self.step("lints", |_| {
-                shell::run(&mut clippy(&["--workspace", "--all-targets"]))?;
-                // All targets are those that run unasked.
-                shell::run(&mut clippy(&["--package", TESTS, "--test", END_TO_END]))
-            })?;
+        } else {
+            self.step("packages", |_| packages::install(For::Test))?;
         }
         // All but the end-to-end tests, which are not among those that run unasked. libtest takes one
         // word, which is a part of a name there, where a space is an underscore.
@@ -69,14 +73,36 @@ impl Steps {
             command.args(["test", "--workspace", "--locked", "--no-fail-fast", "--"]);
             follow(command.args((!name.is_empty()).then_some(&name)), tally)
         })?;
+        if let Some(kernel) = kernel {
+            self.step("kernel", |_| kernel.finish())?;
+        }
         self.step("end-to-end tests", |tally| {
             let mut command = cargo();
-            command.args(["test", "--locked", "--package", TESTS, "--test"]);
+            command.args(["test", "--workspace", "--locked", "--test"]);
             command.args([END_TO_END, "--"]).args(words);
             if let Some(rounds) = options.rounds {
                 command.args(["--rounds", &rounds.to_string()]);
             }
             follow(&mut command, tally)
+        })
+    }
+
+    /// What needs no more than a C compiler, while the packages come from the network.
+    fn checks_and_packages(&mut self) -> Result<()> {
+        thread::scope(|scope| {
+            let packages = scope.spawn(|| packages::install(For::Test));
+            self.step("format", |_| {
+                shell::run(cargo().args(["fmt", "--all", "--check"]))
+            })?;
+            self.step("lints", |_| {
+                shell::run(&mut clippy(&["--workspace", "--all-targets"]))?;
+                // All targets are those that run unasked.
+                shell::run(&mut clippy(&["--workspace", "--test", END_TO_END]))
+            })?;
+            self.step("packages", |_| {
+                let ended = packages.join();
+                ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            })
         })
     }
 
@@ -143,6 +169,54 @@ impl Step {
                 left_out.len()
             ),
         }
+    }
+}
+
+/// The programs, as `cargo test` has them: with one of their tests, for else cargo would choose other
+/// features of dependencies.
+fn programs() -> Command {
+    let mut command = cargo();
+    command.args(["build", "--workspace", "--locked", "--quiet"]);
+    command.args([
+        "--bin",
+        "smolbuild",
+        "--bin",
+        "smolrun",
+        "--test",
+        "messages",
+    ]);
+    command
+}
+
+/// The kernel that the end-to-end tests boot, compiled with what the tests before them leave of the
+/// processors. If it was compiled before, it is in the cache.
+struct Kernel(Child);
+
+impl Kernel {
+    /// Begins with it; `None` if that cannot be: the end-to-end tests do it themselves, and say why not.
+    fn begin() -> Option<Self> {
+        let smolbuild = shell::build_folder("debug").ok()?.join("smolbuild");
+        let mut command = shell::command("nice");
+        command.args(["-n", "19"]).arg(smolbuild);
+        command.args(["kernel", KERNEL]);
+        println!("$ {} &", shell::line(&command));
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        command.stderr(Stdio::null()).spawn().ok().map(Self)
+    }
+
+    /// Waits for it. Its failure is that of the end-to-end tests.
+    fn finish(mut self) -> Result<()> {
+        let status = self.0.wait().context("cannot wait for the kernel")?;
+        println!("the kernel: {status}");
+        Ok(())
+    }
+}
+
+impl Drop for Kernel {
+    /// Ends it, with all that it has started.
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 

@@ -42,7 +42,9 @@ impl End {
 }
 
 /// Builds the program of this package that has the hole, of the sources and with the profile of the
-/// program as it is used, and returns its path.
+/// program as it is used, and returns its path. It is an example, and asked for in the whole workspace: so
+/// cargo chooses the features of dependencies that it chooses for `cargo test --workspace`, and compiles only
+/// what knows of the hole.
 ///
 /// # Panics
 /// If it cannot be built.
@@ -50,15 +52,16 @@ impl End {
 pub fn program(package: &str, used: &Path) -> PathBuf {
     let name = format!("{package}-backdoor");
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args(["build", "--locked", "--quiet", "--package", package]);
-    cargo.args(["--bin", &name, "--features", "backdoor"]);
+    cargo.args(["build", "--locked", "--quiet", "--workspace"]);
+    cargo.args(["--example", &name, "--features"]);
+    cargo.arg(format!("{package}/backdoor"));
     if !cfg!(debug_assertions) {
         cargo.arg("--release");
     }
     cargo.current_dir(env!("CARGO_MANIFEST_DIR"));
     let output = cargo.output().expect("cargo can be run");
     assert!(output.status.success(), "{output:?}");
-    used.with_file_name(name)
+    used.with_file_name("examples").join(name)
 }
 
 /// What a guest that has taken over its monitor would want of its user on this host.
