@@ -43,6 +43,7 @@ const OUR_CRATES: &[(&str, &[&str])] = &[
             "smol-host",
             "smol-image",
             "smol-machine",
+            "smol-net",
             "smol-protocol",
             "smol-registry",
             "smol-rootfs",
