@@ -13,7 +13,7 @@ use smolbuild::diff::guest::ram::Ram;
 use smolbuild::input::Rootfs;
 use smolbuild::lock::{
     self, Builder, CopiedEntry, CopiedNode, CopySource, Debian, InputFile, Kernel, Lock,
-    LockedImage, Origin, PackagePin, Role,
+    LockedImage, LockedRun, Origin, PackagePin, Role,
 };
 use smolbuild::plan::Plan;
 use smolbuild::smolfile::keys::KEYS;
@@ -352,6 +352,7 @@ fn empty_lock() -> Lock {
         image: None,
         files: Vec::new(),
         copies: Vec::new(),
+        runs: Vec::new(),
     }
 }
 
@@ -382,6 +383,18 @@ fn image_seed() -> LockedImage {
     }
 }
 
+fn kernel_seed(digest: impl Fn() -> String) -> Kernel {
+    Kernel {
+        recipe: "smol-6.1".into(),
+        recipe_sha256: digest(),
+        source: "linux-source-6.1 6.1.192-2".into(),
+        source_sha256: digest(),
+        package_sha256: Some(digest()),
+        gcc: "gcc (Debian 12.2.0-14) 12.2.0".into(),
+        ld: "GNU ld \"2.40\"".into(),
+    }
+}
+
 /// A lock without inputs, and one with every kind of them.
 pub fn lock_seeds() -> Vec<Vec<u8>> {
     let digest = || "0123456789abcdef".repeat(4);
@@ -400,15 +413,7 @@ pub fn lock_seeds() -> Vec<Vec<u8>> {
         sha256: digest(),
     };
     let full = Lock {
-        kernel: Some(Kernel {
-            recipe: "smol-6.1".into(),
-            recipe_sha256: digest(),
-            source: "linux-source-6.1 6.1.192-2".into(),
-            source_sha256: digest(),
-            package_sha256: Some(digest()),
-            gcc: "gcc (Debian 12.2.0-14) 12.2.0".into(),
-            ld: "GNU ld \"2.40\"".into(),
-        }),
+        kernel: Some(kernel_seed(digest)),
         debian: Some(Debian {
             suite: "bookworm".into(),
             requested: vec!["redis-server".into()],
@@ -437,6 +442,10 @@ pub fn lock_seeds() -> Vec<Vec<u8>> {
                 ],
             },
         ],
+        runs: vec![LockedRun {
+            key: digest(),
+            layer: Digest::of(b"layer"),
+        }],
         ..empty_lock()
     };
     [empty_lock(), full]
