@@ -229,7 +229,10 @@ impl Command {
     fn toml_lines(&self) -> String {
         match self {
             Self::Line(line) => text(line),
-            Self::Words(_) => self.toml(),
+            Self::Words(words) => {
+                let words: Vec<String> = words.iter().map(|word| text(word)).collect();
+                format!("[{}]", words.join(", "))
+            }
         }
     }
 }

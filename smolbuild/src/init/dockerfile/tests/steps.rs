@@ -119,12 +119,21 @@ fn mounts_are_left_out_or_refuse_the_command() {
 #[test]
 fn the_shell_of_the_dockerfile_runs_its_lines() {
     let draft = draft(
-        "FROM x\nRUN a\nSHELL [\"/bin/bash\", \"-o\", \"pipefail\", \"-c\"]\nRUN b | c\nRUN [\"d\"]\n\
+        "FROM x\nRUN a\nSHELL [\"/bin/bash\", \"-o\", \"pipefail\", \"-c\"]\nRUN b | c\nRUN [\"d\"]\nRUN <<E\nx\ny\nE\n\
          HEALTHCHECK CMD e\nCMD f\n",
     );
     let smolfile = parsed(&draft);
     let shell = "run /bin/bash -o pipefail -c b | c";
-    assert_eq!(steps(&smolfile), ["run /bin/sh -c a", shell, "run d"]);
+    assert_eq!(
+        steps(&smolfile),
+        [
+            "run /bin/sh -c a",
+            shell,
+            "run d",
+            "run /bin/bash -o pipefail -c x\ny\n"
+        ]
+    );
+    assert!(draft.text.contains("\"-c\", '''\nx\ny\n''']\n"));
     let words = ["/bin/bash", "-o", "pipefail", "-c", "f"].map(str::to_owned);
     assert_eq!(service(&smolfile).cmd.as_deref(), Some(&words[..]));
     let Probe::Exec(check) = smolfile.ready.unwrap().probe else {
