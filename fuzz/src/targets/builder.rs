@@ -375,6 +375,7 @@ fn empty_lock() -> Lock {
         image: None,
         files: Vec::new(),
         copies: Vec::new(),
+        runs: Vec::new(),
     }
 }
 
