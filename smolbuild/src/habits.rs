@@ -31,12 +31,13 @@ const fn habit(words: &'static [&'static str], message: &'static str, hint: &'st
 const FROM_DOCKERFILE: &str =
     "begin with `smolbuild init --from Dockerfile`; in a Smolfile (docs/smolfile.md)
 FROM                      is image in [rootfs], or debian with packages
-COPY                      is [[copy]]
+COPY, RUN                 are [[copy]] and [[run]], in the same order
+ADD of a URL              is [[fetch]]
 CMD, ENTRYPOINT           are cmd and entrypoint of [service]
 ENV, USER, WORKDIR        are its env, user and workdir
 EXPOSE                    is ports
 HEALTHCHECK               is [ready]
-RUN steps                 are not possible yet: build the image with docker, save it,
+COPY --from               is not possible: build the image with docker, save it,
                           and name it: image = \"docker-archive:app.tar\"";
 
 #[rustfmt::skip] // an entry is a few lines that can be read as a table
@@ -125,11 +126,14 @@ const TABLE: &[Habit] = &[
     habit(&["lock --check", "lock --locked"],
         "there is no option {word} of lock",
         "a build checks that the lock file fits: smolbuild --locked"),
-    habit(&["--network", "--add-host"],
-        "{word} is not possible yet: a machine has no network but its loopback, also while it is built",
-        "packages come by [rootfs] debian, files by [[copy]]"),
+    habit(&["--network"],
+        "there is no option --network: each [[run]] of the Smolfile says what it may reach",
+        "network = [\"packages.example.org:443\"] in that [[run]], or true; files by digest: [[fetch]]"),
+    habit(&["--add-host"],
+        "--add-host is not possible yet: while a command runs, /etc/hosts is its machine's own",
+        "name the address to reach: network = [\"192.0.2.7:443\"] in [[run]]"),
     habit(&["--secret", "--ssh"],
-        "{word} is not possible yet: what a machine holds in memory is in the bundle",
+        "{word} is not possible yet: what a machine holds in memory, and what a [[run]] writes, is in the bundle",
         "what each machine must have for itself is made by [[restore]]"),
     habit(&["--cache-from", "--cache-to"],
         "there is no option {word}: the cache is a folder",

@@ -96,12 +96,11 @@ fn of_a_dockerfile_what_is_not_taken_over_is_said_with_its_line() {
     fs::create_dir(&folder).unwrap();
     fs::write(folder.join("app.conf"), "x").unwrap();
     fs::write(folder.join(".dockerignore"), "x").unwrap();
-    let text =
-        "FROM debian:12\nRUN \u{1b}[2J true\nCOPY app.conf /etc/\nEXPOSE 80\nCMD [\"app\"]\n";
+    let text = "FROM debian:12\nRUN --mount=type=secret,id=a \u{1b}[2J true\nRUN make\nCOPY app.conf /etc/\nEXPOSE 80\nCMD [\"app\"]\n";
     fs::write(folder.join("Dockerfile"), text).unwrap();
     let (_, notes) = smolbuild(&folder, &["init", "--from", "Dockerfile"], 0);
     assert!(
-        notes.contains("Dockerfile:2: not taken over (no command runs"),
+        notes.contains("Dockerfile:2: not taken over (secrets are not possible"),
         "{notes}"
     );
     assert!(notes.contains("\\u{1b}[2J"), "{notes}");
@@ -109,7 +108,12 @@ fn of_a_dockerfile_what_is_not_taken_over_is_said_with_its_line() {
         notes.contains(".smolignore") && !notes.contains("build context"),
         "{notes}"
     );
-    assert!(written(&folder).contains("name = \"my-app\"\n"));
+    let text = written(&folder);
+    assert!(text.contains("name = \"my-app\"\n"), "{text}");
+    assert!(
+        text.contains("[[run]]\ncmd = \"make\"\n\n[[copy]]"),
+        "{text}"
+    );
     smolbuild(&folder, &["check"], 0);
     let arguments = ["init", "--from", "My App/Dockerfile"];
     let (_, notes) = smolbuild(scratch.path(), &arguments, 0);

@@ -123,6 +123,8 @@ pub fn dockerfile(data: &[u8]) -> bool {
     let known = [
         "[rootfs]",
         "[[copy]]",
+        "[[fetch]]",
+        "[[run]]",
         "[service]",
         "[service.env]",
         "[ready]",
@@ -145,6 +147,16 @@ pub const DOCKERFILE_WORDS: &[&str] = &[
     "USER ",
     "EXPOSE ",
     "HEALTHCHECK CMD ",
+    "HEALTHCHECK --interval=",
+    "1m30s",
+    "--checksum=sha256:",
+    "https://example.org/x",
+    "--mount=type=cache",
+    "--network=none",
+    "#!/bin/sh\n",
+    "'''",
+    "curl ",
+    "sh -c ",
     "STOPSIGNAL ",
     "RUN ",
     "VOLUME ",
@@ -193,6 +205,16 @@ FROM base
 RUN apt-get update \
     # more
     && apt-get install -y x
+RUN --mount=type=cache,target=/x --network=none ["make"]
+RUN <<EOF
+#!/bin/sh
+set -e
+EOF
+RUN cat <<-A <<'B' | sh -c 'curl x'
+	a
+	A
+[kernel]
+B
 COPY --chown=app:app --chmod=0755 a b*.txt ./
 COPY ["c d", "/e f"]
 COPY <<-"END" /g
@@ -200,6 +222,7 @@ COPY <<-"END" /g
 	END
 COPY --from=base /x /y
 ADD https://example.org/x /x
+ADD --checksum=sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08 https://example.org/x /x
 EXPOSE 80 443/tcp 53/udp 1-3
 USER app
 VOLUME /data
@@ -207,7 +230,7 @@ SHELL ["/bin/bash", "-c"]
 STOPSIGNAL SIGQUIT
 LABEL a=b
 ONBUILD RUN x
-HEALTHCHECK --interval=1s CMD curl -f localhost || exit 1
+HEALTHCHECK --interval=1s --timeout=1m30s --retries=3 CMD curl -f localhost || exit 1
 ENTRYPOINT ["app"]
 CMD exec app $A
 "#;

@@ -417,6 +417,9 @@ pub const TARGETS: &[Target] = &[
             "smolbuild/src/init/dockerfile/words.rs",
             "smolbuild/src/init/dockerfile/taken.rs",
             "smolbuild/src/init/dockerfile/copy.rs",
+            "smolbuild/src/init/dockerfile/run.rs",
+            "smolbuild/src/init/dockerfile/health.rs",
+            "smolbuild/src/init/dockerfile/network.rs",
         ],
     )
     .words(builder::DOCKERFILE_WORDS),

@@ -154,7 +154,7 @@ fn of_end(status: ExitStatus, service: &Service) -> Option<String> {
         ),
         ExitStatus::Exited(127) => Some(
             "exit code 127: a program is not there; name its package in `packages` of [rootfs] \
-             debian, or copy it by [[copy]]"
+             debian, install it by [[run]], or copy it by [[copy]]"
                 .into(),
         ),
         ExitStatus::Exited(_) | ExitStatus::Signaled(_) => None,

@@ -118,11 +118,16 @@ fn hint(guest: &GuestFailure, failed: &Failed, job: &BootJob) -> Option<String> 
         .log
         .iter()
         .any(|line| NO_NETWORK.iter().any(|words| line.contains(words)));
-    seeks_network.then(|| {
-        "a [[run]] has no network: download files with [[fetch]], put packages into [rootfs] debian, \
-         or copy what is needed with [[copy]]"
-            .to_owned()
-    })
+    let advice = match job.purpose.has_network() {
+        true => {
+            "a [[run]] reaches what its `network` names, and nothing of the host and its private networks that is not named"
+        }
+        false => {
+            "a [[run]] has no network unless it asks for one: network = [\"packages.example.org:443\"], or true; \
+             better is a [[fetch]] of each file, or packages in [rootfs] debian"
+        }
+    };
+    seeks_network.then(|| advice.to_owned())
 }
 
 #[cfg(test)]
@@ -132,7 +137,7 @@ mod tests {
     use super::*;
     use crate::boot::Purpose;
 
-    fn job() -> BootJob {
+    fn job(network: bool) -> BootJob {
         BootJob {
             kernel: "/k".into(),
             initramfs: None,
@@ -144,7 +149,7 @@ mod tests {
             epoch: 0,
             seed: String::new(),
             kernel_seed: String::new(),
-            purpose: Purpose::Step { network: false },
+            purpose: Purpose::Step { network },
             watchdog: 1,
             limit: 1,
             sandbox: Mode::Off,
@@ -153,6 +158,10 @@ mod tests {
     }
 
     fn told(reason: &str, status: Option<ExitStatus>, log: &[&str]) -> String {
+        told_of(&job(false), reason, status, log)
+    }
+
+    fn told_of(job: &BootJob, reason: &str, status: Option<ExitStatus>, log: &[&str]) -> String {
         let failed = Failed {
             log: log.iter().map(|line| line.to_string()).collect(),
             ..Failed::of_guest(GuestFailure {
@@ -161,7 +170,7 @@ mod tests {
             })
         };
         let interrupt = Interrupt::detached().unwrap();
-        let error = step_error(&failed, &job(), "Smolfile:9:7", &interrupt);
+        let error = step_error(&failed, job, "Smolfile:9:7", &interrupt);
         smol_cli::error::render(&error, false)
     }
 
@@ -184,11 +193,15 @@ mod tests {
     fn what_was_short_is_named() {
         let killed = told("ended with signal 9", Some(ExitStatus::KILLED), &[]);
         assert!(killed.contains("has 2.0 GiB of memory"), "{killed}");
-        let offline = told(
-            "ended with exit code 6",
-            Some(ExitStatus::Exited(6)),
-            &["curl: (6) Could not resolve host: example.org"],
-        );
-        assert!(offline.contains("[[fetch]]"), "{offline}");
+        let unknown = |network| {
+            told_of(
+                &job(network),
+                "ended with exit code 6",
+                Some(ExitStatus::Exited(6)),
+                &["curl: (6) Could not resolve host: example.org"],
+            )
+        };
+        assert!(unknown(false).contains("network = [\"packages.example.org:443\"], or true"));
+        assert!(unknown(true).contains("reaches what its `network` names"));
     }
 }

@@ -86,6 +86,20 @@ pub(super) fn quoted(text: &str) -> String {
     out + "\""
 }
 
+/// A string as TOML has it: of several lines in as many, if none of them can be taken for a line of the
+/// Smolfile, else as [`quoted`].
+pub(super) fn text(text: &str) -> String {
+    let is_plain = |line: &str| {
+        let is_table = line.trim_start().starts_with('[');
+        !is_table && !line.contains('\t') && human::one_line(line) == line
+    };
+    let fits = text.contains('\n') && !text.contains("'''") && !text.ends_with('\'');
+    match fits && text.split('\n').all(is_plain) {
+        true => format!("'''\n{text}'''"),
+        false => quoted(text),
+    }
+}
+
 /// A list of strings as TOML has it, in one line.
 pub(super) fn list<T: AsRef<str>>(words: &[T]) -> String {
     let words: Vec<String> = words.iter().map(|word| quoted(word.as_ref())).collect();

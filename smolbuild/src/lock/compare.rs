@@ -18,22 +18,28 @@ pub fn differences(old: &Lock, new: &Lock) -> Vec<String> {
     lines
 }
 
+/// By their place: the key of each depends on all before it, so it tells nothing of which step it was.
 fn runs(old: &[LockedRun], new: &[LockedRun]) -> Vec<String> {
-    let of = |runs: &[LockedRun], key: &str| {
-        let found = runs.iter().find(|run| run.key == key);
-        found.map(|run| run.layer.to_string())
+    let line = |at: usize| {
+        let what = match (old.get(at), new.get(at)) {
+            (Some(old), Some(new)) if old.key != new.key => {
+                "its command, or something before it, has changed".to_owned()
+            }
+            (Some(old), Some(new)) if old.layer != new.layer => {
+                let [old, new] = [old, new].map(|run| run.layer.hex());
+                format!(
+                    "it has made other files: {} -> {}",
+                    short(&old),
+                    short(&new)
+                )
+            }
+            (None, Some(_)) => "new".to_owned(),
+            (Some(_), None) => "not locked any more: it is gone, or is to run again".to_owned(),
+            _ => return None,
+        };
+        Some(format!("[[run]] with a network, number {}: {what}", at + 1))
     };
-    let keys: BTreeSet<&str> = old.iter().chain(new).map(|run| run.key.as_str()).collect();
-    let line = |key: &str| {
-        let name = format!("[[run]] {} with a network", &key[..12]);
-        match (of(old, key), of(new, key)) {
-            (Some(old), Some(new)) if old != new => Some(format!("{name} has made other files")),
-            (None, Some(_)) => Some(format!("{name} is new")),
-            (Some(_), None) => Some(format!("{name} is gone, or its inputs have changed")),
-            _ => None,
-        }
-    };
-    keys.into_iter().filter_map(line).collect()
+    (0..old.len().max(new.len())).filter_map(line).collect()
 }
 
 /// A part that may be absent.

@@ -307,6 +307,43 @@ fn a_lock_without_packages_for_the_installation_alone_is_one_and_none_of_them_is
 }
 
 #[test]
+fn what_runs_with_a_network_have_made_is_compared_by_their_place() {
+    let run = |key: u8, layer: u8| LockedRun {
+        key: digest(key),
+        layer: format!("sha256:{}", digest(layer)).parse().unwrap(),
+    };
+    let told = |old: &[LockedRun], new: &[LockedRun]| {
+        let [old, new] = [old, new].map(|runs| Lock {
+            runs: runs.to_vec(),
+            ..full()
+        });
+        differences(&old, &new)
+    };
+    let both = [run(1, 2), run(3, 4)];
+    assert_eq!(told(&both, &both), [""; 0]);
+    assert_eq!(
+        told(&both, &[run(1, 2), run(3, 5)]),
+        ["[[run]] with a network, number 2: it has made other files: 040404040404 -> 050505050505"]
+    );
+    // One step that is another one is one line, and not one that is gone and one that is new.
+    let changed = "its command, or something before it, has changed";
+    assert_eq!(
+        told(&both, &[run(6, 2), run(7, 4)]),
+        [1, 2].map(|n| format!("[[run]] with a network, number {n}: {changed}"))
+    );
+    assert_eq!(
+        told(&both, &[]),
+        [1, 2].map(|n| format!(
+            "[[run]] with a network, number {n}: not locked any more: it is gone, or is to run again"
+        ))
+    );
+    assert_eq!(
+        told(&both[..1], &both),
+        ["[[run]] with a network, number 2: new"]
+    );
+}
+
+#[test]
 fn every_input_that_differs_is_told_by_its_name() {
     let told = |change: fn(&mut Lock)| {
         let mut new = full();

@@ -7,12 +7,14 @@ use super::diagnostic::Diagnostic;
 use super::table::Table;
 
 /// Tables that a Smolfile of ours has at least one of.
-const OURS: [&str; 9] = [
+const OURS: [&str; 11] = [
     "rootfs",
     "base",
     "kernel",
     "ready",
     "copy",
+    "fetch",
+    "run",
     "warm",
     "restore",
     "warm_restore",
@@ -47,14 +49,17 @@ const THEIRS: [&str; 22] = [
 
 /// What none of ours is like.
 const LEFT_OUT: [(&str, &str); 10] = [
-    ("init", "[[warm]] commands run once, before the snapshot"),
+    (
+        "init",
+        "[[run]] commands change the files, [[warm]] commands run once, before the snapshot",
+    ),
     (
         "net",
-        "machines have no network but the ports that smolrun forwards",
+        "a [[run]] has a network if it says so; machines have none but the ports that smolrun forwards",
     ),
     (
         "network",
-        "machines have no network but the ports that smolrun forwards",
+        "a [[run]] has a network if it says so; machines have none but the ports that smolrun forwards",
     ),
     ("volumes", "[[copy]] puts files into the machine"),
     ("storage", "what the service writes is kept in memory"),
@@ -228,8 +233,8 @@ mod tests {
   = help: write service.env = { PORT = "3000", GREETING = '"hi"' }
   = help: write service.workdir = "/app"
   = help: write ready.tcp = 3000, or another way to tell that it is ready
-  = help: [[warm]] commands run once, before the snapshot
-  = help: machines have no network but the ports that smolrun forwards
+  = help: [[run]] commands change the files, [[warm]] commands run once, before the snapshot
+  = help: a [[run]] has a network if it says so; machines have none but the ports that smolrun forwards
   = help: [[copy]] puts files into the machine
 "#
         );

@@ -135,9 +135,9 @@ pub(super) fn heading(table: &str) -> String {
 const FOREIGN: &[(&str, &str)] = &[
     ("image", CONTAINER_IMAGE),
     ("entrypoint", "write the whole command as `cmd` in [service]"),
-    ("init", "write the commands as [[warm]]: they run once, after ready and before the snapshot"),
-    ("net", "machines have no network of their own yet: `smolrun -p` forwards the `ports` to the service"),
-    ("network", "machines have no network of their own yet: `smolrun -p` forwards the `ports` to the service"),
+    ("init", "write commands that change files as [[run]], and those that need the running service as [[warm]]: they run once, after ready and before the snapshot"),
+    ("net", NETWORK),
+    ("network", NETWORK),
     ("healthcheck", "write the check as [ready]: it decides when the snapshot is taken"),
     ("from", CONTAINER_IMAGE),
     ("FROM", CONTAINER_IMAGE),
@@ -161,7 +161,9 @@ const FOREIGN: &[(&str, &str)] = &[
     ("dev", "remove it: there is one way to build a machine"),
 ];
 
-const CONTAINER_IMAGE: &str = "write the image into [rootfs]: image = \"docker.io/library/nginx:1.27\"; what a Dockerfile builds comes from a registry, or from an archive of `docker save`: image = \"docker-archive:app.tar\"";
+const NETWORK: &str = "commands of the build have a network if their [[run]] says so, by its own `network`; running machines have none of their own yet: `smolrun -p` forwards the `ports` to the service";
+
+const CONTAINER_IMAGE: &str = "write the image into [rootfs]: image = \"docker.io/library/nginx:1.27\"; commands of a Dockerfile are [[run]] (`smolbuild init --from Dockerfile`); what it builds comes from a registry, or from an archive of `docker save`: image = \"docker-archive:app.tar\"";
 
 /// What other tools call a key of a table, and what to write here.
 #[rustfmt::skip]

@@ -49,6 +49,7 @@ pub use diagnostic::{Diagnostic, Span, render};
 pub use expand::by_lock as copies_of_lock;
 pub use load::{Loaded, check as check_text, load};
 pub use parse::{DEFAULT_INTERVAL, DEFAULT_RECIPE, DEFAULT_TIMEOUT, MAX_CPUS, MEMORY};
+pub use step::MAX_RUNS;
 pub use values::{image, signal};
 
 use crate::input::Rootfs;

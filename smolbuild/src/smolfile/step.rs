@@ -24,7 +24,7 @@ const RUN_MEMORY: u64 = 2048 * MIB;
 /// Most patterns of all `[[copy]]`s: a lock is looked through for each.
 const MAX_PATTERNS: usize = 1000;
 /// Most `[[run]]`s: each boots a machine, and is a layer.
-const MAX_RUNS: usize = 100;
+pub const MAX_RUNS: usize = 100;
 
 /// Everything that is done to the root file system, in the order of the file, whatever its kind.
 /// `None` only after an error was reported.

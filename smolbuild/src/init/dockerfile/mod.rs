@@ -6,13 +6,21 @@
 //! | `words.rs` | words of an instruction, and the variables in them |
 //! | `taken.rs` | what an instruction means for a machine |
 //! | `copy.rs` | … COPY and ADD |
+//! | `run.rs` | … RUN |
+//! | `health.rs` | … HEALTHCHECK |
+//! | `network.rs` | which commands are in need of the network |
+//! | `step.rs` | a step of the Smolfile |
 //! | `write.rs` | the Smolfile |
 //!
 //! The last stage counts, with the stages that it begins from. What cannot be taken over is told with the
 //! number of its line, as a note and in the Smolfile.
 
 mod copy;
+mod health;
+mod network;
 mod read;
+mod run;
+mod step;
 mod taken;
 mod words;
 mod write;
@@ -27,6 +35,19 @@ use self::words::Variables;
 use super::Draft;
 
 pub use self::read::MAX_SIZE;
+
+/// What docker sets by itself, of the platform that machines have (Dockerfile reference, "Automatic platform
+/// ARGs in the global scope").
+const PLATFORM: &[(&str, &str)] = &[
+    ("BUILDARCH", "amd64"),
+    ("BUILDOS", "linux"),
+    ("BUILDPLATFORM", "linux/amd64"),
+    ("BUILDVARIANT", ""),
+    ("TARGETARCH", "amd64"),
+    ("TARGETOS", "linux"),
+    ("TARGETPLATFORM", "linux/amd64"),
+    ("TARGETVARIANT", ""),
+];
 
 /// A stage: FROM, and what follows it.
 struct Stage<'a> {
@@ -58,12 +79,16 @@ pub fn smolfile(name: &str, shown: &str, text: &str) -> Result<Draft, Failure> {
             taken.take(instruction);
         }
     }
+    taken.make_workdir();
     Draft::new(write::page(name, shown, &taken), taken.notes(shown))
 }
 
 /// The values of ARG before the first FROM, and the stages.
 fn stages(file: &Dockerfile) -> (BTreeMap<String, String>, Vec<Stage<'_>>) {
     let mut variables = Variables::new(file.escape);
+    for (name, value) in PLATFORM {
+        variables.argument(name, Some((*value).to_owned()));
+    }
     let mut stages = Vec::<Stage>::new();
     for instruction in &file.instructions {
         if instruction.word == "FROM" {

@@ -19,10 +19,25 @@ pub(super) struct Instruction {
     pub options: Vec<(String, String)>,
     /// What follows them, on one line.
     pub rest: String,
-    /// Whether a here-document follows.
-    pub heredoc: bool,
+    /// The here-documents that follow.
+    pub documents: Vec<Document>,
     /// All of it, on one line.
     pub text: String,
+}
+
+/// A here-document.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Document {
+    /// As it stands in the instruction: `<<-"EOF"`
+    pub word: String,
+    /// `EOF`
+    pub name: String,
+    /// Whether tabs before its lines do not count.
+    pub tabs: bool,
+    /// Its lines, each with its end.
+    pub text: String,
+    /// Whether its end was found.
+    pub is_whole: bool,
 }
 
 impl Instruction {
@@ -71,19 +86,19 @@ pub(super) fn read(text: &str) -> Result<Dockerfile, Failure> {
         let end = whole.find(char::is_whitespace).unwrap_or(whole.len());
         let word = whole[..end].to_ascii_uppercase();
         let (options, rest) = options(whole[end..].trim_start(), &word);
-        let documents = match word.as_str() {
+        let mut documents = match word.as_str() {
             "RUN" | "COPY" | "ADD" => documents(rest),
             _ => Vec::new(),
         };
-        for (name, tabs) in &documents {
-            skip_document(&mut lines, name, *tabs);
+        for document in &mut documents {
+            document.read(&mut lines);
         }
         instructions.push(Instruction {
             line,
             word,
             options,
             rest: rest.to_owned(),
-            heredoc: !documents.is_empty(),
+            documents,
             text: whole.to_owned(),
         });
     }
@@ -151,11 +166,10 @@ fn options<'a>(mut rest: &'a str, word: &str) -> (Vec<(String, String)>, &'a str
     (options, rest)
 }
 
-/// The names of the here-documents that follow: `<<EOF`, `<<-"EOF"`; and whether tabs before their
-/// lines do not count.
-fn documents(rest: &str) -> Vec<(String, bool)> {
-    let document = |word: &str| {
-        let word = word.trim_start_matches(|c: char| c.is_ascii_digit());
+/// The here-documents that follow, without their lines: `<<EOF`, `<<-"EOF"`.
+fn documents(rest: &str) -> Vec<Document> {
+    let document = |whole: &str| {
+        let word = whole.trim_start_matches(|c: char| c.is_ascii_digit());
         let word = word.strip_prefix("<<")?;
         let (word, tabs) = match word.strip_prefix('-') {
             Some(word) => (word, true),
@@ -163,20 +177,32 @@ fn documents(rest: &str) -> Vec<(String, bool)> {
         };
         let name = word.trim_matches(['"', '\'']);
         let plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
-        (!name.is_empty() && name.chars().all(plain)).then(|| (name.to_owned(), tabs))
+        (!name.is_empty() && name.chars().all(plain)).then(|| Document {
+            word: whole.to_owned(),
+            name: name.to_owned(),
+            tabs,
+            text: String::new(),
+            is_whole: false,
+        })
     };
     rest.split_whitespace().filter_map(document).collect()
 }
 
-fn skip_document<'a>(lines: &mut impl Iterator<Item = (usize, &'a str)>, name: &str, tabs: bool) {
-    for (_, line) in lines {
-        let line = if tabs {
-            line.trim_start_matches('\t')
-        } else {
-            line
-        };
-        if line == name {
-            return;
+impl Document {
+    /// Reads its lines, and the one that ends it.
+    fn read<'a>(&mut self, lines: &mut impl Iterator<Item = (usize, &'a str)>) {
+        for (_, line) in lines {
+            let end = if self.tabs {
+                line.trim_start_matches('\t')
+            } else {
+                line
+            };
+            if end == self.name {
+                self.is_whole = true;
+                return;
+            }
+            self.text += line;
+            self.text.push('\n');
         }
     }
 }

@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use smol_cli::human;
 use smol_image::ImageRef;
 
-use super::copy::Copy;
+use super::health::Health;
 use super::read::Instruction;
+use super::step::Table;
 use super::words::Variables;
 use crate::init::accepted;
 use crate::init::page::{list, quoted};
@@ -30,7 +31,7 @@ pub(super) enum Command {
 
 impl Command {
     /// A list in JSON, else a line.
-    fn parse(text: &str) -> Self {
+    pub fn parse(text: &str) -> Self {
         match serde_json::from_str(text) {
             Ok(words) => Self::Words(words),
             Err(_) => Self::Line(text.to_owned()),
@@ -74,7 +75,7 @@ impl Lost {
 
 /// What concerns the files, in the order of the Dockerfile.
 pub(super) enum Step {
-    Copy(Copy),
+    Table(Table),
     Lost(Lost),
 }
 
@@ -104,9 +105,16 @@ pub(super) struct Taken {
     pub user: Option<String>,
     pub workdir: Workdir,
     pub stop_signal: Option<String>,
-    pub health: Option<Command>,
+    pub health: Option<Health>,
+    /// The words before a line that a shell runs, if SHELL says them.
+    shell: Option<Vec<String>>,
     /// Sources of all copies.
     pub sources: usize,
+    /// How many commands change the files, and the bytes of their variables.
+    pub runs: usize,
+    pub run_bytes: usize,
+    /// Folders that the steps have made.
+    pub folders: Vec<String>,
 }
 
 impl Taken {
@@ -127,12 +135,20 @@ impl Taken {
             workdir: Workdir::OfImage,
             stop_signal: None,
             health: None,
+            shell: None,
             sources: 0,
+            runs: 0,
+            run_bytes: 0,
+            folders: Vec::new(),
         }
     }
 
     /// What the first of its stages begins from.
     pub fn from(&mut self, from: &Instruction, base: &Result<String, String>) {
+        if from.option("platform").is_some() {
+            let why = "--platform left out (machines are x86-64 Linux)";
+            self.lose(from, Place::Rootfs, why);
+        }
         let why = match base {
             Err(why) => why.clone(),
             Ok(base) if base.eq_ignore_ascii_case("scratch") => {
@@ -169,20 +185,19 @@ impl Taken {
                 self.stop_signal = self.value(it, "stop_signal").or(self.stop_signal.take());
             }
             "WORKDIR" => self.workdir(it),
-            "RUN" => {
-                self.needs_build = true;
-                let why = "not taken over (no command runs while the files are put together)";
-                self.lose(it, Place::Files, why);
-            }
+            "RUN" => self.run(it),
             "VOLUME" => {
                 let why = "not needed (what is written stays in the machine, there are no volumes)";
                 self.lose(it, Place::Service, why);
             }
-            "SHELL" => {
-                let why = "not taken over (commands that are a string are run by /bin/sh)";
-                self.lose(it, Place::Service, why);
+            "SHELL" => self.shell(it),
+            "LABEL" | "MAINTAINER" => {
+                self.lose(
+                    it,
+                    Place::Service,
+                    "not taken over (a machine has no labels)",
+                );
             }
-            "LABEL" | "MAINTAINER" => {}
             _ => self.lose(it, Place::Service, "not taken over"),
         }
     }
@@ -206,15 +221,20 @@ impl Taken {
     pub fn notes(&self, file: &str) -> Vec<String> {
         let of_steps = self.steps.iter().filter_map(|step| match step {
             Step::Lost(lost) => Some(lost),
-            Step::Copy(_) => None,
+            Step::Table(_) => None,
         });
         let mut lost: Vec<&Lost> = self.lost.iter().chain(of_steps).collect();
         lost.sort_by_key(|lost| lost.line);
         let note = |lost: &&Lost| format!("{file}:{}: {}: {}", lost.line, lost.why, lost.text);
         let mut notes: Vec<String> = lost.iter().map(note).collect();
+        if !self.ports.is_empty() && self.image.is_some() {
+            notes.push(
+                "`ports` has those of EXPOSE alone: add those that the image has itself".to_owned(),
+            );
+        }
         if self.needs_build {
             notes.push(format!(
-                "for what is built by commands, build the image with docker and name it: {BUILD}, and image = \"{BUILT}\""
+                "what other stages make, and commands that are not taken over, is in an image that docker builds: {BUILD}, and image = \"{BUILT}\""
             ));
         }
         notes
@@ -240,6 +260,11 @@ impl Taken {
                 Some((name, raw)) => (name, self.variables.word(raw).ok()),
                 None => (word, self.globals.get(word).cloned()),
             };
+            if value.is_none() {
+                let why =
+                    "not taken over (it has no value: write --build-arg's here, ARG NAME=value)";
+                self.lose(it, Place::Files, why);
+            }
             self.variables.argument(name, value);
         }
     }
@@ -281,7 +306,7 @@ impl Taken {
     }
 
     fn command(&mut self, it: &Instruction) {
-        let command = Command::parse(&it.rest);
+        let command = self.parse_command(&it.rest);
         let key = it.word.to_ascii_lowercase();
         if let Err(why) = accepted(&format!("service.{key} = {}", command.toml())) {
             return self.lose(it, Place::Service, &format!("not taken over ({why})"));
@@ -292,21 +317,28 @@ impl Taken {
         }
     }
 
-    fn healthcheck(&mut self, it: &Instruction) {
-        let end = it.rest.find(char::is_whitespace).unwrap_or(it.rest.len());
-        let (kind, rest) = it.rest.split_at(end);
-        if kind.eq_ignore_ascii_case("none") {
-            self.health = None;
-            return;
-        }
-        let command = Command::parse(rest.trim_start());
-        let why = match kind.eq_ignore_ascii_case("cmd") {
-            true => accepted(&format!("ready.exec = {}", command.toml())).err(),
-            false => Some("CMD or NONE is missing".to_owned()),
+    fn shell(&mut self, it: &Instruction) {
+        let words = match Command::parse(&it.rest) {
+            Command::Words(words) if !words.is_empty() => words,
+            _ => return self.lose(it, Place::Files, "not taken over (it is no list of words)"),
         };
-        match why {
-            None => self.health = Some(command),
-            Some(why) => self.lose(it, Place::Ready, &format!("not taken over ({why})")),
+        // What follows is a string for /bin/sh in a Smolfile, too.
+        self.shell = Some(words).filter(|words| words != &["/bin/sh", "-c"]);
+    }
+
+    /// A command as CMD and the like have it.
+    pub(super) fn parse_command(&self, text: &str) -> Command {
+        self.by_shell(Command::parse(text))
+    }
+
+    /// A command, with the shell before it that runs it if it is a line.
+    pub(super) fn by_shell(&self, command: Command) -> Command {
+        match (command, &self.shell) {
+            (Command::Line(line), Some(shell)) => {
+                let words = shell.iter().cloned().chain([line]);
+                Command::Words(words.collect())
+            }
+            (command, _) => command,
         }
     }
 

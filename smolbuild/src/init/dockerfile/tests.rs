@@ -1,3 +1,5 @@
+mod steps;
+
 use super::*;
 use crate::smolfile::{self, Probe, Smolfile, Workload};
 
@@ -34,6 +36,25 @@ fn pairs(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
     pairs.iter().map(owned).collect()
 }
 
+/// What is said of EXPOSE.
+const PORTS: &str = "`ports` has those of EXPOSE alone: add those that the image has itself";
+
+/// The `[[run]]`s.
+fn runs(smolfile: &Smolfile) -> Vec<&smolfile::RunStep> {
+    let steps = smolfile.steps().iter();
+    let runs = steps.filter_map(|step| match step {
+        smolfile::Step::Run(run) => Some(run),
+        _ => None,
+    });
+    runs.collect()
+}
+
+/// The line that a `[[run]]` has for /bin/sh.
+fn line(run: &smolfile::RunStep) -> &str {
+    assert_eq!(run.cmd.get_ref()[..2], ["/bin/sh", "-c"]);
+    &run.cmd.get_ref()[2]
+}
+
 const FLASK: &str = r#"# syntax=docker/dockerfile:1
 ARG PYTHON=3.12
 FROM python:${PYTHON}-slim
@@ -60,20 +81,22 @@ fn a_service_in_python() {
         r#"# Taken over from Dockerfile; all keys: docs/smolfile.md
 name = "app"
 #memory = "256MiB"
+# They take the place of the image's: add those that it has itself.
 ports = [5000]
 
 [rootfs]
-# What commands make is in an image that is built with docker:
-#   docker build -t app . && docker save app -o app.tar
-# It takes the place of this one, and has the files that are copied below:
-#   image = "docker-archive:app.tar"
 image = "python:3.12-slim"
 
 [[copy]]
 src = "requirements.txt"
 dest = "/app/"
 
-# Line 9, not taken over (no command runs while the files are put together): RUN pip install --no-cache-dir     -r requirements.txt
+[[run]]
+# Line 9: it may reach all of the internet; better than true is a list: network = ["packages.example.org:443"]
+cmd = "pip install --no-cache-dir     -r requirements.txt"
+env = { PYTHONUNBUFFERED = "1", APP_NAME = "my app" }
+workdir = "/app"
+network = true
 
 [[copy]]
 src = "."
@@ -91,15 +114,12 @@ APP_NAME = "my app"
 
 [ready]
 exec = "curl -f http://localhost:5000/health || exit 1"
+# As long as docker would try: start-period + retries x (interval + timeout).
+interval = "30s"
+timeout = "3min"
 "#
     );
-    assert_eq!(draft.notes.len(), 2);
-    assert!(
-        draft.notes[0].starts_with("Dockerfile:9: not taken over"),
-        "{:?}",
-        draft.notes
-    );
-    assert!(noted(&draft, "docker save app"), "{:?}", draft.notes);
+    assert_eq!(draft.notes, [PORTS]);
     let smolfile = parsed(&draft);
     assert_eq!(service(&smolfile).env["APP_NAME"], "my app");
 }
@@ -151,10 +171,10 @@ STOPSIGNAL SIGINT
 #[test]
 fn a_web_server_with_files_alone_is_taken_over_as_it_is() {
     let draft = draft(
-        "FROM nginx:1.27\nLABEL a=b\nCOPY --chmod=644 nginx.conf /etc/nginx/nginx.conf\n\
+        "FROM nginx:1.27\nCOPY --chmod=644 nginx.conf /etc/nginx/nginx.conf\n\
          COPY [\"static html\", \"more\", \"/usr/share/nginx/html/\"]\nEXPOSE 80 443\n",
     );
-    assert_eq!(draft.notes, Vec::<String>::new());
+    assert_eq!(draft.notes, [PORTS]);
     let smolfile = parsed(&draft);
     let html = "/usr/share/nginx/html/";
     let wanted = [
@@ -201,7 +221,9 @@ CMD ["postgres"]
         "{:?}",
         draft.notes
     );
-    assert!(noted(&draft, "Dockerfile:5: not taken over (no command"));
+    let script = "apt-get update\nFROM here it is not read\nCMD neither\n";
+    assert_eq!(line(runs(&smolfile)[0]), script);
+    assert!(draft.text.contains(&format!("cmd = '''\n{script}'''\n")));
     assert!(noted(
         &draft,
         "Dockerfile:10: not needed (what is written stays"
@@ -289,7 +311,7 @@ fn the_escape_character_and_odd_lines_are_read() {
 fn what_a_smolfile_would_refuse_is_told_and_left_out() {
     let draft = draft(
         "FROM x\nCOPY target/*.jar /app.jar\nCOPY ../a /a\nCOPY --chown=A,B --chmod=u+x b /b\nADD https://x/y /y\nADD z.tar.gz /z\nCOPY c\n\
-         USER $NOBODY\nSTOPSIGNAL SIGNONE\nCMD [\"run\", \"$PORT\"]\nENTRYPOINT []\nENV a.b=c\nONBUILD RUN x\nSHELL [\"bash\"]\nHEALTHCHECK x\nEXPOSE $P\n",
+         USER $NOBODY\nSTOPSIGNAL SIGNONE\nCMD [\"run\", \"$PORT\"]\nENTRYPOINT []\nENV a.b=c\nONBUILD RUN x\nSHELL bash\nHEALTHCHECK x\nEXPOSE $P\n",
     );
     let smolfile = parsed(&draft);
     assert_eq!(copies(&smolfile), pairs(&[("b", "/b")]));
@@ -299,7 +321,7 @@ fn what_a_smolfile_would_refuse_is_told_and_left_out() {
         ":3: not taken over (the path leads out",
         ":4: --chmod left out (not a file mode",
         ":4: --chown left out (not a user",
-        ":5: not taken over (download it",
+        ":5: not taken over (a download is known by its digest: add --checksum",
         ":6: not taken over (unpack the archive",
         ":7: not taken over (a source or a destination",
         ":8: not taken over (`NOBODY` has no value",
@@ -308,7 +330,7 @@ fn what_a_smolfile_would_refuse_is_told_and_left_out() {
         ":11: not taken over (`entrypoint` is an empty",
         ":12: not taken over (it has a name",
         ":13: not taken over",
-        ":14: not taken over (commands that are a string",
+        ":14: not taken over (it is no list of words",
         ":15: not taken over (CMD or NONE",
         ":16: not taken over (`P` has no value",
     ] {
@@ -329,7 +351,14 @@ fn nothing_of_a_hostile_dockerfile_leaves_its_line() {
     let tables: Vec<&str> = tables.collect();
     assert_eq!(
         tables,
-        ["[rootfs]", "[[copy]]", "[service]", "[service.env]"]
+        [
+            "[rootfs]",
+            "[[run]]",
+            "[[copy]]",
+            "[[run]]",
+            "[service]",
+            "[service.env]"
+        ]
     );
 }
 

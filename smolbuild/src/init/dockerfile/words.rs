@@ -32,6 +32,13 @@ impl Variables {
         self.values.get(name).map(String::as_str)
     }
 
+    /// Those that ARG has set, and ENV has not, with their values.
+    pub fn arguments(&self) -> impl Iterator<Item = (&str, &str)> {
+        let of_arg = |(name, _): &(&String, &String)| !self.fixed.contains(*name);
+        let all = self.values.iter().filter(of_arg);
+        all.map(|(name, value)| (name.as_str(), value.as_str()))
+    }
+
     /// All that have a value.
     pub fn into_values(self) -> BTreeMap<String, String> {
         self.values

@@ -12,7 +12,10 @@ pub(super) fn page(name: &str, file: &str, taken: &Taken) -> Page {
     page.hint("memory", "\"256MiB\"");
     match taken.ports.is_empty() {
         true => page.hint("ports", "[8080]"),
-        false => page.value("ports", &ports(&taken.ports)),
+        false => {
+            page.comment("They take the place of the image's: add those that it has itself.");
+            page.value("ports", &ports(&taken.ports));
+        }
     }
     lost(&mut page, taken, Place::Ports);
     rootfs(&mut page, taken);
@@ -32,15 +35,16 @@ fn rootfs(page: &mut Page, taken: &Taken) {
     page.table("[rootfs]");
     lost(page, taken, Place::Rootfs);
     if taken.needs_build {
-        page.comment("What commands make is in an image that is built with docker:");
+        page.comment(
+            "What other stages make, and commands that are not taken over, is in an image that is",
+        );
+        page.comment("built with docker:");
         page.comment(&format!("  {BUILD}"));
     }
     match &taken.image {
         Some(image) => {
             if taken.needs_build {
-                page.comment(
-                    "It takes the place of this one, and has the files that are copied below:",
-                );
+                page.comment("It takes the place of this one, and has what the steps below make:");
                 page.comment(&format!("  image = \"{BUILT}\""));
             }
             page.value("image", &quoted(image));
@@ -60,9 +64,12 @@ fn files(page: &mut Page, taken: &Taken) {
                 page.comment(&lost.comment());
                 after_comment = true;
             }
-            Step::Copy(copy) => {
-                page.table("[[copy]]");
-                for (key, value) in &copy.0 {
+            Step::Table(step) => {
+                page.table(step.heading);
+                for comment in &step.comments {
+                    page.comment(comment);
+                }
+                for (key, value) in &step.keys {
                     page.value(key, value);
                 }
                 after_comment = false;
@@ -116,7 +123,15 @@ fn ready(page: &mut Page, taken: &Taken) {
     match (&taken.health, &taken.ports[..]) {
         (Some(check), _) => {
             page.heading("[ready]");
-            page.value("exec", &check.toml());
+            page.value("exec", &check.command.toml());
+            if !check.times.is_empty() {
+                page.comment(
+                    "As long as docker would try: start-period + retries x (interval + timeout).",
+                );
+            }
+            for (key, value) in &check.times {
+                page.value(key, value);
+            }
         }
         (None, [first, ..]) => {
             page.heading("[ready]");

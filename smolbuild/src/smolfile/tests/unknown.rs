@@ -102,7 +102,7 @@ error: `image` is not supported
 2 | image = "redis:7"
   | ^^^^^
   |
-  = help: write the image into [rootfs]: image = "docker.io/library/nginx:1.27"; what a Dockerfile builds comes from a registry, or from an archive of `docker save`: image = "docker-archive:app.tar"
+  = help: write the image into [rootfs]: image = "docker.io/library/nginx:1.27"; commands of a Dockerfile are [[run]] (`smolbuild init --from Dockerfile`); what it builds comes from a registry, or from an archive of `docker save`: image = "docker-archive:app.tar"
 "#
 );
 
@@ -144,7 +144,7 @@ error: `init` is not supported
 2 | init = ["apt-get update"]
   | ^^^^
   |
-  = help: write the commands as [[warm]]: they run once, after ready and before the snapshot
+  = help: write commands that change files as [[run]], and those that need the running service as [[warm]]: they run once, after ready and before the snapshot
 "#
 );
 
@@ -161,7 +161,7 @@ error: `network` is not supported
 8 | [network]
   |  ^^^^^^^
   |
-  = help: machines have no network of their own yet: `smolrun -p` forwards the `ports` to the service
+  = help: commands of the build have a network if their [[run]] says so, by its own `network`; running machines have none of their own yet: `smolrun -p` forwards the `ports` to the service
 "#
 );
 
