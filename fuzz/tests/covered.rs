@@ -73,6 +73,10 @@ const DECODES_NOTHING_HOSTILE: &[(&str, &str)] = &[
         "what this program's own boot has written",
     ),
     (
+        "crates/smol-protocol/src/step.rs",
+        "what the builder has put into the initramfs of its own machine",
+    ),
+    (
         "smolbuild/src/steps/cache.rs",
         "what this program has put into its cache",
     ),

@@ -38,6 +38,8 @@ pub enum Command {
     Init(Init),
     /// Tell the mistakes of a Smolfile without building anything
     Check(Check),
+    /// Tell what a build would do, without building, downloading or writing anything
+    Plan(Plan),
     /// Renew the lock file, or parts of it: the newest packages, and all inputs as they are now
     Lock(Lock),
     /// Build a bundle again from the Smolfile and the lock in it, and compare
@@ -214,6 +216,31 @@ pub struct Check {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub kernel: PrebuiltArg,
+}
+
+/// `smolbuild plan`.
+#[derive(Debug, Args)]
+#[command(mut_arg("accel", |arg| arg.help("Where machines would boot")))]
+#[command(mut_arg("no_prebuilt", |arg| arg.help("Expect that the kernel is compiled here, even if this release includes it")))]
+pub struct Plan {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub smolfile: SmolfileArg,
+    /// Fail if the lock file is missing or out of date
+    #[arg(long, env = "SMOL_LOCKED", value_parser = BoolishValueParser::new())]
+    pub locked: bool,
+    /// Tell what a build with --offline would do
+    #[arg(long, env = "SMOL_OFFLINE", value_parser = BoolishValueParser::new())]
+    pub offline: bool,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub host: AccelArg,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub kernel: PrebuiltArg,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub format: JsonArg,
 }
 
 /// `smolbuild lock`.

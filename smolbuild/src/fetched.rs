@@ -1,7 +1,7 @@
 //! The files of `[[fetch]]`: downloaded by digest, into the folder of downloads.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -51,6 +51,15 @@ pub fn files(plan: &Plan, context: BuildContext) -> Result<BTreeMap<String, Path
         places.insert(step.sha256.clone(), download(step, &fetcher, context)?);
     }
     Ok(places)
+}
+
+/// Whether a file with the name of this step's is in the folder of downloads: for looking, not for use.
+///
+/// # Errors
+/// Its digest is none.
+pub fn is_there(step: &FetchStep, downloads: &Path) -> Result<bool> {
+    let place = Fetcher::place(&step.sha256, downloads).classify()?;
+    Ok(place.is_file())
 }
 
 fn download(step: &FetchStep, fetcher: &Fetcher, context: BuildContext) -> Result<PathBuf> {

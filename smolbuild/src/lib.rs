@@ -18,7 +18,7 @@
 //!
 //! [`pipeline`] calls them from top to bottom, unless [`bundle_cache`] has the bundle already. [`commands`]
 //! holds the subcommands, [`habits`] answers to what other tools' users type, [`context`] what the stages share, [`environment`] what the environment adds
-//! to a Smolfile. [`fetch`] downloads source packages, [`fetched`] files by URL and digest. [`cache`] is the cache as a whole: what is in it, and how
+//! to a Smolfile. [`fetch`] downloads source packages, [`fetched`] files by URL and digest. [`preview`] says what a build would do. [`cache`] is the cache as a whole: what is in it, and how
 //! it goes.
 //! [`init`] writes a first Smolfile. [`diff`] says what differs between two bundles; [`extract`] takes copied files back out of one, so
 //! that it can be built again. [`hash`] takes digests of files,
@@ -49,6 +49,7 @@ pub mod pack;
 pub mod pipeline;
 pub mod plan;
 pub mod prepare;
+pub mod preview;
 pub mod resolve;
 pub mod rootfs;
 pub mod smolfile;
@@ -77,6 +78,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command.unwrap_or(Command::Build(cli.build)) {
         Command::Build(args) => commands::build::run(&args, &interrupt)?,
         Command::Check(args) => commands::check::run(&args, &interrupt)?,
+        Command::Plan(args) => commands::plan::run(&args, &interrupt)?,
         Command::Lock(args) => commands::lock::run(&args, &interrupt)?,
         Command::Init(args) => commands::init::run(&args, &interrupt)?,
         Command::Keygen(args) => commands::keys::keygen(&args)?,

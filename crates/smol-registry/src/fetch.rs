@@ -114,6 +114,15 @@ impl Fetcher {
         let place = Place::new(downloads, sha256)?;
         self.worker.block_on(place.find())
     }
+
+    /// Where the file with this SHA-256 is in the folder `downloads` once it was fetched. It need not be
+    /// there, nor be what it should.
+    ///
+    /// # Errors
+    /// What is no SHA-256.
+    pub fn place(sha256: &str, downloads: &Path) -> Result<PathBuf> {
+        Place::new(downloads, sha256).map(|place| place.whole)
+    }
 }
 
 /// Where a file is, or goes.

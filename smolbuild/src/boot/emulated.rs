@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use smol_cli::Interrupt;
-use smol_host::emulated::{EmulatedHost, Event, SELF};
+use smol_host::emulated::{EmulatedHost, Event, JobStatus, RunningHost, SELF};
 
 use super::process::{self, MAX_OUTPUT, Messages};
 use super::{BootJob, GRACE, Message, uplink};
@@ -39,42 +39,11 @@ pub fn run(
     ]);
     let mut running = host.spawn().classify()?;
     running.controller().stop_on(interrupt.clone(), GRACE);
-    let mut network = match network {
+    let network = match network {
         Some(guest) => Some(uplink::into_emulated_host(guest, running.controller())?),
         None => None,
     };
-
-    let mut messages = Messages::default();
-    let mut stderr = Vec::new();
-    let status = loop {
-        let event = running.next_event().map_err(|error| {
-            // An emulated host that was stopped by the user ends in an error, too.
-            let stopped = interrupt.check().err().map(anyhow::Error::from);
-            stopped.unwrap_or_else(|| error.classified())
-        })?;
-        match event {
-            Event::Stdout(bytes) => {
-                messages
-                    .push(&bytes)
-                    .into_iter()
-                    .try_for_each(|message| process::deliver(message?, &mut report))?;
-            }
-            Event::Stderr(bytes) => {
-                let left = MAX_OUTPUT.saturating_sub(stderr.len());
-                stderr.extend(&bytes[..bytes.len().min(left)]);
-            }
-            Event::Channel(bytes) => {
-                // Once the network is gone, the guest is told by the end of its stream.
-                if let Some(socket) = &mut network
-                    && socket.write_all(&bytes).is_err()
-                {
-                    network = None;
-                }
-            }
-            Event::Started => {}
-            Event::Exited(status) => break status,
-        }
-    };
+    let (status, stderr) = follow(&mut running, network, interrupt, &mut report)?;
     // From here on nobody writes to the results any more.
     drop(running);
     let _ = std::fs::remove_file(file);
@@ -90,6 +59,47 @@ pub fn run(
         ),
         &stderr,
     ))
+}
+
+/// Passes the inner program's messages on, and the packets of its guest, up to its end. Returns how it
+/// ended, and what it said on stderr.
+fn follow(
+    running: &mut RunningHost,
+    mut network: Option<UnixStream>,
+    interrupt: &Interrupt,
+    report: &mut impl FnMut(Message),
+) -> Result<(JobStatus, Vec<u8>)> {
+    let mut messages = Messages::default();
+    let mut stderr = Vec::new();
+    loop {
+        let event = running.next_event().map_err(|error| {
+            // An emulated host that was stopped by the user ends in an error, too.
+            let stopped = interrupt.check().err().map(anyhow::Error::from);
+            stopped.unwrap_or_else(|| error.classified())
+        })?;
+        match event {
+            Event::Stdout(bytes) => {
+                messages
+                    .push(&bytes)
+                    .into_iter()
+                    .try_for_each(|message| process::deliver(message?, report))?;
+            }
+            Event::Stderr(bytes) => {
+                let left = MAX_OUTPUT.saturating_sub(stderr.len());
+                stderr.extend(&bytes[..bytes.len().min(left)]);
+            }
+            Event::Channel(bytes) => {
+                // Once the network is gone, the guest is told by the end of its stream.
+                if let Some(socket) = &mut network
+                    && socket.write_all(&bytes).is_err()
+                {
+                    network = None;
+                }
+            }
+            Event::Started => {}
+            Event::Exited(status) => return Ok((status, stderr)),
+        }
+    }
 }
 
 /// The job as the inner program sees it. Every image gets its folder shared read-only.

@@ -117,6 +117,16 @@ impl BundleCache {
         }
     }
 
+    /// What is known of the bundle of `key`, if there is one. Its bytes are not checked: for looking, not
+    /// for use.
+    pub fn look(&self, key: &str) -> Option<Facts> {
+        let entry = self.folder.join(key);
+        if !entry.join(BUNDLE).is_file() {
+            return None;
+        }
+        serde_json::from_slice(&fs::read(entry.join(FACTS)).ok()?).ok()
+    }
+
     /// Stores a copy of the unsigned bundle that was built, in place of an earlier one.
     ///
     /// # Errors

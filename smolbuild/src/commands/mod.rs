@@ -10,6 +10,7 @@ pub mod inspect;
 pub mod kernel;
 pub mod keys;
 pub mod lock;
+pub mod plan;
 pub mod reproduce;
 mod timings;
 pub mod verify;

@@ -72,6 +72,10 @@ impl Input for BundleInput {
     fn mtimes(&self) -> Mtimes {
         Mtimes::Clamped
     }
+
+    fn title(&self) -> String {
+        format!("base {}", self.0.get_ref())
+    }
 }
 
 /// Opens a bundle to build on.

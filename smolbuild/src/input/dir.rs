@@ -69,4 +69,8 @@ impl Input for DirInput {
     fn mtimes(&self) -> Mtimes {
         Mtimes::Epoch
     }
+
+    fn title(&self) -> String {
+        format!("dir {}", self.0.get_ref())
+    }
 }

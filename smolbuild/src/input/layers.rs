@@ -35,6 +35,16 @@ impl LayerCache {
         Ok(Self(folder))
     }
 
+    /// The one in the folder `cache`, to look into: it need not exist, and is not made.
+    pub fn in_place(cache: &Path) -> Self {
+        Self(cache.join(LAYERS))
+    }
+
+    /// Whether there is a file for this layer. It is not digested: for looking, not for use.
+    pub fn is_there(&self, diff_id: &Digest) -> bool {
+        self.path(diff_id).is_file()
+    }
+
     /// Where they are.
     pub fn folder(&self) -> &Path {
         &self.0

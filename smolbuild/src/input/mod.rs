@@ -12,7 +12,8 @@
 //!
 //! Every stage asks the [`Input`] and does not know the kinds: reading a Smolfile checks
 //! [`Input::host_path`], resolving the lock calls [`Input::pin`] and [`Input::choose`], and building
-//! the root file system calls [`Input::fetch`] and [`Input::load`]. A new kind is a module with a
+//! the root file system calls [`Input::fetch`] and [`Input::load`]; [`Input::found`] tells before what
+//! there is. A new kind is a module with a
 //! type that implements the trait, a variant of [`Rootfs`] with its line in [`Rootfs::input`], and
 //! its keys in `smolfile/parse.rs`.
 
@@ -124,6 +125,44 @@ pub trait Input {
 
     /// Which times the files have in the image.
     fn mtimes(&self) -> Mtimes;
+
+    /// What it is, in a line for people.
+    fn title(&self) -> String;
+
+    /// What of it is in the caches, if a build takes it from there. Nothing is verified: what has the name
+    /// is there. `None` for an input that is read where it is.
+    ///
+    /// # Errors
+    /// `lock` does not have it.
+    fn found(&self, _lock: &Lock, _cache: &Path, _downloads: &Path) -> Result<Option<Found>> {
+        Ok(None)
+    }
+}
+
+/// What of an input is in the caches.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// What it is made of: `packages` or `layers`.
+    pub parts: &'static str,
+    /// How many of them there are.
+    pub total: usize,
+    /// SHA-256 of those that a build needs and does not find, in hexadecimal.
+    pub missing: Vec<String>,
+    /// Whether the tree can be read from the cache as it is.
+    pub ready: bool,
+    /// Where the missing ones come from.
+    pub from: Origin,
+}
+
+/// Where what is not in the cache comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// The file that the Smolfile names.
+    Host,
+    /// A server.
+    Network,
+    /// Nothing says where it is.
+    Nowhere,
 }
 
 /// Does `work`, which reads what strangers have made, on a thread that can use nothing but `access`:

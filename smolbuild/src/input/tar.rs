@@ -77,4 +77,8 @@ impl Input for TarInput {
     fn mtimes(&self) -> Mtimes {
         Mtimes::Clamped
     }
+
+    fn title(&self) -> String {
+        format!("tar {}", self.0.get_ref())
+    }
 }

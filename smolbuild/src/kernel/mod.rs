@@ -29,7 +29,7 @@ use smol_cli::{ExitKind, Failure, Session, human};
 use self::build::{KernelBuild, Origin};
 use self::cache::KernelCache;
 use self::inputs::Toolchain;
-pub use self::ready::ReadyKernels;
+pub use self::ready::{ReadyKernels, Way};
 use self::recipe::Recipe;
 pub use self::source::SourceTarball;
 use crate::fetch::Net;

@@ -16,6 +16,7 @@ use super::inputs::{self, Toolchain};
 use super::prebuilt::Prebuilt;
 use super::recipe::{self, Recipe};
 use super::source::SourceTarball;
+use crate::{fetch, lock};
 
 /// Where a release has its kernels, beside the folder of its programs: in the archive as it is
 /// unpacked, and below /usr.
@@ -31,7 +32,43 @@ pub struct ReadyKernels {
     pub release: Option<PathBuf>,
 }
 
+/// How a build comes to its kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// It was made before.
+    Cached,
+    /// The release has it.
+    Release,
+    /// It is compiled.
+    Compile {
+        /// Whether its source must be downloaded before.
+        download: bool,
+    },
+}
+
 impl ReadyKernels {
+    /// How a build comes to the kernel that a lock pins, as [`obtain`](super::obtain) does; a source
+    /// package is looked for in the folder `downloads`, and is not needed if there is `own_source`.
+    ///
+    /// # Errors
+    /// An unknown recipe; the release's kernel is damaged.
+    pub fn way(&self, pins: &lock::Kernel, own_source: bool, downloads: &Path) -> Result<Way> {
+        let recipe = recipe::find(&pins.recipe)?;
+        let (source, toolchain) = (SourceTarball::of_lock(pins), Toolchain::of_lock(pins));
+        if self.is_cached(&recipe, &source, &toolchain) {
+            return Ok(Way::Cached);
+        }
+        let release = released(self.release.as_deref(), &recipe, &source)?;
+        if release.is_some_and(|prebuilt| prebuilt.description.toolchain == toolchain) {
+            return Ok(Way::Release);
+        }
+        let package = source.package();
+        let is_there = package.is_some_and(|pin| fetch::place(downloads, &pin.sha256).is_file());
+        Ok(Way::Compile {
+            download: !own_source && !is_there,
+        })
+    }
+
     /// Those of this process: all but what `--no-cache` and `--no-prebuilt` rule out.
     ///
     /// # Errors
@@ -174,7 +211,11 @@ mod tests {
 
         fn cache(&self, gcc: &str, prebuilt: bool) {
             let digest = inputs::digest(&test_recipe(), "bb", &by(gcc)).to_hex();
-            let entry = self.folder.path().join("cache/kernels").join(&*digest);
+            self.put(&digest, gcc, prebuilt);
+        }
+
+        fn put(&self, digest: &str, gcc: &str, prebuilt: bool) {
+            let entry = self.folder.path().join("cache/kernels").join(digest);
             fs::create_dir_all(&entry).unwrap();
             fs::write(entry.join("vmlinux"), "ELF").unwrap();
             let info = Info {
@@ -274,5 +315,36 @@ mod tests {
         let recipe = test_recipe();
         let source = SourceTarball::pinned(&recipe);
         assert!(host.ready.toolchain(&recipe, &source, None).is_err());
+    }
+
+    #[test]
+    fn the_way_to_a_kernel_is_the_cache_then_the_release_then_the_compiler() {
+        let host = Host::new();
+        let recipe = recipe::find("smol-6.1").unwrap();
+        let source = SourceTarball::pinned(&recipe);
+        let mut pins = lock::Kernel {
+            recipe: "smol-6.1".into(),
+            recipe_sha256: inputs::recipe_sha256(&recipe),
+            source: String::new(),
+            source_sha256: String::new(),
+            package_sha256: None,
+            gcc: by("gcc 1").gcc,
+            ld: by("gcc 1").ld,
+        };
+        source.enter(&mut pins);
+        let downloads = host.folder.path();
+        let way = |own_source| host.ready.way(&pins, own_source, downloads).unwrap();
+        assert_eq!(way(false), Way::Compile { download: true });
+        assert_eq!(way(true), Way::Compile { download: false });
+        let package = source.package().unwrap();
+        fs::write(fetch::place(downloads, &package.sha256), "").unwrap();
+        assert_eq!(way(false), Way::Compile { download: false });
+        let vmlinux = downloads.join("vmlinux");
+        fs::write(&vmlinux, "ELF").unwrap();
+        crate::kernel::release(&pins, &vmlinux, &downloads.join("release")).unwrap();
+        assert_eq!(way(false), Way::Release);
+        let digest = inputs::digest(&recipe, &source.sha256, &by("gcc 1")).to_hex();
+        host.put(&digest, "gcc 1", true);
+        assert_eq!(way(false), Way::Cached);
     }
 }

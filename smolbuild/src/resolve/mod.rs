@@ -118,6 +118,56 @@ pub fn resolve(loaded: &Loaded, policy: &Policy, context: BuildContext) -> Resul
     })
 }
 
+/// The lock that a build would begin with, and what it would do to the file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outlook {
+    /// The lock, without what is still to be chosen.
+    pub lock: Lock,
+    /// Whether something is.
+    pub pins: Pins,
+    /// What may be downloaded.
+    pub net: Net,
+    /// What differs from the lock file; `None` if there is none.
+    pub changes: Option<Vec<String>>,
+}
+
+/// Finds out which lock a build would use, as [`resolve`] does, but chooses and writes nothing.
+///
+/// # Errors
+/// Those of [`resolve`] but for choosing and writing.
+pub fn look(loaded: &Loaded, locked: bool, context: BuildContext) -> Result<Outlook> {
+    if locked {
+        let resolved = resolve(loaded, &Policy::File { locked }, context)?;
+        return Ok(Outlook {
+            lock: resolved.lock,
+            pins: Pins::Complete,
+            net: resolved.net,
+            changes: Some(Vec::new()),
+        });
+    }
+    let old = read(&loaded.lock_place()?)?;
+    let (environment, interrupt) = (context.environment, &context.session.interrupt);
+    let (mut lock, pins) = current(loaded, Kept::all(old.as_ref()), environment, interrupt)?;
+    if pins == Pins::Complete {
+        keep_runs(loaded, &mut lock, old.as_ref())?;
+    }
+    let compared = old.map(|old| match pins {
+        Pins::Complete => old,
+        // What is chosen anew, and what depends on it, is not known to differ.
+        Pins::ToChoose => Lock {
+            image: None,
+            runs: Vec::new(),
+            ..old
+        },
+    });
+    Ok(Outlook {
+        changes: compared.map(|old| differences(&old, &lock)),
+        lock,
+        pins,
+        net: net(false, context.net),
+    })
+}
+
 /// Enters into `lock` what the `[[run]]`s with a network have made by the lock `kept`, as far as they are
 /// the same.
 ///

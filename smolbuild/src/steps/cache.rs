@@ -51,6 +51,18 @@ impl StepCache {
         })
     }
 
+    /// The one in the folder `cache`, to look into: it need not exist, and is not made.
+    ///
+    /// # Errors
+    /// This program cannot read itself.
+    pub fn in_place(cache: &Path) -> Result<Self> {
+        Ok(Self {
+            folder: cache.join(STEPS),
+            layers: LayerCache::in_place(cache),
+            program: hash::blake3(Path::new("/proc/self/exe"))?,
+        })
+    }
+
     /// Where the layers are.
     pub fn layers(&self) -> &LayerCache {
         &self.layers
@@ -68,21 +80,36 @@ impl StepCache {
     /// # Errors
     /// The entry is not this user's; a damaged layer cannot be removed; the interrupt.
     pub fn lookup(&self, key: &blake3::Hash, interrupt: &Interrupt) -> Result<Option<Digest>> {
+        let Some(layer) = self.named(key)? else {
+            return Ok(None);
+        };
+        let missing = self.layers.missing(&[layer], interrupt)?;
+        if !missing.is_empty() {
+            return Ok(None);
+        }
+        record_use(&self.entry(key));
+        Ok(Some(layer))
+    }
+
+    /// The layer that [`StepCache::lookup`] would return if it is not damaged: for looking, not for use.
+    ///
+    /// # Errors
+    /// The entry is not this user's.
+    pub fn look(&self, key: &blake3::Hash) -> Result<Option<Digest>> {
+        let layer = self.named(key)?;
+        Ok(layer.filter(|layer| self.layers.is_there(layer)))
+    }
+
+    /// The layer that the entry of this key names, if there is one.
+    fn named(&self, key: &blake3::Hash) -> Result<Option<Digest>> {
         let path = self.entry(key);
         let Ok(text) = fs::read(&path) else {
             return Ok(None);
         };
         // What it names becomes part of bundles that are signed.
         paths::require_ours(&path, "the cached build step")?;
-        let Ok(entry) = serde_json::from_slice::<Entry>(&text) else {
-            return Ok(None);
-        };
-        let missing = self.layers.missing(&[entry.layer], interrupt)?;
-        if !missing.is_empty() {
-            return Ok(None);
-        }
-        record_use(&path);
-        Ok(Some(entry.layer))
+        let entry = serde_json::from_slice::<Entry>(&text);
+        Ok(entry.ok().map(|entry| entry.layer))
     }
 
     /// Moves the layer in the file `layer` into the cache, and returns its digest. The file is on the

@@ -30,7 +30,7 @@ use smol_rootfs::Tree;
 use smol_rootfs::erofs::Mtimes;
 use smol_sandbox::Access;
 
-use self::cache::StepCache;
+pub use self::cache::StepCache;
 use self::network::Uplinks;
 use crate::boot::{self, BootJob, Images, LAYER_FILE, StepMachine};
 use crate::context::BuildContext;

@@ -6,7 +6,7 @@
 //!  ✘ lock         asking for the image: not finished                          0.4s
 //!  ⠹ pull         downloading alpine:3.20            [=========>      ]  62%  4.1s
 //!    ✔ 2 parts are done
-//!    ⠹ 9824c27679d3                           12.0 MiB / 29.0 MiB  3.0 MiB/s  2.9s
+//!    ⠹ 9824c27679d3                  12.0 MiB / 29.0 MiB  3.0 MiB/s  5s left  2.9s
 //!  ⠹ boot         booting the machine                                         4.2s
 //!      | the last lines that it has printed
 //! ```
@@ -14,8 +14,9 @@
 use std::time::{Duration, Instant};
 
 use console::{measure_text_width, truncate_str};
+use indicatif::HumanDuration;
 
-use super::tree::{Count, Id, State, Step, Tree, Unit};
+use super::tree::{Count, Id, Pace, State, Step, Tree, Unit};
 use crate::human;
 
 /// Most lines of a running stage's output that are shown.
@@ -24,9 +25,12 @@ const WINDOW: usize = 6;
 const RECENT_PARTS: usize = 3;
 /// Cells of a bar.
 const BAR: usize = 16;
-/// Columns that a screen must have for bars, and for times.
+/// Columns that a screen must have for the time that is left, for bars, and for times.
+const WIDEST: usize = 80;
 const WIDE: usize = 70;
 const NARROW: usize = 24;
+/// A longer time until all is done is not shown: it is no estimate, but a stall.
+const LONGEST: Duration = Duration::from_secs(24 * 3600);
 /// How long the spinner shows one of its characters, ms.
 pub(super) const TICK: u64 = 100;
 
@@ -92,6 +96,8 @@ pub(super) struct Drawing<'a> {
     pub(super) now: Instant,
     pub(super) columns: usize,
     pub(super) look: Look,
+    /// How fast a count goes.
+    pub(super) pace: fn(&Count) -> Option<Pace>,
 }
 
 impl Drawing<'_> {
@@ -229,9 +235,9 @@ impl Drawing<'_> {
         };
         let left = format!("{name} {text}");
         let took = seconds(step.took(self.now));
-        let right = match step.count.filter(|_| step.is_running()) {
+        let right = match step.count.as_ref().filter(|_| step.is_running()) {
             _ if self.columns < NARROW => String::new(),
-            Some(count) => format!("{}  {took}", self.of_count(&count)),
+            Some(count) => format!("{}  {took}", self.of_count(count)),
             None => took,
         };
         // The mark and a space are in front of it; the last column stays free.
@@ -262,17 +268,27 @@ impl Drawing<'_> {
     }
 
     fn of_count(&self, count: &Count) -> String {
-        let is_wide = self.columns >= WIDE;
+        let pace = (self.pace)(count).filter(|_| self.columns >= WIDE);
+        let left = pace.filter(|pace| {
+            let is_shown = (Duration::from_secs(1)..LONGEST).contains(&pace.left);
+            is_shown && self.columns >= WIDEST
+        });
+        let left = left.map(|pace| format!("  {:#} left", HumanDuration(pace.left)));
+        self.of_amount(count, pace) + &left.unwrap_or_default()
+    }
+
+    /// What is done of a count, and how fast.
+    fn of_amount(&self, count: &Count, pace: Option<Pace>) -> String {
         match count.unit {
             Unit::Bytes => {
                 let done = human::bytes(count.done);
                 let of = format!("{done} / {}", human::bytes(count.total));
-                match count.rate(self.now).filter(|_| is_wide) {
-                    Some(rate) => format!("{of}  {}/s", human::bytes(rate)),
+                match pace {
+                    Some(pace) => format!("{of}  {}/s", human::bytes(pace.rate)),
                     None => of,
                 }
             }
-            Unit::Steps if is_wide => {
+            Unit::Steps if self.columns >= WIDE => {
                 let filled = BAR * count.percent() as usize / 100;
                 let bar = match filled {
                     BAR => "=".repeat(BAR),

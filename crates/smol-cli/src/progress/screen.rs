@@ -15,7 +15,7 @@ use console::Term;
 
 use super::draw::{Drawing, Line, Look, TICK};
 use super::lock;
-use super::tree::Tree;
+use super::tree::{Count, Tree};
 
 /// Where a frame starts: to the left, nothing is wrapped. A character that the terminal shows wider than
 /// it is counted must not make a line two.
@@ -221,6 +221,7 @@ impl Screen {
             now: Instant::now(),
             columns,
             look: self.look,
+            pace: Count::pace,
         };
         match rows {
             Some(rows) => drawing.fitting(rows),

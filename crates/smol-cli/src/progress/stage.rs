@@ -75,7 +75,7 @@ impl Stage {
 
     fn count(&self, unit: Unit, done: u64, total: u64) {
         let now = Instant::now();
-        let count = lock(&self.progress.0.tree).count(self.id, unit, done, total, now);
+        let count = lock(&self.progress.0.tree).count(self.id, unit, done, total);
         let (Some(count), Display::Lines(lines)) = (count, self.display()) else {
             return;
         };

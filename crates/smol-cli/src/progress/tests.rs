@@ -155,8 +155,8 @@ fn counts_have_their_unit_and_come_seldom() {
     let id = lock(&tree).start(None, "pull", "", now);
     let [json, text] = [Lines::json(sink.clone()), Lines::plain(sink.clone())];
     for unit in [tree::Unit::Bytes, tree::Unit::Steps] {
-        let count = lock(&tree).count(id, unit, 1 << 20, 4 << 20, now).unwrap();
-        json.event(&tree, id, &lines::Event::Count(count));
+        let count = lock(&tree).count(id, unit, 1 << 20, 4 << 20).unwrap();
+        json.event(&tree, id, &lines::Event::Count(count.clone()));
         text.event(&tree, id, &lines::Event::Count(count));
     }
     let text = sink.text();

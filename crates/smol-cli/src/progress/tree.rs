@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use indicatif::ProgressBar;
+
 use super::laps::Lap;
 use crate::human;
 
@@ -43,14 +45,28 @@ pub(super) enum Unit {
 }
 
 /// How much of it is done.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Count {
     pub(super) unit: Unit,
     pub(super) done: u64,
     pub(super) total: u64,
-    /// What was done at the first count, and when that was: a rate is one since then.
-    first: (u64, Instant),
+    /// What was done at the first count: it was there before, so it is no part of the speed.
+    first: u64,
+    /// Measures the speed. It draws nothing.
+    bar: ProgressBar,
 }
+
+/// How fast a count goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Pace {
+    /// Units a second.
+    pub(super) rate: u64,
+    /// Time until all is done.
+    pub(super) left: Duration,
+}
+
+/// A speed is shown only once a stage has counted for so long.
+const MEASURED: Duration = Duration::from_secs(1);
 
 impl Count {
     pub(super) fn percent(&self) -> u64 {
@@ -59,12 +75,22 @@ impl Count {
         percent.unwrap_or(0) as u64
     }
 
-    /// Units a second; none before anything was done.
-    pub(super) fn rate(&self, now: Instant) -> Option<u64> {
-        let (before, since) = self.first;
-        let seconds = now.saturating_duration_since(since).as_secs_f64();
-        let done = self.done.checked_sub(before).filter(|done| *done > 0)?;
-        (seconds > 0.0).then(|| (done as f64 / seconds) as u64)
+    /// How fast it goes, smoothed over the last seconds; none before that can be told. It is of the
+    /// real clock, which indicatif reads by itself: tests of what is drawn have their own.
+    pub(super) fn pace(&self) -> Option<Pace> {
+        if self.bar.elapsed() < MEASURED || self.done <= self.first {
+            return None;
+        }
+        // Casts of floats saturate.
+        let rate = self.bar.per_sec() as u64;
+        let left = self.bar.eta();
+        (rate > 0).then_some(Pace { rate, left })
+    }
+
+    fn update(&mut self, unit: Unit, done: u64, total: u64) {
+        (self.unit, self.done, self.total) = (unit, done, total);
+        self.bar.set_length(total.saturating_sub(self.first));
+        self.bar.set_position(done.saturating_sub(self.first));
     }
 }
 
@@ -177,23 +203,17 @@ impl Tree {
     }
 
     /// Enters how far the stage is, and returns that.
-    pub(super) fn count(
-        &mut self,
-        id: Id,
-        unit: Unit,
-        done: u64,
-        total: u64,
-        now: Instant,
-    ) -> Option<Count> {
+    pub(super) fn count(&mut self, id: Id, unit: Unit, done: u64, total: u64) -> Option<Count> {
         let step = self.get_mut(id)?;
-        let first = step.count.map_or((done, now), |count| count.first);
-        step.count = Some(Count {
+        let count = step.count.get_or_insert_with(|| Count {
             unit,
             done,
             total,
-            first,
+            first: done,
+            bar: ProgressBar::hidden(),
         });
-        step.count
+        count.update(unit, done, total);
+        Some(count.clone())
     }
 
     pub(super) fn get(&self, id: Id) -> Option<&Step> {
@@ -333,22 +353,48 @@ mod tests {
             (u64::MAX, u64::MAX, 100),
             (1, 3, 33),
         ] {
-            let count = tree.count(id, Unit::Steps, done, total, now).unwrap();
-            assert_eq!((count.percent(), count.rate(now)), (percent, None));
+            let count = tree.count(id, Unit::Steps, done, total).unwrap();
+            assert_eq!(count.percent(), percent);
+            count.pace();
         }
-        assert!(tree.count(99, Unit::Steps, 1, 1, now).is_none());
+        assert!(tree.count(99, Unit::Steps, 1, 1).is_none());
         tree.output(0, "", false);
         assert_eq!(tree.end(99, State::Done, "", now), None);
     }
 
     #[test]
-    fn a_rate_is_that_since_the_first_count() {
+    fn what_was_there_at_the_first_count_is_no_part_of_the_speed() {
         let (mut tree, now) = tree();
         let id = tree.start(None, "x", "", now);
-        tree.count(id, Unit::Bytes, 1000, 5000, now);
-        let count = tree.count(id, Unit::Bytes, 3000, 5000, now).unwrap();
-        assert_eq!(count.rate(now + Duration::from_secs(4)), Some(500));
-        assert_eq!(count.rate(now), None);
+        let first = tree.count(id, Unit::Bytes, 1000, 5000).unwrap();
+        assert_eq!(first.pace(), None, "nothing was done yet");
+        let count = tree.count(id, Unit::Bytes, 3000, 5000).unwrap();
+        assert_eq!((count.done, count.total), (3000, 5000));
+        assert_eq!(
+            (count.bar.position(), count.bar.length()),
+            (2000, Some(4000))
+        );
+        assert!(count.bar.is_hidden());
+        // Less than before: a download that began again.
+        let count = tree.count(id, Unit::Bytes, 500, 5000).unwrap();
+        assert_eq!((count.bar.position(), count.pace()), (0, None));
+    }
+
+    #[test]
+    fn a_bar_that_draws_nothing_measures_the_speed_of_any_count() {
+        // How fast it is depends on this host; that it is found out does not.
+        for total in [1 << 40, u64::MAX] {
+            let mut count = Count {
+                unit: Unit::Bytes,
+                done: 0,
+                total,
+                first: 0,
+                bar: ProgressBar::hidden().with_elapsed(MEASURED),
+            };
+            assert_eq!(count.pace(), None, "nothing was done yet");
+            count.update(Unit::Bytes, total / 2, total);
+            assert!(count.pace().is_some_and(|pace| pace.rate > 0));
+        }
     }
 
     #[test]

@@ -31,7 +31,7 @@ use smol_rootfs::{FileData, Inode, Meta, Node, Tree};
 pub use self::archive::{Chosen, fetch, resolve};
 use self::bootstrap::is_installed;
 pub use self::slim::Slim;
-use super::{HostPath, Input, InputDirs, LoadedTree, Pins, watch};
+use super::{Found, HostPath, Input, InputDirs, LoadedTree, Origin, Pins, watch};
 use crate::context::BuildContext;
 use crate::fetch::Net;
 use crate::lock::{self, Lock, PackagePin};
@@ -133,6 +133,29 @@ impl Input for DebianInput {
 
     fn mtimes(&self) -> Mtimes {
         Mtimes::Epoch
+    }
+
+    fn title(&self) -> String {
+        format!("debian {}: {}", self.suite, self.packages.join(", "))
+    }
+
+    fn found(&self, lock: &Lock, cache: &Path, downloads: &Path) -> Result<Option<Found>> {
+        let debian = lock.debian.as_ref().context(NO_PACKAGES);
+        let debian = debian.kind(ExitKind::Internal)?;
+        let ready = is_installed(debian, &cache.join(CACHE_FOLDER));
+        let wanted = debian.to_install();
+        let is_missing = |pin: &&&PackagePin| {
+            let place = crate::fetch::place(downloads, &pin.sha256);
+            !ready && !place.is_file()
+        };
+        let missing = wanted.iter().filter(is_missing);
+        Ok(Some(Found {
+            parts: "packages",
+            total: wanted.len(),
+            missing: missing.map(|pin| pin.sha256.clone()).collect(),
+            ready,
+            from: Origin::Network,
+        }))
     }
 }
 

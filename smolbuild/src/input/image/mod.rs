@@ -11,10 +11,12 @@
 mod local;
 mod remote;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
+use smol_bundle::Digest;
 use smol_cli::{ErrorExt, ExitKind, Failure, Interrupt};
 use smol_image::ImageRef;
 use smol_machine::cpu::Level;
@@ -26,7 +28,7 @@ use toml::Spanned;
 use self::local::Opened;
 use self::remote::Remote;
 use super::layers::LayerCache;
-use super::{HostPath, Input, InputDirs, LoadedTree, Pins, confined, watch};
+use super::{Found, HostPath, Input, InputDirs, LoadedTree, Origin, Pins, confined, watch};
 use crate::context::BuildContext;
 use crate::fetch::Net;
 use crate::lock::{Lock, LockedImage};
@@ -244,6 +246,28 @@ impl Input for ImageInput {
     /// Times in layers are part of the image, as in an archive.
     fn mtimes(&self) -> Mtimes {
         Mtimes::Clamped
+    }
+
+    fn title(&self) -> String {
+        format!("image {}", self.name())
+    }
+
+    fn found(&self, lock: &Lock, cache: &Path, _downloads: &Path) -> Result<Option<Found>> {
+        let (locked, layers) = (locked(lock)?, LayerCache::in_place(cache));
+        let wanted: BTreeSet<&Digest> = locked.diff_ids.iter().collect();
+        let missing = wanted.iter().filter(|layer| !layers.is_there(layer));
+        let missing: Vec<String> = missing.map(|layer| layer.hex()).collect();
+        Ok(Some(Found {
+            parts: "layers",
+            total: wanted.len(),
+            ready: missing.is_empty(),
+            missing,
+            from: match (self.is_local(), &locked.origin) {
+                (true, _) => Origin::Host,
+                (false, Some(_)) => Origin::Network,
+                (false, None) => Origin::Nowhere,
+            },
+        }))
     }
 }
 

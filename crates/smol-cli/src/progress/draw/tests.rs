@@ -6,6 +6,18 @@ const PLAIN_LOOK: Look = Look {
     unicode: true,
 };
 
+/// What indicatif would measure by the clock.
+fn of_test(count: &Count) -> Option<Pace> {
+    let rate = match count.unit {
+        Unit::Bytes => 3 << 20,
+        Unit::Steps => 1,
+    };
+    Some(Pace {
+        rate,
+        left: Duration::from_secs(count.total.saturating_sub(count.done) / rate),
+    })
+}
+
 /// A tree that began so many seconds ago as a test says.
 struct Scene {
     tree: Tree,
@@ -41,6 +53,7 @@ impl Scene {
             now: self.at(at),
             columns,
             look: PLAIN_LOOK,
+            pace: of_test,
         }
     }
 }
@@ -60,20 +73,17 @@ fn build() -> Scene {
     let lock = scene.start(None, "lock", "choosing packages", 1);
     scene.end(lock, State::Done, "", 13);
     let pull = scene.start(None, "pull", "downloading alpine", 20);
-    let now = scene.at(20);
     for n in 0..7 {
         let layer = scene.start(Some(pull), &format!("layer{n}"), "", 20);
         match n {
             0..5 => scene.end(layer, State::Done, "1.0 MiB", 30 + n),
             _ => {
-                scene.tree.count(layer, Unit::Bytes, 0, 29 << 20, now);
-                scene
-                    .tree
-                    .count(layer, Unit::Bytes, 12 << 20, 29 << 20, now);
+                scene.tree.count(layer, Unit::Bytes, 0, 29 << 20);
+                scene.tree.count(layer, Unit::Bytes, 12 << 20, 29 << 20);
             }
         }
     }
-    scene.tree.count(pull, Unit::Steps, 5, 8, now);
+    scene.tree.count(pull, Unit::Steps, 5, 8);
     let boot = scene.start(None, "boot", "booting the machine", 30);
     for n in 0..9 {
         scene.tree.output(boot, &format!("line {n}"), true);
@@ -108,6 +118,28 @@ fn a_tree_shows_states_counts_parts_and_the_last_lines() {
 }
 
 #[test]
+fn the_time_that_is_left_is_shown_where_there_are_columns_for_it_and_sense_in_it() {
+    let mut scene = Scene::new();
+    let stage = scene.start(None, "x", "", 0);
+    let mut shown = |unit, done, total, columns| {
+        scene.tree.count(stage, unit, done, total);
+        text(&scene.drawing(40, columns).whole()[1..])
+    };
+    let bytes = shown(Unit::Bytes, 12 << 20, 29 << 20, 80);
+    assert!(bytes.ends_with("  3.0 MiB/s  5s left  4.0s\n"), "{bytes}");
+    let narrower = shown(Unit::Bytes, 12 << 20, 29 << 20, 79);
+    assert!(narrower.ends_with("  3.0 MiB/s  4.0s\n"), "{narrower}");
+    let steps = shown(Unit::Steps, 5, 8, 80);
+    assert!(steps.ends_with("  62%  3s left  4.0s\n"), "{steps}");
+    let minutes = shown(Unit::Steps, 0, 120, 80);
+    assert!(minutes.ends_with("   0%  2m left  4.0s\n"), "{minutes}");
+    for total in [8, 1 << 30] {
+        let none = shown(Unit::Steps, 8, total, 80);
+        assert!(!none.contains("left"), "{none}");
+    }
+}
+
+#[test]
 fn a_stage_that_failed_keeps_its_last_lines_and_those_of_its_parts() {
     let mut scene = Scene::new();
     let run = scene.start(None, "run", "2 commands", 0);
@@ -134,9 +166,7 @@ fn no_line_is_as_wide_as_the_screen_however_narrow_that_is() {
     let wide = "\u{4e2d}\u{6587}\t\u{1f600}e\u{301}".repeat(30);
     let stage = scene.start(None, &wide, &wide, 40);
     scene.tree.output(stage, &wide, false);
-    scene
-        .tree
-        .count(stage, Unit::Bytes, 1, u64::MAX, scene.at(40));
+    scene.tree.count(stage, Unit::Bytes, 1, u64::MAX);
     for unicode in [true, false] {
         for colour in [true, false] {
             for columns in 1..200 {
