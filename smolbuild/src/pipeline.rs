@@ -110,11 +110,8 @@ pub fn build_bundle(request: &BuildRequest, session: &Session) -> Result<Built> 
         return Ok(built);
     }
     let host = build.host()?;
-    let Assembled {
-        sealed,
-        images,
-        doubt,
-    } = build.assemble(&plan, &host, resolved.file.as_deref())?;
+    let made = build.assemble(&plan, &host, resolved.file.as_deref())?;
+    let (sealed, images, doubt) = (made.sealed, made.images, made.doubt);
     if let Some(file) = &resolved.file {
         resolve::keep(file, &sealed.plan.lock, &session.progress)?;
     }

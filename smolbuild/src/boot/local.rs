@@ -37,14 +37,9 @@ pub fn run(
 ) -> Result<()> {
     let (ready_line, layer) = match &job.purpose {
         Purpose::Freeze { ready_line, .. } => (ready_line.as_deref(), None),
-        Purpose::Step { .. } => (None, Some(job.out.join(LAYER_FILE))),
+        Purpose::Step { .. } => (None, Some(layer_file(job)?)),
     };
     let ready_line = ready_line.map(regex::bytes::Regex::new).transpose()?;
-    let cannot = || format!("cannot write {}", job.out.join(LAYER_FILE).display());
-    let layer = layer
-        .map(File::create_new)
-        .transpose()
-        .with_context(cannot)?;
     let observer = Observer::new(Box::new(report), ready_line);
     let layer_copy = layer.as_ref().map(File::try_clone).transpose()?;
     let (vsock, live) = vsock(job, GuestStreams::new(&observer, layer_copy))?;
@@ -92,6 +87,12 @@ pub fn run(
     };
     observer.report(message);
     Ok(())
+}
+
+/// The file for the layer of a build step.
+fn layer_file(job: &BootJob) -> Result<File> {
+    let path = job.out.join(LAYER_FILE);
+    File::create_new(&path).with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// A host without the CPU that is asked for: what to write to build on it all the same.

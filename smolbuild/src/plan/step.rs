@@ -419,10 +419,7 @@ mod tests {
         // The second key depends on what the first step has made.
         let others = made(&first, &["z", "y"]);
         assert_eq!(
-            (
-                &others[0].key == &runs[0].key,
-                &others[1].key == &runs[1].key
-            ),
+            (others[0].key == runs[0].key, others[1].key == runs[1].key),
             (true, false)
         );
         assert_eq!(
