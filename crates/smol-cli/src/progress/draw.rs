@@ -241,8 +241,8 @@ impl Drawing<'_> {
             None => took,
         };
         // The mark and a space are in front of it; the last column stays free.
-        let room = self.room().saturating_sub(indent.len() + 2);
-        let text = self.justify(left.trim_end(), &right, room);
+        let columns = self.columns().saturating_sub(indent.len() + 2);
+        let text = self.justify(left.trim_end(), &right, columns);
         let width = indent.len() + 2 + measure_text_width(&text);
         let text = match (self.look.colour, step.state) {
             (false, _) => format!("{indent}{mark} {text}"),
@@ -253,17 +253,17 @@ impl Drawing<'_> {
     }
 
     /// `left`, cut where needed, and `right` at the end of the line.
-    fn justify(&self, left: &str, right: &str, room: usize) -> String {
+    fn justify(&self, left: &str, right: &str, columns: usize) -> String {
         let right_width = measure_text_width(right);
-        let left_room = match right_width {
-            0 => room,
-            width => room.saturating_sub(width + 1),
+        let left_columns = match right_width {
+            0 => columns,
+            width => columns.saturating_sub(width + 1),
         };
-        let left = self.cut(left, left_room);
-        let gap = room.saturating_sub(measure_text_width(&left) + right_width);
+        let left = self.cut(left, left_columns);
+        let gap = columns.saturating_sub(measure_text_width(&left) + right_width);
         match right {
             "" => left,
-            right => self.cut(&format!("{left}{}{right}", " ".repeat(gap)), room),
+            right => self.cut(&format!("{left}{}{right}", " ".repeat(gap)), columns),
         }
     }
 
@@ -315,7 +315,7 @@ impl Drawing<'_> {
 
     /// A line of one colour, cut to the width of the screen.
     fn line(&self, text: &str, colour: &str) -> Line {
-        let text = self.cut(text, self.room());
+        let text = self.cut(text, self.columns());
         let width = measure_text_width(&text);
         let text = match self.look.colour && !colour.is_empty() {
             true => format!("{colour}{text}{PLAIN}"),
@@ -325,7 +325,7 @@ impl Drawing<'_> {
     }
 
     /// The last column stays free: a terminal waits there for what comes next, to wrap the line.
-    fn room(&self) -> usize {
+    fn columns(&self) -> usize {
         self.columns.saturating_sub(1)
     }
 

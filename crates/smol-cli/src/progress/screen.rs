@@ -63,7 +63,7 @@ struct Painted {
     /// Columns of each line, which are above the cursor.
     widths: Vec<usize>,
     /// So many stages were drawn for good.
-    settled: usize,
+    kept: usize,
 }
 
 /// A thread that draws again and again, for the times and what was printed.
@@ -117,7 +117,7 @@ impl Screen {
         drop(ticker);
         let mut painted = lock(&self.painted);
         match idle && self.title.is_none() {
-            true => self.settle(&mut painted),
+            true => self.keep(&mut painted),
             false => self.paint(&mut painted, ""),
         }
     }
@@ -129,7 +129,7 @@ impl Screen {
 
     /// Leaves what is drawn on the screen, for good, and goes on below it, unless a stage is under way.
     pub(super) fn leave(&self) {
-        self.settle(&mut lock(&self.painted));
+        self.keep(&mut lock(&self.painted));
     }
 
     fn draw(&self) {
@@ -173,8 +173,8 @@ impl Screen {
         painted.widths = lines.iter().map(|line| line.width).collect();
     }
 
-    fn settle(&self, painted: &mut Painted) {
-        let has_all = |tree: &Tree| tree.len() == painted.settled;
+    fn keep(&self, painted: &mut Painted) {
+        let has_all = |tree: &Tree| tree.len() == painted.kept;
         if self.is_stopped() || !lock(&self.tree).is_idle() || has_all(&lock(&self.tree)) {
             return;
         }
@@ -189,7 +189,7 @@ impl Screen {
             .terminal
             .write(&format!("{BEGIN}{back}{text}{TO_END_OF_SCREEN}{END}"));
         painted.widths.clear();
-        painted.settled = lock(&self.tree).len();
+        painted.kept = lock(&self.tree).len();
     }
 
     /// Draws no more: what is on the screen stays as it is. A thread that panics may hold any of the
@@ -211,13 +211,13 @@ impl Screen {
     /// The lines to draw: those that fit into so many rows, or all.
     fn lines(&self, painted: &Painted, columns: usize, rows: Option<usize>) -> Vec<Line> {
         let tree = lock(&self.tree);
-        if tree.len() == painted.settled {
+        if tree.len() == painted.kept {
             return Vec::new();
         }
         let drawing = Drawing {
             tree: &tree,
             title: self.title,
-            skip: painted.settled,
+            skip: painted.kept,
             now: Instant::now(),
             columns,
             look: self.look,
@@ -282,7 +282,7 @@ fn aside_of<T>(screens: &[Arc<Screen>], print: impl FnOnce() -> T) -> T {
         .map(|screen| (screen, lock(&screen.painted)))
         .collect();
     for (screen, painted) in &mut held {
-        screen.settle(painted);
+        screen.keep(painted);
         if !painted.widths.is_empty() {
             let back = back(&painted.widths, screen.size());
             let _ = screen

@@ -75,7 +75,7 @@ impl Taken {
         Ok((words, dest))
     }
 
-    /// `[[copy]]` of files that are beside the Smolfile.
+    /// `[[copy]]` of files in the Smolfile's folder.
     fn copies(&mut self, it: &Instruction, words: &[String], dest: &str) -> Result<Table, String> {
         if it.word == "ADD" {
             words.iter().try_for_each(|source| can_be_added(source))?;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::read::Instruction;
-use super::taken::{Command, Place, Taken};
+use super::taken::{Health, Place, Taken};
 use crate::init::accepted;
 use crate::init::page::quoted;
 
@@ -11,12 +11,6 @@ use crate::init::page::quoted;
 const INTERVAL: Duration = Duration::from_secs(30);
 const TIMEOUT: Duration = Duration::from_secs(30);
 const RETRIES: u32 = 3;
-
-/// A health check: the command, and the lines of `[ready]` besides.
-pub(super) struct Health {
-    pub command: Command,
-    pub times: Vec<(&'static str, String)>,
-}
 
 impl Taken {
     /// Takes over HEALTHCHECK.

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use smol_cli::human;
 use smol_image::ImageRef;
 
-use super::health::Health;
 use super::read::Instruction;
 use super::step::Table;
 use super::words::Variables;
@@ -86,6 +85,12 @@ pub(super) enum Workdir {
     Known(String),
     /// A variable in it has no value.
     Unknown,
+}
+
+/// A health check: the command, and the lines of `[ready]` besides.
+pub(super) struct Health {
+    pub command: Command,
+    pub times: Vec<(&'static str, String)>,
 }
 
 /// A machine, as far as the Dockerfile says it.
