@@ -354,6 +354,7 @@ impl Scene {
                     "kernels",
                     "debian",
                     "layers",
+                    "steps",
                 ][..],
             ),
             ("run", &["instances"]),
