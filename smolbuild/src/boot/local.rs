@@ -14,7 +14,7 @@ use smol_machine::{Machine, Stop, hv, memory};
 
 use super::guard;
 use super::live_streams::LiveStreams;
-use super::streams::{Console, GuestStreams, Observer};
+use super::streams::{Console, GuestStreams, LayerFile, Observer};
 use super::test_restore::{self, Outcome};
 use super::uplink;
 use super::{
@@ -42,6 +42,7 @@ pub fn run(
     let ready_line = ready_line.map(regex::bytes::Regex::new).transpose()?;
     let observer = Observer::new(Box::new(report), ready_line);
     let layer_copy = layer.as_ref().map(File::try_clone).transpose()?;
+    let layer_copy = layer_copy.map(|file| LayerFile::new(file, job.memory));
     let (vsock, live) = vsock(job, GuestStreams::new(&observer, layer_copy))?;
     let hooks = Hooks {
         console: Console::new(&observer),

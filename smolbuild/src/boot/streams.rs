@@ -233,13 +233,13 @@ enum Opened {
 }
 
 impl GuestStreams {
-    pub(super) fn new(observer: &Observer, layer_file: Option<File>) -> Box<Self> {
+    pub(super) fn new(observer: &Observer, layer_file: Option<LayerFile>) -> Box<Self> {
         Box::new(Self {
             observer: observer.clone(),
             control: Opened::NotYet,
             log: Opened::NotYet,
             layer: Opened::NotYet,
-            layer_file: layer_file.map(|file| LayerFile { file, bytes: 0 }),
+            layer_file,
             quiesced: false,
             events: LineBuffer::default(),
             frames: Decoder::default(),
@@ -281,18 +281,29 @@ impl GuestStreams {
 }
 
 /// The layer that comes from a guest.
-struct LayerFile {
+pub(super) struct LayerFile {
     file: File,
     bytes: u64,
+    most: u64,
 }
 
 impl LayerFile {
+    /// Of a guest with this much memory, bytes, in which its files were. An archive of small files is
+    /// longer than they are, but not twice as long: each takes a page there.
+    pub(super) fn new(file: File, memory: u64) -> Self {
+        Self {
+            file,
+            bytes: 0,
+            most: memory.saturating_mul(2).min(MAX_UNPACKED),
+        }
+    }
+
     fn write(&mut self, bytes: &[u8]) -> Result<(), String> {
         self.bytes = self.bytes.saturating_add(bytes.len() as u64);
-        if self.bytes > MAX_UNPACKED {
+        if self.bytes > self.most {
             return Err(format!(
                 "the changed files are more than {}",
-                smol_cli::human::bytes(MAX_UNPACKED)
+                smol_cli::human::bytes(self.most)
             ));
         }
         let written = self.file.write_all(bytes);
@@ -426,7 +437,10 @@ mod tests {
         let (observer, _rx) = observer(None);
         assert!(!GuestStreams::new(&observer, None).open(LAYER_PORT, 0));
         let mut file = tempfile::tempfile().unwrap();
-        let mut streams = GuestStreams::new(&observer, Some(file.try_clone().unwrap()));
+        let mut streams = GuestStreams::new(
+            &observer,
+            Some(LayerFile::new(file.try_clone().unwrap(), 4)),
+        );
         assert!(streams.open(LAYER_PORT, 0) && !streams.open(LAYER_PORT, 1));
         streams.data(LAYER_PORT, 0, b"lay");
         streams.data(LAYER_PORT, 0, b"er");
@@ -441,6 +455,9 @@ mod tests {
         let finished = smol_protocol::encode_line(&finished).unwrap();
         streams.data(smol_protocol::CONTROL_PORT, 0, &finished);
         assert_eq!(observer.layer_bytes(), Some(5));
+        streams.data(LAYER_PORT, 0, b"more");
+        let failed = observer.failure("unused");
+        assert_eq!(failed.reason, "the changed files are more than 8 B");
     }
 
     #[test]

@@ -275,6 +275,14 @@ impl Lock {
         lock
     }
 
+    /// Enters what the `[[run]]` with this key has made. What the lock has of those after it was made of
+    /// something else, and goes.
+    pub fn pin_run(&mut self, key: String, layer: smol_bundle::Digest) {
+        let place = self.runs.iter().position(|run| run.key == key);
+        self.runs.truncate(place.unwrap_or(self.runs.len()));
+        self.runs.push(LockedRun { key, layer });
+    }
+
     /// The digest of the bundle that the machine is built on.
     pub fn base(&self) -> Option<smol_bundle::Digest> {
         let base = self.files.iter().find(|file| file.role == Role::Base)?;

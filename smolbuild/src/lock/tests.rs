@@ -484,3 +484,21 @@ fn the_base_of_a_lock_is_the_digest_of_a_bundle() {
     assert_eq!(base.to_string(), format!("sha256:{}", digest(10)));
     assert_eq!(Lock::of_epoch(0).base(), None);
 }
+
+#[test]
+fn what_a_run_makes_anew_takes_its_place_and_what_follows_from_the_old_goes() {
+    let layer = |text: &str| smol_bundle::Digest::of(text.as_bytes());
+    let mut lock = Lock::of_epoch(0);
+    let runs = |lock: &Lock| -> Vec<(String, smol_bundle::Digest)> {
+        let runs = lock.runs.iter();
+        runs.map(|run| (run.key.clone(), run.layer)).collect()
+    };
+    lock.pin_run("a".into(), layer("1"));
+    lock.pin_run("b".into(), layer("2"));
+    let both = [("a".to_owned(), layer("1")), ("b".to_owned(), layer("2"))];
+    assert_eq!(runs(&lock), both);
+    lock.pin_run("b".into(), layer("3"));
+    assert_eq!(runs(&lock), [both[0].clone(), ("b".to_owned(), layer("3"))]);
+    lock.pin_run("a".into(), layer("4"));
+    assert_eq!(runs(&lock), [("a".to_owned(), layer("4"))]);
+}

@@ -37,7 +37,7 @@ use crate::context::BuildContext;
 use crate::fetch::Net;
 use crate::initramfs;
 use crate::input::confined;
-use crate::lock::{Lock, LockedRun};
+use crate::lock::Lock;
 use crate::plan::{Plan, PlannedRun};
 use crate::resolve;
 use crate::rootfs;
@@ -190,11 +190,7 @@ impl Steps<'_> {
                 if pinned.is_some() {
                     stage.note("it has made other files than before");
                 }
-                lock.runs.retain(|pin| pin.key != hex);
-                lock.runs.push(LockedRun {
-                    key: hex,
-                    layer: made.layer,
-                });
+                lock.pin_run(hex, made.layer);
                 if let Some(file) = self.machines.lock_file {
                     resolve::keep(file, lock, &self.context.session.progress)?;
                 }
