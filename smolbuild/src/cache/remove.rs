@@ -34,6 +34,8 @@ enum Claimed {
         _dir: Option<LockDir>,
     },
     InUse,
+    /// It is not there any more. What is made under its name from now on is another one's.
+    Gone,
 }
 
 impl Guard {
@@ -66,8 +68,11 @@ impl Guard {
             Guard::Itself | Guard::Folder(_) => {
                 let place = self.place(entry).unwrap_or(entry);
                 dir = LockDir::if_abandoned(place);
-                if dir.is_none() && place.exists() {
-                    return Ok(Claimed::InUse);
+                if dir.is_none() {
+                    return Ok(match place.exists() {
+                        true => Claimed::InUse,
+                        false => Claimed::Gone,
+                    });
                 }
             }
             Guard::File(place) => {
@@ -174,8 +179,10 @@ impl Trash {
             self.folders.insert(parent.to_owned(), folder);
         }
         let folder = self.folders[parent].path();
-        let Claimed::Free { _lock, _dir } = entry.guard.claim(entry.path())? else {
-            return Ok(Taken::InUse);
+        let (_lock, _dir) = match entry.guard.claim(entry.path())? {
+            Claimed::Free { _lock, _dir } => (_lock, _dir),
+            Claimed::InUse => return Ok(Taken::InUse),
+            Claimed::Gone => return Ok(Taken::Gone),
         };
         let mut away = Vec::new();
         for path in &entry.paths {

@@ -226,6 +226,9 @@ impl LazyImages {
     /// As [`cache::unpack`].
     pub fn unpack(&self) -> anyhow::Result<CachedImages> {
         self.loader.demand.end();
+        // A thread that unpacks too could begin anew when this has ended, and be stopped in the middle with
+        // its process.
+        self.await_unpacking();
         let bundle = &self.loader.bundle;
         let (folder, in_use) = cache::unpack(bundle, &self.cache, &self.session)?;
         Ok(CachedImages::new(
@@ -235,6 +238,16 @@ impl LazyImages {
         ))
     }
 
+    /// Waits until the bundle is unpacked, unless a signal wants an end; `None` then, or if that was not
+    /// begun.
+    fn await_unpacking(&self) -> Option<anyhow::Result<()>> {
+        let thread = self.unpacking().take()?;
+        while !thread.is_finished() && !self.session.interrupt.is_set() {
+            thread::sleep(POLL_INTERVAL);
+        }
+        (!self.session.interrupt.is_set()).then(|| thread.join().ok())?
+    }
+
     /// Ends lazy loading for a machine that has stopped. Waits until the bundle is unpacked, unless
     /// a signal wants an end; that it could not be unpacked is told to `note`.
     ///
@@ -242,13 +255,7 @@ impl LazyImages {
     /// The one that aborted the machine, if a page could not be had.
     pub fn finish(self, note: impl Fn(&str)) -> anyhow::Result<()> {
         self.loader.demand.end();
-        let unpacking = self.unpacking().take();
-        let unpacked = unpacking.and_then(|thread| {
-            while !thread.is_finished() && !self.session.interrupt.is_set() {
-                thread::sleep(POLL_INTERVAL);
-            }
-            (!self.session.interrupt.is_set()).then(|| thread.join().ok())?
-        });
+        let unpacked = self.await_unpacking();
         if let Some(error) = self.loader.take_error() {
             return Err(error);
         }
