@@ -35,10 +35,11 @@ mod space;
 
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
-use std::sync::LazyLock;
+use std::sync::{LazyLock, Mutex};
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use smol_machine::probe;
+use tempfile::TempDir;
 
 use crate::scene::Fixture;
 
@@ -47,8 +48,16 @@ fn all() -> bool {
     std::env::var_os("SMOL_TEST_FAULTS").is_some_and(|which| which == "all")
 }
 
+/// The folder of the [`FIXTURE`], which as a static is never dropped.
+static FOLDER: Mutex<Option<TempDir>> = Mutex::new(None);
+
 /// The things that every trial begins with, made when the first one is run.
-static FIXTURE: LazyLock<Fixture> = LazyLock::new(Fixture::make);
+static FIXTURE: LazyLock<Fixture> = LazyLock::new(|| {
+    let folder = tempfile::tempdir().expect("there is a temporary folder");
+    let path = folder.path().to_owned();
+    *FOLDER.lock().expect("nobody panics with it") = Some(folder);
+    Fixture::make(path)
+});
 
 /// Why there can be no machine here; `None` if there can.
 static NO_KVM: LazyLock<Option<String>> = LazyLock::new(|| {
@@ -91,5 +100,6 @@ fn main() -> ExitCode {
     trials.extend(moments::trials());
     trials.extend(clock::trials());
     let conclusion = libtest_mimic::run(&arguments, trials);
+    drop(FOLDER.lock().expect("nobody panics with it").take());
     conclusion.exit_code()
 }

@@ -27,16 +27,15 @@ pub const BOOTED: &str = "booted\n";
 
 /// What all trials begin with.
 pub struct Fixture {
-    folder: TempDir,
+    folder: PathBuf,
     unpacked: OnceLock<Listing>,
     lock: OnceLock<String>,
 }
 
 impl Fixture {
     /// Builds the programs, a machine, a signed bundle of it and one that is unsigned.
-    pub fn make() -> Self {
-        let folder = tempfile::tempdir().expect("there is a temporary folder");
-        let at = |name: &str| folder.path().join(name);
+    pub fn make(folder: PathBuf) -> Self {
+        let at = |name: &str| folder.join(name);
         for name in ["programs", "in", "in/tiny", "in/files"] {
             fs::create_dir_all(at(name)).expect("the folder is our own");
         }
@@ -68,7 +67,7 @@ impl Fixture {
     }
 
     fn keys_and_bundles(&self) {
-        let scene = Scene::of(self.folder.path().to_owned(), self);
+        let scene = Scene::of(self.folder.clone(), self);
         for folder in ["tmp", "out"] {
             fs::create_dir_all(scene.path(folder)).expect("the folder is our own");
         }
@@ -93,9 +92,8 @@ impl Fixture {
 
     /// Returns the files of the bundle `signed`, unpacked.
     pub fn unpacked(&self) -> &Listing {
-        let folder = self.folder.path();
         self.unpacked
-            .get_or_init(|| listing(&folder.join("unpacked")))
+            .get_or_init(|| listing(&self.folder.join("unpacked")))
     }
 
     /// Returns the lock file of the machine `files`.
@@ -229,7 +227,7 @@ pub struct Scene {
 
 impl Scene {
     fn of(folder: PathBuf, fixture: &Fixture) -> Self {
-        let made = fixture.folder.path();
+        let made = &fixture.folder;
         Self {
             folder,
             programs: made.join("programs"),
