@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use smol_cli::{ErrorExt, ExitKind, human};
 use smol_machine::boot;
-use smol_rootfs::{CopySpec, Ignore};
+use smol_rootfs::{CopySpec, Ignore, Tree};
+use toml::Spanned;
 
 use crate::boot::Images;
 use crate::context::BuildContext;
@@ -24,6 +25,7 @@ use crate::rootfs;
 use crate::smolfile::{CopyStep, FetchStep, KernelSource};
 use crate::source_dir::SourceDir;
 use crate::steps::{StepMachines, Steps};
+use crate::users::{self, NamedUser};
 
 /// The directories of a build.
 #[derive(Clone, Copy, Debug)]
@@ -157,13 +159,15 @@ fn build_rootfs(
         let key = chain.pass(step);
         match step {
             PlannedStep::Copy(copy) => {
-                rootfs::copy(tree, &copy_spec(&plan.base_dir, copy)?, "[[copy]]")?;
+                require_owner(tree, &copy.owner, "`owner` of [[copy]]", steps)?;
+                tree.copy(&copy_spec(&plan.base_dir, copy)?)?;
             }
             PlannedStep::Fetch(fetch) => {
                 let file = fetched.get(&fetch.sha256);
                 let file = file.context("a [[fetch]] without its file");
                 let spec = fetched_spec(fetch, file.kind(ExitKind::Internal)?);
-                rootfs::copy(tree, &spec, "[[fetch]]")?;
+                require_owner(tree, &fetch.owner, "`owner` of [[fetch]]", steps)?;
+                tree.copy(&spec)?;
             }
             PlannedStep::Run(run) => {
                 let key = key.context("a [[run]] without a key");
@@ -176,12 +180,44 @@ fn build_rootfs(
         }
     }
     stage.output("writing the root file system image");
-    let user = plan.guest.as_ref();
-    let user = user.and_then(|guest| guest.service.user.as_deref());
+    require_service_user(tree, steps)?;
     let out = steps.work.join("rootfs");
-    let image = rootfs::write(tree, user, plan.epoch(), steps.mtimes, &out)?;
+    let image = rootfs::write(tree, plan.epoch(), steps.mtimes, &out)?;
     stage.finish(&human::bytes(image.size));
     Ok(image.path)
+}
+
+/// Checks the owner of files that are put over the root file system.
+fn require_owner(
+    tree: &Tree,
+    owner: &Option<Spanned<String>>,
+    what: &str,
+    steps: &Steps,
+) -> Result<()> {
+    let Some(owner) = owner else {
+        return Ok(());
+    };
+    let user = NamedUser {
+        name: owner.get_ref(),
+        what,
+        span: Some(owner.span()),
+    };
+    users::require(tree, &user, steps.machines.smolfile)
+}
+
+/// Checks the user of the service, whom the Smolfile names, or else the image.
+fn require_service_user(tree: &Tree, steps: &Steps) -> Result<()> {
+    let guest = steps.plan.guest.as_ref();
+    let Some(name) = guest.and_then(|guest| guest.service.user.as_deref()) else {
+        return Ok(());
+    };
+    let loaded = steps.machines.smolfile;
+    let user = NamedUser {
+        name,
+        what: "`user` of [service]",
+        span: loaded.smolfile.service_user().map(Spanned::span),
+    };
+    users::require(tree, &user, loaded)
 }
 
 fn copy_spec(base_dir: &SourceDir, copy: &CopyStep) -> Result<CopySpec> {
@@ -191,9 +227,13 @@ fn copy_spec(base_dir: &SourceDir, copy: &CopyStep) -> Result<CopySpec> {
         name: Path::new(src).file_name().map(OsStr::to_owned),
         dest: copy.dest.clone(),
         mode: copy.mode,
-        owner: copy.owner.clone(),
+        owner: owner_name(&copy.owner),
         ignore: base_dir.ignore(src, &copy.exclude)?,
     })
+}
+
+fn owner_name(owner: &Option<Spanned<String>>) -> Option<String> {
+    owner.as_ref().map(|owner| owner.get_ref().clone())
 }
 
 /// The file of a `[[fetch]]`, as something to copy.
@@ -204,7 +244,7 @@ fn fetched_spec(fetch: &FetchStep, file: &Path) -> CopySpec {
         name: fetch.file_name().map(OsString::from),
         dest: fetch.dest.clone(),
         mode: Some(fetch.mode.unwrap_or(MODE)),
-        owner: fetch.owner.clone(),
+        owner: owner_name(&fetch.owner),
         ignore: Ignore::default(),
     }
 }
@@ -241,7 +281,7 @@ fn place_kernel(sealed: &Sealed, kernel: &Path, out: &Path) -> Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use smol_cli::Session;
-    use smol_rootfs::{Tree, erofs};
+    use smol_rootfs::erofs;
 
     use super::*;
     use crate::boot::StepMachine;

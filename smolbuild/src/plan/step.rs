@@ -5,8 +5,9 @@ use std::ops::Range;
 use serde::Serialize;
 use smol_image::RunConfig;
 use smol_protocol::Service;
+use toml::Spanned;
 
-use super::guest::{image_environment, image_workdir};
+use super::guest::{image_environment, image_workdir, named_user};
 use super::{Plan, canonical_json};
 use crate::lock::{CopySource, Lock, LockedRun};
 use crate::smolfile::{CopyStep, FetchStep, Network, RunStep, Step};
@@ -42,6 +43,9 @@ pub struct PlannedRun {
     /// Where its command is in the text of the Smolfile.
     #[serde(skip)]
     pub span: Range<usize>,
+    /// Likewise, its user, if it says one.
+    #[serde(skip)]
+    pub user_span: Option<Range<usize>>,
 }
 
 /// Which network a command has.
@@ -81,7 +85,7 @@ fn planned_run(run: &RunStep, image: Option<&RunConfig>, epoch: u32) -> PlannedR
         command: Service {
             cmd: run.cmd.get_ref().clone(),
             env,
-            user: run.user.clone(),
+            user: named_user(run.user.as_ref()),
             workdir: run
                 .workdir
                 .clone()
@@ -93,6 +97,7 @@ fn planned_run(run: &RunStep, image: Option<&RunConfig>, epoch: u32) -> PlannedR
         network: planned_network(&run.network),
         timeout_ms: u64::try_from(run.timeout.as_millis()).unwrap_or(u64::MAX),
         span: run.cmd.span(),
+        user_span: run.user.as_ref().map(Spanned::span),
     }
 }
 

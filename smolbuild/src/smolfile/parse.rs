@@ -332,7 +332,7 @@ pub(super) fn service(mut table: Table<'_>, of_image: bool, errors: &mut Errors)
         // What is missing was reported.
         cmd: cmd.or_else(|| (!of_image).then(Vec::new)),
         env,
-        user: user.map(Spanned::into_inner),
+        user,
         workdir,
         stop_signal,
         init,

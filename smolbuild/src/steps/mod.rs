@@ -42,6 +42,7 @@ use crate::plan::{Plan, PlannedRun};
 use crate::resolve;
 use crate::rootfs;
 use crate::smolfile::Loaded;
+use crate::users::{self, NamedUser};
 
 /// Folders of the root file system that are mount points in a running machine: nothing that a command
 /// leaves there is a file of the image.
@@ -247,9 +248,16 @@ impl Steps<'_> {
             .with_context(|| format!("[[run]] {} cannot be run so", run.number))
             .kind(ExitKind::Usage)?;
         initramfs::build_step(&config, &folder.join("initramfs"))?;
-        let user = run.command.user.as_deref();
+        if let Some(name) = run.command.user.as_deref() {
+            let user = NamedUser {
+                name,
+                what: "`user` of [[run]]",
+                span: run.user_span.clone(),
+            };
+            users::require(tree, &user, self.machines.smolfile)?;
+        }
         let (epoch, image) = (plan.epoch(), folder.join("rootfs"));
-        rootfs::write_step_image(tree, user, epoch, self.mtimes, &image)?;
+        rootfs::write_step_image(tree, epoch, self.mtimes, &image)?;
         interrupt.check()?;
         let (watchdog, sandbox) = (machine.watchdog, machine.sandbox);
         let job = BootJob::step(plan, run, &images, key, watchdog, sandbox, &out);

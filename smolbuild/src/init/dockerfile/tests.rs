@@ -156,7 +156,10 @@ STOPSIGNAL SIGINT
     );
     assert_eq!(service.cmd.as_ref().unwrap()[1], "dist/index.js");
     assert_eq!(
-        (service.stop_signal, service.user.as_deref()),
+        (
+            service.stop_signal,
+            service.user.as_ref().map(|user| user.get_ref().as_str())
+        ),
         (Some(2), Some("node"))
     );
     assert_eq!(service.env["NODE_ENV"], "production");

@@ -160,7 +160,7 @@ fn every_key_is_taken_over() {
                 c.src.get_ref().as_str(),
                 c.dest.as_str(),
                 c.mode,
-                c.owner.as_deref(),
+                c.owner.as_ref().map(|owner| owner.get_ref().as_str()),
             )
         })
         .collect();
@@ -182,7 +182,10 @@ fn every_key_is_taken_over() {
         [("EMPTY".into(), "".into()), ("HOME".into(), "/srv".into())]
     );
     assert_eq!(
-        (service.user.as_deref(), service.workdir.as_deref()),
+        (
+            service.user.as_ref().map(|user| user.get_ref().as_str()),
+            service.workdir.as_deref()
+        ),
         (Some("1000:1000"), Some("/srv"))
     );
     assert_eq!(
