@@ -16,8 +16,6 @@ const CASES: [(&str, &str, &str); 10] = [
         "a [[run]] that fails",
         r#"error: [[run]] command 1 (/service --exit 9) ended with exit code 9
   in /machines/step.toml:13:7
-  the last lines of its output:
-    service: there is no configuration
 "#,
     ),
     (
