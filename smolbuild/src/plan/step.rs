@@ -58,6 +58,30 @@ pub enum PlannedNetwork {
     Listed(Vec<String>),
 }
 
+impl PlannedNetwork {
+    /// What a step of the Smolfile may reach, if anything.
+    pub fn of(network: &Network) -> Option<Self> {
+        match network {
+            Network::None => None,
+            Network::All => Some(Self::All),
+            Network::Listed(rules) => {
+                let mut rules: Vec<String> = rules.iter().map(ToString::to_string).collect();
+                rules.sort();
+                rules.dedup();
+                Some(Self::Listed(rules))
+            }
+        }
+    }
+
+    /// The same as the manual says it: `*` for all.
+    pub fn into_list(self) -> Vec<String> {
+        match self {
+            Self::All => vec!["*".to_owned()],
+            Self::Listed(rules) => rules,
+        }
+    }
+}
+
 impl PlannedStep {
     /// Whether it is a command that has a network.
     pub fn has_network(&self) -> bool {
@@ -94,23 +118,10 @@ fn planned_run(run: &RunStep, image: Option<&RunConfig>, epoch: u32) -> PlannedR
             init: Some(false),
         },
         memory: run.memory,
-        network: planned_network(&run.network),
+        network: PlannedNetwork::of(&run.network),
         timeout_ms: u64::try_from(run.timeout.as_millis()).unwrap_or(u64::MAX),
         span: run.cmd.span(),
         user_span: run.user.as_ref().map(Spanned::span),
-    }
-}
-
-fn planned_network(network: &Network) -> Option<PlannedNetwork> {
-    match network {
-        Network::None => None,
-        Network::All => Some(PlannedNetwork::All),
-        Network::Listed(rules) => {
-            let mut rules: Vec<String> = rules.iter().map(ToString::to_string).collect();
-            rules.sort();
-            rules.dedup();
-            Some(PlannedNetwork::Listed(rules))
-        }
     }
 }
 

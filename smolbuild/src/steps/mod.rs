@@ -203,18 +203,13 @@ impl Steps<'_> {
 
     /// Whether a step with a network may run, whose layer is `pinned` and not in the cache.
     fn may_run(&self, run: &PlannedRun, pinned: Option<Digest>) -> Result<()> {
-        let number = run.number;
-        let what = match (self.context.net, pinned) {
-            (Net::Offline, Some(layer)) => {
-                format!("offline, and what [[run]] {number} has made is not in the cache: {layer}")
-            }
-            (Net::Offline, None) => format!("offline, and [[run]] {number} needs the network"),
-            (Net::Pinned, None) => {
-                format!("the lock does not have what [[run]] {number} makes, which has a network")
-            }
-            _ => return Ok(()),
+        let net = self.context.net;
+        let step = format!("[[run]] {}", run.number);
+        let Some(mut what) = why_not(net, pinned.is_some(), &step) else {
+            return Ok(());
         };
-        let hint = match self.context.net {
+        what += &pinned.map_or_else(String::new, |layer| format!(": {layer}"));
+        let hint = match net {
             Net::Offline => "build once without --offline",
             _ => "build once without --locked: the lock file then has it",
         };
@@ -296,6 +291,21 @@ impl Steps<'_> {
     fn size(&self, cache: &StepCache, layer: &Digest) -> String {
         let found = fs::metadata(cache.layers().path(layer));
         human::bytes(found.map_or(0, |found| found.len()))
+    }
+}
+
+/// Why a step with a network may not run although what it makes is not in the cache; `None` if it may. The
+/// sentence calls it `step`.
+pub fn why_not(net: Net, is_pinned: bool, step: &str) -> Option<String> {
+    match (net, is_pinned) {
+        (Net::Offline, true) => Some(format!(
+            "offline, and what {step} has made is not in the cache"
+        )),
+        (Net::Offline, false) => Some(format!("offline, and {step} needs the network")),
+        (Net::Pinned, false) => Some(format!(
+            "the lock does not have what {step} makes with its network"
+        )),
+        (Net::Pinned, true) | (Net::Open, _) => None,
     }
 }
 
