@@ -578,5 +578,17 @@ pub struct ForwardReply {
     pub error: Option<String>,
 }
 
+/// A time limit for people: in the largest unit that needs no fraction. What passes until then is the
+/// guest's time, of which a build has more than the host.
+pub fn guest_time(ms: u64) -> String {
+    let (number, unit) = match ms {
+        _ if ms.is_multiple_of(3_600_000) => (ms / 3_600_000, "h"),
+        _ if ms.is_multiple_of(60_000) => (ms / 60_000, "min"),
+        _ if ms.is_multiple_of(1000) => (ms / 1000, "s"),
+        _ => (ms, "ms"),
+    };
+    format!("{number} {unit} (guest time)")
+}
+
 #[cfg(test)]
 mod tests;

@@ -159,7 +159,11 @@ mod tests {
             epoch: 0,
             seed: String::new(),
             kernel_seed: String::new(),
-            purpose: Purpose::Step { network },
+            purpose: Purpose::Step {
+                network,
+                timeout_ms: 1000,
+                step: "[[run]] command 1 (make)".into(),
+            },
             watchdog: 1,
             limit: 1,
             sandbox: Mode::Off,

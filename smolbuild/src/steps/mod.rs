@@ -282,7 +282,6 @@ impl Steps<'_> {
             rootfs: smol_protocol::Rootfs::default(),
             number: run.number,
             command,
-            timeout_ms: run.timeout_ms,
             epoch: self.plan.epoch(),
             network: run.network.is_some(),
         }
