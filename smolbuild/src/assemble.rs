@@ -21,6 +21,7 @@ use crate::input::{InputDirs, Rootfs};
 use crate::kernel::{self, KernelRequest};
 use crate::lock::Lock;
 use crate::plan::{Plan, PlannedStep, Sealed, StepChain};
+use crate::programs::{self, NamedCommand};
 use crate::rootfs;
 use crate::smolfile::{CopyStep, FetchStep, KernelSource};
 use crate::source_dir::SourceDir;
@@ -180,7 +181,7 @@ fn build_rootfs(
         }
     }
     stage.output("writing the root file system image");
-    require_service_user(tree, steps)?;
+    require_service(tree, steps)?;
     let out = steps.work.join("rootfs");
     let image = rootfs::write(tree, plan.epoch(), steps.mtimes, &out)?;
     stage.finish(&human::bytes(image.size));
@@ -205,19 +206,33 @@ fn require_owner(
     users::require(tree, &user, steps.machines.smolfile)
 }
 
-/// Checks the user of the service, whom the Smolfile names, or else the image.
-fn require_service_user(tree: &Tree, steps: &Steps) -> Result<()> {
-    let guest = steps.plan.guest.as_ref();
-    let Some(name) = guest.and_then(|guest| guest.service.user.as_deref()) else {
+/// Checks user and program of the service, which the Smolfile names, or else the image.
+fn require_service(tree: &Tree, steps: &Steps) -> Result<()> {
+    let loaded = steps.machines.smolfile;
+    let guest = steps.plan.guest.as_ref().map(|guest| &guest.service);
+    let (Some(planned), Some(written)) = (guest, loaded.smolfile.service()) else {
         return Ok(());
     };
-    let loaded = steps.machines.smolfile;
-    let user = NamedUser {
-        name,
-        what: "`user` of [service]",
-        span: loaded.smolfile.service_user().map(Spanned::span),
+    if let Some(name) = planned.user.as_deref() {
+        let user = NamedUser {
+            name,
+            what: "`user` of [service]",
+            span: written.user.as_ref().map(Spanned::span),
+        };
+        users::require(tree, &user, loaded)?;
+    }
+    let (what, words) = match &written.entrypoint {
+        Some(words) if !words.get_ref().is_empty() => ("`entrypoint` of [service]", Some(words)),
+        _ => ("`cmd` of [service]", written.cmd.as_ref()),
     };
-    users::require(tree, &user, loaded)
+    // A `cmd` may be no more than the arguments of the image's entrypoint.
+    let words = words.filter(|words| words.get_ref().first() == planned.cmd.first());
+    let command = NamedCommand {
+        service: planned,
+        what,
+        span: words.map(Spanned::span),
+    };
+    programs::require(tree, &command, loaded)
 }
 
 fn copy_spec(base_dir: &SourceDir, copy: &CopyStep) -> Result<CopySpec> {

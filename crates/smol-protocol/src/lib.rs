@@ -131,6 +131,9 @@ impl Default for Rootfs {
     }
 }
 
+/// PATH of commands whose environment has none.
+pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 /// Whether a process can be sent this signal: it is one of Linux, and none that the C library keeps to
 /// itself (signal(7), "Real-time signals").
 pub fn is_signal(number: u8) -> bool {

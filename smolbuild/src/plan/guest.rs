@@ -65,8 +65,11 @@ pub fn guest_config(smolfile: &Smolfile, image: Option<&RunConfig>) -> Result<Op
 /// image's, and an `entrypoint` the place of both.
 fn command(service: &smolfile::Service, image: &RunConfig) -> Result<Vec<String>> {
     let (entrypoint, cmd) = match (&service.entrypoint, &service.cmd) {
-        (Some(entrypoint), cmd) => (entrypoint, cmd.as_deref().unwrap_or_default()),
-        (None, Some(cmd)) => (&image.entrypoint, &cmd[..]),
+        (Some(entrypoint), cmd) => {
+            let cmd = cmd.as_ref().map(Spanned::get_ref);
+            (entrypoint.get_ref(), cmd.map_or(&[][..], Vec::as_slice))
+        }
+        (None, Some(cmd)) => (&image.entrypoint, &cmd.get_ref()[..]),
         (None, None) => (&image.entrypoint, &image.cmd[..]),
     };
     let words = [entrypoint, cmd].concat();

@@ -103,11 +103,11 @@ impl Smolfile {
         }
     }
 
-    /// The user of `[service]`, if it is written.
-    pub fn service_user(&self) -> Option<&Spanned<String>> {
+    /// `[service]`; `None` for a machine that is just a kernel.
+    pub fn service(&self) -> Option<&Service> {
         match &self.workload {
             Workload::Kernel => None,
-            Workload::Service { service, .. } => service.user.as_ref(),
+            Workload::Service { service, .. } => Some(service),
         }
     }
 
@@ -263,10 +263,10 @@ pub struct CopyStep {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Service {
     /// First words of the command; those of the image when absent. Images alone have them.
-    pub entrypoint: Option<Vec<String>>,
+    pub entrypoint: Option<Spanned<Vec<String>>>,
     /// Program and arguments, or what follows the entrypoint of an image; a string in the Smolfile has
     /// become `/bin/sh -c STRING`. Absent for an image alone.
-    pub cmd: Option<Vec<String>>,
+    pub cmd: Option<Spanned<Vec<String>>>,
     /// Environment.
     pub env: BTreeMap<String, String>,
     /// `name`, `uid`, `name:group` or `uid:gid`; root when absent.

@@ -39,6 +39,7 @@ use crate::initramfs;
 use crate::input::confined;
 use crate::lock::Lock;
 use crate::plan::{Plan, PlannedRun};
+use crate::programs::{self, NamedCommand};
 use crate::resolve;
 use crate::rootfs;
 use crate::smolfile::Loaded;
@@ -251,6 +252,12 @@ impl Steps<'_> {
             };
             users::require(tree, &user, self.machines.smolfile)?;
         }
+        let command = NamedCommand {
+            service: &run.command,
+            what: "`cmd` of [[run]]",
+            span: Some(run.span.clone()),
+        };
+        programs::require(tree, &command, self.machines.smolfile)?;
         let (epoch, image) = (plan.epoch(), folder.join("rootfs"));
         rootfs::write_step_image(tree, epoch, self.mtimes, &image)?;
         interrupt.check()?;

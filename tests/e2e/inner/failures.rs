@@ -90,7 +90,7 @@ const CASES: [(&str, &str, &str); 10] = [
     (
         "absent",
         "a program that is not there",
-        r#"error: cannot run /no/such/program: No such file or directory (os error 2)
+        r#"error: cannot run /run/no/such/program: No such file or directory (os error 2)
   stage: service
 "#,
     ),

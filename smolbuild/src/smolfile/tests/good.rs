@@ -176,7 +176,10 @@ fn every_key_is_taken_over() {
             (".", "/srv/", Some(0o4755), None)
         ]
     );
-    assert_eq!(service.cmd.unwrap(), ["/bin/sh", "-c", "exec app"]);
+    assert_eq!(
+        service.cmd.unwrap().get_ref()[..],
+        ["/bin/sh", "-c", "exec app"]
+    );
     assert_eq!(
         service.env.into_iter().collect::<Vec<_>>(),
         [("EMPTY".into(), "".into()), ("HOME".into(), "/srv".into())]

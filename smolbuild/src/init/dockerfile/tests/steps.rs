@@ -140,7 +140,7 @@ fn the_shell_of_the_dockerfile_runs_its_lines() {
     );
     assert!(draft.text.contains("\"-c\", '''\nx\ny\n''']\n"));
     let words = ["/bin/bash", "-o", "pipefail", "-c", "f"].map(str::to_owned);
-    assert_eq!(service(&smolfile).cmd.as_deref(), Some(&words[..]));
+    assert_eq!(service(&smolfile).cmd.as_ref().unwrap().get_ref(), &words);
     let Probe::Exec(check) = smolfile.ready.unwrap().probe else {
         panic!("a command");
     };
