@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use smol_cli::{ErrorExt, ExitKind, human};
 use smol_machine::boot;
-use smol_rootfs::{CopySpec, Ignore};
+use smol_rootfs::{CopySpec, Ignore, Tree};
+use toml::Spanned;
 
 use crate::boot::Images;
 use crate::context::BuildContext;
@@ -20,10 +21,12 @@ use crate::input::{InputDirs, Rootfs};
 use crate::kernel::{self, KernelRequest};
 use crate::lock::Lock;
 use crate::plan::{Plan, PlannedStep, Sealed, StepChain};
+use crate::programs::{self, NamedCommand};
 use crate::rootfs;
 use crate::smolfile::{CopyStep, FetchStep, KernelSource};
 use crate::source_dir::SourceDir;
 use crate::steps::{StepMachines, Steps};
+use crate::users::{self, NamedUser};
 
 /// The directories of a build.
 #[derive(Clone, Copy, Debug)]
@@ -157,13 +160,15 @@ fn build_rootfs(
         let key = chain.pass(step);
         match step {
             PlannedStep::Copy(copy) => {
-                rootfs::copy(tree, &copy_spec(&plan.base_dir, copy)?, "[[copy]]")?;
+                require_owner(tree, &copy.owner, "`owner` of [[copy]]", steps)?;
+                tree.copy(&copy_spec(&plan.base_dir, copy)?)?;
             }
             PlannedStep::Fetch(fetch) => {
                 let file = fetched.get(&fetch.sha256);
                 let file = file.context("a [[fetch]] without its file");
                 let spec = fetched_spec(fetch, file.kind(ExitKind::Internal)?);
-                rootfs::copy(tree, &spec, "[[fetch]]")?;
+                require_owner(tree, &fetch.owner, "`owner` of [[fetch]]", steps)?;
+                tree.copy(&spec)?;
             }
             PlannedStep::Run(run) => {
                 let key = key.context("a [[run]] without a key");
@@ -176,12 +181,58 @@ fn build_rootfs(
         }
     }
     stage.output("writing the root file system image");
-    let user = plan.guest.as_ref();
-    let user = user.and_then(|guest| guest.service.user.as_deref());
+    require_service(tree, steps)?;
     let out = steps.work.join("rootfs");
-    let image = rootfs::write(tree, user, plan.epoch(), steps.mtimes, &out)?;
+    let image = rootfs::write(tree, plan.epoch(), steps.mtimes, &out)?;
     stage.finish(&human::bytes(image.size));
     Ok(image.path)
+}
+
+/// Checks the owner of files that are put over the root file system.
+fn require_owner(
+    tree: &Tree,
+    owner: &Option<Spanned<String>>,
+    what: &str,
+    steps: &Steps,
+) -> Result<()> {
+    let Some(owner) = owner else {
+        return Ok(());
+    };
+    let user = NamedUser {
+        name: owner.get_ref(),
+        what,
+        span: Some(owner.span()),
+    };
+    users::require(tree, &user, steps.machines.smolfile)
+}
+
+/// Checks user and program of the service, which the Smolfile names, or else the image.
+fn require_service(tree: &Tree, steps: &Steps) -> Result<()> {
+    let loaded = steps.machines.smolfile;
+    let guest = steps.plan.guest.as_ref().map(|guest| &guest.service);
+    let (Some(planned), Some(written)) = (guest, loaded.smolfile.service()) else {
+        return Ok(());
+    };
+    if let Some(name) = planned.user.as_deref() {
+        let user = NamedUser {
+            name,
+            what: "`user` of [service]",
+            span: written.user.as_ref().map(Spanned::span),
+        };
+        users::require(tree, &user, loaded)?;
+    }
+    let (what, words) = match &written.entrypoint {
+        Some(words) if !words.get_ref().is_empty() => ("`entrypoint` of [service]", Some(words)),
+        _ => ("`cmd` of [service]", written.cmd.as_ref()),
+    };
+    // A `cmd` may be no more than the arguments of the image's entrypoint.
+    let words = words.filter(|words| words.get_ref().first() == planned.cmd.first());
+    let command = NamedCommand {
+        service: planned,
+        what,
+        span: words.map(Spanned::span),
+    };
+    programs::require(tree, &command, loaded)
 }
 
 fn copy_spec(base_dir: &SourceDir, copy: &CopyStep) -> Result<CopySpec> {
@@ -191,9 +242,13 @@ fn copy_spec(base_dir: &SourceDir, copy: &CopyStep) -> Result<CopySpec> {
         name: Path::new(src).file_name().map(OsStr::to_owned),
         dest: copy.dest.clone(),
         mode: copy.mode,
-        owner: copy.owner.clone(),
+        owner: owner_name(&copy.owner),
         ignore: base_dir.ignore(src, &copy.exclude)?,
     })
+}
+
+fn owner_name(owner: &Option<Spanned<String>>) -> Option<String> {
+    owner.as_ref().map(|owner| owner.get_ref().clone())
 }
 
 /// The file of a `[[fetch]]`, as something to copy.
@@ -204,7 +259,7 @@ fn fetched_spec(fetch: &FetchStep, file: &Path) -> CopySpec {
         name: fetch.file_name().map(OsString::from),
         dest: fetch.dest.clone(),
         mode: Some(fetch.mode.unwrap_or(MODE)),
-        owner: fetch.owner.clone(),
+        owner: owner_name(&fetch.owner),
         ignore: Ignore::default(),
     }
 }
@@ -241,7 +296,7 @@ fn place_kernel(sealed: &Sealed, kernel: &Path, out: &Path) -> Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use smol_cli::Session;
-    use smol_rootfs::{Tree, erofs};
+    use smol_rootfs::erofs;
 
     use super::*;
     use crate::boot::StepMachine;

@@ -21,7 +21,8 @@
 //! to a Smolfile. [`fetch`] downloads source packages, [`fetched`] files by URL and digest. [`preview`] says what a build would do. [`cache`] is the cache as a whole: what is in it, and how
 //! it goes.
 //! [`init`] writes a first Smolfile. [`diff`] says what differs between two bundles; [`extract`] takes copied files back out of one, so
-//! that it can be built again. [`hash`] takes digests of files,
+//! that it can be built again. [`users`] and [`programs`] check that the users and programs of a Smolfile are in
+//! the root file system. [`hash`] takes digests of files,
 //! [`folder`] their folders; [`source_dir`] is the folder of a Smolfile, without what is ignored.
 
 pub mod assemble;
@@ -50,12 +51,14 @@ pub mod pipeline;
 pub mod plan;
 pub mod prepare;
 pub mod preview;
+pub mod programs;
 pub mod resolve;
 pub mod rootfs;
 pub mod smolfile;
 pub mod source_dir;
 pub mod steps;
 pub mod subprocess;
+pub mod users;
 pub mod work;
 
 use std::process::ExitCode;

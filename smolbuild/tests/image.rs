@@ -109,6 +109,73 @@ fn the_lock_of_an_image_is_the_same_in_every_form() {
     );
 }
 
+/// An archive of the layout's only image, as `docker save` writes it since version 25: a layout in a tar.
+fn archived(folder: &Path) -> Vec<u8> {
+    let mut tar = Program::new("tar");
+    tar.arg("-C").arg(folder.join("layout")).args(["-c", "."]);
+    let output = tar.output().unwrap();
+    assert!(output.status.success());
+    output.stdout
+}
+
+#[test]
+fn an_image_that_was_piped_in_is_taken_from_the_cache_where_nothing_comes() {
+    let project = project(Packed::Gzip);
+    let folder = project.path();
+    smolfile(folder, "-", "");
+    let build = || {
+        let mut command = smolbuild(folder);
+        command.args(BUILD);
+        command
+    };
+    let error = said(build().write_stdin(""), 2).1;
+    assert!(
+        error.contains("because: nothing came on standard input\n")
+            && error.contains("hint: write `docker save IMAGE | smolbuild`, or name a file"),
+        "{error}"
+    );
+    let archive = archived(folder);
+    said(
+        smolbuild(folder).arg("lock").write_stdin(archive.clone()),
+        0,
+    );
+    let locked = fs::read_to_string(folder.join("Smolfile.lock")).unwrap();
+    // The lock alone does not do.
+    let error = said(build().write_stdin(""), 3).1;
+    for part in [
+        "nothing came on standard input, and 2 of the 2 layers of the image sha256:",
+        "hint: give it the image that the lock names once more: `docker save IMAGE | smolbuild`",
+    ] {
+        assert!(error.contains(part), "{error}");
+    }
+    // It makes the root file system, and then finds out that the kernel is none.
+    let kernel = |command: &mut Command| {
+        let error = said(command, 1).1;
+        assert!(!error.contains("standard input"), "{error}");
+    };
+    kernel(build().write_stdin(archive));
+    assert_eq!(layers(folder), 2);
+    kernel(build().write_stdin(""));
+    kernel(build().arg("--locked").write_stdin(""));
+    said(smolbuild(folder).arg("lock").write_stdin(""), 0);
+    assert_eq!(
+        fs::read_to_string(folder.join("Smolfile.lock")).unwrap(),
+        locked
+    );
+    // Another one that comes is another one.
+    let above = Layer::default().file("srv/new", 0o600, b"newer");
+    let config = json!({"Cmd": ["/bin/web"], "ExposedPorts": {"80/tcp": {}}});
+    write_layout(
+        &folder.join("layout"),
+        "v1",
+        &config,
+        vec![above],
+        Packed::Gzip,
+    );
+    let error = said(build().arg("--locked").write_stdin(archived(folder)), 3).1;
+    assert!(error.contains("image: "), "{error}");
+}
+
 #[test]
 fn an_image_that_changed_makes_the_lock_stale() {
     let project = project(Packed::Plain);

@@ -46,7 +46,6 @@ fn build(
     input: &dyn Input,
     lock: &Lock,
     copies: &[CopySpec],
-    user: Option<&str>,
     epoch: u64,
     dirs: &InputDirs,
     out: &Path,
@@ -54,7 +53,7 @@ fn build(
     let interrupt = Interrupt::detached()?;
     let mut loaded = input.load(lock, dirs, &mut |_| {}, &interrupt)?;
     for copy in copies {
-        rootfs::copy(&mut loaded.tree, copy, "[[copy]]")?;
+        loaded.tree.copy(copy)?;
     }
-    rootfs::write(&mut loaded.tree, user, epoch, input.mtimes(), out)
+    rootfs::write(&mut loaded.tree, epoch, input.mtimes(), out)
 }

@@ -35,11 +35,15 @@ enum Kind {
     },
     /// One of a pair.
     Key,
-    Lock,
+    /// That of the machine in this folder.
+    Lock(&'static str),
     Json,
 }
 
 const OLD: &[u8] = b"what was there before";
+
+/// The build of a machine with a container image and a download, up to its images.
+pub const IMAGE: &str = "images of a container image";
 
 /// With this a build ends whose machine would boot in an emulated host, when its images are made.
 const NO_EMULATED_KERNEL: &str = "the kernel of the emulated host is not in the cache";
@@ -108,21 +112,43 @@ pub const ALL: &[Operation] = &[
     },
     Operation {
         machine: false,
-        before: |scene| copy_files(scene),
-        outputs: &[("files/Smolfile.lock", Kind::Lock)],
+        before: |scene| copy_machine(scene, "files"),
+        outputs: &[("files/Smolfile.lock", Kind::Lock("files"))],
         ..reads("lock", "smolbuild", &["lock", "out/files", "--offline"])
     },
     Operation {
         machine: false,
-        before: |scene| copy_files(scene),
+        before: |scene| copy_machine(scene, "files"),
         codes: &[1],
         printed: str::is_empty,
-        outputs: &[("files/Smolfile.lock", Kind::Lock)],
+        outputs: &[("files/Smolfile.lock", Kind::Lock("files"))],
         ..reads(
             "images",
             "smolbuild",
             &[
                 "out/files",
+                "--accel",
+                "emulated",
+                "--offline",
+                "-o",
+                "out/x",
+            ],
+        )
+    },
+    Operation {
+        machine: false,
+        before: |scene| {
+            copy_machine(scene, "image");
+            scene.download();
+        },
+        codes: &[1],
+        printed: str::is_empty,
+        outputs: &[("image/Smolfile.lock", Kind::Lock("image"))],
+        ..reads(
+            IMAGE,
+            "smolbuild",
+            &[
+                "out/image",
                 "--accel",
                 "emulated",
                 "--offline",
@@ -211,9 +237,10 @@ pub const DETACHED: Operation = Operation {
     )
 };
 
-fn copy_files(scene: &Scene) {
-    fs::create_dir(scene.path("out/files")).expect("the folder is our own");
-    crate::scene::copy(&scene.path("in/files"), &scene.path("out/files"));
+fn copy_machine(scene: &Scene, name: &str) {
+    let to = scene.path("out").join(name);
+    fs::create_dir(&to).expect("the folder is our own");
+    crate::scene::copy(&scene.path("in").join(name), &to);
 }
 
 fn run_before(scene: &Scene, arguments: &[&str]) {
@@ -281,7 +308,8 @@ impl Operation {
             return Err("a signal ended it".into());
         };
         let told = stderr.lines().any(|line| line.starts_with("error:"));
-        let expected = self.name == "images" && stderr.contains(NO_EMULATED_KERNEL);
+        let makes_images = ["images", IMAGE].contains(&self.name);
+        let expected = makes_images && stderr.contains(NO_EMULATED_KERNEL);
         // Where it cannot be restored, it may have been booted, and says so.
         let cold = stderr.contains("booting cold") && *stdout == [BOOTED, RESTORED].concat();
         let right = (self.printed)(stdout) || cold || ended.mute;
@@ -406,9 +434,9 @@ impl Kind {
         match self {
             Kind::Bundle { signed } => is_bundle(&path, signed),
             Kind::Key => are_keys(&path.with_extension("key"), &path.with_extension("pub")),
-            Kind::Lock => {
+            Kind::Lock(machine) => {
                 let text = fs::read_to_string(&path).map_err(|e| e.to_string())?;
-                match text == *crate::FIXTURE.lock() {
+                match text == crate::FIXTURE.lock(machine) {
                     true => Ok(()),
                     false => Err(format!("not the lock file that belongs there: {text}")),
                 }

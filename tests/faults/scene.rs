@@ -6,15 +6,17 @@ use std::fs::{self, DirBuilder, File};
 use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{SeekFrom, seek};
 use rustix::process::{Pid, Signal, kill_process};
 
+use serde_json::json;
+use sha2::{Digest as _, Sha256};
 use smol_bundle::{Bundle, PrivateKey, PublicKey};
-use smol_testing::kernel;
+use smol_testing::{kernel, oci};
 use smol_tests::host;
 use smol_tests::support::{LIMIT, Outcome, Running, eventually, run};
 use tempfile::TempDir;
@@ -29,7 +31,8 @@ pub const BOOTED: &str = "booted\n";
 pub struct Fixture {
     folder: PathBuf,
     unpacked: OnceLock<Listing>,
-    lock: OnceLock<String>,
+    /// Lock files, by the machine.
+    locks: Mutex<BTreeMap<&'static str, String>>,
 }
 
 impl Fixture {
@@ -57,10 +60,11 @@ impl Fixture {
         let mut tar = Command::new("tar");
         tar.arg("-cf").arg(at("in/files/root.tar"));
         run(tar.arg("-C").arg(at("in/files/root")).arg(".")).succeed();
+        write_image(&at("in/image"), &machine);
         let fixture = Self {
             folder,
             unpacked: OnceLock::new(),
-            lock: OnceLock::new(),
+            locks: Mutex::default(),
         };
         fixture.keys_and_bundles();
         fixture
@@ -96,14 +100,17 @@ impl Fixture {
             .get_or_init(|| listing(&self.folder.join("unpacked")))
     }
 
-    /// Returns the lock file of the machine `files`.
-    pub fn lock(&self) -> &str {
-        self.lock.get_or_init(|| {
+    /// Returns the lock file of the machine in this folder of `in`.
+    pub fn lock(&self, machine: &'static str) -> String {
+        let mut locks = self.locks.lock().expect("nobody panics with it");
+        let make = || {
             let scene = self.scene();
-            run(&mut scene.command("smolbuild", &["lock", "in/files", "--offline"])).succeed();
-            let lock = fs::read_to_string(scene.path("in/files/Smolfile.lock"));
+            let folder = format!("in/{machine}");
+            run(&mut scene.command("smolbuild", &["lock", &folder, "--offline"])).succeed();
+            let lock = fs::read_to_string(scene.path(&folder).join("Smolfile.lock"));
             lock.expect("it was written")
-        })
+        };
+        locks.entry(machine).or_insert_with(make).clone()
     }
 
     /// Returns a new scene.
@@ -142,6 +149,35 @@ cmd = ["/etc/one"]
 [ready]
 tcp = 80
 "#;
+
+/// Writes a machine whose files are those of a container image with two layers, and one that is downloaded.
+fn write_image(folder: &Path, kernel: &[u8]) {
+    let layer = |name: &str| {
+        let content = name.repeat(5000);
+        let layer = oci::Layer::default().folder("etc");
+        layer.file(&format!("etc/{name}"), 0o755, content.as_bytes())
+    };
+    let layers = vec![layer("one"), layer("two")];
+    let config = json!({"Cmd": ["/etc/one"], "ExposedPorts": {"80/tcp": {}}});
+    let layout = folder.join("layout");
+    oci::write_layout(&layout, "v1", &config, layers, oci::Packed::Gzip);
+    let smolfile = format!(
+        "name = \"image\"\nmemory = \"128MiB\"\nkernel.path = \"kernel\"\nrootfs.image = \"oci:layout:v1\"\n\
+         [[fetch]]\nurl = \"https://example.org/file\"\nsha256 = \"{}\"\ndest = \"/etc/\"\n",
+        sha256(DOWNLOADED)
+    );
+    for (name, content) in [("kernel", kernel), ("Smolfile", smolfile.as_bytes())] {
+        fs::write(folder.join(name), content).expect("the folder is our own");
+    }
+}
+
+/// What was downloaded before.
+const DOWNLOADED: &[u8] = b"from a server\n";
+
+fn sha256(bytes: &[u8]) -> String {
+    let digest = Sha256::digest(bytes);
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
 
 /// Ends a program that hangs. None takes a second.
 const HANGS: Duration = LIMIT.checked_div(5).expect("it is not zero");
@@ -247,6 +283,15 @@ impl Scene {
         copy(&self.inputs, &self.path("in"));
     }
 
+    /// Has the cache hold what the machine `image` downloads.
+    pub fn download(&self) {
+        let mut builder = DirBuilder::new();
+        let made = builder.mode(0o700).create(self.path("cache/downloads"));
+        made.expect("the folder is our own");
+        let name = format!("cache/downloads/{}.file", sha256(DOWNLOADED));
+        fs::write(self.path(&name), DOWNLOADED).expect("the folder is our own");
+    }
+
     /// Returns a path in it.
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.join(name)
@@ -335,10 +380,12 @@ impl Scene {
         });
     }
 
-    /// Returns what programs have left outside of `out`, but for the images in the cache.
+    /// Returns what programs have left outside of `out`, but for the images, the layers and the downloads in
+    /// the cache.
     ///
     /// # Errors
-    /// Images in the cache are not those of the bundle `signed`.
+    /// Images in the cache are not those of the bundle `signed`; layers or downloads are not what their
+    /// names say.
     pub fn left(&self) -> Result<Vec<PathBuf>, String> {
         let mut left = Vec::new();
         for (name, kept) in [
@@ -362,12 +409,32 @@ impl Scene {
             for path in names(&self.path(name)) {
                 let first = path.iter().next().expect("a path has a name");
                 let is_kept = path.as_path() == first && kept.iter().any(|kept| first == *kept);
-                if !(is_kept || name == "cache" && self.is_image(&path)?) {
+                let is_whole = name == "cache" && (self.is_image(&path)? || self.is_blob(&path)?);
+                if !(is_kept || is_whole) {
                     left.push(Path::new(name).join(path));
                 }
             }
         }
         Ok(left)
+    }
+
+    /// Whether this path in the cache is a layer of an image or a download, which are named after their
+    /// digests.
+    fn is_blob(&self, path: &Path) -> Result<bool, String> {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let digest = match path.parent().and_then(Path::to_str) {
+            Some("layers") => name.strip_suffix(".tar"),
+            Some("downloads") => name.strip_suffix(".file"),
+            _ => None,
+        };
+        let Some(digest) = digest.filter(|digest| digest.len() == 64) else {
+            return Ok(false);
+        };
+        let content = fs::read(self.path("cache").join(path)).map_err(|e| e.to_string())?;
+        match sha256(&content) == digest {
+            true => Ok(true),
+            false => Err(format!("{} is not what its name says", path.display())),
+        }
     }
 
     /// Whether this path in the cache is one of the images of the bundle `signed`, or their folder.

@@ -305,7 +305,7 @@ exec = ["/service", "--exit", "9"]
         "",
     ),
     machine("spin", "", &["/service", "--spin"], ""),
-    machine("absent", "", &["/no/such/program"], ""),
+    machine("absent", "", &["/run/no/such/program"], ""),
     machine(
         "step",
         "",

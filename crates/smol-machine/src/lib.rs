@@ -28,7 +28,7 @@ pub use arch::{boot, cpu, layout};
 pub use error::{Error, Result};
 pub use hv::probe;
 pub use machine::config::{Clock, MachineConfig};
-pub use machine::control::{Stop, StopHandle};
+pub use machine::control::{Stop, StopHandle, TimeLimit};
 pub use machine::state::MachineState;
 pub use machine::{Machine, config, state};
 pub use memory::prefetch;

@@ -131,6 +131,9 @@ impl Default for Rootfs {
     }
 }
 
+/// PATH of commands whose environment has none.
+pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 /// Whether a process can be sent this signal: it is one of Linux, and none that the C library keeps to
 /// itself (signal(7), "Real-time signals").
 pub fn is_signal(number: u8) -> bool {
@@ -576,6 +579,18 @@ pub struct ForwardReply {
     /// Why not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+}
+
+/// A time limit for people: in the largest unit that needs no fraction. What passes until then is the
+/// guest's time, of which a build has more than the host.
+pub fn guest_time(ms: u64) -> String {
+    let (number, unit) = match ms {
+        _ if ms.is_multiple_of(3_600_000) => (ms / 3_600_000, "h"),
+        _ if ms.is_multiple_of(60_000) => (ms / 60_000, "min"),
+        _ if ms.is_multiple_of(1000) => (ms / 1000, "s"),
+        _ => (ms, "ms"),
+    };
+    format!("{number} {unit} (guest time)")
 }
 
 #[cfg(test)]

@@ -390,3 +390,16 @@ fn a_configuration_that_cannot_be_meant_is_refused_with_the_key() {
         Err(ProtocolError::TooLong(MAX_CONFIG))
     );
 }
+
+#[test]
+fn a_time_limit_is_told_in_its_largest_unit() {
+    for (ms, text) in [
+        (3_600_000, "1 h (guest time)"),
+        (5_400_000, "90 min (guest time)"),
+        (60_000, "1 min (guest time)"),
+        (1_000, "1 s (guest time)"),
+        (1_500, "1500 ms (guest time)"),
+    ] {
+        assert_eq!(guest_time(ms), text);
+    }
+}

@@ -27,5 +27,12 @@ pub(crate) const OLD_CALLS: &[c_long] = &[
     libc::SYS_time,
 ];
 
+/// Those of them that wait for descriptors.
+#[cfg(target_arch = "x86_64")]
+pub(crate) const OLD_WAITS: &[c_long] = &[libc::SYS_poll, libc::SYS_epoll_wait];
+
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) const OLD_WAITS: &[c_long] = &[];
+
 #[cfg(not(target_arch = "x86_64"))]
 pub(crate) const OLD_CALLS: &[c_long] = &[];

@@ -240,6 +240,100 @@ const STREAMS: &[c_long] = &[
     libc::SYS_setsockopt,
 ];
 
+/// Returns the calls of a thread that carries packets of a guest between sockets: it makes connections
+/// and asks, but accepts none. It opens files to read them, which are random numbers, and Landlock
+/// decides which.
+pub(crate) fn network() -> Calls {
+    let families = [
+        DESCRIPTORS,
+        MEMORY,
+        SIGNALS,
+        FACTS,
+        CONNECTIONS,
+        arch::OLD_WAITS,
+    ];
+    let not_executable = || vec![argument(2, MaskedEq(libc::PROT_EXEC as u64), 0)];
+    let changes = libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC;
+    let read_only = argument(2, MaskedEq(unsigned(changes)), unsigned(libc::O_RDONLY));
+    let us = std::process::id().into();
+    let rules = [
+        (libc::SYS_mmap, not_executable()),
+        (libc::SYS_mprotect, not_executable()),
+        (libc::SYS_openat, vec![read_only]),
+        (libc::SYS_socket, internet_sockets()),
+        (libc::SYS_tgkill, vec![argument(0, Eq, us)]),
+        (
+            libc::SYS_prctl,
+            one_of(0, &[libc::PR_SET_VMA].map(unsigned)),
+        ),
+        (libc::SYS_fcntl, one_of(1, &FCNTL.map(unsigned))),
+        (libc::SYS_ioctl, one_of(1, &[libc::FIONBIO])),
+    ];
+    Calls {
+        any: families.concat(),
+        rules: rules.into(),
+    }
+}
+
+/// TCP, UDP and echoes over IP: not what reaches another program of this host by a path or a name, nor
+/// packets as they are on the wire.
+fn internet_sockets() -> Vec<SeccompRule> {
+    /// Below it are flags (include/linux/net.h, `SOCK_TYPE_MASK`).
+    const TYPE: u64 = 0xf;
+    let condition = |index, operator, value: libc::c_int| {
+        let condition = SeccompCondition::new(index, Dword, operator, unsigned(value));
+        condition.expect("a call has six arguments")
+    };
+    let families = [libc::AF_INET, libc::AF_INET6];
+    let kinds = [libc::SOCK_STREAM, libc::SOCK_DGRAM];
+    let pairs = families
+        .into_iter()
+        .flat_map(|family| kinds.map(|kind| (family, kind)));
+    pairs
+        .map(|(family, kind)| {
+            let conditions = vec![condition(0, Eq, family), condition(1, MaskedEq(TYPE), kind)];
+            SeccompRule::new(conditions).expect("it has conditions")
+        })
+        .collect()
+}
+
+/// What is open already, waiting for it, and this thread.
+const DESCRIPTORS: &[c_long] = &[
+    libc::SYS_close,
+    libc::SYS_read,
+    libc::SYS_readv,
+    libc::SYS_write,
+    libc::SYS_writev,
+    libc::SYS_ppoll,
+    libc::SYS_epoll_create1,
+    libc::SYS_epoll_ctl,
+    libc::SYS_epoll_pwait,
+    libc::SYS_epoll_pwait2,
+    libc::SYS_futex,
+    libc::SYS_gettid,
+    libc::SYS_getpid,
+    libc::SYS_getppid,
+    libc::SYS_sched_yield,
+    libc::SYS_set_robust_list,
+    libc::SYS_rseq,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+];
+
+/// Connections to others.
+const CONNECTIONS: &[c_long] = &[
+    libc::SYS_connect,
+    libc::SYS_sendto,
+    libc::SYS_sendmsg,
+    libc::SYS_recvfrom,
+    libc::SYS_recvmsg,
+    libc::SYS_shutdown,
+    libc::SYS_getsockname,
+    libc::SYS_getpeername,
+    libc::SYS_getsockopt,
+    libc::SYS_setsockopt,
+];
+
 /// Calls that reach beyond the program's own files and children.
 pub(crate) const REMOTE: &[c_long] = &[
     // Others: to connect to, to trace.

@@ -10,8 +10,8 @@ use crate::program::Table;
 use crate::support::{Support, failed};
 
 /// System calls that a process may make. The first three list what is allowed; any other call kills
-/// the process at once, before it does anything. The last one lists what is forbidden, which fails
-/// (EPERM): it is inherited by programs that are not ours.
+/// the process at once, before it does anything. That of the network lists likewise, and other calls fail.
+/// The last one lists what is forbidden, which fails (EPERM): it is inherited by programs that are not ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Filter {
     /// A machine that runs: its vCPUs, its devices, its ports, and its bundle, which may be being
@@ -23,6 +23,12 @@ pub enum Filter {
     /// Reads files and writes others: parsing and unpacking. It has no sockets, no programs, and no
     /// devices.
     Files,
+    /// Carries a guest's packets, on one thread of a program that does much else: it makes connections over
+    /// IP, and has no other sockets, no programs, no files but to read, and no threads. What it may not do
+    /// fails (EPERM), and so does its work, with an error. To kill it would harm the whole process, which
+    /// goes on: a thread that is killed releases none of the locks that it holds, of the heap for one, and
+    /// whoever takes them next hangs.
+    Network,
     /// A program that is yet to start a machine, or a helper that does so: it may do what it likes
     /// but connect to others, trace or inspect them, and reconfigure the host.
     Local,
@@ -52,7 +58,7 @@ impl Filter {
     /// None that is known of.
     pub fn prepare(self, mode: Mode) -> io::Result<Prepared> {
         let forbidden = match (mode, self) {
-            (Mode::On, Filter::Local) => errno(libc::EPERM),
+            (Mode::On, Filter::Local | Filter::Network) => errno(libc::EPERM),
             (Mode::On, _) => SeccompAction::KillProcess,
             (Mode::Log, _) => SeccompAction::Log,
             (Mode::Off, _) => return Ok(Prepared(None)),
@@ -69,6 +75,7 @@ impl Filter {
             Filter::Machine => calls::machine(),
             Filter::Build => calls::build(),
             Filter::Files => calls::files(),
+            Filter::Network => calls::network(),
             Filter::Local => {
                 let table = Table::new(SeccompAction::Allow);
                 let remote = calls::REMOTE.iter().copied();

@@ -83,6 +83,10 @@ fn try_it(what: &str, folder: &Path) -> io::Result<()> {
             let socket = UnixDatagram::unbound()?;
             socket.send_to(b"x", others.join("socket")).map(drop)
         }
+        "send a packet of one's own" => {
+            // SAFETY: makes a socket, which nobody uses.
+            check(unsafe { libc::socket(libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_UDP) }.into())
+        }
         "execute" => Command::new("/bin/true").status().map(drop),
         // SAFETY: signal 0 only asks whether it could be sent.
         "signal" => check(unsafe { libc::kill(parent, 0) }.into()),
@@ -113,6 +117,7 @@ fn confine(by: &str, folder: &Path) -> io::Result<()> {
         "machine" => Filter::Machine.restrict_process(mode),
         "build" => Filter::Build.restrict_process(mode),
         "files" => Filter::Files.restrict_process(mode),
+        "network" => Filter::Network.restrict_thread(mode),
         "local" => Filter::Local.restrict_process(mode),
         other => panic!("{other}"),
     }
@@ -225,6 +230,42 @@ fn what_is_forbidden_fails_or_kills_and_succeeds_without_confinement() {
             assert_eq!(scene.attempt(what, by), end, "{what} with {by}");
         }
     }
+}
+
+#[test]
+fn a_thread_that_serves_a_network_connects_and_what_else_it_tries_fails() {
+    use End::{Denied, Done};
+    let scene = Scene::new();
+    for (what, end) in [
+        ("read ours", Done),
+        ("connect", Done),
+        ("write", Denied),
+        ("listen", Denied),
+        ("send a datagram", Denied),
+        ("send a packet of one's own", Denied),
+        ("execute", Denied),
+        ("signal", Denied),
+        ("trace", Denied),
+        ("map executable memory", Denied),
+        ("fork", Denied),
+    ] {
+        assert_eq!(scene.attempt(what, "network"), end, "{what}");
+        if what != "send a packet of one's own" || rustix::process::geteuid().is_root() {
+            assert_eq!(scene.attempt(what, "nothing"), Done, "{what}");
+        }
+    }
+}
+
+#[test]
+fn a_process_goes_on_when_its_network_has_tried_what_it_may_not() {
+    let scene = Scene::new();
+    let new = scene.folder.path().join("others/new");
+    let work = || std::fs::write(&new, "x");
+    let tried = smol_sandbox::confined(&Access::none(), Filter::Network, Mode::On, work);
+    let error = tried.unwrap().unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+    std::fs::write(&new, "x").unwrap();
+    thread::spawn(|| ()).join().unwrap();
 }
 
 #[test]

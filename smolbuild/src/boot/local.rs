@@ -11,8 +11,9 @@ use smol_machine::cpu::{Features, Level};
 use smol_machine::devices::virtio::vsock::Vsock;
 use smol_machine::machine::Hooks;
 use smol_machine::{Machine, Stop, hv, memory};
+use smol_protocol::{GuestFailure, Stage};
 
-use super::guard;
+use super::guard::{self, Later};
 use super::live_streams::LiveStreams;
 use super::streams::{Console, GuestStreams, LayerFile, Observer};
 use super::test_restore::{self, Outcome};
@@ -52,12 +53,14 @@ pub fn run(
     let start = Instant::now();
     let mut machine = Machine::boot(&config(job)?, hooks).map_err(|e| refused(e, job.cpu))?;
     observer.attach(machine.stop_handle());
+    let later = limit_step(job, &machine, &observer);
 
     let (done, finished) = mpsc::channel::<()>();
     let guard = guard::spawn(
         machine.stop_handle(),
         interrupt.clone(),
         Duration::from_secs(job.limit),
+        later,
         finished,
     );
     let stop = machine.run();
@@ -75,9 +78,7 @@ pub fn run(
         (stop, purpose) => {
             let first_tick = machine.first_tick();
             drop(machine);
-            if let Some(live) = live {
-                live.end();
-            }
+            live.into_iter().for_each(LiveStreams::end);
             match (observer.layer_bytes(), layer) {
                 (Some(bytes), Some(layer)) if matches!(stop, Stop::Reset) => {
                     stepped(first_tick, bytes, &layer)?
@@ -88,6 +89,24 @@ pub fn run(
     };
     observer.report(message);
     Ok(())
+}
+
+/// Limits the time of a build step, from when its guest has booted. On virtual time the machine looks at its
+/// own clock; what is returned is for the host's.
+fn limit_step(job: &BootJob, machine: &Machine, observer: &Observer) -> Option<Later> {
+    let Purpose::Step { timeout_ms, .. } = job.purpose else {
+        return None;
+    };
+    let length = Duration::from_millis(timeout_ms);
+    if job.purpose.has_network() {
+        let later = Later::new(length);
+        let begun = later.clone();
+        observer.on_booted(move || begun.begin());
+        return Some(later);
+    }
+    let limit = machine.time_limit();
+    observer.on_booted(move || limit.begin(length));
+    None
 }
 
 /// The file for the layer of a build step.
@@ -254,6 +273,22 @@ fn explain(
         Purpose::Freeze { .. } => "it was ready",
         Purpose::Step { .. } => "its command had ended",
     };
+    if let (
+        Stop::TimeIsUp,
+        Purpose::Step {
+            step, timeout_ms, ..
+        },
+    ) = (stop, purpose)
+    {
+        let limit = smol_protocol::guest_time(*timeout_ms);
+        let why = format!("{step} did not end within {limit}");
+        let failed = observer.failure("");
+        return Failed {
+            log: failed.log,
+            console: failed.console,
+            ..Failed::of_guest(GuestFailure::at(Stage::Step, why))
+        };
+    }
     observer.failure(&match stop {
         Stop::Requested if time_is_up => {
             format!("the limit of wall-clock time was reached before {until}")
@@ -263,6 +298,8 @@ fn explain(
         }
         Stop::Stuck => "the guest is idle with no timer armed, and will never wake up".to_owned(),
         Stop::Crashed(what) => format!("the virtual CPU cannot go on: {what}"),
-        Stop::Snapshot | Stop::Requested => format!("the machine stopped before {until}"),
+        Stop::Snapshot | Stop::Requested | Stop::TimeIsUp => {
+            format!("the machine stopped before {until}")
+        }
     })
 }

@@ -48,7 +48,8 @@ pub const WORKING_SET_FILE: &str = "working-set.json";
 /// that works all the while comes near it.
 const BOOT_LIMIT: u64 = 20 * 60;
 
-/// Wall-clock limit of a build step, seconds. Its own limit is on its machine's clock.
+/// Wall-clock limit of a build step, seconds. Its own limit is on its machine's clock, of which the host
+/// may have less.
 const STEP_LIMIT: u64 = 48 * 3600;
 
 /// After an interrupt the machine's process has this long to come to its end by itself.
@@ -121,6 +122,11 @@ pub enum Purpose {
     Step {
         /// Whether it has a network; then its time is the host's, and its randomness its own.
         network: bool,
+        /// Longest time that it may take from the start of its command, ms of the machine's clock. The
+        /// guest does not know it: nothing in it depends on it.
+        timeout_ms: u64,
+        /// What the step is called in an error.
+        step: String,
     },
 }
 
@@ -132,7 +138,7 @@ impl Purpose {
 
     /// Whether the machine has a network.
     fn has_network(&self) -> bool {
-        matches!(self, Self::Step { network: true })
+        matches!(self, Self::Step { network: true, .. })
     }
 
     /// Whether the test restore makes requests.
@@ -223,6 +229,12 @@ impl BootJob {
             kernel_seed: seed("smol 2026-12-01 place of the kernel in a build step v1"),
             purpose: Purpose::Step {
                 network: run.network.is_some(),
+                timeout_ms: run.timeout_ms,
+                step: format!(
+                    "[[run]] command {} ({})",
+                    run.number,
+                    run.command.cmd.join(" ")
+                ),
             },
             watchdog,
             limit: STEP_LIMIT,

@@ -43,7 +43,7 @@ pub fn run_step(
 ) -> Result<Stepped> {
     let mut outcome = None;
     let report = |message| match message {
-        Message::Log(line) => stage.output(&line),
+        Message::Log(line) => stage.output_of_error(&line),
         Message::Console(line) if machine.verbose => stage.note(&format!("console | {line}")),
         Message::Guest(smol_protocol::Event::Warning { reason, .. }) => {
             stage.note(&format!("warning: {reason}"));
@@ -56,12 +56,22 @@ pub fn run_step(
     run(job, backend, cache, interrupt, network, report)?;
     match outcome {
         Some(Ok(stepped)) => Ok(stepped),
-        Some(Err(failed)) => Err(step_error(&failed, job, place, interrupt)),
+        Some(Err(failed)) => {
+            let printed = stage.prints_output();
+            Err(step_error(&failed, job, place, printed, interrupt))
+        }
         None => Err(ended_silently()),
     }
 }
 
-fn step_error(failed: &Failed, job: &BootJob, place: &str, interrupt: &Interrupt) -> anyhow::Error {
+/// The error of a step; its output is in it, unless it was `printed` already.
+fn step_error(
+    failed: &Failed,
+    job: &BootJob,
+    place: &str,
+    printed: bool,
+    interrupt: &Interrupt,
+) -> anyhow::Error {
     if failed.interrupted
         && let Err(stopped) = interrupt.check()
     {
@@ -72,7 +82,7 @@ fn step_error(failed: &Failed, job: &BootJob, place: &str, interrupt: &Interrupt
     let guest = failed.guest.as_ref();
     let shows_console = guest.is_none_or(GuestFailure::is_on_console);
     for (title, lines, is_shown) in [
-        ("the last lines of its output:", &failed.log, true),
+        ("the last lines of its output:", &failed.log, !printed),
         (
             "the last lines of the console:",
             &failed.console,
@@ -149,7 +159,11 @@ mod tests {
             epoch: 0,
             seed: String::new(),
             kernel_seed: String::new(),
-            purpose: Purpose::Step { network },
+            purpose: Purpose::Step {
+                network,
+                timeout_ms: 1000,
+                step: "[[run]] command 1 (make)".into(),
+            },
             watchdog: 1,
             limit: 1,
             sandbox: Mode::Off,
@@ -158,10 +172,16 @@ mod tests {
     }
 
     fn told(reason: &str, status: Option<ExitStatus>, log: &[&str]) -> String {
-        told_of(&job(false), reason, status, log)
+        told_of(&job(false), reason, status, log, false)
     }
 
-    fn told_of(job: &BootJob, reason: &str, status: Option<ExitStatus>, log: &[&str]) -> String {
+    fn told_of(
+        job: &BootJob,
+        reason: &str,
+        status: Option<ExitStatus>,
+        log: &[&str],
+        printed: bool,
+    ) -> String {
         let failed = Failed {
             log: log.iter().map(|line| line.to_string()).collect(),
             ..Failed::of_guest(GuestFailure {
@@ -170,7 +190,7 @@ mod tests {
             })
         };
         let interrupt = Interrupt::detached().unwrap();
-        let error = step_error(&failed, job, "Smolfile:9:7", &interrupt);
+        let error = step_error(&failed, job, "Smolfile:9:7", printed, &interrupt);
         smol_cli::error::render(&error, false)
     }
 
@@ -187,6 +207,11 @@ mod tests {
             "error: [[run]] command 1 (make) ended with exit code 2\n  in Smolfile:9:7\n  \
              the last lines of its output:\n    cc -c x.c\n    x.c:1: error\n"
         );
+        let status = Some(ExitStatus::Exited(2));
+        assert_eq!(
+            told_of(&job(false), reason, status, &["cc -c x.c"], true),
+            "error: [[run]] command 1 (make) ended with exit code 2\n  in Smolfile:9:7\n"
+        );
     }
 
     #[test]
@@ -199,6 +224,7 @@ mod tests {
                 "ended with exit code 6",
                 Some(ExitStatus::Exited(6)),
                 &["curl: (6) Could not resolve host: example.org"],
+                false,
             )
         };
         assert!(unknown(false).contains("network = [\"packages.example.org:443\"], or true"));

@@ -30,6 +30,8 @@ struct Seen {
     ready_line: Option<Regex>,
     handle: Option<StopHandle>,
     failure: Option<Failed>,
+    /// What is done when the guest has booted.
+    booted: Option<Box<dyn FnOnce() + Send>>,
     /// How long the layer of the build step is, as the guest says after it has sent it.
     layer_bytes: Option<u64>,
     console: Vec<String>,
@@ -43,6 +45,7 @@ impl Observer {
             ready_line,
             handle: None,
             failure: None,
+            booted: None,
             layer_bytes: None,
             console: Vec::new(),
             log: Vec::new(),
@@ -56,6 +59,11 @@ impl Observer {
     /// From here on the streams can stop the machine.
     pub(super) fn attach(&self, handle: StopHandle) {
         self.lock().handle = Some(handle);
+    }
+
+    /// Has this done when the guest has booted, on the thread that takes its events.
+    pub(super) fn on_booted(&self, act: impl FnOnce() + Send + 'static) {
+        self.lock().booted = Some(Box::new(act));
     }
 
     /// Stops the machine.
@@ -107,6 +115,11 @@ impl Seen {
     fn event(&mut self, event: Event) {
         match &event {
             Event::Snapshot => self.stop(Stop::Snapshot),
+            Event::Booted => {
+                if let Some(act) = self.booted.take() {
+                    act();
+                }
+            }
             Event::ServiceExited { status } => {
                 let reason =
                     format!("the service ended before the machine was frozen, with {status}");

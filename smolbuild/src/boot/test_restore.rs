@@ -206,7 +206,13 @@ fn run(
         limit
     };
     let (done, finished) = mpsc::channel();
-    let guard = guard::spawn(machine.stop_handle(), interrupt.clone(), limit, finished);
+    let guard = guard::spawn(
+        machine.stop_handle(),
+        interrupt.clone(),
+        limit,
+        None,
+        finished,
+    );
     let stop = machine.run();
     drop(done);
     let late = guard.join().expect("the guard does not panic");
@@ -234,7 +240,9 @@ fn why(stop: &Stop, late: bool, limit: Duration) -> String {
         Stop::Reset => "the guest reset itself: a kernel panic, or its init ended".to_owned(),
         Stop::Stuck => "the guest is idle with no timer armed, and will never wake up".to_owned(),
         Stop::Crashed(what) => format!("the virtual CPU cannot go on: {what}"),
-        Stop::Snapshot | Stop::Requested => "the machine stopped before its end".to_owned(),
+        Stop::Snapshot | Stop::Requested | Stop::TimeIsUp => {
+            "the machine stopped before its end".to_owned()
+        }
     }
 }
 

@@ -15,7 +15,7 @@ use rustix::fs::FileType;
 use smol_cli::{ErrorExt, ExitKind};
 use smol_host::emulated::{Controller, job_channel};
 use smol_net::{Policy, Report, Stop, Upstream};
-use smol_sandbox::{Access, Mode};
+use smol_sandbox::{Access, Filter, Mode};
 
 /// Read at a time, bytes.
 const PIECE: usize = 64 << 10;
@@ -29,7 +29,8 @@ pub struct Uplink {
 }
 
 impl Uplink {
-    /// Begins to serve, on a thread that can reach no file but random numbers. `upstream` says how this host gets to the world.
+    /// Begins to serve, on a thread that can reach no file but random numbers, and make no system calls but
+    /// those of connections ([`Filter::Network`]). `upstream` says how this host gets to the world.
     ///
     /// # Errors
     /// If there are no descriptors or threads any more.
@@ -42,6 +43,8 @@ impl Uplink {
             let random = Access::none().read("/dev/random").read("/dev/urandom");
             let restricted = random.connect().restrict_thread(sandbox);
             restricted.kind(ExitKind::Host)?;
+            let filtered = Filter::Network.restrict_thread(sandbox);
+            filtered.kind(ExitKind::Host)?;
             smol_net::serve(ours, &policy, &upstream, &until).kind(ExitKind::Failed)
         };
         let thread = thread::Builder::new().name("network".into());

@@ -118,8 +118,8 @@ tcp = 80
     let Workload::Service { service, .. } = more.workload else {
         panic!("a service")
     };
-    assert_eq!(service.entrypoint, Some(web().entrypoint));
-    assert_eq!(service.cmd, Some(web().cmd));
+    assert_eq!(service.entrypoint.unwrap().into_inner(), web().entrypoint);
+    assert_eq!(service.cmd.unwrap().into_inner(), web().cmd);
     assert_eq!(service.stop_signal, Some(3));
 }
 
@@ -216,7 +216,7 @@ fn well_known_packages_run_as_they_should() {
         let Workload::Service { service, .. } = smolfile.workload else {
             panic!("a service")
         };
-        assert_eq!(service.cmd.unwrap()[0], cmd);
+        assert_eq!(service.cmd.unwrap().get_ref()[0], cmd);
         parsed(&taken_in(&draft.text));
     }
 }

@@ -7,6 +7,7 @@ use anyhow::Result;
 use smol_cli::{ExitKind, Failure};
 use smol_image::RunConfig;
 use smol_protocol::{GuestConfig, is_init};
+use toml::Spanned;
 
 use crate::smolfile::{self, Smolfile, Workload, signal};
 
@@ -41,7 +42,7 @@ pub fn guest_config(smolfile: &Smolfile, image: Option<&RunConfig>) -> Result<Op
             stop_signal: stop_signal(service, image, &words)?,
             cmd: words,
             env: environment(service, image),
-            user: service.user.clone().or_else(|| image.user.clone()),
+            user: named_user(service.user.as_ref()).or_else(|| image.user.clone()),
             workdir: service.workdir.clone().or_else(|| image_workdir(image)),
             init: service.init,
         },
@@ -64,8 +65,11 @@ pub fn guest_config(smolfile: &Smolfile, image: Option<&RunConfig>) -> Result<Op
 /// image's, and an `entrypoint` the place of both.
 fn command(service: &smolfile::Service, image: &RunConfig) -> Result<Vec<String>> {
     let (entrypoint, cmd) = match (&service.entrypoint, &service.cmd) {
-        (Some(entrypoint), cmd) => (entrypoint, cmd.as_deref().unwrap_or_default()),
-        (None, Some(cmd)) => (&image.entrypoint, &cmd[..]),
+        (Some(entrypoint), cmd) => {
+            let cmd = cmd.as_ref().map(Spanned::get_ref);
+            (entrypoint.get_ref(), cmd.map_or(&[][..], Vec::as_slice))
+        }
+        (None, Some(cmd)) => (&image.entrypoint, &cmd.get_ref()[..]),
         (None, None) => (&image.entrypoint, &image.cmd[..]),
     };
     let words = [entrypoint, cmd].concat();
@@ -83,6 +87,11 @@ fn environment(service: &smolfile::Service, image: &RunConfig) -> BTreeMap<Strin
     let mut env = image_environment(image);
     env.extend(service.env.clone());
     env
+}
+
+/// A user of the Smolfile, without its place.
+pub(super) fn named_user(user: Option<&Spanned<String>>) -> Option<String> {
+    user.map(|user| user.get_ref().clone())
 }
 
 /// The environment of an image.

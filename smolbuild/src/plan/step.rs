@@ -5,8 +5,9 @@ use std::ops::Range;
 use serde::Serialize;
 use smol_image::RunConfig;
 use smol_protocol::Service;
+use toml::Spanned;
 
-use super::guest::{image_environment, image_workdir};
+use super::guest::{image_environment, image_workdir, named_user};
 use super::{Plan, canonical_json};
 use crate::lock::{CopySource, Lock, LockedRun};
 use crate::smolfile::{CopyStep, FetchStep, Network, RunStep, Step};
@@ -42,6 +43,9 @@ pub struct PlannedRun {
     /// Where its command is in the text of the Smolfile.
     #[serde(skip)]
     pub span: Range<usize>,
+    /// Likewise, its user, if it says one.
+    #[serde(skip)]
+    pub user_span: Option<Range<usize>>,
 }
 
 /// Which network a command has.
@@ -52,6 +56,30 @@ pub enum PlannedNetwork {
     All,
     /// These names and addresses, sorted.
     Listed(Vec<String>),
+}
+
+impl PlannedNetwork {
+    /// What a step of the Smolfile may reach, if anything.
+    pub fn of(network: &Network) -> Option<Self> {
+        match network {
+            Network::None => None,
+            Network::All => Some(Self::All),
+            Network::Listed(rules) => {
+                let mut rules: Vec<String> = rules.iter().map(ToString::to_string).collect();
+                rules.sort();
+                rules.dedup();
+                Some(Self::Listed(rules))
+            }
+        }
+    }
+
+    /// The same as the manual says it: `*` for all.
+    pub fn into_list(self) -> Vec<String> {
+        match self {
+            Self::All => vec!["*".to_owned()],
+            Self::Listed(rules) => rules,
+        }
+    }
 }
 
 impl PlannedStep {
@@ -81,7 +109,7 @@ fn planned_run(run: &RunStep, image: Option<&RunConfig>, epoch: u32) -> PlannedR
         command: Service {
             cmd: run.cmd.get_ref().clone(),
             env,
-            user: run.user.clone(),
+            user: named_user(run.user.as_ref()),
             workdir: run
                 .workdir
                 .clone()
@@ -90,22 +118,10 @@ fn planned_run(run: &RunStep, image: Option<&RunConfig>, epoch: u32) -> PlannedR
             init: Some(false),
         },
         memory: run.memory,
-        network: planned_network(&run.network),
+        network: PlannedNetwork::of(&run.network),
         timeout_ms: u64::try_from(run.timeout.as_millis()).unwrap_or(u64::MAX),
         span: run.cmd.span(),
-    }
-}
-
-fn planned_network(network: &Network) -> Option<PlannedNetwork> {
-    match network {
-        Network::None => None,
-        Network::All => Some(PlannedNetwork::All),
-        Network::Listed(rules) => {
-            let mut rules: Vec<String> = rules.iter().map(ToString::to_string).collect();
-            rules.sort();
-            rules.dedup();
-            Some(PlannedNetwork::Listed(rules))
-        }
+        user_span: run.user.as_ref().map(Spanned::span),
     }
 }
 

@@ -11,10 +11,10 @@ use crate::context::BuildContext;
 use crate::fetch::Net;
 use crate::fetched;
 use crate::lock::{CopiedNode, CopySource, Lock};
-use crate::plan::{Plan, PlannedStep, StepChain};
+use crate::plan::{Plan, PlannedNetwork, PlannedStep, StepChain};
 use crate::resolve::Outlook;
 use crate::smolfile::{CopyStep, FetchStep, Loaded, Network, RunStep, Step};
-use crate::steps::StepCache;
+use crate::steps::{StepCache, why_not};
 
 /// What the keys depend on as long as the root file system is not known.
 pub(super) const ON_CHOICE: &str = "what is chosen for the root file system";
@@ -197,7 +197,7 @@ impl Runs<'_> {
             cmd: run.cmd.get_ref().clone(),
             key: key.map(|key| key.to_hex().to_string()),
             layer,
-            network: reach(&run.network),
+            network: PlannedNetwork::of(&run.network).map(PlannedNetwork::into_list),
             outcome,
         })
     }
@@ -214,34 +214,11 @@ impl Runs<'_> {
             (Some(layer), Some(chain)) => chain.made(&layer),
             _ => self.unknown = Some(format!("what [[run]] {} makes", run.number)),
         }
-        let outcome = match (self.net, pinned) {
+        let outcome = match why_not(self.net, pinned.is_some(), "it") {
             _ if is_there => Action::Cached.into(),
-            (Net::Offline, Some(_)) => Outcome::because(
-                Action::Fail,
-                "offline, and what it has made is not in the cache",
-            ),
-            (Net::Offline, None) => {
-                Outcome::because(Action::Fail, "offline, and it needs the network")
-            }
-            (Net::Pinned, None) => {
-                Outcome::because(Action::Fail, "the lock does not have what it makes")
-            }
-            (Net::Pinned | Net::Open, _) => Action::Run.into(),
+            Some(why) => Outcome::because(Action::Fail, why),
+            None => Action::Run.into(),
         };
         (pinned, outcome)
-    }
-}
-
-/// What a command may reach, as the manual says it.
-fn reach(network: &Network) -> Option<Vec<String>> {
-    match network {
-        Network::None => None,
-        Network::All => Some(vec!["*".to_owned()]),
-        Network::Listed(rules) => {
-            let mut rules: Vec<String> = rules.iter().map(ToString::to_string).collect();
-            rules.sort();
-            rules.dedup();
-            Some(rules)
-        }
     }
 }

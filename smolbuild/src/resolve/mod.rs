@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use smol_bundle::Output;
 use smol_cli::{ErrorExt, ExitKind, Failure, Progress};
+use smol_image::ImageRef;
 
 pub use self::current::{Kept, current};
 use crate::context::BuildContext;
@@ -256,7 +257,8 @@ pub fn refresh(loaded: &Loaded, only: &[Part], context: BuildContext) -> Result<
     let kept = Kept {
         epoch: old.as_ref(),
         kernel: kept(!renews(Part::Kernel)),
-        rootfs: kept(!renews(chosen) || context.net == Net::Offline),
+        // What is given on standard input is taken from there, and kept where nothing is.
+        rootfs: kept(!renews(chosen) || context.net == Net::Offline || is_given(loaded)),
     };
     let (mut lock, pins) = current(
         loaded,
@@ -289,6 +291,11 @@ fn chosen_part(loaded: &Loaded) -> Part {
         Some(Rootfs::Image(_)) => Part::Image,
         _ => Part::Packages,
     }
+}
+
+/// Whether the image comes on standard input.
+fn is_given(loaded: &Loaded) -> bool {
+    matches!(loaded.smolfile.rootfs(), Some(Rootfs::Image(input)) if *input.reference().get_ref() == ImageRef::Stdin)
 }
 
 /// Chooses what the lock does not pin yet.

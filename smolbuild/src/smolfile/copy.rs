@@ -20,9 +20,7 @@ pub(super) fn copy(
     table.require("dest", "dest = \"/etc/app.conf\"", errors);
     let sources = sources(&mut table, errors);
     let dest = table.parsed("dest", errors, values::destination);
-    let owner = table
-        .parsed("owner", errors, values::user)
-        .map(Spanned::into_inner);
+    let owner = table.parsed("owner", errors, values::user);
     let mode = table
         .take("mode")
         .and_then(|entry| file_mode(entry, errors));

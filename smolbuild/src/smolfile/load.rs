@@ -71,6 +71,11 @@ impl Loaded {
         format!("{}:{}:{}", place.file, place.line, place.column)
     }
 
+    /// The failure for a mistake that is found out when its files are read.
+    pub fn mistake(&self, mistake: Diagnostic) -> Failure {
+        failure(&[mistake], &self.path.display().to_string(), &self.source)
+    }
+
     /// What names it on a command line, with its build context, after a space; nothing in the current
     /// folder.
     pub fn argument(&self) -> String {
@@ -118,19 +123,7 @@ pub fn check(
     context: Option<&Path>,
 ) -> anyhow::Result<Loaded> {
     let shown = path.display().to_string();
-    let failure = |diagnostics: Vec<Diagnostic>| {
-        let (first, more) = diagnostics.split_at(diagnostics.len().min(MOST_SHOWN));
-        let mut text = render(first, &shown, &source, smol_cli::colour_on_stderr());
-        let mistakes = first.iter().map(|one| one.mistake(&shown, &source));
-        let mut mistakes: Vec<_> = mistakes.collect();
-        if let Some(next) = more.first() {
-            let s = if more.len() == 1 { "" } else { "s" };
-            let and = format!("and {} more mistake{s}", more.len());
-            text += &format!("\n{and}\n");
-            mistakes.push(Diagnostic::new(next.span.clone(), and).mistake(&shown, &source));
-        }
-        Failure::mistakes(ExitKind::Usage, text, mistakes)
-    };
+    let failure = |diagnostics: Vec<Diagnostic>| failure(&diagnostics, &shown, &source);
     let mut smolfile = parse(&source).map_err(failure)?;
     let lock = format!("{}.lock", path.file_name().unwrap_or_default().display());
     let base_dir = SourceDir::open(base_dir, &lock, context)?;
@@ -154,6 +147,21 @@ pub fn check(
         base_dir,
         path: path.to_owned(),
     })
+}
+
+/// The failure that draws the first mistakes over the text `source` of the file `shown`.
+fn failure(diagnostics: &[Diagnostic], shown: &str, source: &str) -> Failure {
+    let (first, more) = diagnostics.split_at(diagnostics.len().min(MOST_SHOWN));
+    let mut text = render(first, shown, source, smol_cli::colour_on_stderr());
+    let mistakes = first.iter().map(|one| one.mistake(shown, source));
+    let mut mistakes: Vec<_> = mistakes.collect();
+    if let Some(next) = more.first() {
+        let s = if more.len() == 1 { "" } else { "s" };
+        let and = format!("and {} more mistake{s}", more.len());
+        text += &format!("\n{and}\n");
+        mistakes.push(Diagnostic::new(next.span.clone(), and).mistake(shown, source));
+    }
+    Failure::mistakes(ExitKind::Usage, text, mistakes)
 }
 
 fn read(path: &Path) -> anyhow::Result<String> {

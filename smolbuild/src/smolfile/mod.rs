@@ -103,6 +103,14 @@ impl Smolfile {
         }
     }
 
+    /// `[service]`; `None` for a machine that is just a kernel.
+    pub fn service(&self) -> Option<&Service> {
+        match &self.workload {
+            Workload::Kernel => None,
+            Workload::Service { service, .. } => Some(service),
+        }
+    }
+
     /// The `[[copy]]`s among the steps, in order.
     pub fn copies(&self) -> impl Iterator<Item = &CopyStep> {
         self.steps().iter().filter_map(Step::copy)
@@ -184,7 +192,7 @@ pub struct RunStep {
     /// Environment, over that of an image.
     pub env: BTreeMap<String, String>,
     /// As [`Service::user`]; root when absent.
-    pub user: Option<String>,
+    pub user: Option<Spanned<String>>,
     /// Working directory; that of an image, or `/`, when absent.
     pub workdir: Option<String>,
     /// Memory of its machine, in bytes.
@@ -219,7 +227,7 @@ pub struct FetchStep {
     /// Permissions (`0..=0o7777`); 0644 when absent.
     pub mode: Option<u32>,
     /// As [`CopyStep::owner`].
-    pub owner: Option<String>,
+    pub owner: Option<Spanned<String>>,
 }
 
 impl FetchStep {
@@ -245,7 +253,7 @@ pub struct CopyStep {
     /// Permissions (`0..=0o7777`); those of the source when absent.
     pub mode: Option<u32>,
     /// `name`, `uid`, `name:group` or `uid:gid`, as of the rootfs; root when absent.
-    pub owner: Option<String>,
+    pub owner: Option<Spanned<String>>,
     /// Patterns of what of a folder is left out, as in an ignore file.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub exclude: Vec<Spanned<String>>,
@@ -255,14 +263,14 @@ pub struct CopyStep {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Service {
     /// First words of the command; those of the image when absent. Images alone have them.
-    pub entrypoint: Option<Vec<String>>,
+    pub entrypoint: Option<Spanned<Vec<String>>>,
     /// Program and arguments, or what follows the entrypoint of an image; a string in the Smolfile has
     /// become `/bin/sh -c STRING`. Absent for an image alone.
-    pub cmd: Option<Vec<String>>,
+    pub cmd: Option<Spanned<Vec<String>>>,
     /// Environment.
     pub env: BTreeMap<String, String>,
     /// `name`, `uid`, `name:group` or `uid:gid`; root when absent.
-    pub user: Option<String>,
+    pub user: Option<Spanned<String>>,
     /// Working directory; `/`, or the image's, when absent.
     pub workdir: Option<String>,
     /// Number of the signal that stops it; SIGTERM, or the image's, when absent.

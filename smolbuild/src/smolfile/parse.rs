@@ -300,17 +300,18 @@ fn packages(table: &mut Table<'_>, key: &str, errors: &mut Errors) -> Vec<Spanne
 pub(super) fn service(mut table: Table<'_>, of_image: bool, errors: &mut Errors) -> Service {
     let entrypoint = match of_image {
         true => table
-            .has("entrypoint")
-            .then(|| command(&mut table, "entrypoint", errors)),
+            .value_span("entrypoint")
+            .map(|span| Spanned::new(span, command(&mut table, "entrypoint", errors))),
         // Told as a key that is unknown here.
         false => None,
     };
     if !of_image {
         table.require("cmd", "cmd = [\"program\", \"argument\"]", errors);
     }
+    let table_span = table.span.clone();
     let cmd = table
-        .has("cmd")
-        .then(|| command::service(&mut table, of_image, errors));
+        .value_span("cmd")
+        .map(|span| Spanned::new(span, command::service(&mut table, of_image, errors)));
     let env = environment(&mut table, "service.env", errors);
     let user = table.parsed("user", errors, values::user);
     let workdir = table
@@ -330,9 +331,9 @@ pub(super) fn service(mut table: Table<'_>, of_image: bool, errors: &mut Errors)
     Service {
         entrypoint,
         // What is missing was reported.
-        cmd: cmd.or_else(|| (!of_image).then(Vec::new)),
+        cmd: cmd.or_else(|| (!of_image).then(|| Spanned::new(table_span, Vec::new()))),
         env,
-        user: user.map(Spanned::into_inner),
+        user,
         workdir,
         stop_signal,
         init,

@@ -80,7 +80,7 @@ fn run(mut table: Table<'_>, number: u32, errors: &mut Errors) -> RunStep {
         number,
         cmd: Spanned::new(span, cmd),
         env,
-        user: user.map(Spanned::into_inner),
+        user,
         workdir: workdir.map(Spanned::into_inner),
         memory,
         network,
@@ -146,6 +146,6 @@ fn fetch(mut table: Table<'_>, errors: &mut Errors) -> Option<FetchStep> {
         sha256: sha256?.into_inner(),
         dest,
         mode,
-        owner: owner.map(Spanned::into_inner),
+        owner,
     })
 }

@@ -39,9 +39,11 @@ use crate::initramfs;
 use crate::input::confined;
 use crate::lock::Lock;
 use crate::plan::{Plan, PlannedRun};
+use crate::programs::{self, NamedCommand};
 use crate::resolve;
 use crate::rootfs;
 use crate::smolfile::Loaded;
+use crate::users::{self, NamedUser};
 
 /// Folders of the root file system that are mount points in a running machine: nothing that a command
 /// leaves there is a file of the image.
@@ -202,18 +204,13 @@ impl Steps<'_> {
 
     /// Whether a step with a network may run, whose layer is `pinned` and not in the cache.
     fn may_run(&self, run: &PlannedRun, pinned: Option<Digest>) -> Result<()> {
-        let number = run.number;
-        let what = match (self.context.net, pinned) {
-            (Net::Offline, Some(layer)) => {
-                format!("offline, and what [[run]] {number} has made is not in the cache: {layer}")
-            }
-            (Net::Offline, None) => format!("offline, and [[run]] {number} needs the network"),
-            (Net::Pinned, None) => {
-                format!("the lock does not have what [[run]] {number} makes, which has a network")
-            }
-            _ => return Ok(()),
+        let net = self.context.net;
+        let step = format!("[[run]] {}", run.number);
+        let Some(mut what) = why_not(net, pinned.is_some(), &step) else {
+            return Ok(());
         };
-        let hint = match self.context.net {
+        what += &pinned.map_or_else(String::new, |layer| format!(": {layer}"));
+        let hint = match net {
             Net::Offline => "build once without --offline",
             _ => "build once without --locked: the lock file then has it",
         };
@@ -247,9 +244,22 @@ impl Steps<'_> {
             .with_context(|| format!("[[run]] {} cannot be run so", run.number))
             .kind(ExitKind::Usage)?;
         initramfs::build_step(&config, &folder.join("initramfs"))?;
-        let user = run.command.user.as_deref();
+        if let Some(name) = run.command.user.as_deref() {
+            let user = NamedUser {
+                name,
+                what: "`user` of [[run]]",
+                span: run.user_span.clone(),
+            };
+            users::require(tree, &user, self.machines.smolfile)?;
+        }
+        let command = NamedCommand {
+            service: &run.command,
+            what: "`cmd` of [[run]]",
+            span: Some(run.span.clone()),
+        };
+        programs::require(tree, &command, self.machines.smolfile)?;
         let (epoch, image) = (plan.epoch(), folder.join("rootfs"));
-        rootfs::write_step_image(tree, user, epoch, self.mtimes, &image)?;
+        rootfs::write_step_image(tree, epoch, self.mtimes, &image)?;
         interrupt.check()?;
         let (watchdog, sandbox) = (machine.watchdog, machine.sandbox);
         let job = BootJob::step(plan, run, &images, key, watchdog, sandbox, &out);
@@ -279,7 +289,6 @@ impl Steps<'_> {
             rootfs: smol_protocol::Rootfs::default(),
             number: run.number,
             command,
-            timeout_ms: run.timeout_ms,
             epoch: self.plan.epoch(),
             network: run.network.is_some(),
         }
@@ -288,6 +297,21 @@ impl Steps<'_> {
     fn size(&self, cache: &StepCache, layer: &Digest) -> String {
         let found = fs::metadata(cache.layers().path(layer));
         human::bytes(found.map_or(0, |found| found.len()))
+    }
+}
+
+/// Why a step with a network may not run although what it makes is not in the cache; `None` if it may. The
+/// sentence calls it `step`.
+pub fn why_not(net: Net, is_pinned: bool, step: &str) -> Option<String> {
+    match (net, is_pinned) {
+        (Net::Offline, true) => Some(format!(
+            "offline, and what {step} has made is not in the cache"
+        )),
+        (Net::Offline, false) => Some(format!("offline, and {step} needs the network")),
+        (Net::Pinned, false) => Some(format!(
+            "the lock does not have what {step} makes with its network"
+        )),
+        (Net::Pinned, true) | (Net::Open, _) => None,
     }
 }
 

@@ -82,15 +82,7 @@ impl Scene {
             cache: &self.path("cache"),
             scratch: self.scratch.path(),
         };
-        build(
-            &input,
-            &lock,
-            &copies,
-            None,
-            EPOCH,
-            &dirs,
-            &self.path("child"),
-        )?;
+        build(&input, &lock, &copies, EPOCH, &dirs, &self.path("child"))?;
         Ok(())
     }
 

@@ -38,7 +38,6 @@ fn build_in(
         input,
         lock,
         copies,
-        None,
         1_700_000_000,
         &dirs,
         &scratch.join(out),
@@ -300,37 +299,4 @@ fn scripts_of_packages_find_what_is_required_which_is_not_in_the_image() {
     for part in ["groupadd: not found", "hint: this lock has no packages"] {
         assert!(error.contains(part), "{error}");
     }
-}
-
-#[test]
-fn a_user_who_is_not_in_the_image_is_an_error_before_anything_boots() {
-    let scratch = tempfile::tempdir().unwrap();
-    let etc = scratch.path().join("root/etc");
-    fs::create_dir_all(&etc).unwrap();
-    fs::write(etc.join("passwd"), "app:x:7:7::/:/bin/sh\n").unwrap();
-    let input = DirInput(Spanned::new(0..0, "root".into()));
-    let build = |user: &str| {
-        let dirs = InputDirs {
-            base_dir: &SourceDir::bare(scratch.path()),
-            downloads: scratch.path(),
-            cache: scratch.path(),
-            scratch: scratch.path(),
-        };
-        let out = scratch.path().join("image");
-        crate::build(&input, &lock(vec![]), &[], Some(user), 0, &dirs, &out)
-    };
-    for good in ["app", "7", "1000", "1000:1000", "app:7"] {
-        build(good).unwrap();
-    }
-    let error = build("www-data").unwrap_err();
-    assert_eq!(smol_cli::exit_kind(&error), smol_cli::ExitKind::Usage);
-    assert_eq!(
-        smol_cli::error::render(&error, false),
-        "error: cannot use \"www-data\" as `user` of [service]\n  \
-         because: the image has no user 'www-data' in /etc/passwd\n  \
-         hint: Debian packages make their users; else write numbers, such as \"1000:1000\", or copy an \
-         /etc/passwd and /etc/group of your own by [[copy]]\n"
-    );
-    let error = format!("{:#}", build("app:web").unwrap_err());
-    assert!(error.contains("no group 'web' in /etc/group"), "{error}");
 }

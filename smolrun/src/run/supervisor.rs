@@ -453,6 +453,9 @@ impl<F: FnOnce(&Up)> Supervision<'_, F> {
             Ok(Stop::Snapshot) => {
                 failure("the guest stopped for a snapshot that was not requested")
             }
+            Ok(Stop::TimeIsUp) => {
+                failure("the machine has a limit of time, which none has that runs")
+            }
             Ok(Stop::Stuck) => {
                 failure("the guest is idle with no timer armed, and will never wake up")
             }

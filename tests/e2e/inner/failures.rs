@@ -16,8 +16,6 @@ const CASES: [(&str, &str, &str); 10] = [
         "a [[run]] that fails",
         r#"error: [[run]] command 1 (/service --exit 9) ended with exit code 9
   in /machines/step.toml:13:7
-  the last lines of its output:
-    service: there is no configuration
 "#,
     ),
     (
@@ -92,7 +90,7 @@ const CASES: [(&str, &str, &str); 10] = [
     (
         "absent",
         "a program that is not there",
-        r#"error: cannot run /no/such/program: No such file or directory (os error 2)
+        r#"error: cannot run /run/no/such/program: No such file or directory (os error 2)
   stage: service
 "#,
     ),

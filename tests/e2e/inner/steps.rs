@@ -15,7 +15,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::inner::{InnerHost, MACHINES};
 use smol_tests::suite::Suite;
-use smol_tests::support::{LIMIT, Outcome, Running, page, run};
+use smol_tests::support::{LIMIT, Outcome, Running, names, page, run};
 
 pub fn tests<'a>(suite: &mut Suite<'a>, host: &'a InnerHost) {
     suite.group("steps");
@@ -166,6 +166,11 @@ impl<'a> Project<'a> {
         page(machine.port(8080), path)
     }
 
+    /// Digests of what steps have made.
+    fn layers(&self) -> Vec<String> {
+        names(&self.host.tools.home.join("cache/layers"))
+    }
+
     /// Forgets what steps have made.
     fn forget(&self) {
         for name in ["steps", "layers"] {
@@ -220,9 +225,17 @@ env = {{ WORD = "word" }}
         [true, true]
     );
     assert!(project.bytes("again") == project.bytes("first"));
+    // How long a step may take has no effect on what it makes.
+    let layers = project.layers();
     project.forget();
+    project.edit("workdir =", "timeout = \"100min\"\nworkdir =");
     assert_eq!(project.cached("anew", &["--rebuild"]), [false, false]);
-    assert!(project.bytes("anew") == project.bytes("first"));
+    let made = project.layers();
+    assert!(
+        made.len() == 2 && made.iter().all(|layer| layers.contains(layer)),
+        "{made:?} {layers:?}"
+    );
+    project.edit("timeout = \"100min\"\n", "");
 
     project.write("page", "another page\n");
     assert_eq!(project.cached("second", &[]), [true, false]);
@@ -237,6 +250,14 @@ env = {{ WORD = "word" }}
     assert_eq!(project.cached("back", &["--rebuild"]), [true, true]);
     assert!(project.bytes("back") == project.bytes("first"));
     assert_eq!(server.requests(), 1);
+
+    project.edit("cmd = [\"sh\"", "timeout = \"5s\"\ncmd = [\"sh\"");
+    project.edit("cat page file", "sleep 6; cat page file");
+    let late = project.build("late", &[]).fail(1);
+    assert!(
+        late.contains("did not end within 5 s (guest time)"),
+        "{late}"
+    );
 }
 
 /// Asks the host's server on the gateway's address, and tells how that ended.

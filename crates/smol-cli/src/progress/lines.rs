@@ -31,6 +31,8 @@ pub(super) enum Event<'a> {
 pub(super) struct Lines {
     out: Mutex<Box<dyn Write + Send>>,
     json: bool,
+    /// Nobody reads them.
+    silent: bool,
 }
 
 /// Counts of a stage are printed no more often than this.
@@ -43,6 +45,7 @@ impl Lines {
         Self {
             out: Mutex::new(out),
             json: false,
+            silent: false,
         }
     }
 
@@ -54,7 +57,14 @@ impl Lines {
     }
 
     pub(super) fn nowhere() -> Self {
-        Self::plain(io::sink())
+        Self {
+            silent: true,
+            ..Self::plain(io::sink())
+        }
+    }
+
+    pub(super) fn is_for_people(&self) -> bool {
+        !self.json && !self.silent
     }
 
     pub(super) fn interval(&self) -> Duration {

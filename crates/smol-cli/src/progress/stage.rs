@@ -63,6 +63,24 @@ impl Stage {
         }
     }
 
+    /// As [`output`](Self::output), of a stage whose error has the last lines if it fails: on a terminal
+    /// none of them stays.
+    pub fn output_of_error(&self, line: &str) {
+        match self.display() {
+            Display::Tree(_) => self.window(line),
+            Display::Lines(_) => self.output(line),
+        }
+    }
+
+    /// Whether every line of output is printed for people as it comes, so that an error need not repeat
+    /// the last ones.
+    pub fn prints_output(&self) -> bool {
+        match self.display() {
+            Display::Tree(_) => false,
+            Display::Lines(lines) => lines.is_for_people(),
+        }
+    }
+
     /// Shows that `done` of `total` units are ready.
     pub fn set(&self, done: u64, total: u64) {
         self.count(Unit::Steps, done, total);

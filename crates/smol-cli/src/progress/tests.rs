@@ -92,6 +92,23 @@ fn plain_lines_tell_output_parts_and_how_they_ended() {
     );
 }
 
+#[test]
+fn lines_that_an_error_may_repeat_are_printed_once_for_people_and_always_for_programs() {
+    let (lines, sink) = plain();
+    let stage = lines.stage("run", "make");
+    stage.output_of_error("x.c:1: error");
+    assert!(stage.prints_output());
+    stage.fail("");
+    assert_eq!(sink.text().matches("x.c:1: error").count(), 1);
+    let events = events(|progress| {
+        let stage = progress.stage("run", "make");
+        stage.output_of_error("x.c:1: error");
+        assert!(!stage.prints_output());
+    });
+    assert_eq!(events[1]["event"], "output");
+    assert!(!Progress::silent().stage("run", "").prints_output());
+}
+
 /// The text with `#` for times.
 fn regex(text: &str) -> String {
     let mut out = String::new();

@@ -61,6 +61,7 @@ use supervisor::{Interrupt, Supervisor};
 use smol_protocol::step::STEP_PATH;
 use smol_protocol::{
     CONFIG_PATH, Event, ExitStatus, GuestConfig, GuestFailure, Mode, RUN_MODE_WORD, Stage, Warm,
+    guest_time,
 };
 
 /// How a machine's life ends early or late.
@@ -306,7 +307,7 @@ fn get_ready(config: &GuestConfig, sup: &mut Supervisor, world: &World) -> Resul
     };
     let attempts = probes::wait_ready(&config.ready, sup, world).map_err(|e| match e {
         NotReady::Timeout(saw) => End::from(failed(
-            format!("not ready within {}", limit(config.ready.timeout_ms)),
+            format!("not ready within {}", guest_time(config.ready.timeout_ms)),
             Some(saw),
             None,
         )),
@@ -363,7 +364,7 @@ fn run_command(
             Interrupt::Stop(grace) => End::Stop(grace),
         })?;
     let Some(status) = status else {
-        let what = format!("did not end within {}", limit(command.timeout_ms));
+        let what = format!("did not end within {}", guest_time(command.timeout_ms));
         return Err(failed(what, Some(output_tail), None).into());
     };
     if status.success() {
@@ -371,18 +372,6 @@ fn run_command(
     }
     let what = format!("ended with {status}");
     Err(failed(what, Some(output_tail), Some(status)).into())
-}
-
-/// A time limit for people: in the largest unit that needs no fraction. What passes until then is the
-/// guest's time, of which a build has more than the host.
-fn limit(ms: u64) -> String {
-    let (number, unit) = match ms {
-        _ if ms.is_multiple_of(3_600_000) => (ms / 3_600_000, "h"),
-        _ if ms.is_multiple_of(60_000) => (ms / 60_000, "min"),
-        _ if ms.is_multiple_of(1000) => (ms / 1000, "s"),
-        _ => (ms, "ms"),
-    };
-    format!("{number} {unit} (guest time)")
 }
 
 /// Ends what is left of the service and tells the host how it ended.
@@ -418,20 +407,4 @@ fn tell(sup: &mut Supervisor, failure: GuestFailure) {
     }
     sup.control.send(&Event::Failed(failure));
     sup.control.close();
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn a_time_limit_is_told_in_its_largest_unit() {
-        for (ms, text) in [
-            (3_600_000, "1 h (guest time)"),
-            (5_400_000, "90 min (guest time)"),
-            (60_000, "1 min (guest time)"),
-            (1_000, "1 s (guest time)"),
-            (1_500, "1500 ms (guest time)"),
-        ] {
-            assert_eq!(super::limit(ms), text);
-        }
-    }
 }

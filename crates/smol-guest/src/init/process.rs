@@ -17,10 +17,7 @@ use rustix::thread::{Gid, Uid};
 use super::cgroup::Cgroup;
 use super::container::{self, Console, Container, Kind, Namespaces};
 use super::users::{self, User};
-use smol_protocol::Service;
-
-/// PATH of a service whose configuration has none.
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+use smol_protocol::{DEFAULT_PATH, Service};
 
 /// Everything that the service, its probes and its warm commands have in common.
 #[derive(Debug)]

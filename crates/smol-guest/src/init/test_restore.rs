@@ -5,8 +5,10 @@ use std::time::{Duration, Instant};
 
 use super::process::World;
 use super::supervisor::{Interrupt, Supervisor};
-use super::{End, get_ready, limit, probes};
-use smol_protocol::{Event, ExitStatus, GuestConfig, GuestFailure, Probe, Stage, WarmRestore};
+use super::{End, get_ready, probes};
+use smol_protocol::{
+    Event, ExitStatus, GuestConfig, GuestFailure, Probe, Stage, WarmRestore, guest_time,
+};
 
 /// Shows it, and tells [`Event::TestRestored`].
 pub(super) fn test_restore(
@@ -47,7 +49,7 @@ fn make(
         Ok(Err(saw)) => {
             let what = match Instant::now() < deadline {
                 true => "was not answered as it must be".to_owned(),
-                false => format!("was not answered within {}", limit(request.timeout_ms)),
+                false => format!("was not answered within {}", guest_time(request.timeout_ms)),
             };
             Err(failed(&what, Some(saw), None).into())
         }

@@ -131,6 +131,13 @@ impl Bus {
         Some(before)
     }
 
+    /// Has the machine stop once `ns` of virtual time have passed from now on.
+    pub(crate) fn limit(&self, ns: u64) {
+        if let Some(paravirt) = &mut self.registers().paravirt {
+            paravirt.limit(ns);
+        }
+    }
+
     /// Reads for the guest. Where nothing is, all bits are set.
     pub(crate) fn read(&self, at: Address, data: &mut [u8]) {
         match (ports::register(at), at) {
@@ -186,6 +193,7 @@ impl Bus {
                     GuestRequest::None => None,
                     GuestRequest::Snapshot => Some(Stop::Snapshot),
                     GuestRequest::Stuck => Some(Stop::Stuck),
+                    GuestRequest::TimeIsUp => Some(Stop::TimeIsUp),
                 }
             }
             Register::Keyboard => (data.first() == Some(&RESET)).then_some(Stop::Reset),

@@ -26,6 +26,8 @@ pub enum Stop {
     Reset,
     /// The guest idles with nothing to wait for. Only on virtual time.
     Stuck,
+    /// The limit of a [`TimeLimit`] is reached.
+    TimeIsUp,
     /// A [`StopHandle`] asked for it.
     Requested,
     /// The hypervisor cannot run the guest on.
@@ -83,6 +85,20 @@ impl StopHandle {
             let control = self.0.clone();
             std::thread::spawn(move || control.kick_until_stopped());
         }
+    }
+}
+
+/// Limits the virtual time of a machine, from any thread, and also from its devices.
+#[derive(Clone)]
+pub struct TimeLimit(pub(crate) Arc<Bus>);
+
+impl TimeLimit {
+    /// Has [`Machine::run`](crate::Machine::run) return with [`Stop::TimeIsUp`] once the guest's clock has
+    /// gone on by `length`, and the guest says that it works or idles, or uses its timer. Nothing that the
+    /// guest sees depends on it. On the host's clock it does nothing.
+    pub fn begin(&self, length: Duration) {
+        self.0
+            .limit(u64::try_from(length.as_nanos()).unwrap_or(u64::MAX));
     }
 }
 

@@ -29,7 +29,7 @@ use std::time::Duration;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use self::config::{Clock, MachineConfig};
-use self::control::{Control, Stop, StopHandle};
+use self::control::{Control, Stop, StopHandle, TimeLimit};
 pub(crate) use self::snapshot::check as check_state;
 pub use self::snapshot::{RestoreConfig, Time};
 use crate::Result;
@@ -145,6 +145,11 @@ impl Machine {
     /// Returns a handle that stops the machine from elsewhere.
     pub fn stop_handle(&self) -> StopHandle {
         StopHandle::of(&self.control)
+    }
+
+    /// Returns what limits its virtual time.
+    pub fn time_limit(&self) -> TimeLimit {
+        TimeLimit(self.bus.clone())
     }
 
     /// Returns the guest's RAM. Nobody may access it while the machine runs.

@@ -35,6 +35,8 @@ pub enum GuestRequest {
     Snapshot,
     /// The guest idles and no deadline is armed: nothing will ever happen again.
     Stuck,
+    /// The limit of virtual time is reached: stop the machine.
+    TimeIsUp,
 }
 
 /// Where a machine's time comes from.
@@ -85,6 +87,8 @@ pub struct Paravirt {
     /// Whether the watchdog has raised the timer interrupt since the guest was last idle. It may do so
     /// just before the guest says that it idles, which is then wrong: it has yet to take the interrupt.
     ticked: bool,
+    /// Virtual time at which the machine is to stop, ns.
+    limit: u64,
 }
 
 impl Paravirt {
@@ -97,6 +101,7 @@ impl Paravirt {
             clock_latch: 0,
             wall_latch: (0, 0),
             ticked: false,
+            limit: u64::MAX,
         }
     }
 
@@ -149,6 +154,12 @@ impl Paravirt {
         self.clock.now
     }
 
+    /// Has the machine stop once `ns` of virtual time have passed from now on. Nothing that the guest sees
+    /// depends on it.
+    pub fn limit(&mut self, ns: u64) {
+        self.limit = self.clock.now.saturating_add(ns);
+    }
+
     /// Accounts for one VM exit; true when the timer interrupt is due.
     pub fn exit(&mut self) -> bool {
         !self.is_live() && self.clock.advance(STEP_NS)
@@ -198,7 +209,7 @@ impl Paravirt {
             DEADLINE_HI => {
                 let deadline = u64::from(value) << 32 | u64::from(self.deadline_low);
                 match self.phase {
-                    Phase::Virtual => (GuestRequest::None, self.clock.arm(deadline)),
+                    Phase::Virtual => (self.is_late(), self.clock.arm(deadline)),
                     Phase::Host => {
                         self.clock.deadline = deadline;
                         (GuestRequest::None, false)
@@ -207,17 +218,26 @@ impl Paravirt {
             }
             WORK if !self.is_live() => {
                 let due = self.clock.advance(u64::from(value) * WORK_NS);
-                (GuestRequest::None, due)
+                (self.is_late(), due)
             }
             IDLE if !self.is_live() => {
                 let ticked = std::mem::take(&mut self.ticked);
                 match self.clock.idle() {
-                    Some(due) => (GuestRequest::None, due),
+                    Some(due) => (self.is_late(), due),
                     None if ticked => (GuestRequest::None, false),
                     None => (GuestRequest::Stuck, false),
                 }
             }
             _ => (GuestRequest::None, false),
+        }
+    }
+
+    /// Whether the limit is behind it. It is asked where the guest works, idles, or arms its timer, which it
+    /// does after each interrupt of the timer: also one that computes without pause, with the watchdog's.
+    fn is_late(&self) -> GuestRequest {
+        match self.clock.now >= self.limit {
+            true => GuestRequest::TimeIsUp,
+            false => GuestRequest::None,
         }
     }
 }
@@ -282,6 +302,36 @@ mod tests {
         assert!(p.tick());
         assert_eq!(p.write(IDLE, 1), (GuestRequest::None, false));
         assert_eq!(p.write(IDLE, 1), (GuestRequest::Stuck, false));
+    }
+
+    #[test]
+    fn the_limit_is_of_virtual_time_that_passes_from_then_on_and_idling_beyond_it_stops() {
+        let late = |how: fn(&mut Paravirt) -> GuestRequest| {
+            let mut p = Paravirt::building(0);
+            p.write(WORK, 5_000);
+            p.limit(10_000_000);
+            how(&mut p)
+        };
+        let idle = |p: &mut Paravirt, deadline: u32| {
+            p.write(DEADLINE_LO, deadline);
+            p.write(DEADLINE_HI, 0);
+            p.write(IDLE, 1).0
+        };
+        assert_eq!(late(|p| p.write(WORK, 9_999).0), GuestRequest::None);
+        assert_eq!(late(|p| p.write(WORK, 10_000).0), GuestRequest::TimeIsUp);
+        let ticks = |p: &mut Paravirt| {
+            p.tick();
+            p.write(DEADLINE_HI, 1).0
+        };
+        assert_eq!(late(ticks), GuestRequest::TimeIsUp);
+        assert_eq!(
+            idle(&mut Paravirt::building(0), u32::MAX),
+            GuestRequest::None
+        );
+        let mut p = Paravirt::building(0);
+        p.limit(10_000_000);
+        assert_eq!(idle(&mut p, 9_000_000), GuestRequest::None);
+        assert_eq!(idle(&mut p, 11_000_000), GuestRequest::TimeIsUp);
     }
 
     #[test]

@@ -47,6 +47,23 @@ fn rest(stream: &mut TcpStream) -> Vec<u8> {
     bytes
 }
 
+/// The two ends of a connection from the guest to a server at this address: the guest's, and the server's.
+fn connected(world: &World, address: &str) -> (TcpStream, TcpStream) {
+    let listener = world.servers.listen(address);
+    let guest = world.guest.connect(listener.local_addr().unwrap()).unwrap();
+    let (server, _) = listener.accept().unwrap();
+    (guest, server)
+}
+
+/// The two ends of a connection, that of the guest first or last.
+fn ends(world: &World, guest_first: bool) -> (TcpStream, TcpStream) {
+    let (guest, server) = connected(world, SERVERS[0]);
+    match guest_first {
+        true => (guest, server),
+        false => (server, guest),
+    }
+}
+
 #[test]
 fn one_byte_goes_there_and_back() {
     if !possible() {
@@ -55,10 +72,9 @@ fn one_byte_goes_there_and_back() {
     let world = World::new();
     let network = world.open_network();
     for address in SERVERS {
-        let listener = world.servers.listen(address);
-        let mut guest = world.guest.connect(listener.local_addr().unwrap()).unwrap();
-        let (mut server, from) = listener.accept().unwrap();
-        assert!([HOST, HOST_V6].contains(&from.ip().to_string().as_str()));
+        let (mut guest, mut server) = connected(&world, address);
+        let from = server.peer_addr().unwrap().ip().to_string();
+        assert!([HOST, HOST_V6].contains(&from.as_str()));
         guest.write_all(b"x").unwrap();
         let mut byte = [0];
         server.read_exact(&mut byte).unwrap();
@@ -83,9 +99,7 @@ fn much_goes_both_ways_at_once_and_comes_whole() {
     let world = World::new();
     let network = world.open_network();
     for address in SERVERS {
-        let listener = world.servers.listen(address);
-        let mut guest = world.guest.connect(listener.local_addr().unwrap()).unwrap();
-        let (mut server, _) = listener.accept().unwrap();
+        let (mut guest, mut server) = connected(&world, address);
         let (out, back) = (bytes(1, 64 * MIB), bytes(2, 64 * MIB));
         let (out_digest, back_digest) = (digest(&out), digest(&back));
         let writers = [
@@ -117,13 +131,7 @@ fn a_side_that_has_ended_still_hears_the_other() {
     let world = World::new();
     let network = world.open_network();
     for guest_first in [true, false] {
-        let listener = world.servers.listen(SERVERS[0]);
-        let guest = world.guest.connect(listener.local_addr().unwrap()).unwrap();
-        let (server, _) = listener.accept().unwrap();
-        let (mut first, mut second) = match guest_first {
-            true => (guest, server),
-            false => (server, guest),
-        };
+        let (mut first, mut second) = ends(&world, guest_first);
         first.write_all(b"question").unwrap();
         first.shutdown(Shutdown::Write).unwrap();
         assert_eq!(rest(&mut second), b"question");
@@ -142,13 +150,7 @@ fn a_connection_that_is_broken_off_is_broken_off_at_the_other_end() {
     let world = World::new();
     let network = world.open_network();
     for guest_first in [true, false] {
-        let listener = world.servers.listen(SERVERS[0]);
-        let guest = world.guest.connect(listener.local_addr().unwrap()).unwrap();
-        let (server, _) = listener.accept().unwrap();
-        let (first, mut second) = match guest_first {
-            true => (guest, server),
-            false => (server, guest),
-        };
+        let (first, mut second) = ends(&world, guest_first);
         sockopt::set_socket_linger(&first, Some(Duration::ZERO)).unwrap();
         drop(first);
         let error = second.read(&mut [0]).unwrap_err();
@@ -307,13 +309,7 @@ fn whoever_reads_slowly_holds_the_writer_up_and_loses_nothing() {
     let world = World::new();
     let network = world.open_network();
     for guest_reads in [true, false] {
-        let listener = world.servers.listen(SERVERS[0]);
-        let guest = world.guest.connect(listener.local_addr().unwrap()).unwrap();
-        let (server, _) = listener.accept().unwrap();
-        let (mut reader, mut writer) = match guest_reads {
-            true => (guest, server),
-            false => (server, guest),
-        };
+        let (mut reader, mut writer) = ends(&world, guest_reads);
         let sent = bytes(4, 48 * MIB);
         let expected = digest(&sent);
         let (full, is_full) = channel();
@@ -350,9 +346,7 @@ fn the_end_of_the_stream_ends_all_and_another_may_follow() {
     }
     let world = World::new();
     let network = world.open_network();
-    let listener = world.servers.listen(SERVERS[0]);
-    let guest = world.guest.connect(listener.local_addr().unwrap()).unwrap();
-    let (mut server, _) = listener.accept().unwrap();
+    let (guest, mut server) = connected(&world, SERVERS[0]);
     network.report();
     // The host has closed its sockets.
     assert!(matches!(server.read(&mut [0]), Ok(0) | Err(_)));

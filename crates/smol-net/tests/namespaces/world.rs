@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use rustix::thread::UnshareFlags;
 use smol_net::{Policy, Report, Stop, Upstream, serve};
+use smol_sandbox::{Filter, Mode};
 use smol_testing::{LIMIT, left_out};
 
 /// Addresses of the world.
@@ -201,9 +202,11 @@ impl World {
             .expect("a TUN interface");
         let stop = Stop::new().unwrap();
         let handle = stop.clone();
-        let serving = self
-            .host
-            .spawn(move || serve(ours, &policy, &upstream, &handle));
+        let serving = self.host.spawn(move || {
+            // As it is served by smolbuild.
+            Filter::Network.restrict_thread(Mode::On).expect("seccomp");
+            serve(ours, &policy, &upstream, &handle)
+        });
         Network { stop, serving }
     }
 

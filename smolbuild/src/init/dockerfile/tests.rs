@@ -151,12 +151,15 @@ STOPSIGNAL SIGINT
     );
     let service = service(&smolfile);
     assert_eq!(
-        service.entrypoint.as_ref().unwrap()[0],
+        service.entrypoint.as_ref().unwrap().get_ref()[0],
         "docker-entrypoint.sh"
     );
-    assert_eq!(service.cmd.as_ref().unwrap()[1], "dist/index.js");
+    assert_eq!(service.cmd.as_ref().unwrap().get_ref()[1], "dist/index.js");
     assert_eq!(
-        (service.stop_signal, service.user.as_deref()),
+        (
+            service.stop_signal,
+            service.user.as_ref().map(|user| user.get_ref().as_str())
+        ),
         (Some(2), Some("node"))
     );
     assert_eq!(service.env["NODE_ENV"], "production");
@@ -215,7 +218,7 @@ CMD ["postgres"]
     let service = service(&smolfile);
     assert_eq!(service.env.len(), 2);
     assert_eq!(service.env["PG_MAJOR"], "15");
-    assert_eq!(service.cmd.as_deref(), Some(&["postgres".to_owned()][..]));
+    assert_eq!(service.cmd.as_ref().unwrap().get_ref()[..], ["postgres"]);
     assert!(
         noted(&draft, "Dockerfile:3: not taken over (`PATH` has no value"),
         "{:?}",
@@ -271,7 +274,7 @@ fn variables_are_replaced_where_docker_replaces_them() {
     assert_eq!(env, ["2", "1", "$A", "$A", "yes"]);
     assert_eq!(service.workdir.as_deref(), Some("/srv/x"));
     assert_eq!(copies(&smolfile), pairs(&[("debian.conf", "/srv/x/a/b")]));
-    assert_eq!(service.cmd.as_ref().unwrap()[2], "echo $A");
+    assert_eq!(service.cmd.as_ref().unwrap().get_ref()[2], "echo $A");
     assert!(
         noted(&draft, ":11: not taken over (`UNKNOWN` has no value"),
         "{:?}",
@@ -296,7 +299,7 @@ fn the_escape_character_and_odd_lines_are_read() {
         pairs(&[("a", "/C:/x/"), ("b.txt", "/C:/x/")])
     );
     assert!(noted(&draft, "may have another WORKDIR"));
-    assert_eq!(service(&smolfile).cmd.as_ref().unwrap().len(), 2);
+    assert_eq!(service(&smolfile).cmd.as_ref().unwrap().get_ref().len(), 2);
     assert!(
         noted(&draft, ": not taken over: nonsense here"),
         "{:?}",

@@ -5,8 +5,8 @@ use std::io::{self, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use anyhow::{Context, Result, bail};
-use smol_cli::{ErrorExt, ExitKind, Interrupt, paths};
+use anyhow::{Context, Result};
+use smol_cli::{ErrorExt, ExitKind, Failure, Interrupt, paths};
 use smol_image::{Image, ImageRef, store};
 use smol_rootfs::compression::{Compression, unpack};
 use smol_rootfs::limits::MAX_UNPACKED;
@@ -41,7 +41,14 @@ pub fn open(
             let (file, path) = base_dir.require_file(path)?;
             Files::archive(file, path)?
         }
-        (_, None) => Files::archive(standard_input(interrupt)?, "standard input".into())?,
+        (_, None) => match standard_input(interrupt)? {
+            Ok(file) => Files::archive(file, "standard input".into())?,
+            Err(nothing) => {
+                return Err(Failure::new(ExitKind::Usage, nothing)
+                    .hint("write `docker save IMAGE | smolbuild`, or name a file in [rootfs] image")
+                    .into());
+            }
+        },
     };
     let image = confined(&access, || {
         let image = files
@@ -132,24 +139,38 @@ pub fn temporary() -> Result<File> {
 /// What was read from standard input, which gives it once.
 static STANDARD_INPUT: Mutex<Option<File>> = Mutex::new(None);
 
-/// The content of standard input, as a file.
-fn standard_input(interrupt: &Interrupt) -> Result<File> {
+/// Why no image comes on standard input; `None` if something comes.
+///
+/// # Errors
+/// It cannot be read, or kept; the interrupt.
+pub fn nothing_comes(interrupt: &Interrupt) -> Result<Option<&'static str>> {
+    Ok(standard_input(interrupt)?.err())
+}
+
+/// The content of standard input, as a file; or why there is none.
+fn standard_input(interrupt: &Interrupt) -> Result<Result<File, &'static str>> {
     let mut kept = STANDARD_INPUT
         .lock()
         .unwrap_or_else(|poisoned| poisoned.into_inner());
     if let Some(file) = &*kept {
-        return reopen(file);
+        return content(file);
     }
     let stdin = io::stdin();
     if rustix::termios::isatty(&stdin) {
-        bail!(
-            "standard input is a terminal: write `docker save IMAGE | smolbuild`, or name a file"
-        );
+        return Ok(Err("standard input is a terminal"));
     }
     let mut file = temporary()?;
     // Not with io::copy: the user may want to stop while nothing comes.
     copy_while(&mut stdin.lock(), &mut file, interrupt).context("cannot read standard input")?;
-    reopen(kept.insert(file))
+    content(kept.insert(file))
+}
+
+/// What was read, from its beginning, unless it was nothing: standard input of a job without one is empty.
+fn content(file: &File) -> Result<Result<File, &'static str>> {
+    match file.metadata()?.len() {
+        0 => Ok(Err("nothing came on standard input")),
+        _ => Ok(Ok(reopen(file)?)),
+    }
 }
 
 fn copy_while(from: &mut impl io::Read, to: &mut File, interrupt: &Interrupt) -> Result<()> {

@@ -72,7 +72,8 @@ impl ImageInput {
         self.reference.get_ref()
     }
 
-    /// What was locked before, if it is what is asked for, and for this CPU.
+    /// What was locked before, if it is what is asked for, and for this CPU. Files are asked for by what is
+    /// in them now, but for standard input, which may have been given once.
     fn kept<'a>(&self, kept: Option<&'a Lock>) -> Option<&'a LockedImage> {
         let image = kept?.image.as_ref()?;
         let is_asked = match self.name() {
@@ -81,6 +82,8 @@ impl ImageInput {
                 let origin = image.origin.as_ref();
                 origin.is_some_and(|origin| origin.reference == *name)
             }
+            // What was piped in once: the lock has no name for it.
+            ImageRef::Stdin => image.origin.is_none(),
             _ => false,
         };
         let platform = smol_image::Platform {
@@ -144,6 +147,14 @@ impl ImageInput {
         if missing.is_empty() {
             return Ok(());
         }
+        if *self.name() == ImageRef::Stdin
+            && let Some(nothing) = local::nothing_comes(interrupt)?
+        {
+            let name = locked.id.to_string();
+            let hint =
+                "give it the image that the lock names once more: `docker save IMAGE | smolbuild`";
+            return Err(remote::not_in_cache(nothing, &missing, locked, &name, hint).into());
+        }
         let Opened { image, access } = self.open(dirs.base_dir, interrupt)?;
         if image.id != locked.id {
             let what = format!("{} is not the image of the lock any more", self.name());
@@ -184,8 +195,14 @@ impl Input for ImageInput {
                 None => Pins::ToChoose,
             });
         }
-        let image = self.open(base_dir, interrupt)?.image;
-        lock.image = Some(LockedImage::new(image.id, &image.config, None));
+        lock.image = match self.kept(kept) {
+            // So that a build of what has not changed need not be given its image each time.
+            Some(image) if local::nothing_comes(interrupt)?.is_some() => Some(image.clone()),
+            _ => {
+                let image = self.open(base_dir, interrupt)?.image;
+                Some(LockedImage::new(image.id, &image.config, None))
+            }
+        };
         Ok(Pins::Complete)
     }
 
@@ -206,7 +223,11 @@ impl Input for ImageInput {
         }
         let name = self.name().to_string();
         if context.net == Net::Offline {
-            return Err(remote::not_in_cache(&missing, locked, &name).into());
+            return Err({
+                let hint = "build once without --offline";
+                remote::not_in_cache("offline", &missing, locked, &name, hint)
+            }
+            .into());
         }
         let Some(origin) = &locked.origin else {
             let what =

@@ -333,10 +333,16 @@ impl Download {
 }
 
 /// The error for layers that are not in the cache, offline.
-pub fn not_in_cache(missing: &BTreeSet<Digest>, locked: &LockedImage, name: &str) -> Failure {
+pub fn not_in_cache(
+    why: &str,
+    missing: &BTreeSet<Digest>,
+    locked: &LockedImage,
+    name: &str,
+    hint: &str,
+) -> Failure {
     const SHOWN: usize = 10;
     let what = format!(
-        "offline, and {} of the {} layers of the image {name} are not in the cache:",
+        "{why}, and {} of the {} layers of the image {name} are not in the cache:",
         missing.len(),
         locked.diff_ids.len()
     );
@@ -347,7 +353,7 @@ pub fn not_in_cache(missing: &BTreeSet<Digest>, locked: &LockedImage, name: &str
     if missing.len() > SHOWN {
         failure = failure.detail(format!("and {} more", missing.len() - SHOWN));
     }
-    failure.hint("build once without --offline")
+    failure.hint(hint)
 }
 
 #[cfg(test)]

@@ -160,7 +160,7 @@ fn every_key_is_taken_over() {
                 c.src.get_ref().as_str(),
                 c.dest.as_str(),
                 c.mode,
-                c.owner.as_deref(),
+                c.owner.as_ref().map(|owner| owner.get_ref().as_str()),
             )
         })
         .collect();
@@ -176,13 +176,19 @@ fn every_key_is_taken_over() {
             (".", "/srv/", Some(0o4755), None)
         ]
     );
-    assert_eq!(service.cmd.unwrap(), ["/bin/sh", "-c", "exec app"]);
+    assert_eq!(
+        service.cmd.unwrap().get_ref()[..],
+        ["/bin/sh", "-c", "exec app"]
+    );
     assert_eq!(
         service.env.into_iter().collect::<Vec<_>>(),
         [("EMPTY".into(), "".into()), ("HOME".into(), "/srv".into())]
     );
     assert_eq!(
-        (service.user.as_deref(), service.workdir.as_deref()),
+        (
+            service.user.as_ref().map(|user| user.get_ref().as_str()),
+            service.workdir.as_deref()
+        ),
         (Some("1000:1000"), Some("/srv"))
     );
     assert_eq!(

@@ -21,6 +21,9 @@ use super::{
     End, failure_at, identity, mounts, network, run_command, shutdown, snapshot, tun, warn,
 };
 
+/// The host ends a step that takes too long: this is longer than any that it lets run, milliseconds.
+const LIMIT_MS: u64 = 7 * 24 * 3600 * 1000;
+
 /// Runs the step, and sends its layer. The machine has nothing to do after it.
 pub(super) fn run(platform: &Platform, sup: &mut Supervisor) -> Result<(), Box<GuestFailure>> {
     let at_boot = |why: String| failure_at(Stage::Boot, why);
@@ -64,7 +67,7 @@ fn run_to_its_end(
     let world = World::new(&config.command, cgroup).map_err(failed)?;
     let command = Warm {
         cmd: config.command.cmd.clone(),
-        timeout_ms: config.timeout_ms,
+        timeout_ms: LIMIT_MS,
     };
     let outcome = run_command(Stage::Step, config.number, &command, sup, &world);
     shutdown::kill_rest(sup, &world);

@@ -63,7 +63,12 @@ RUN make third \
         env(3),
         [("A", "2"), ("TARGETARCH", "amd64"), ("VERSION", "8")]
     );
-    let user = |at: usize| (runs[at].user.as_deref(), runs[at].workdir.as_deref());
+    let user = |at: usize| {
+        (
+            runs[at].user.as_ref().map(|user| user.get_ref().as_str()),
+            runs[at].workdir.as_deref(),
+        )
+    };
     assert_eq!(user(0), (None, None));
     assert_eq!(user(1), (Some("app:app"), Some("/srv/app")));
     assert_eq!(user(3), (Some("root"), Some("/new")));
@@ -135,7 +140,7 @@ fn the_shell_of_the_dockerfile_runs_its_lines() {
     );
     assert!(draft.text.contains("\"-c\", '''\nx\ny\n''']\n"));
     let words = ["/bin/bash", "-o", "pipefail", "-c", "f"].map(str::to_owned);
-    assert_eq!(service(&smolfile).cmd.as_deref(), Some(&words[..]));
+    assert_eq!(service(&smolfile).cmd.as_ref().unwrap().get_ref(), &words);
     let Probe::Exec(check) = smolfile.ready.unwrap().probe else {
         panic!("a command");
     };
@@ -191,7 +196,10 @@ fn a_url_with_a_digest_is_a_fetch() {
     };
     assert_eq!(first.sha256, sum);
     assert_eq!((first.mode, second.mode), (Some(0o755), Some(0o600)));
-    assert_eq!(first.owner.as_deref(), Some("app"));
+    assert_eq!(
+        first.owner.as_ref().map(|owner| owner.get_ref().as_str()),
+        Some("app")
+    );
     for told in [
         ":6: not taken over (not a SHA-256",
         ":7: not taken over (a download is known by its digest: add --checksum=sha256:",
