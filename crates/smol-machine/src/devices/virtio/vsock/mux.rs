@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::super::Waker;
 use super::connection::{Connection, Key};
-use super::host::{Host, Token, Watch};
+use super::host::{Host, Rest, Token, Watch};
 use super::packet::{HOST_CID, Header, MAX_DATA, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, STREAM, op};
 use super::stream::Ready;
 
@@ -397,6 +397,19 @@ impl Mux {
         if self.stale {
             self.stale = false;
             self.host.poke();
+        }
+    }
+}
+
+impl Drop for Mux {
+    /// A guest has sent its last bytes, and is gone, before a slow reader has them.
+    fn drop(&mut self) {
+        let connections = std::mem::take(&mut self.connections).into_values();
+        let remainders = std::mem::take(&mut self.remainders).into_values();
+        let all = connections.chain(remainders);
+        let rests: Vec<Rest> = all.filter_map(Connection::into_rest).collect();
+        if !rests.is_empty() {
+            self.host.leave(rests);
         }
     }
 }
