@@ -75,7 +75,7 @@ pub trait Host: Send {
     /// The list of watched streams is out of date: serve the device soon.
     fn poke(&mut self) {}
 
-    /// The machine is gone: gives each stream the rest of its bytes, however late it takes them.
+    /// The guest is gone: gives each stream the rest of its bytes, however late it takes them.
     fn leave(&mut self, rests: Vec<Rest>) {
         let _ = rests;
     }

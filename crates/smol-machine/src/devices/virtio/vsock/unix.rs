@@ -258,7 +258,7 @@ impl Host for UnixHost {
         self.shared.poke();
     }
 
-    /// Their readers may need the thread that drops the machine, so that one does not wait.
+    /// On a thread of their own: the readers may wait for the one that calls.
     fn leave(&mut self, rests: Vec<Rest>) {
         // Without a thread they end early, as they do where the whole process does.
         let thread = thread::Builder::new().name("vsock-rest".into());

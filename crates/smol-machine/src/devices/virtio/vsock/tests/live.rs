@@ -332,20 +332,35 @@ fn a_slow_reader_gets_all_of_a_stream_that_the_guest_has_closed() {
     assert!(all == data[..sent], "{} of {sent}", all.len());
 }
 
+/// A slow reader gets all of a stream of a guest that comes to this end, and perhaps closes it before.
+fn ends(closed: bool, end: impl FnOnce(&mut Option<Guest>)) {
+    let (mut guest, _handle, ports, mut host) = connected();
+    let data = noise(512 << 10);
+    let sent = fill(&mut guest, ports, &data);
+    if closed {
+        guest.send_flags(ports, op::SHUTDOWN, BOTH);
+        guest.expect(ports, op::RST);
+    }
+    let mut guest = Some(guest);
+    end(&mut guest);
+    let mut all = Vec::new();
+    host.read_to_end(&mut all).unwrap();
+    assert!(all == data[..sent], "{closed}: {} of {sent}", all.len());
+}
+
 #[test]
 fn a_slow_reader_gets_all_of_a_stream_of_a_machine_that_is_gone() {
     for closed in [true, false] {
-        let (mut guest, _handle, ports, mut host) = connected();
-        let data = noise(512 << 10);
-        let sent = fill(&mut guest, ports, &data);
-        if closed {
-            guest.send_flags(ports, op::SHUTDOWN, BOTH);
-            guest.expect(ports, op::RST);
-        }
-        drop(guest);
-        let mut all = Vec::new();
-        host.read_to_end(&mut all).unwrap();
-        assert!(all == data[..sent], "{closed}: {} of {sent}", all.len());
+        ends(closed, |guest| drop(guest.take()));
+    }
+}
+
+#[test]
+fn a_slow_reader_gets_all_of_a_stream_of_a_guest_that_resets_its_devices() {
+    for closed in [true, false] {
+        ends(closed, |guest| {
+            guest.as_mut().unwrap().driver.set(STATUS, 0);
+        });
     }
 }
 
