@@ -8,6 +8,7 @@ mod inside;
 mod interrupts;
 mod mistakes;
 mod native;
+mod packages;
 mod tampering;
 mod twice;
 
@@ -32,6 +33,7 @@ fn tests(host: &Host) -> Suite<'_> {
     diff::tests(&mut suite, host);
     emulated::tests(&mut suite, host);
     interrupts::tests(&mut suite, host);
+    packages::tests(&mut suite, host);
     twice::tests(&mut suite, host);
     suite
 }

@@ -160,7 +160,8 @@ fn assert_same(host: &Host, one: &Path, two: &Path) {
     }
 }
 
-fn copy_folder(from: &Path, to: &Path) {
+/// Copies a folder to a place where there is none.
+pub fn copy_folder(from: &Path, to: &Path) {
     fs::create_dir(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();

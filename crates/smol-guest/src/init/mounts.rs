@@ -7,7 +7,7 @@
 //! Without a root file system the initramfs itself stays `/`.
 
 use std::ffi::CString;
-use std::fs::{self, DirBuilder, Permissions};
+use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{
@@ -152,20 +152,35 @@ fn mount_lower(device: &str) -> Result<Vec<String>, String> {
     )])
 }
 
+/// Waits until the device is there. Its node is there a moment earlier (`device_add_disk` of Linux 6.1 makes
+/// it in `device_add`, and what opens it in `bdev_add`): whoever opens it in between is told ENXIO.
 fn wait_for_device(device: &str) -> Result<(), String> {
     let deadline = Instant::now() + DEVICE_LIMIT;
     loop {
-        match fs::metadata(device) {
-            Ok(found) if found.file_type().is_block_device() => return Ok(()),
-            Ok(_) => return Err(format!("{device} is not a block device")),
-            Err(_) if Instant::now() < deadline => sleep(Duration::from_millis(10)),
-            Err(e) => {
+        let found = match fs::metadata(device) {
+            Ok(found) if !found.file_type().is_block_device() => {
+                return Err(format!("{device} is not a block device"));
+            }
+            Ok(_) => File::open(device).map(drop),
+            Err(e) => Err(e),
+        };
+        match found {
+            Err(e) if Instant::now() >= deadline => {
                 return Err(format!(
                     "{device} did not appear within {DEVICE_LIMIT:?}: {e}; is the root file system attached, and does the kernel have its driver?"
                 ));
             }
+            Err(e) if is_missing(&e) => sleep(Duration::from_millis(10)),
+            // If it cannot be used, the mount says why.
+            _ => return Ok(()),
         }
     }
+}
+
+/// Whether there is no such file, or no device behind it.
+fn is_missing(error: &io::Error) -> bool {
+    let no_device = Some(rustix::io::Errno::NXIO.raw_os_error());
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == no_device
 }
 
 /// Whether the mount at a path has an option that starts with these letters.
@@ -264,4 +279,48 @@ fn make_dir(path: &str, mode: u32) -> Result<(), String> {
         .mode(mode)
         .create(path)
         .map_err(|e| format!("cannot make {path}: {e}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::fs::{CWD, Dev, FileType, makedev, mknodat};
+
+    use super::*;
+
+    /// One that this system has.
+    fn some_device() -> Option<Dev> {
+        let listed = fs::read_to_string("/proc/partitions").ok()?;
+        let line = listed.lines().nth(2)?;
+        let mut numbers = line.split_whitespace().map_while(|word| word.parse().ok());
+        Some(makedev(numbers.next()?, numbers.next()?))
+    }
+
+    #[test]
+    fn a_device_whose_node_is_there_before_it_is_awaited() {
+        // Of a driver that nobody has.
+        let none = makedev(4000, 7);
+        let folder = tempfile::tempdir().unwrap();
+        let [node, other] = ["node", "other"].map(|name| folder.path().join(name));
+        let make = |path, device| mknodat(CWD, path, FileType::BlockDevice, Mode::RUSR, device);
+        let Some(device) = some_device() else {
+            return smol_testing::left_out("needs a block device");
+        };
+        if make(&node, none)
+            .and_then(|()| make(&other, device))
+            .is_err()
+        {
+            return smol_testing::left_out("needs root, to make device nodes");
+        }
+        let path = node.to_str().unwrap();
+        let is_there = || !matches!(File::open(path), Err(e) if is_missing(&e));
+        assert!(!is_there());
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                sleep(Duration::from_millis(50));
+                fs::rename(&other, &node).unwrap();
+            });
+            wait_for_device(path).unwrap();
+            assert!(is_there());
+        });
+    }
 }

@@ -5,6 +5,7 @@ use std::io;
 use std::net::Shutdown;
 use std::num::Wrapping;
 
+use super::host::Rest;
 use super::packet::{HOST_CID, Header, STREAM};
 use super::stream::{Ready, Stream};
 
@@ -152,6 +153,13 @@ impl Connection {
             self.stream.shutdown(Shutdown::Write);
         }
         Ok(true)
+    }
+
+    /// Returns what the stream has yet to take, if there is any.
+    pub fn into_rest(self) -> Option<Rest> {
+        let socket = self.stream.socket()?.clone();
+        let bytes = Vec::from(self.buffer);
+        (!bytes.is_empty()).then_some(Rest { socket, bytes })
     }
 
     /// Whether the guest must be given credit that it does not know of, lest it wait for ever.

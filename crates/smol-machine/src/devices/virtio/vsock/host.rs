@@ -37,6 +37,14 @@ pub struct Watch {
     pub want: Ready,
 }
 
+/// What a stream has yet to take of the bytes of a guest that is gone.
+pub struct Rest {
+    /// The socket.
+    pub socket: Arc<UnixStream>,
+    /// The bytes.
+    pub bytes: Vec<u8>,
+}
+
 /// The host's side of the device. Only `open` matters to one that does all its work at once.
 pub trait Host: Send {
     /// The guest connects to `port` of the host; `None` refuses.
@@ -66,4 +74,9 @@ pub trait Host: Send {
 
     /// The list of watched streams is out of date: serve the device soon.
     fn poke(&mut self) {}
+
+    /// The guest is gone: gives each stream the rest of its bytes, however late it takes them.
+    fn leave(&mut self, rests: Vec<Rest>) {
+        let _ = rests;
+    }
 }

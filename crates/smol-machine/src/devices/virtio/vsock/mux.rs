@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::super::Waker;
 use super::connection::{Connection, Key};
-use super::host::{Host, Token, Watch};
+use super::host::{Host, Rest, Token, Watch};
 use super::packet::{HOST_CID, Header, MAX_DATA, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, STREAM, op};
 use super::stream::Ready;
 
@@ -58,13 +58,25 @@ impl Mux {
         self.host.attach(waker);
     }
 
-    /// Drops all connections and all that waits, without telling the guest.
+    /// Drops all connections and all that waits for the guest, without telling it. What it has sent still
+    /// goes to the host: at its end Linux resets its devices, when a slow reader has yet to take the last
+    /// bytes (`virtio_dev_shutdown`).
     pub fn clear(&mut self) {
-        self.connections.clear();
-        self.remainders.clear();
+        self.leave();
         self.replies.clear();
         self.queue.clear();
         self.watch(None);
+    }
+
+    /// Ends all connections, and leaves what streams have yet to take to the host's side.
+    fn leave(&mut self) {
+        let connections = std::mem::take(&mut self.connections).into_values();
+        let remainders = std::mem::take(&mut self.remainders).into_values();
+        let all = connections.chain(remainders);
+        let rests: Vec<Rest> = all.filter_map(Connection::into_rest).collect();
+        if !rests.is_empty() {
+            self.host.leave(rests);
+        }
     }
 
     /// Whether the guest must take replies before it is listened to again.
@@ -398,5 +410,12 @@ impl Mux {
             self.stale = false;
             self.host.poke();
         }
+    }
+}
+
+impl Drop for Mux {
+    /// A guest that is gone has sent its last bytes before a slow reader has them.
+    fn drop(&mut self) {
+        self.leave();
     }
 }

@@ -19,7 +19,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::super::Waker;
-use super::host::{ConnectRequest, Host, Token, Watch};
+use super::host::{ConnectRequest, Host, Rest, Token, Watch};
 use super::stream::{Ready, Stream};
 
 /// Clients of the machine's socket that have yet to send their whole `CONNECT` line, and
@@ -256,6 +256,41 @@ impl Host for UnixHost {
 
     fn poke(&mut self) {
         self.shared.poke();
+    }
+
+    /// On a thread of their own: the readers may wait for the one that calls.
+    fn leave(&mut self, rests: Vec<Rest>) {
+        // Without a thread they end early, as they do where the whole process does.
+        let thread = thread::Builder::new().name("vsock-rest".into());
+        let _ = thread.spawn(move || write_out(rests));
+    }
+}
+
+/// Returns when each stream has taken all of its bytes, or takes no more.
+fn write_out(mut rests: Vec<Rest>) {
+    while !rests.is_empty() {
+        let sockets = rests.iter().map(|rest| &*rest.socket);
+        let mut fds: Vec<_> = sockets.map(|s| PollFd::new(s, PollFlags::OUT)).collect();
+        match poll(&mut fds, None) {
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(_) => return,
+            Ok(_) => {}
+        }
+        let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
+        let mut ready = ready.into_iter();
+        rests.retain_mut(|rest| ready.next() != Some(true) || rest.write());
+    }
+}
+
+impl Rest {
+    /// Writes what the stream takes now; true if it has yet to take more.
+    fn write(&mut self) -> bool {
+        match (&*self.socket).write(&self.bytes) {
+            Ok(count) => drop(self.bytes.drain(..count)),
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+            Err(_) => return false,
+        }
+        !self.bytes.is_empty()
     }
 }
 

@@ -301,12 +301,10 @@ fn a_guest_that_ignores_its_credit_is_reset() {
     assert!(sent > 256 << 10);
 }
 
-#[test]
-fn a_slow_reader_gets_all_of_a_stream_that_the_guest_has_closed() {
-    let (mut guest, _handle, ports, mut host) = connected();
-    let data = noise(512 << 10);
+/// Fills the socket and then the device's buffer, as far as the credit goes; returns how much of the data
+/// was sent.
+fn fill(guest: &mut Guest, ports: Ports, data: &[u8]) -> usize {
     let (mut sent, mut room) = (0, 256 << 10);
-    // Fill the socket and then the device's buffer, as far as the credit goes.
     while room > 0 {
         let n = room.min(60_000).min(data.len() - sent);
         guest.send(ports, op::RW, &data[sent..sent + n]);
@@ -319,11 +317,51 @@ fn a_slow_reader_gets_all_of_a_stream_that_the_guest_has_closed() {
             break;
         }
     }
+    sent
+}
+
+#[test]
+fn a_slow_reader_gets_all_of_a_stream_that_the_guest_has_closed() {
+    let (mut guest, _handle, ports, mut host) = connected();
+    let data = noise(512 << 10);
+    let sent = fill(&mut guest, ports, &data);
     guest.send_flags(ports, op::SHUTDOWN, BOTH);
     guest.expect(ports, op::RST);
     let mut all = Vec::new();
     host.read_to_end(&mut all).unwrap();
     assert!(all == data[..sent], "{} of {sent}", all.len());
+}
+
+/// A slow reader gets all of a stream of a guest that comes to this end, and perhaps closes it before.
+fn ends(closed: bool, end: impl FnOnce(&mut Option<Guest>)) {
+    let (mut guest, _handle, ports, mut host) = connected();
+    let data = noise(512 << 10);
+    let sent = fill(&mut guest, ports, &data);
+    if closed {
+        guest.send_flags(ports, op::SHUTDOWN, BOTH);
+        guest.expect(ports, op::RST);
+    }
+    let mut guest = Some(guest);
+    end(&mut guest);
+    let mut all = Vec::new();
+    host.read_to_end(&mut all).unwrap();
+    assert!(all == data[..sent], "{closed}: {} of {sent}", all.len());
+}
+
+#[test]
+fn a_slow_reader_gets_all_of_a_stream_of_a_machine_that_is_gone() {
+    for closed in [true, false] {
+        ends(closed, |guest| drop(guest.take()));
+    }
+}
+
+#[test]
+fn a_slow_reader_gets_all_of_a_stream_of_a_guest_that_resets_its_devices() {
+    for closed in [true, false] {
+        ends(closed, |guest| {
+            guest.as_mut().unwrap().driver.set(STATUS, 0);
+        });
+    }
 }
 
 #[test]
