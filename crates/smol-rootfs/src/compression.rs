@@ -12,7 +12,10 @@ use flate2::bufread::MultiGzDecoder;
 use liblzma::bufread::XzDecoder;
 use liblzma::stream::{CONCATENATED, Stream};
 
+#[cfg(doc)]
+use crate::limits::MAX_ENTRIES;
 use crate::limits::{MAX_WINDOW_LOG, MAX_XZ_MEMORY, Watch};
+use crate::tar::Counter;
 
 /// How an archive is compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,14 +89,14 @@ impl Compression {
     }
 }
 
-/// Unpacks an archive into an empty file, in which long runs of zeros take no place; one that is not
-/// compressed is copied. `see` gets to see the content, piece by piece, and `watch` is asked now and then.
+/// Unpacks a tar archive into an empty file, which can be read, too. Long runs of zeros take no place in it; one that
+/// is not compressed is copied. `see` gets to see the content, piece by piece, and `watch` is asked now and then.
 /// The memory that it takes has a bound that the archive cannot move: [`MAX_WINDOW_LOG`],
 /// [`MAX_XZ_MEMORY`].
 ///
 /// # Errors
-/// The archive is damaged, takes more memory, or holds more than `most` bytes; the file cannot be written;
-/// the error of `watch`.
+/// The archive is damaged, takes more memory, or holds more than `most` bytes or [`MAX_ENTRIES`] names; the file
+/// cannot be written; the error of `watch`.
 pub fn unpack(
     compression: Option<Compression>,
     archive: impl Read,
@@ -115,6 +118,7 @@ pub fn unpack(
     };
     let mut piece = vec![0; PIECE];
     let mut len = 0;
+    let mut members = Counter::new(to).context("cannot write what is unpacked")?;
     loop {
         watch.check()?;
         let count = fill(&mut content, &mut piece)
@@ -131,6 +135,7 @@ pub fn unpack(
             false => to.write_all(piece),
         };
         written.context("cannot write what is unpacked")?;
+        members.count(len)?;
     }
     to.set_len(len).context("cannot write what is unpacked")
 }
