@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use flate2::read::GzEncoder;
-use smol_rootfs::compression::{Compression, unpack};
+use smol_rootfs::compression::Compression;
 use smol_rootfs::erofs::{self, Options, ReadAt};
 use smol_rootfs::limits::{MAX_ENTRIES, MAX_UNPACKED};
-use smol_rootfs::{FileData, HostFile, Inode, Meta, Node, Tree, Watch};
+use smol_rootfs::{FileData, HostFile, Inode, Meta, Node, Tree, Watch, unpack};
 use smol_testing::memory;
 use tar::{Builder, EntryType, Header};
 
