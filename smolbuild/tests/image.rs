@@ -263,7 +263,7 @@ fn hostile_layers_are_refused_by_name_and_nothing_is_written_outside() {
         assert!(error.contains(told), "{told}: {error}");
         let mut written = Vec::new();
         find(outer.path(), "evil", &mut written);
-        assert_eq!(written, [PathBuf::new(); 0], "{told}");
+        assert!(written.is_empty(), "{told}: {written:?}");
     }
 }
 

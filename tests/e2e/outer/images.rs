@@ -92,7 +92,7 @@ pub fn postgres_folder(host: &Host) -> PathBuf {
     folder
 }
 
-/// The root file system of a bundle that an earlier test has built. Its files are in one that has no name.
+/// The root file system of a bundle that an earlier test has built. Its image is gone when the tree is.
 fn system(host: &Host, name: &str) -> Tree {
     let image = host.scratch.join(name).with_extension("erofs");
     let bundle = Bundle::open(&host.bundle(name)).unwrap();
@@ -101,7 +101,9 @@ fn system(host: &Host, name: &str) -> Tree {
     bundle
         .extract(ImageKind::Rootfs, &file, threads, &mut |_, _| {})
         .unwrap();
-    erofs::read(&image).unwrap()
+    let tree = erofs::read(&image).unwrap();
+    fs::remove_file(image).unwrap();
+    tree
 }
 
 /// Writes an image with the layers, the configuration and the entrypoint that the official one has, but with
