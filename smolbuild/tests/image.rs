@@ -2,7 +2,7 @@
 //! skopeo puts an image into each form.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command as Program;
 
 use assert_cmd::Command;
@@ -280,6 +280,73 @@ fn a_layer_that_is_not_what_the_image_says_ends_the_build_and_is_not_kept() {
         fs::read_dir(folder.join("cache/layers")).unwrap().count(),
         0
     );
+}
+
+#[test]
+fn hostile_layers_are_refused_by_name_and_nothing_is_written_outside() {
+    let evil = || Layer::default();
+    let outer = project(Packed::Plain);
+    let folder = outer.path().join("a/b");
+    fs::create_dir_all(&folder).unwrap();
+    fs::write(folder.join("guest.elf"), "ELF").unwrap();
+    smolfile(&folder, "oci:layout", "");
+    let config = json!({"Cmd": ["/x"], "ExposedPorts": {"80/tcp": {}}});
+    let cases = [
+        (
+            evil().file("../../evil", 0o644, b""),
+            "'../../evil' has a '..' in its path",
+        ),
+        (
+            evil().file("x/../../evil", 0o644, b""),
+            "has a '..' in its path",
+        ),
+        (
+            evil()
+                .symlink("out", "../../..")
+                .file("out/evil", 0o644, b""),
+            "member 'out/evil'\n  because: a symbolic link in the path leads out of the tree",
+        ),
+        (
+            evil().hard_link("evil", "../guest.elf"),
+            "has a '..' in its path",
+        ),
+        (
+            evil().block_device("dev/evil", 4096, 0),
+            "member 'dev/evil'\n  because: device number 4096:0 is out of range",
+        ),
+        (
+            evil().file("../.wh.evil", 0o644, b""),
+            "has a '..' in its path",
+        ),
+    ];
+    for (layer, told) in cases {
+        let _ = fs::remove_dir_all(folder.join("layout"));
+        let _ = fs::remove_file(folder.join("Smolfile.lock"));
+        let layers = vec![Layer::default().file("x", 0o755, b""), layer];
+        write_layout(&folder.join("layout"), "v1", &config, layers, Packed::Gzip);
+        let mut build = smolbuild(&folder);
+        let error = build.args(BUILD).assert().failure().get_output().clone();
+        let error = String::from_utf8(error.stderr).unwrap();
+        assert!(error.contains(told), "{told}: {error}");
+        let mut written = Vec::new();
+        find(outer.path(), "evil", &mut written);
+        assert!(written.is_empty(), "{told}: {written:?}");
+    }
+}
+
+/// Adds the paths below a folder that end with this name.
+fn find(folder: &Path, name: &str, found: &mut Vec<PathBuf>) {
+    for path in fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+    {
+        if path.symlink_metadata().unwrap().is_dir() {
+            find(&path, name, found);
+        }
+        if path.ends_with(name) {
+            found.push(path);
+        }
+    }
 }
 
 /// Layers in the cache.

@@ -8,6 +8,8 @@ mod bundles;
 #[path = "../../crates/smol-rootfs/tests/codecs/common.rs"]
 #[expect(dead_code, reason = "these tests use a part of it")]
 mod common;
+#[path = "rootfs/image.rs"]
+mod image;
 #[path = "rootfs/initramfs.rs"]
 mod initramfs;
 #[path = "rootfs/system.rs"]

@@ -11,7 +11,7 @@ use smol_bundle::{Bundle, ImageKind};
 use smol_tests::host::Host;
 use smol_tests::support::run;
 
-/// All recipes.
+/// All recipes of Debian's packages but the one that boots systemd.
 const MACHINES: [&str; 6] = ["hello", "redis", "python", "web", "ssh", "postgresql"];
 const MIB: f64 = 1024.0 * 1024.0;
 

@@ -33,6 +33,7 @@ const TEST: &[Need] = &[
     ("dnsmasq", "dnsmasq-base"),
     ("docker-registry", "docker-registry"),
     ("fsck.erofs", "erofs-utils"),
+    ("gosu", "gosu"),
     ("ip", "iproute2"),
     ("openssl", "openssl"),
     ("ping", "iputils-ping"),

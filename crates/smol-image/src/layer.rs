@@ -6,7 +6,7 @@ use std::io::{self, Read};
 use anyhow::{Context, Result, ensure};
 use sha2::{Digest as _, Sha256};
 use smol_bundle::Digest;
-use smol_rootfs::compression::{self, Compression};
+use smol_rootfs::compression::Compression;
 use smol_rootfs::limits::MAX_UNPACKED;
 use smol_rootfs::{FileData, Watch};
 
@@ -25,7 +25,7 @@ pub struct Layer {
 /// it is compressed is told by its first bytes; media types are often wrong.
 ///
 /// # Errors
-/// It is damaged or too large ([`compression::unpack`]); one of the digests differs.
+/// It is damaged or too large ([`smol_rootfs::unpack`]); one of the digests differs.
 pub fn unpack(layer: &Layer, to: &mut File, watch: &Watch) -> Result<()> {
     let context = || format!("layer {}", layer.digest.unwrap_or(layer.diff_id));
     unpack_verified(layer, to, watch).with_context(context)
@@ -44,7 +44,7 @@ fn unpack_verified(layer: &Layer, to: &mut File, watch: &Watch) -> Result<()> {
     };
     let mut content = Sha256::new();
     let how = Compression::of(&mark);
-    compression::unpack(
+    smol_rootfs::unpack(
         how,
         &mut blob,
         to,

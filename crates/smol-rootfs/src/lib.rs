@@ -12,7 +12,7 @@
 //! | [`tree`], `inode`, `path` | the tree, what is in it, how paths are resolved inside it |
 //! | `dir`, `copy`, [`host`] | files of the host into a tree |
 //! | [`ignore`] | which of them are left out |
-//! | [`compression`] | archives that are compressed |
+//! | [`compression`], `unpack` | archives that are compressed, and unpacking them |
 //! | `tar`, `layer` | tar archives and OCI layers into a tree |
 //! | [`limits`], `budget` | every maximum, and what a tree has used of them |
 //! | [`erofs`], [`cpio`] | images from a tree, and a tree from an image |
@@ -35,6 +35,7 @@ pub mod limits;
 mod path;
 mod tar;
 pub mod tree;
+mod unpack;
 
 pub use self::copy::CopySpec;
 pub use self::dir::{DirOptions, Modes, Owner};
@@ -42,3 +43,4 @@ pub use self::ignore::Ignore;
 pub use self::inode::{Device, FileData, HostFile, Inode, Meta, Name, Node, Xattrs};
 pub use self::limits::Watch;
 pub use self::tree::{InodeId, Tree};
+pub use self::unpack::unpack;

@@ -5,7 +5,7 @@
 //! | all | names, inodes, link targets, attributes of a [`Tree`](crate::Tree) | [`MAX_ENTRIES`], [`MAX_TREE_BYTES`] |
 //! | all | work for links in paths | [`MAX_LINKS`] in one path, [`MAX_LINK_NAMES`] in all |
 //! | tar, layer | an extended header; global records | [`MAX_EXTENSION`]; they are merged, and an attribute that reaches a member counts in its tree |
-//! | a compressed archive | what it holds; memory to unpack it | [`MAX_UNPACKED`]; [`MAX_WINDOW_LOG`], [`MAX_XZ_MEMORY`] |
+//! | a compressed archive | what it holds; memory to unpack it | [`MAX_UNPACKED`], [`MAX_ENTRIES`]; [`MAX_WINDOW_LOG`], [`MAX_XZ_MEMORY`] |
 //! | EROFS | directories to be read | they are in the tree already; a directory has one name, and a name is in a directory once |
 //! | EROFS | contents | no more than the image has bytes |
 //! | patterns of what is left out | work for each path of a folder | [`MAX_PATTERNS`], each no longer than [`MAX_PATH`] |
@@ -29,7 +29,7 @@ pub const MAX_LINKS: usize = 40;
 /// Most names that come from symbolic links in all paths together: a link costs its reader little, and
 /// forty long ones in the path of each member much.
 pub const MAX_LINK_NAMES: u64 = 32 << 20;
-/// Most insertions into one tree.
+/// Most insertions into one tree, and members of an archive that is unpacked.
 pub const MAX_ENTRIES: u64 = 1_000_000;
 /// Most bytes of a tree's names, inodes, link targets and attributes, as estimated from above.
 pub const MAX_TREE_BYTES: u64 = 192 << 20;

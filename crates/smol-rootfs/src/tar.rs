@@ -6,6 +6,7 @@
 //! newlines), and because every length is checked against the archive's before it is believed.
 
 use std::fs::File;
+use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -16,7 +17,7 @@ use tar::{EntryType, Header};
 
 use crate::compression::Compression;
 use crate::inode::{Device, FileData, HostFile, Inode, Meta, Node, Xattrs, is_linux_xattr};
-use crate::limits::{MAX_EXTENSION, MAX_PATH, MAX_XATTRS};
+use crate::limits::{MAX_ENTRIES, MAX_EXTENSION, MAX_PATH, MAX_XATTRS};
 use crate::path::show;
 
 const BLOCK: u64 = 512;
@@ -269,6 +270,60 @@ impl Archive {
     }
 }
 
+/// Counts the members of an archive while it is being written to a file.
+pub(crate) struct Counter {
+    archive: Archive,
+    members: u64,
+    /// How long the archive has to be for the next look.
+    again: u64,
+}
+
+impl Counter {
+    /// Of an archive in this file, which can be read, too.
+    ///
+    /// # Errors
+    /// The file cannot be opened once more.
+    pub fn new(file: &File) -> io::Result<Counter> {
+        Ok(Counter {
+            archive: Archive {
+                path: Path::new("").into(),
+                file: file.try_clone()?.into(),
+                len: 0,
+                next: 0,
+                global: Overrides::default(),
+            },
+            members: 0,
+            again: BLOCK,
+        })
+    }
+
+    /// Counts on: so many bytes of the archive are there. What cannot be read stays uncounted: it is not
+    /// whole yet, or no archive, which is for those to say who read it.
+    ///
+    /// # Errors
+    /// There are more members than a tree has names.
+    pub fn count(&mut self, len: u64) -> Result<()> {
+        self.archive.len = len;
+        while len >= self.again {
+            let (begin, global) = (self.archive.next, self.archive.global.clone());
+            match self.archive.next() {
+                Ok(Some(_)) => self.members += 1,
+                Ok(None) => self.again = u64::MAX,
+                Err(_) => {
+                    (self.archive.next, self.archive.global) = (begin, global);
+                    // Not at each piece of a long member, nor of many extended headers in a row.
+                    self.again = len + (len - begin).max(BLOCK);
+                }
+            }
+            ensure!(
+                self.members <= MAX_ENTRIES,
+                "it holds more than {MAX_ENTRIES} names"
+            );
+        }
+        Ok(())
+    }
+}
+
 fn meta(header: &Header, overrides: Overrides) -> Result<Meta> {
     let uid = overrides.uid.map_or_else(|| header.uid(), Ok)?;
     let gid = overrides.gid.map_or_else(|| header.gid(), Ok)?;
@@ -378,5 +433,35 @@ fn compression(mark: &[u8; 6]) -> Option<(&'static str, &'static str)> {
         Some(Compression::Xz) => Some(("xz", "unxz -k")),
         None if mark.starts_with(b"BZh") => Some(("bzip2", "bunzip2 -k")),
         None => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    #[test]
+    fn many_extended_headers_in_a_row_are_not_read_at_each_look() {
+        const HEADERS: u64 = 50_000;
+        const PIECE: u64 = 64 << 10;
+        let mut header = Header::new_ustar();
+        header.set_entry_type(EntryType::XHeader);
+        header.set_size(0);
+        header.set_cksum();
+        let mut file = tempfile::tempfile().unwrap();
+        let mut counter = Counter::new(&file).unwrap();
+        let mut looks = 0;
+        for len in (PIECE..=HEADERS * BLOCK).step_by(PIECE as usize) {
+            let piece = header.as_bytes().repeat((PIECE / BLOCK) as usize);
+            file.write_all(&piece).unwrap();
+            let before = counter.again;
+            counter.count(len).unwrap();
+            looks += u32::from(counter.again != before);
+        }
+        // Each time at twice as many.
+        assert!((5..15).contains(&looks), "{looks}");
+        assert_eq!(counter.members, 0);
     }
 }

@@ -17,6 +17,17 @@ pub struct Layer(Vec<u8>);
 const BLOCK: usize = 512;
 
 impl Layer {
+    /// What an archive holds, which ends as all do, with two empty blocks.
+    ///
+    /// # Panics
+    /// If it does not.
+    #[must_use]
+    pub fn from_archive(mut archive: Vec<u8>) -> Self {
+        assert!(archive.ends_with(&[0; 2 * BLOCK]), "an archive has an end");
+        archive.truncate(archive.len() - 2 * BLOCK);
+        Self(archive)
+    }
+
     /// With a file of root's more.
     #[must_use]
     pub fn file(self, path: &str, mode: u32, content: &[u8]) -> Self {
@@ -26,7 +37,13 @@ impl Layer {
     /// With a folder of root's more.
     #[must_use]
     pub fn folder(self, path: &str) -> Self {
-        self.member(path, b'5', 0o755, "", &[])
+        self.folder_of(path, 0o755, (0, 0))
+    }
+
+    /// With a folder more, of this user and group.
+    #[must_use]
+    pub fn folder_of(self, path: &str, mode: u32, owner: (u32, u32)) -> Self {
+        self.add(path, b'5', mode, owner, "", &[])
     }
 
     /// With a symbolic link more.
@@ -41,8 +58,33 @@ impl Layer {
         self.member(path, b'1', 0o644, target, &[])
     }
 
+    /// With a block device of root's more.
+    #[must_use]
+    pub fn block_device(self, path: &str, major: u32, minor: u32) -> Self {
+        let begin = self.0.len();
+        let mut layer = self.member(path, b'4', 0o600, "", &[]);
+        let header = &mut layer.0[begin..];
+        header[329..336].copy_from_slice(format!("{major:07o}").as_bytes());
+        header[337..344].copy_from_slice(format!("{minor:07o}").as_bytes());
+        checksum(header);
+        layer
+    }
+
+    /// Adds something of root's.
+    fn member(self, path: &str, kind: u8, mode: u32, link: &str, content: &[u8]) -> Self {
+        self.add(path, kind, mode, (0, 0), link, content)
+    }
+
     /// Adds a header of POSIX.1-1988 (ustar) and a content.
-    fn member(mut self, path: &str, kind: u8, mode: u32, link: &str, content: &[u8]) -> Self {
+    fn add(
+        mut self,
+        path: &str,
+        kind: u8,
+        mode: u32,
+        (user, group): (u32, u32),
+        link: &str,
+        content: &[u8],
+    ) -> Self {
         let mut header = [0; BLOCK];
         let mut put =
             |at: usize, text: &str| header[at..at + text.len()].copy_from_slice(text.as_bytes());
@@ -52,16 +94,14 @@ impl Layer {
         );
         put(0, path);
         put(100, &format!("{mode:07o}"));
-        put(108, "0000000");
-        put(116, "0000000");
+        put(108, &format!("{user:07o}"));
+        put(116, &format!("{group:07o}"));
         put(124, &format!("{:011o}", content.len()));
         put(136, "00000001750");
-        put(148, "        ");
         put(156, char::from(kind).encode_utf8(&mut [0; 4]));
         put(157, link);
         put(257, "ustar\u{0}00");
-        let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
-        header[148..155].copy_from_slice(format!("{sum:06o}\u{0}").as_bytes());
+        checksum(&mut header);
         self.0.extend(header);
         self.0.extend(content);
         self.0.resize(self.0.len().next_multiple_of(BLOCK), 0);
@@ -74,6 +114,13 @@ impl Layer {
         self.0.extend([0; 2 * BLOCK]);
         self.0
     }
+}
+
+/// Makes the checksum of a header right.
+fn checksum(header: &mut [u8]) {
+    header[148..156].fill(b' ');
+    let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+    header[148..155].copy_from_slice(format!("{sum:06o}\u{0}").as_bytes());
 }
 
 /// How the layers of a layout are stored.

@@ -202,7 +202,10 @@ pub const TARGETS: &[Target] = &[
         "compressed",
         rootfs::compressed,
         rootfs::compressed_seeds,
-        &["crates/smol-rootfs/src/compression.rs"],
+        &[
+            "crates/smol-rootfs/src/compression.rs",
+            "crates/smol-rootfs/src/unpack.rs",
+        ],
     ),
     small(
         "layers",

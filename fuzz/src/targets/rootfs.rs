@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use flate2::write::GzEncoder;
 use liblzma::read::XzEncoder;
-use smol_rootfs::compression::{self, Compression};
+use smol_rootfs::compression::Compression;
 use smol_rootfs::ignore::Patterns;
 use smol_rootfs::{Device, FileData, HostFile, Ignore, Inode, Node, Tree, Watch, cpio, erofs};
 
@@ -47,7 +47,7 @@ pub fn compressed(data: &[u8]) -> bool {
     let mut plain = MemoryFile::new(&[]);
     let watch = Watch::default();
     let see = &mut |_: &[u8]| {};
-    let unpacked = compression::unpack(Some(compression), data, &mut plain.file, MOST, see, &watch);
+    let unpacked = smol_rootfs::unpack(Some(compression), data, &mut plain.file, MOST, see, &watch);
     let len = plain.file.metadata().expect("it is open").len();
     assert!(len <= MOST);
     if unpacked.is_err() {

@@ -109,7 +109,10 @@ impl LayerCache {
             in_parallel(layers, |layer| {
                 let path = place(&layer);
                 let cannot = || format!("cannot write {}", path.display());
-                let mut file = File::create(&path).with_context(cannot)?;
+                // What is being written is read meanwhile, to count it.
+                let mut options = File::options();
+                options.read(true).write(true).create(true).truncate(true);
+                let mut file = options.open(&path).with_context(cannot)?;
                 let unpacked = smol_image::unpack(&layer, &mut file, &watch);
                 interrupt.check()?;
                 unpacked.kind(ExitKind::Verification)

@@ -3,10 +3,10 @@
 use anyhow::{Context, Result};
 use serde::Serialize;
 use smol_cli::Interrupt;
-use smol_rootfs::Tree;
-use smol_rootfs::compression::{Compression, unpack};
+use smol_rootfs::compression::Compression;
 use smol_rootfs::erofs::Mtimes;
 use smol_rootfs::limits::MAX_UNPACKED;
+use smol_rootfs::{Tree, unpack};
 use smol_sandbox::Access;
 use toml::Spanned;
 

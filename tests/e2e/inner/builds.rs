@@ -103,7 +103,7 @@ fn asked(host: &InnerHost) {
 }
 
 /// Builds a machine with these options; where its bundle goes.
-fn build(host: &InnerHost, machine: &str, options: &[&str]) -> (PathBuf, Outcome) {
+pub fn build(host: &InnerHost, machine: &str, options: &[&str]) -> (PathBuf, Outcome) {
     let folder = Path::new("/tmp/out");
     std::fs::create_dir_all(folder).unwrap();
     let bundle = folder.join(machine).with_extension("smolmachine");

@@ -3,6 +3,7 @@
 mod builds;
 mod failures;
 mod first;
+mod images;
 mod inits;
 mod lifecycle;
 mod restore;
@@ -67,6 +68,7 @@ pub fn tests<'a>(host: &'a InnerHost, selection: &Selection) -> Suite<'a> {
         first::tests(&mut suite, host);
         time::tests(&mut suite, host);
         lifecycle::tests(&mut suite, host);
+        images::tests(&mut suite, host);
         inits::tests(&mut suite, host);
         builds::tests(&mut suite, host);
         failures::tests(&mut suite, host);

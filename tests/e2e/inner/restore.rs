@@ -24,10 +24,6 @@ pub fn tests<'a>(suite: &mut Suite<'a>, host: &'a InnerHost) {
         || child(host),
     );
     suite.test(
-        "a restored machine of an image runs what the image says, as its user, in its environment",
-        || image(host),
-    );
-    suite.test(
         "two restored redis machines hold the key from before the snapshot, and write apart",
         || redis_pair(host),
     );
@@ -138,17 +134,6 @@ fn child(host: &InnerHost) {
     assert!(page(port, "/cgi-bin/now").contains("machine-id "));
     // Written by the parent's machine: that is not in its root file system.
     assert_eq!(http_get(port, "/frozen.txt").0, 404);
-}
-
-fn image(host: &InnerHost) {
-    let machine = host.tools.start(&host.bundle("image"), "image", &[8080]);
-    let port = machine.port(8080);
-    assert_eq!(page(port, "/index.html"), "hello from an image\n");
-    assert_eq!(page(port, "/cgi-bin/who"), "hello by web in /srv\n");
-    // An upper layer has removed it.
-    assert_eq!(http_get(port, "/old").0, 404);
-    machine.stop(10).succeed();
-    assert!(machine.log().ends_with("stopped by SIGINT\n"));
 }
 
 /// Redis shows nothing of its machine's randomness and identity; the service below does.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use smol_host::HostError;
 use smol_host::emulated::{Controller, EmulatedHost, Event, RunningHost, SELF};
 
+use super::images;
 use crate::Selection;
 use crate::inner;
 use smol_tests::host::Host;
@@ -29,6 +30,9 @@ enum BrokenOff {
 
 /// Runs these tests of the inner half.
 pub fn run(tally: &mut Tally, host: &Host, tests: &[Test], selection: &Selection) {
+    if tests.iter().any(|test| test.group == "images") {
+        images::inner(host);
+    }
     let mut progress = InnerRun {
         tally,
         tests,

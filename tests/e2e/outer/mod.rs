@@ -4,6 +4,7 @@ mod bundles;
 mod diff;
 mod emulated;
 mod emulated_host;
+mod images;
 mod inside;
 mod interrupts;
 mod mistakes;

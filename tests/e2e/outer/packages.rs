@@ -16,12 +16,11 @@ use sha2::{Digest as _, Sha256, Sha512};
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
 
-use super::twice::copy_folder;
 use smol_testing::oci::Layer;
 use smol_testing::registry::{Answer, Registry, Request};
 use smol_tests::host::Host;
 use smol_tests::suite::Suite;
-use smol_tests::support::{page, run};
+use smol_tests::support::{copy_folder, page, run};
 
 pub fn tests<'a>(suite: &mut Suite<'a>, host: &'a Host) {
     suite.group("packages");

@@ -16,7 +16,7 @@ use smol_rootfs::{Node, Tree, Watch};
 use tar::{Builder, EntryType, Header};
 use tempfile::TempDir;
 
-use crate::common::{am_root, have, host_tree, listing, run};
+use crate::common::{am_root, assert_same, have, host_tree, listing, run};
 
 /// Layers in files, and what becomes of them.
 struct Image {
@@ -264,7 +264,7 @@ fn awkward_layers_become_what_other_tools_make_of_them() {
 }
 
 /// An OCI layout of these layers in an empty folder (OCI image specification, image-layout.md), with the tag `t`.
-fn layout(folder: &Path, layers: &[&[&str]]) {
+fn layout(folder: &Path, layers: &[Vec<u8>]) {
     let blobs = folder.join("blobs/sha256");
     fs::create_dir_all(&blobs).unwrap();
     let put = |bytes: &[u8]| {
@@ -272,7 +272,7 @@ fn layout(folder: &Path, layers: &[&[&str]]) {
         fs::write(blobs.join(&digest), bytes).unwrap();
         (format!("sha256:{digest}"), bytes.len())
     };
-    let layers: Vec<_> = layers.iter().map(|layer| put(&archive(layer))).collect();
+    let layers: Vec<_> = layers.iter().map(|layer| put(layer)).collect();
     let diff_ids: Vec<_> = layers.iter().map(|(digest, _)| digest).collect();
     let descriptor = |kind: &str, (digest, size): &(String, usize)| {
         let kind = format!("application/vnd.oci.image.{kind}");
@@ -319,18 +319,238 @@ fn umoci_unpacks_awkward_layers_to_the_same_trees() {
     for (what, layer, ..) in CASES {
         let image = Image::new(&[BASE, layer]);
         let at = |name: &str| image.scratch.path().join(name);
-        layout(&at("layout"), &[BASE, layer]);
-        let mut umoci = Command::new("umoci");
-        umoci.args(["unpack", "--image"]);
-        umoci
-            .arg(format!("{}:t", at("layout").display()))
-            .arg(at("out"));
         if UMOCI_DIFFERS.contains(what) {
             continue;
         }
-        run(&mut umoci);
-        let theirs = listing(&host_tree(&at("out/rootfs")));
-        assert_eq!(listing(&image.tree), theirs, "{what}");
+        layout(&at("layout"), &[BASE, layer].map(archive));
+        assert_eq!(listing(&image.tree), umoci(image.scratch.path()), "{what}");
+    }
+}
+
+/// What umoci makes of the layout in this folder.
+fn umoci(folder: &Path) -> String {
+    let mut umoci = Command::new("umoci");
+    umoci.current_dir(folder);
+    run(umoci.args(["unpack", "--image", "layout:t", "out"]));
+    listing(&host_tree(&folder.join("out/rootfs")))
+}
+
+/// What we make of it, and what umoci does.
+fn by_both(layers: &[Vec<u8>]) -> [String; 2] {
+    let scratch = tempfile::tempdir().unwrap();
+    layout(&scratch.path().join("layout"), layers);
+    let mut tree = Tree::new();
+    for layer in layers {
+        let digest = hex::encode(Sha256::digest(layer));
+        let blob = scratch.path().join("layout/blobs/sha256").join(digest);
+        tree.apply_layer(&blob).unwrap();
+    }
+    [listing(&tree), umoci(scratch.path())]
+}
+
+/// The members of a layer, moved into a folder.
+fn inside(folder: usize, layer: &[&str]) -> Vec<String> {
+    let members = layer.iter().map(|member| match member.split_once("=>") {
+        Some((name, target)) => format!("{folder}/{name}=>{folder}/{target}"),
+        None => format!("{folder}/{member}"),
+    });
+    members.collect()
+}
+
+#[test]
+fn umoci_unpacks_an_image_of_all_awkward_layers_to_the_same_tree() {
+    if !have("umoci") || !am_root() {
+        return;
+    }
+    let cases = CASES
+        .iter()
+        .filter(|(what, ..)| !UMOCI_DIFFERS.contains(what))
+        .enumerate();
+    let archive = |members: Vec<String>| {
+        let members: Vec<&str> = members.iter().map(String::as_str).collect();
+        archive(&members)
+    };
+    // One layer with the base of each case in a folder of its own, and one for each case.
+    let lowest = cases.clone().flat_map(|(number, _)| inside(number, BASE));
+    let mut layers = vec![archive(lowest.collect())];
+    layers.extend(cases.map(|(number, (_, layer, ..))| archive(inside(number, layer))));
+    assert!(layers.len() > 20, "{}", layers.len());
+    let [ours, theirs] = by_both(&layers);
+    assert_same(&ours, &theirs);
+}
+
+/// A layer of members that have all that an inode can have.
+#[derive(Default)]
+struct Full(Vec<u8>);
+
+impl Full {
+    fn add(
+        mut self,
+        name: &str,
+        kind: EntryType,
+        mode: u32,
+        owner: (u64, u64),
+        rest: Rest,
+    ) -> Self {
+        let mut tar = Builder::new(Vec::new());
+        if !rest.xattrs.is_empty() {
+            let records = rest
+                .xattrs
+                .iter()
+                .map(|(name, value)| (format!("SCHILY.xattr.{name}"), *value));
+            let records: Vec<_> = records.collect();
+            let records = records.iter().map(|(name, value)| (name.as_str(), *value));
+            tar.append_pax_extensions(records).unwrap();
+        }
+        let mut header = Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_mode(mode);
+        header.set_uid(owner.0);
+        header.set_gid(owner.1);
+        header.set_mtime(1000);
+        header.set_size(rest.content.len() as u64);
+        if let Some((major, minor)) = rest.device {
+            header.set_device_major(major).unwrap();
+            header.set_device_minor(minor).unwrap();
+        }
+        match rest.link {
+            "" => tar.append_data(&mut header, name, rest.content).unwrap(),
+            link => tar.append_link(&mut header, name, link).unwrap(),
+        }
+        let bytes = tar.into_inner().unwrap();
+        self.0.extend(&bytes[..bytes.len() - 1024]);
+        self
+    }
+
+    fn end(mut self) -> Vec<u8> {
+        self.0.extend([0; 1024]);
+        self.0
+    }
+}
+
+/// What few members have.
+#[derive(Default)]
+struct Rest {
+    content: &'static [u8],
+    link: &'static str,
+    device: Option<(u32, u32)>,
+    xattrs: &'static [(&'static str, &'static [u8])],
+}
+
+fn content(content: &'static [u8]) -> Rest {
+    Rest {
+        content,
+        ..Rest::default()
+    }
+}
+
+fn link(link: &'static str) -> Rest {
+    Rest {
+        link,
+        ..Rest::default()
+    }
+}
+
+fn device(major: u32, minor: u32) -> Rest {
+    let device = Some((major, minor));
+    Rest {
+        device,
+        ..Rest::default()
+    }
+}
+
+/// A version 2 capability, CAP_NET_RAW, effective (linux/capability.h, struct vfs_cap_data).
+const CAPABILITY: &[(&str, &[u8])] = &[
+    (
+        "security.capability",
+        b"\x01\0\0\x02\0\x20\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
+    ),
+    ("user.note", b"of the lowest\nlayer"),
+];
+
+/// Three layers: all kinds of files with modes, owners and attributes; changes of each of them; and changes of
+/// these.
+fn full_image() -> Vec<Vec<u8>> {
+    use EntryType::{Block, Char, Directory, Fifo, Link, Regular, Symlink};
+    const ROOT: (u64, u64) = (0, 0);
+    let capable = |content| Rest {
+        content,
+        xattrs: CAPABILITY,
+        ..Rest::default()
+    };
+    let none = Rest::default;
+    let long = "a-long-name-of-a-folder/".repeat(9);
+    let lowest = Full::default()
+        .add("bin", Directory, 0o755, ROOT, none())
+        .add("bin/su", Regular, 0o4755, ROOT, content(b"su"))
+        .add("bin/ping", Regular, 0o755, ROOT, capable(b"ping"))
+        .add("bin/ping6", Link, 0o755, ROOT, link("bin/ping"))
+        .add("bin/bare", Regular, 0o755, ROOT, capable(b"bare"))
+        .add(
+            "secret",
+            Regular,
+            0,
+            (1000, 1000),
+            content(b"nobody reads it"),
+        )
+        .add("closed", Directory, 0, (1000, 100), none())
+        .add("closed/in", Regular, 0o600, (1000, 100), content(b"in"))
+        .add("shared", Directory, 0o2770, (70_000, 4_000_000_000), none())
+        .add("tmp", Directory, 0o1777, ROOT, none())
+        .add("dev/null", Char, 0o666, ROOT, device(1, 3))
+        .add("dev/disk", Block, 0o660, (0, 6), device(259, 70_000))
+        .add("dev/pipe", Fifo, 0o622, (1, 2), none())
+        .add("dev/file", Char, 0o600, ROOT, device(5, 1))
+        .add("hollow", Symlink, 0o777, (5, 6), link("/nowhere/at all"))
+        .add(
+            &format!("{long}file"),
+            Regular,
+            0o640,
+            ROOT,
+            content(b"deep"),
+        )
+        .add("removed/a/b", Regular, 0o644, ROOT, content(b"gone"))
+        .add("emptied/old", Regular, 0o644, ROOT, content(b"gone"));
+    let middle = Full::default()
+        // The other name keeps what it has.
+        .add("bin/ping6", Regular, 0o700, (7, 7), content(b"changed"))
+        .add("bin/bare", Regular, 0o755, ROOT, content(b"without a capability"))
+        .add("bin/also", Link, 0o755, ROOT, link("bin/ping"))
+        .add("closed", Directory, 0o500, (2, 2), none())
+        .add("tmp", Directory, 0o700, (3, 3), none())
+        .add("dev/.wh.disk", Regular, 0, ROOT, none())
+        .add("dev/file", Regular, 0o600, ROOT, content(b"no device"))
+        .add("dev/null", Char, 0o644, (8, 8), device(1, 5))
+        .add("hollow", Directory, 0o711, ROOT, none())
+        .add(".wh.removed", Regular, 0, ROOT, none())
+        .add("emptied", Directory, 0o755, ROOT, none())
+        .add("emptied/.wh..wh..opq", Regular, 0, ROOT, none())
+        .add("emptied/new", Regular, 0o4711, (9, 9), capable(b"new"));
+    let highest = Full::default()
+        .add("dev/disk", Fifo, 0o600, ROOT, none())
+        .add("removed", Directory, 0o1700, (4, 4), none())
+        .add("removed/a", Symlink, 0o777, ROOT, link("b"))
+        .add("bin/.wh.ping", Regular, 0, ROOT, none())
+        .add("emptied/twice", Link, 0o644, ROOT, link("emptied/new"))
+        .add("secret", Regular, 0o7777, (0, 1), content(b"all bits"));
+    [lowest, middle, highest].map(Full::end).to_vec()
+}
+
+#[test]
+fn umoci_unpacks_modes_owners_devices_and_attributes_to_the_same_tree() {
+    if !have("umoci") || !am_root() {
+        return;
+    }
+    let [ours, theirs] = by_both(&full_image());
+    assert_same(&ours, &theirs);
+    for line in [
+        "    security.capability=",
+        "bin/also 755 0:0 file 4",
+        "dev/null 644 8:8 char 1:5",
+        "secret 7777 0:1 file 8",
+        " = emptied/new",
+    ] {
+        assert!(ours.contains(line), "{line:?} is not in {ours}");
     }
 }
 

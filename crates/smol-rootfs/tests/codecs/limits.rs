@@ -7,8 +7,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use flate2::read::GzEncoder;
+use smol_rootfs::compression::Compression;
 use smol_rootfs::erofs::{self, Options, ReadAt};
-use smol_rootfs::{FileData, HostFile, Inode, Meta, Node, Tree, Watch};
+use smol_rootfs::limits::{MAX_ENTRIES, MAX_UNPACKED};
+use smol_rootfs::{FileData, HostFile, Inode, Meta, Node, Tree, Watch, unpack};
 use smol_testing::memory;
 use tar::{Builder, EntryType, Header};
 
@@ -54,6 +57,66 @@ fn pax(key: &str, value: &[u8]) -> Vec<u8> {
 
 fn error(result: anyhow::Result<()>) -> String {
     format!("{:#}", result.unwrap_err())
+}
+
+/// A tar archive of so many empty files, made while it is read.
+struct Endless {
+    members: u64,
+    made: Arc<AtomicU64>,
+    block: io::Cursor<Vec<u8>>,
+}
+
+impl io::Read for Endless {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let count = self.block.read(bytes)?;
+        let made = self.made.load(Relaxed);
+        if count > 0 || made == self.members {
+            return Ok(count);
+        }
+        self.made.store(made + 1, Relaxed);
+        let mut header = Header::new_ustar();
+        header.set_entry_type(EntryType::Regular);
+        header.set_path(format!("{:02x}/{made}", made & 0xff))?;
+        header.set_mode(0o644);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
+        header.set_size(0);
+        header.set_cksum();
+        self.block = io::Cursor::new(header.as_bytes().to_vec());
+        self.block.read(bytes)
+    }
+}
+
+/// Unpacks a compressed archive of so many files; returns the error, and how many were read.
+fn unpack_endless(members: u64) -> (String, u64) {
+    let made = Arc::new(AtomicU64::new(0));
+    let block = io::Cursor::new(Vec::new());
+    let files = Endless {
+        members,
+        made: made.clone(),
+        block,
+    };
+    let archive = GzEncoder::new(io::BufReader::new(files), flate2::Compression::fast());
+    let mut file = tempfile::tempfile().unwrap();
+    let (see, watch) = (&mut |_: &[u8]| {}, Watch::default());
+    let compression = Some(Compression::Gzip);
+    let unpacked = unpack(compression, archive, &mut file, MAX_UNPACKED, see, &watch);
+    let told = unpacked.err().map(|error| format!("{error:#}"));
+    (told.unwrap_or_default(), made.load(Relaxed))
+}
+
+#[test]
+fn ten_million_files_are_refused_as_soon_as_there_are_more_than_a_tree_holds() {
+    let test = "limits::ten_million_files_are_refused_as_soon_as_there_are_more_than_a_tree_holds";
+    memory::within(64 * MIB, test, || {
+        let (told, read) = unpack_endless(10_000_000);
+        assert_eq!(told, "it holds more than 1000000 names");
+        // What encoder and decoder hold is a few MiB of the archive.
+        assert!(read < MAX_ENTRIES + 20_000, "{read}");
+    });
+    let (told, read) = unpack_endless(1000);
+    assert_eq!((told.as_str(), read), ("", 1000));
 }
 
 #[test]

@@ -8,9 +8,9 @@ use std::sync::Mutex;
 use anyhow::{Context, Result};
 use smol_cli::{ErrorExt, ExitKind, Failure, Interrupt, paths};
 use smol_image::{Image, ImageRef, store};
-use smol_rootfs::compression::{Compression, unpack};
+use smol_rootfs::compression::Compression;
 use smol_rootfs::limits::MAX_UNPACKED;
-use smol_rootfs::{DirOptions, Ignore, Modes, Owner, Tree};
+use smol_rootfs::{DirOptions, Ignore, Modes, Owner, Tree, unpack};
 use smol_sandbox::Access;
 
 use crate::input::{confined, watch};
