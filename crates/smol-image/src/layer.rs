@@ -38,12 +38,16 @@ fn unpack_verified(layer: &Layer, to: &mut File, watch: &Watch) -> Result<()> {
         !mark.starts_with(b"BZh"),
         "it is compressed with bzip2, which no image may be"
     );
+    let how = Compression::of(&mark);
+    // A blob that is not compressed is what it holds.
+    let own = layer
+        .digest
+        .filter(|own| how.is_some() || *own != layer.diff_id);
     let mut blob = Hashing {
         of: layer.blob.open()?,
-        sha256: layer.digest.map(|_| Sha256::new()),
+        sha256: own.map(|_| Sha256::new()),
     };
     let mut content = Sha256::new();
-    let how = Compression::of(&mark);
     smol_rootfs::unpack(
         how,
         &mut blob,
@@ -54,7 +58,7 @@ fn unpack_verified(layer: &Layer, to: &mut File, watch: &Watch) -> Result<()> {
     )?;
     // What a decoder has not read is no part of its stream, but of the blob.
     io::copy(&mut blob, &mut io::sink())?;
-    if let (Some(sha256), Some(expected)) = (blob.sha256, layer.digest) {
+    if let (Some(sha256), Some(expected)) = (blob.sha256, own) {
         let found = Digest::finish(sha256);
         ensure!(
             found == expected,
@@ -62,6 +66,10 @@ fn unpack_verified(layer: &Layer, to: &mut File, watch: &Watch) -> Result<()> {
         );
     }
     let found = Digest::finish(content);
+    ensure!(
+        found == layer.diff_id || layer.digest != Some(layer.diff_id),
+        "its bytes have the digest {found}: the image is damaged"
+    );
     ensure!(
         found == layer.diff_id,
         "what it holds has the digest {found}, and the image's configuration says {}",
@@ -136,6 +144,9 @@ mod tests {
         };
         let other = Some(Digest::of(b"other"));
         assert!(refused(gzip(b"content"), other, diff_id).contains("the image is damaged"));
+        // Of what is not compressed, both digests are one.
+        assert!(refused(b"content".to_vec(), other, diff_id).contains("the image is damaged"));
+        assert!(refused(b"changed".to_vec(), Some(diff_id), diff_id).contains("image is damaged"));
         assert!(refused(gzip(b"x"), None, diff_id).contains("configuration says"));
         let followed = [gzip(b"content"), b"more".to_vec()].concat();
         assert!(refused(followed, None, diff_id).contains("cannot be unpacked as gzip"));

@@ -4,6 +4,7 @@
 //! root file system refers to ranges of these files. None is believed: each is digested before it is
 //! used.
 
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -94,12 +95,14 @@ impl LayerCache {
     /// Those of [`smol_image::unpack`], of kind Verification; a full disk; the interrupt.
     pub fn unpack(
         &self,
-        layers: Vec<Layer>,
+        mut layers: Vec<Layer>,
         access: Access,
         scratch: &Path,
         interrupt: &Interrupt,
     ) -> Result<()> {
         let watch = watch(interrupt);
+        // The largest first: then no processor is left without work while it goes on.
+        layers.sort_by_key(|layer| Reverse(layer.blob.len()));
         let place = |layer: &Layer| scratch.join(format!("{}.layer", layer.diff_id.hex()));
         let unpacked: Vec<(PathBuf, Digest)> = layers
             .iter()

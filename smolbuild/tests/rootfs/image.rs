@@ -137,7 +137,7 @@ fn an_image_of_a_gibibyte_becomes_a_root_file_system_within_the_memory_bound() {
             scratch: scratch.path(),
         };
         let out = scratch.path().join("image");
-        let image = build(&input, &lock, &[], None, 1_700_000_000, &dirs, &out).unwrap();
+        let image = build(&input, &lock, &[], 1_700_000_000, &dirs, &out).unwrap();
         assert!(image.size > LAYERS * FILES * FILE);
         // What a file has of its own is where the image has it.
         let mut file = File::open(&out).unwrap();

@@ -14,6 +14,7 @@ use smol_rootfs::{Inode, InodeId, Node, Tree, erofs};
 use smol_testing::docker::{DockerRegistry, Setup};
 use smol_testing::oci::{Layer, Packed, write_layout};
 use smol_tests::host::{Host, smolfile};
+use smol_tests::support::copy_folder;
 use tar::{Builder, EntryType, Header};
 
 /// What a machine is built from.

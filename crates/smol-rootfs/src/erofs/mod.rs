@@ -19,7 +19,7 @@ mod format;
 mod layout;
 mod read;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::FileExt;
@@ -31,8 +31,9 @@ use self::layout::{Layout, Placed};
 pub use self::read::{ReadAt, read, read_from, read_into};
 use crate::{FileData, HostFile, InodeId, Node, Tree};
 
-/// File contents are read and written in pieces of this many bytes: a multiple of the block size.
-const PIECE: usize = 1 << 20;
+/// File contents are read and written in pieces of this many bytes: a multiple of the block size, and few
+/// enough to be in the processor's cache between the two.
+const PIECE: usize = 256 << 10;
 /// Contents of at most so many bytes are read rather than remembered by their place.
 const SMALL: u64 = 64 << 10;
 
@@ -109,6 +110,7 @@ pub fn write(tree: &Tree, out: &mut File, options: &Options) -> Result<Stats> {
     let mut image = Image {
         out,
         next: BLOCK,
+        repeated: repeated_lengths(tree, &layout),
         known: HashMap::new(),
         ranges: HashMap::new(),
         stats: Stats::default(),
@@ -120,6 +122,19 @@ pub fn write(tree: &Tree, out: &mut File, options: &Options) -> Result<Stats> {
         starts.push(start.with_context(|| format!("cannot store /{}", path_of(tree, placed.id)))?);
     }
     image.finish(tree, &layout, &starts, options)
+}
+
+/// Lengths that several files have. No other file can be equal to another one.
+fn repeated_lengths(tree: &Tree, layout: &Layout) -> HashSet<u64> {
+    let (mut seen, mut repeated) = (HashSet::new(), HashSet::new());
+    for placed in &layout.inodes {
+        if let Node::File(source) = &tree.inode(placed.id).node
+            && !seen.insert(source.len())
+        {
+            repeated.insert(source.len());
+        }
+    }
+    repeated
 }
 
 /// The first name of an inode, for messages.
@@ -135,6 +150,8 @@ struct Image<'a> {
     out: &'a mut File,
     /// Where the next data goes: a multiple of the block size.
     next: u64,
+    /// Lengths of which there may be equal contents: the others are not digested.
+    repeated: HashSet<u64>,
     /// Start of each content stored so far, by length and digest.
     known: HashMap<(u64, blake3::Hash), u64>,
     /// Likewise of ranges of archives, by file, offset and length. Any number of files of an image may
@@ -177,7 +194,8 @@ impl Image<'_> {
             } => Some((std::sync::Arc::as_ptr(file), *offset, *len)),
             _ => None,
         };
-        let range = range.filter(|_| len > SMALL);
+        let may_repeat = self.repeated.contains(&len);
+        let range = range.filter(|_| len > SMALL && may_repeat);
         if let Some(&stored) = range.and_then(|range| self.ranges.get(&range)) {
             self.stats.shared_files += 1;
             self.stats.shared_bytes += len;
@@ -195,12 +213,18 @@ impl Image<'_> {
                 return Err(source.shrunk(len - left + piece.len() as u64).into());
             }
             tree.budget().check()?;
-            digest.update(&piece);
+            if may_repeat {
+                digest.update(&piece);
+            }
             left -= want;
             if left == 0 {
                 break;
             }
             self.put(&mut piece)?;
+        }
+        if !may_repeat {
+            self.put(&mut piece)?;
+            return Ok(start);
         }
         // The last piece is written only if the content is new; what a large one wrote already is
         // overwritten by the next.
