@@ -36,12 +36,13 @@ impl Later {
 /// to jump ahead by minutes, which must not end the boot.
 pub(super) fn spawn(
     handle: StopHandle,
-    interrupt: Interrupt,
+    interrupt: &Interrupt,
     limit: Duration,
     later: Option<Later>,
     finished: mpsc::Receiver<()>,
 ) -> thread::JoinHandle<bool> {
     const POLL_INTERVAL: Duration = Duration::from_millis(50);
+    let interrupt = interrupt.clone();
     thread::spawn(move || {
         let (mut waited, mut since) = (Duration::ZERO, Duration::ZERO);
         while let Err(mpsc::RecvTimeoutError::Timeout) = finished.recv_timeout(POLL_INTERVAL) {

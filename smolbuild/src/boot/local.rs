@@ -58,7 +58,7 @@ pub fn run(
     let (done, finished) = mpsc::channel::<()>();
     let guard = guard::spawn(
         machine.stop_handle(),
-        interrupt.clone(),
+        interrupt,
         Duration::from_secs(job.limit),
         later,
         finished,

@@ -206,13 +206,7 @@ fn run(
         limit
     };
     let (done, finished) = mpsc::channel();
-    let guard = guard::spawn(
-        machine.stop_handle(),
-        interrupt.clone(),
-        limit,
-        None,
-        finished,
-    );
+    let guard = guard::spawn(machine.stop_handle(), interrupt, limit, None, finished);
     let stop = machine.run();
     drop(done);
     let late = guard.join().expect("the guard does not panic");
