@@ -37,6 +37,7 @@ fn project(packed: Packed) -> tempfile::TempDir {
     let config =
         json!({"Entrypoint": ["/bin/web"], "Cmd": ["-p", "80"], "ExposedPorts": {"80/tcp": {}}});
     let below = Layer::default()
+        .file("bin/web", 0o755, b"ELF")
         .folder("srv")
         .file("srv/old", 0o644, b"old");
     let above = Layer::default()
@@ -436,7 +437,7 @@ fn an_image_in_a_registry_is_pinned_pulled_and_then_there_offline() {
         &folder.join("layout"),
         "v1",
         &config,
-        vec![Layer::default()],
+        vec![Layer::default().file("bin/web", 0o755, b"other")],
         Packed::Gzip,
     );
     push();

@@ -145,7 +145,7 @@ tar = "root.tar"
 src = "root"
 dest = "/copied"
 [service]
-cmd = ["/etc/one"]
+cmd = ["/etc/one/content"]
 [ready]
 tcp = 80
 "#;
@@ -409,8 +409,10 @@ impl Scene {
             for path in names(&self.path(name)) {
                 let first = path.iter().next().expect("a path has a name");
                 let is_kept = path.as_path() == first && kept.iter().any(|kept| first == *kept);
-                let is_whole = name == "cache" && (self.is_image(&path)? || self.is_blob(&path)?);
-                if !(is_kept || is_whole) {
+                let is_whole = || -> Result<bool, String> {
+                    Ok(name == "cache" && (self.is_image(&path)? || self.is_blob(&path)?))
+                };
+                if !(is_kept || is_whole()?) {
                     left.push(Path::new(name).join(path));
                 }
             }
