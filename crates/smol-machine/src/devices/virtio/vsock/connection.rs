@@ -5,9 +5,8 @@ use std::io;
 use std::net::Shutdown;
 use std::num::Wrapping;
 
-use super::host::Rest;
 use super::packet::{HOST_CID, Header, STREAM};
-use super::stream::{Ready, Stream};
+use super::stream::{Ready, Rest, Stream};
 
 /// Bytes that the device buffers for one connection towards the host.
 pub const BUFFER: u32 = 256 << 10;

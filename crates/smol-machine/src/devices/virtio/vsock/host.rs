@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::super::Waker;
 use super::connection::Key;
-use super::stream::{Ready, Stream};
+use super::stream::{Ready, Rest, Stream};
 
 /// A stream that the host wants to connect to a guest port.
 pub struct ConnectRequest {
@@ -35,14 +35,6 @@ pub struct Watch {
     pub socket: Arc<UnixStream>,
     /// What to watch for: at least one direction.
     pub want: Ready,
-}
-
-/// What a stream has yet to take of the bytes of a guest that is gone.
-pub struct Rest {
-    /// The socket.
-    pub socket: Arc<UnixStream>,
-    /// The bytes.
-    pub bytes: Vec<u8>,
 }
 
 /// The host's side of the device. Only `open` matters to one that does all its work at once.

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use super::super::Waker;
 use super::connection::{Connection, Key};
-use super::host::{Host, Rest, Token, Watch};
+use super::host::{Host, Token, Watch};
 use super::packet::{HOST_CID, Header, MAX_DATA, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, STREAM, op};
-use super::stream::Ready;
+use super::stream::{Ready, Rest};
 
 /// Most connections at a time, those included whose last bytes the host has yet to take.
 pub const MAX_CONNECTIONS: usize = 1024;

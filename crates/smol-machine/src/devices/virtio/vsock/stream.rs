@@ -50,3 +50,11 @@ pub struct Ready {
     /// There is room to send.
     pub write: bool,
 }
+
+/// What a stream has yet to take of the bytes of a guest that is gone.
+pub struct Rest {
+    /// The socket.
+    pub socket: Arc<UnixStream>,
+    /// The bytes.
+    pub bytes: Vec<u8>,
+}

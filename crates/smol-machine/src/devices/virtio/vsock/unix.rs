@@ -19,8 +19,8 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::super::Waker;
-use super::host::{ConnectRequest, Host, Rest, Token, Watch};
-use super::stream::{Ready, Stream};
+use super::host::{ConnectRequest, Host, Token, Watch};
+use super::stream::{Ready, Rest, Stream};
 
 /// Clients of the machine's socket that have yet to send their whole `CONNECT` line, and
 /// requests that have yet to reach the guest. A new client displaces the oldest.
