@@ -115,6 +115,14 @@ fn hint(guest: &GuestFailure, failed: &Failed, job: &BootJob) -> Option<String> 
         "Network is unreachable",
         "EAI_AGAIN",
     ];
+    /// What they say of a certificate by somebody whom they do not know.
+    const UNKNOWN_ISSUER: [&str; 5] = [
+        "CERTIFICATE_VERIFY_FAILED",
+        "SELF_SIGNED_CERT_IN_CHAIN",
+        "UNABLE_TO_GET_ISSUER_CERT_LOCALLY",
+        "unable to get local issuer certificate",
+        "certificate signed by unknown authority",
+    ];
     if guest.is_illegal_instruction() {
         return Some(illegal_instruction_hint(job.cpu));
     }
@@ -124,10 +132,16 @@ fn hint(guest: &GuestFailure, failed: &Failed, job: &BootJob) -> Option<String> 
             "its machine has {size} of memory, which also holds the files that it writes; give it more: memory = \"8GiB\""
         ));
     }
-    let seeks_network = failed
-        .log
-        .iter()
-        .any(|line| NO_NETWORK.iter().any(|words| line.contains(words)));
+    let says = |any: &[&str]| {
+        let mut lines = failed.log.iter();
+        lines.any(|line| any.iter().any(|words| line.contains(words)))
+    };
+    if says(&UNKNOWN_ISSUER) {
+        let advice = "a [[run]] knows the certificates that are in its files: those of the package ca-certificates; \
+                      [[copy]] that of a CA of your own, and name it as the program wants it \
+                      (SSL_CERT_FILE, NODE_EXTRA_CA_CERTS, PIP_CERT)";
+        return Some(advice.to_owned());
+    }
     let advice = match job.purpose.has_network() {
         true => {
             "a [[run]] reaches what its `network` names, and nothing of the host and its private networks that is not named"
@@ -137,7 +151,7 @@ fn hint(guest: &GuestFailure, failed: &Failed, job: &BootJob) -> Option<String> 
              better is a [[fetch]] of each file, or packages in [rootfs] debian"
         }
     };
-    seeks_network.then(|| advice.to_owned())
+    says(&NO_NETWORK).then(|| advice.to_owned())
 }
 
 #[cfg(test)]
@@ -229,5 +243,14 @@ mod tests {
         };
         assert!(unknown(false).contains("network = [\"packages.example.org:443\"], or true"));
         assert!(unknown(true).contains("reaches what its `network` names"));
+        let stranger = told(
+            "ended with exit code 1",
+            Some(ExitStatus::Exited(1)),
+            &["npm ERR! code SELF_SIGNED_CERT_IN_CHAIN"],
+        );
+        assert!(
+            stranger.contains("[[copy]] that of a CA of your own"),
+            "{stranger}"
+        );
     }
 }
