@@ -1,6 +1,7 @@
 //! The codecs against the tools that know their formats, hostile archives, reproducibility.
 
 mod archive;
+mod attributes;
 mod common;
 mod cpio;
 mod host;
