@@ -33,11 +33,10 @@ pub fn require(tree: &Tree, command: &NamedCommand, smolfile: &Loaded) -> Result
         return Ok(());
     };
     let places = places(service, program);
-    let is_mounted = |place: &String| MOUNTED.iter().any(|folder| place.starts_with(folder));
     let is_there = |place: &String| matches!(tree.content(place), Ok(Some(_)));
     if places
         .iter()
-        .any(|place| is_mounted(place) || is_there(place))
+        .any(|place| is_there(place) || is_mounted(place.as_bytes()) || leads_to_mount(tree, place))
     {
         return Ok(());
     }
@@ -58,6 +57,22 @@ pub fn require(tree: &Tree, command: &NamedCommand, smolfile: &Loaded) -> Result
             let error = Failure::new(ExitKind::Usage, what).into();
             advice.into_iter().fold(error, ErrorExt::hint)
         }
+    })
+}
+
+/// Whether a path is in a folder whose files nobody knows yet.
+fn is_mounted(path: &[u8]) -> bool {
+    MOUNTED
+        .iter()
+        .any(|folder| path.starts_with(folder.as_bytes()))
+}
+
+/// Whether a path is a symbolic link into such a folder.
+fn leads_to_mount(tree: &Tree, path: &str) -> bool {
+    let found = tree.lookup(path).ok().flatten();
+    found.is_some_and(|id| match &tree.inode(id).node {
+        Node::Symlink(target) => is_mounted(target),
+        _ => false,
     })
 }
 
@@ -130,6 +145,7 @@ mod tests {
         tree.symlink("usr/bin/httpd", "busybox").unwrap();
         tree.symlink("usr/bin/loop", "loop").unwrap();
         tree.symlink("usr/bin/dangling", "nothing").unwrap();
+        tree.symlink("usr/bin/current", "/run/current/app").unwrap();
         tree
     }
 
@@ -178,6 +194,7 @@ mod tests {
             "cmd = [\"postgres\"]\nenv = { PATH = \"bin\" }\nworkdir = \"/opt/db\"",
             // It may be there when the machine runs.
             "cmd = [\"/proc/self/exe\"]",
+            "cmd = [\"current\"]",
             "cmd = [\"any\"]\nenv = { PATH = \"/run/wrappers:/bin\" }",
         ] {
             check(service, false).unwrap_or_else(|e| panic!("{service}: {e:#}"));
